@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0
+
+#include <linux/dma-mapping.h>
+
+dma_addr_t kext_dma_map_page(struct device *dev, struct page *page, size_t offset,
+			     size_t size, enum dma_data_direction dir)
+{
+	return dma_map_page(dev, page, offset, size, dir);
+}
+
+void kext_dma_unmap_page(struct device *dev, dma_addr_t addr, size_t size,
+			 enum dma_data_direction dir)
+{
+	dma_unmap_page(dev, addr, size, dir);
+}
+
+int kext_dma_mapping_error(struct device *dev, dma_addr_t addr)
+{
+	return dma_mapping_error(dev, addr);
+}
+
+/* The IOVA calls are inline stubs without IOMMU_DMA, and exported functions with it. */
+bool kext_dma_iova_try_alloc(struct device *dev, struct dma_iova_state *state,
+			     phys_addr_t phys, size_t size)
+{
+	return dma_iova_try_alloc(dev, state, phys, size);
+}
+
+bool kext_dma_use_iova(struct dma_iova_state *state)
+{
+	return dma_use_iova(state);
+}
+
+int kext_dma_iova_link(struct device *dev, struct dma_iova_state *state, phys_addr_t phys,
+		       size_t offset, size_t size, enum dma_data_direction dir)
+{
+	return dma_iova_link(dev, state, phys, offset, size, dir, 0);
+}
+
+int kext_dma_iova_sync(struct device *dev, struct dma_iova_state *state, size_t offset,
+		       size_t size)
+{
+	return dma_iova_sync(dev, state, offset, size);
+}
+
+void kext_dma_iova_unlink(struct device *dev, struct dma_iova_state *state, size_t offset,
+			  size_t size, enum dma_data_direction dir)
+{
+	dma_iova_unlink(dev, state, offset, size, dir, 0);
+}
+
+void kext_dma_iova_free(struct device *dev, struct dma_iova_state *state)
+{
+	dma_iova_free(dev, state);
+}

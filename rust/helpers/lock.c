@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0
+
+#include <linux/lockdep.h>
+#include <linux/rwsem.h>
+#include <linux/sched/mm.h>
+
+/* Tells lockdep that @sem is taken inside reclaim, before reclaim ever does it. */
+void kext_rwsem_prime_reclaim(struct rw_semaphore *sem)
+{
+	fs_reclaim_acquire(GFP_KERNEL);
+	might_lock(sem);
+	fs_reclaim_release(GFP_KERNEL);
+}
+
+void kext_rwsem_assert_held(struct rw_semaphore *sem)
+{
+	rwsem_assert_held(sem);
+}
+
+void kext_rwsem_assert_held_write(struct rw_semaphore *sem)
+{
+	rwsem_assert_held_write(sem);
+}
+
+#ifdef CONFIG_LOCKDEP
+/* Warns unless the lock of @map is held; a NULL @map is no claim at all. */
+void kext_lockdep_assert_map_held(struct lockdep_map *map)
+{
+	if (map)
+		lockdep_assert(lock_is_held_type(map, 0));
+}
+
+struct lockdep_map *kext_mutex_dep_map(struct mutex *lock)
+{
+	return &lock->dep_map;
+}
+#endif

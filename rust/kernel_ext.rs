@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the kernel crate lacks: bindings, helpers for static inlines, and safe wrappers.
+//!
+//! Everything here is a candidate for the `kernel` crate, and follows its conventions: a module
+//! wraps one C facility, names it as C does, and says which C header it stands for.
+
+#![deny(unsafe_op_in_unsafe_fn, missing_docs)]
+
+pub mod bindings;
