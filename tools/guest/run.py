@@ -1,0 +1,251 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Boots the guest, runs one command in it and exits with the command's status.
+
+The command's output is this program's standard output, byte for byte; everything
+this program itself says goes to standard error. Runs inside the root (tools/in-root).
+
+Exit status: the command's own, or 124 when time ran out, or 125 when the guest died,
+a module did not load, or the kernel complained although the command was content.
+"""
+
+import argparse
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import termios
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import initramfs  # noqa: E402
+import klog  # noqa: E402
+import qemu  # noqa: E402
+
+TIMED_OUT, BROKEN = 124, 125
+BOOT_SECONDS = 240
+GRACE_SECONDS = 20
+AFTER_SECONDS = 240
+KEEP_LOGS = 40
+
+
+def arguments():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--kernel", required=True, help="directory the kernel was built in")
+    p.add_argument("--name", default="kernel", help="what to call it in messages")
+    p.add_argument("--module", action="append", default=[], help="a .ko file to put into the guest")
+    p.add_argument("--load", default="", help="modules to load before the command, in order")
+    p.add_argument("--unload", default=None, help="modules to unload by --leaks, in order")
+    p.add_argument("--tree", action="append", default=[], help="directory laid over the root")
+    p.add_argument("--command", default=None, help="shell command; without it, a shell")
+    p.add_argument("--append", default="", help="more of the kernel's command line")
+    p.add_argument("--device", action="append", default=[], help="another device for QEMU")
+    p.add_argument("--mem", default="4G")
+    p.add_argument("--cpus", type=int, default=2)
+    p.add_argument("--iommu", action="store_true", help="a translating virtual IOMMU")
+    p.add_argument("--icount", action="store_true", help="let guest time count instructions")
+    p.add_argument("--timeout", type=int, default=900, help="seconds for the command; 0: no limit")
+    p.add_argument("--leaks", action="store_true", help="look for leaks, unload, look again")
+    p.add_argument("--strict", action="store_true", help="fail when the kernel log has a report")
+    p.add_argument("--allow", default=None, help="regular expression of reports that are meant")
+    p.add_argument("--log", required=True, help="file for the kernel log")
+    p.add_argument("--out", default=None, help="directory for what the command leaves in /out")
+    p.add_argument("--kvm-memory", default=None, help="file that remembers if KVM works")
+    p.add_argument("--quiet", action="store_true", help="speak only of failures")
+    return p.parse_args()
+
+
+class Guest:
+    """One boot of the guest, watched until it is over."""
+
+    def __init__(self, args, work):
+        self.args = args
+        self.work = work
+        self.started = time.time()
+        self.ready = None
+        self.status = None
+        self.done = False
+        self.words = b""
+
+    def say(self, text):
+        if not self.args.quiet:
+            print(f"  {text}", file=sys.stderr, flush=True)
+
+    def start(self, command, shell):
+        a = self.args
+        kvm = False if a.icount else qemu.kvm_works(a.kernel, a.kvm_memory)
+        initrd = os.path.join(self.work, "initramfs")
+        rows = shutil.get_terminal_size()
+        unload = a.unload if a.unload is not None else " ".join(reversed(a.load.split()))
+        settings = {
+            "MODE": "shell" if shell else "command", "LOAD": a.load, "UNLOAD": unload,
+            "CHECK": int(a.leaks), "TIMEOUT": 0 if shell else a.timeout,
+            "ROWS": rows.lines, "COLS": rows.columns,
+            "GUEST_TERM": os.environ.get("TERM", "linux"),
+        }
+        initramfs.build(initrd, a.kernel, a.module, a.tree, settings, command)
+        listener = socket.socket(socket.AF_UNIX)
+        where = os.path.join(self.work, "status")
+        listener.bind(where)
+        listener.listen(1)
+        line, words = qemu.command(
+            a.kernel, initrd, kvm=kvm, mem=a.mem, cpus=a.cpus, iommu=a.iommu, icount=a.icount,
+            log=a.log, status=where, out=os.path.join(self.work, "out"), shell=shell,
+            append=a.append, devices=a.device,
+        )
+        self.say(f"boot: {a.name} kernel ({words}); kernel log: {a.log}")
+        self.child = subprocess.Popen(
+            line,
+            stdin=None if shell else subprocess.DEVNULL,
+            stdout=None if shell else subprocess.PIPE,
+            stderr=open(os.path.join(self.work, "qemu.err"), "wb"),
+        )
+        listener.settimeout(30)
+        try:
+            self.port, _ = listener.accept()
+        except socket.timeout:
+            self.port = None
+
+    def deadline(self):
+        if self.ready is None:
+            return self.started + BOOT_SECONDS
+        if self.status is not None:
+            return self.status_at + AFTER_SECONDS
+        if self.args.timeout and self.args.command is not None:
+            return self.ready + self.args.timeout + GRACE_SECONDS
+        return None
+
+    def heard(self, data):
+        """Takes in what the guest's init reports on its port."""
+        self.words += data
+        while b"\n" in self.words:
+            line, self.words = self.words.split(b"\n", 1)
+            word = line.decode(errors="replace").split()
+            if word[:1] == ["ready"] and self.ready is None:
+                self.ready = time.time()
+                self.say(f"ready after {self.ready - self.started:.1f} s")
+            elif word[:1] == ["exit"] and self.status is None:
+                self.status, self.status_at = int(word[1]), time.time()
+                if self.args.leaks:
+                    self.say("command done; unloading the modules and looking for leaks")
+            elif word[:1] == ["done"]:
+                self.done = True
+
+    def watch(self):
+        """Passes output on until QEMU ends. Returns False when time ran out."""
+        streams = [s for s in (self.child.stdout, self.port) if s is not None]
+        while self.child.poll() is None or self.child.stdout in streams:
+            end = self.deadline()
+            wait = 1.0 if end is None else max(0.0, min(1.0, end - time.time()))
+            if not streams:
+                time.sleep(min(wait, 0.05))
+            for stream in select.select(streams, [], [], wait)[0] if streams else []:
+                try:
+                    data = os.read(stream.fileno(), 65536)
+                except OSError:
+                    data = b""
+                if not data:
+                    streams.remove(stream)
+                elif stream is self.port:
+                    self.heard(data)
+                else:
+                    sys.stdout.buffer.write(data)
+                    sys.stdout.buffer.flush()
+            if end is not None and time.time() >= end:
+                return False
+        return True
+
+    def stop(self):
+        if getattr(self, "child", None) and self.child.poll() is None:
+            self.child.kill()
+            self.child.wait()
+
+    def verdict(self, in_time):
+        """The exit status, after saying on standard error what went wrong."""
+        a = self.args
+        reports = 0
+        if a.strict or self.status is None:
+            reports = klog.complain(a.log, a.allow)
+        if not in_time:
+            what = "boot" if self.ready is None else (
+                "power off" if self.status is not None else "finish the command")
+            print(f"error: the guest did not {what} in time; it was stopped", file=sys.stderr)
+            klog.tail(a.log, 40)
+            return TIMED_OUT
+        if self.status is None:
+            with open(os.path.join(self.work, "qemu.err"), errors="replace") as f:
+                text = f.read().strip()
+            if text:
+                print(f"error: QEMU says: {text}", file=sys.stderr)
+            print("error: the guest died before the command was done", file=sys.stderr)
+            if not reports:
+                klog.tail(a.log)
+            return BROKEN
+        if a.leaks and not self.done:
+            print("error: the guest died after the command, while it was checked", file=sys.stderr)
+            if not reports:
+                klog.tail(a.log)
+            return self.status or BROKEN
+        if reports:
+            print(f"error: the kernel log has {reports} report(s)", file=sys.stderr)
+            return self.status or BROKEN
+        if self.status == BROKEN and self.ready is None:
+            print("error: the guest did not get as far as the command", file=sys.stderr)
+            klog.tail(a.log)
+        return self.status
+
+
+def take_out(archive, directory):
+    """Unpacks what the guest left in /out."""
+    if directory is None or not os.path.exists(archive) or os.path.getsize(archive) == 0:
+        return
+    os.makedirs(directory, exist_ok=True)
+    with tarfile.open(archive) as tar:
+        tar.extractall(directory, filter="data")
+
+
+def prune_logs(directory):
+    """Keeps the latest logs only."""
+    logs = [e for e in os.scandir(directory) if e.is_file() and e.name.endswith(".log")]
+    for old in sorted(logs, key=lambda e: e.stat().st_mtime)[:-KEEP_LOGS]:
+        os.unlink(old.path)
+
+
+def main():
+    args = arguments()
+    shell = args.command is None and sys.stdin.isatty()
+    if args.command is None and not shell:
+        # No terminal to talk to: what comes in is the script.
+        args.command = sys.stdin.read()
+    os.makedirs(os.path.dirname(args.log), exist_ok=True)
+    prune_logs(os.path.dirname(args.log))
+    for sig in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sig, lambda number, frame: sys.exit(128 + number))
+    terminal = termios.tcgetattr(0) if shell else None
+    with tempfile.TemporaryDirectory(prefix="guest-") as work:
+        guest = Guest(args, work)
+        try:
+            if shell:
+                print("  a shell in the guest; leave it with 'exit' (or Ctrl-a x)", file=sys.stderr)
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            guest.start(args.command or "", shell)
+            in_time = guest.watch()
+        except KeyboardInterrupt:
+            print("\ninterrupted; the guest was stopped", file=sys.stderr)
+            return 130
+        finally:
+            guest.stop()
+            if terminal:
+                termios.tcsetattr(0, termios.TCSADRAIN, terminal)
+        take_out(os.path.join(work, "out"), args.out)
+        return guest.verdict(in_time)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

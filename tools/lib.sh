@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+#
+# What the tools share: where things are, messages for people, locks, and how a
+# thing is made once, so that interrupting it leaves nothing broken.
+#
+# To be sourced by bash scripts. Everything said to people goes to standard error;
+# standard output carries results only, such as the path of what was made.
+
+set -euo pipefail
+
+TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+TOOLS=$TOP/tools
+BUILD=$TOP/build
+CACHE=${GPUSVM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/gpusvm}
+mkdir -p "$CACHE/locks"
+CACHE=$(cd "$CACHE" && pwd -P)
+export GPUSVM_CACHE=$CACHE
+JOBS=${JOBS:-$(nproc)}
+
+if [[ -t 2 ]]; then
+	BOLD=$'\e[1m' RED=$'\e[31m' DIM=$'\e[2m' PLAIN=$'\e[m'
+else
+	BOLD='' RED='' DIM='' PLAIN=''
+fi
+
+# A step begins: what it does.
+step() { printf '%s==>%s %s\n' "$BOLD" "$PLAIN" "$*" >&2; }
+
+# More about the step.
+note() { printf '    %s\n' "$*" >&2; }
+
+# The end: what went wrong, then on further lines what to do about it.
+die() {
+	printf '%serror:%s %s\n' "$RED" "$PLAIN" "$1" >&2
+	shift
+	local line
+	for line in "$@"; do printf '    %s\n' "$line" >&2; done
+	exit 1
+}
+
+# A short hash of standard input, to name what was made of it.
+short_hash() { sha256sum | cut -c1-12; }
+
+# Lines that mean something: no comments, no blanks.
+meaning() { sed -e 's/[[:space:]]*$//' -e '/^$/d' -e '/^# CONFIG_/!{/^#/d}' "$@"; }
+
+# lock NAME: waits until no other process holds NAME, then holds it until this script
+# and all that it started have ended.
+lock() {
+	local lock_fd
+	exec {lock_fd}>"$CACHE/locks/$1"
+	flock -n "$lock_fd" && return
+	note "waiting for another run that is busy with $1"
+	flock "$lock_fd"
+}
+
+# progress TOTAL LABEL: reads the lines of a long job and tells how far it is.
+# On a terminal it is one line that moves; in a log, one line each fifteen seconds.
+progress() {
+	awk -v total="$1" -v label="$2" -v tty="$([[ -t 2 ]] && echo 1 || echo 0)" '
+		function show(end,    p, line) {
+			p = end ? 100 : int(n * 100 / total)
+			if (p > 99 && !end) p = 99
+			line = sprintf("    %s: %d%% (%d of about %d steps, %d s)", label, p, n, end ? n : total, now - start)
+			if (tty) printf "\r%s\033[K%s", line, end ? "\n" : "" > "/dev/stderr"
+			else print line > "/dev/stderr"
+			fflush("/dev/stderr")
+		}
+		BEGIN { start = now = last = systime() }
+		{ n++; now = systime(); if (now - last >= (tty ? 1 : 15)) { show(0); last = now } }
+		END { now = systime(); show(1) }'
+}
+
+# The last lines of a log, after a failure.
+show_tail() {
+	local line
+	note "the last lines of $1:"
+	tail -n "${2:-25}" "$1" | while IFS= read -r line; do printf '    | %s\n' "$line" >&2; done
+}
+
+need_root() {
+	((EUID == 0)) || die "this needs root, for debootstrap and chroot" \
+		"run it as root, or in a privileged container"
+}
+
+# host_packages COMMAND=PACKAGE...: installs on the host what is missing there.
+host_packages() {
+	local pair missing=()
+	for pair in "$@"; do
+		[[ -e ${pair%%=*} ]] || command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+	done
+	((${#missing[@]})) || return 0
+	need_root
+	step "installing on this machine: ${missing[*]}"
+	command -v apt-get >/dev/null || die "this machine has no apt-get" \
+		"install by other means: ${missing[*]}"
+	local log=$CACHE/host-packages.log
+	{ DEBIAN_FRONTEND=noninteractive apt-get update &&
+		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } \
+		>"$log" 2>&1 </dev/null || {
+		show_tail "$log"
+		die "could not install ${missing[*]}" "see $log; then install them by hand and run this again"
+	}
+}
+
+# Which kernel is meant: KERNEL=debug|plain.
+check_kernel_name() {
+	case $1 in
+	debug | plain) ;;
+	*) die "KERNEL=$1 is not known" "KERNEL is debug (all checkers) or plain (none)" ;;
+	esac
+}
+
+# The Debian package pins, "kind name=version", of the kinds given.
+pins() {
+	local kinds=" $* " kind pin rest
+	meaning "$TOOLS/packages" | while read -r kind pin rest; do
+		[[ $kinds == *" $kind "* ]] && printf '%s\n' "$pin"
+	done || true
+}
