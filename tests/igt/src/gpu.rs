@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A GPU with a mirrored VM and a queue, as most subtests want it.
+
+use crate::{skip, Map, PAGE};
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
+use vxe_client::{sys, Commands, Device, ExecQueue, Fence, Result, Timeout, Vm, Wait, WaitOp};
+
+/// How long a job may take, on the slowest of machines. No job of a test takes a part of it.
+pub const PATIENCE: Timeout = Timeout::ms(30_000);
+
+/// How soon a failed access must have reached those who wait.
+pub const FAULT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Room for the batches of jobs that are waited for.
+const BATCH_AREA: usize = 256 * PAGE;
+
+/// A mirrored VM and a queue on it.
+pub struct Gpu {
+    queue: ExecQueue,
+    batches: Map,
+    cursor: Cell<usize>,
+    fence: Map,
+    submitted: Cell<u64>,
+}
+
+/// Opens the device, or skips the subtest if there is none.
+pub fn device() -> Device {
+    match Device::open() {
+        Ok(device) => device,
+        Err(e) => skip!("{e}"),
+    }
+}
+
+impl Default for Gpu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Gpu {
+    /// A device, a VM that mirrors the process, and a queue.
+    #[track_caller]
+    pub fn new() -> Self {
+        Self::on_device(&device())
+    }
+
+    /// A VM that mirrors the process, and a queue, on an open device.
+    #[track_caller]
+    pub fn on_device(device: &Device) -> Self {
+        Self::on_vm(&Vm::mirrored(device).expect("a mirrored VM"))
+    }
+
+    /// A queue on a VM.
+    #[track_caller]
+    pub fn on_vm(vm: &Vm) -> Self {
+        Self {
+            queue: ExecQueue::new(vm).expect("a queue"),
+            batches: Map::anon(BATCH_AREA),
+            cursor: Cell::new(0),
+            fence: Map::anon(PAGE),
+            submitted: Cell::new(0),
+        }
+    }
+
+    /// One more queue on the same VM: for another thread, say.
+    #[track_caller]
+    pub fn another(&self) -> Self {
+        Self::on_vm(self.vm())
+    }
+
+    /// The VM.
+    pub const fn vm(&self) -> &Vm {
+        self.queue.vm()
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        self.vm().device()
+    }
+
+    /// The queue.
+    pub const fn queue(&self) -> &ExecQueue {
+        &self.queue
+    }
+
+    /// Replaces the queue, which was banned.
+    #[track_caller]
+    pub fn renew(&mut self) {
+        self.queue = ExecQueue::new(self.vm()).expect("a queue after a ban");
+        self.fence = Map::anon(PAGE);
+        self.submitted.set(0);
+    }
+
+    /// Runs commands, with their end added, and waits.
+    pub fn try_run(&self, build: impl FnOnce(&mut Commands)) -> Result<()> {
+        let mut commands = Commands::new();
+        build(&mut commands);
+        commands.end();
+        let batch = self.write_batch(commands.dwords());
+        self.submit_and_wait(batch)
+    }
+
+    /// Runs what lies at a GPU address, and waits.
+    pub fn submit_and_wait(&self, batch: u64) -> Result<()> {
+        let value = self.submitted.get() + 1;
+        self.submitted.set(value);
+        let address = self.fence.at(0);
+        // SAFETY: the fence is the test's memory, and so is all that the tests' batches touch.
+        unsafe { self.queue.submit(batch, Some(Fence { address, value })) }?;
+        self.queue.wait(&Wait {
+            op: WaitOp::Gte,
+            ..Wait::equal(address, value, PATIENCE)
+        })
+    }
+
+    /// Puts a batch where the previous ones, all waited for, are no more needed.
+    fn write_batch(&self, dwords: &[u32]) -> u64 {
+        let length = (dwords.len() * 4).next_multiple_of(64);
+        assert!(length <= BATCH_AREA, "a batch of {length} bytes");
+        if self.cursor.get() + length > BATCH_AREA {
+            self.cursor.set(0);
+        }
+        let at = self.cursor.replace(self.cursor.get() + length);
+        write_dwords(self.batches.part(at, length), dwords);
+        self.batches.at(at)
+    }
+
+    /// As [`Gpu::try_run`]; it must succeed.
+    #[track_caller]
+    pub fn run(&self, build: impl FnOnce(&mut Commands)) {
+        self.try_run(build).expect("a job");
+    }
+
+    /// Stores a word.
+    #[track_caller]
+    pub fn store(&self, address: u64, value: u32) {
+        self.run(|c| _ = c.store(address, value));
+    }
+
+    /// Increments a word.
+    #[track_caller]
+    pub fn increment(&self, address: u64) {
+        self.run(|c| _ = c.increment(address));
+    }
+
+    /// Copies a range of 256-byte blocks.
+    #[track_caller]
+    pub fn copy(&self, from: Map, to: Map) {
+        self.run(|c| _ = c.copy(from.at(0), to.at(0), from.len()));
+    }
+
+    /// A job must fail for lack of the right to an address: the waiter gets -EIO, in time, and the
+    /// queue is banned. Then makes a new queue, which must work.
+    #[track_caller]
+    pub fn expect_fault(&mut self, what: &str, build: impl FnOnce(&mut Commands)) {
+        let start = Instant::now();
+        let result = self.try_run(build);
+        let took = start.elapsed();
+        self.check_ban(what, result, took);
+    }
+
+    /// As [`Gpu::expect_fault`], for a batch that lies at a GPU address.
+    #[track_caller]
+    pub fn expect_batch_fault(&mut self, what: &str, batch: u64) {
+        let start = Instant::now();
+        let result = self.submit_and_wait(batch);
+        let took = start.elapsed();
+        self.check_ban(what, result, took);
+    }
+
+    #[track_caller]
+    fn check_ban(&mut self, what: &str, result: Result<()>, took: Duration) {
+        match result {
+            Ok(()) => panic!("{what}: the GPU was let"),
+            Err(e) => assert_eq!(e.errno(), libc::EIO, "{what}: {e}"),
+        }
+        assert!(took < FAULT_DEADLINE, "{what}: -EIO only after {took:?}");
+        assert_eq!(self.queue.is_banned(), Ok(true), "{what}: banned");
+        let again = self.try_run(|c| _ = c.noop());
+        assert_eq!(
+            again.map_err(|e| (e.call(), e.errno())),
+            Err(("DRM_IOCTL_XE_EXEC", libc::ECANCELED)),
+            "{what}: the banned queue takes work"
+        );
+        self.renew();
+        self.run(|c| _ = c.noop());
+    }
+
+    /// Starts a job and does not wait for it.
+    pub fn start(&self, build: impl FnOnce(&mut Commands)) -> Result<Job<'_>> {
+        let mut commands = Commands::new();
+        build(&mut commands);
+        commands.end();
+        let length = (commands.dwords().len() * 4).next_multiple_of(PAGE);
+        let memory = Map::anon(length + PAGE);
+        write_dwords(memory.part(0, length), commands.dwords());
+        let job = Job {
+            queue: &self.queue,
+            memory,
+            fence: memory.part(length, PAGE),
+        };
+        let fence = Fence {
+            address: job.fence.at(0),
+            value: DONE,
+        };
+        // SAFETY: batch and fence lie in memory of the job's own, which stays until the fence has
+        // signalled; the tests' batches touch the tests' memory.
+        unsafe { self.queue.submit(memory.at(0), Some(fence)) }?;
+        Ok(job)
+    }
+}
+
+const DONE: u64 = 0xd0d0_d0d0_cafe_0001;
+
+fn write_dwords(to: Map, dwords: &[u32]) {
+    for (i, &dword) in dwords.iter().enumerate() {
+        to.write(i * 4, dword);
+    }
+}
+
+/// A job that runs.
+#[must_use]
+pub struct Job<'gpu> {
+    queue: &'gpu ExecQueue,
+    memory: Map,
+    fence: Map,
+}
+
+impl Job<'_> {
+    /// Waits for its end.
+    pub fn wait(self) -> Result<()> {
+        let wait = Wait::equal(self.fence.at(0), DONE, PATIENCE);
+        let result = self.queue.wait(&wait);
+        if result.is_ok() {
+            self.memory.unmap();
+        }
+        result
+    }
+
+    /// Whether its fence has signalled.
+    pub fn is_done(&self) -> bool {
+        self.fence.read(0) == DONE as u32 && self.fence.read(4) == (DONE >> 32) as u32
+    }
+}
+
+/// The device's copy engine.
+#[track_caller]
+pub fn copy_engine(device: &Device) -> sys::drm_xe_engine_class_instance {
+    let copy = |e: &sys::drm_xe_engine_class_instance| {
+        u32::from(e.engine_class) == sys::DRM_XE_ENGINE_CLASS_COPY
+    };
+    let engines = device.engines().expect("the engines");
+    engines.into_iter().find(copy).expect("a copy engine")
+}

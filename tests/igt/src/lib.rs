@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the test programs share: the harness with IGT's command line, memory to experiment with,
+//! processes, and a GPU to do things to them.
+
+pub mod env;
+pub mod gpu;
+pub mod harness;
+pub mod map;
+pub mod process;
+pub mod rng;
+
+pub use gpu::{Gpu, Job};
+pub use harness::Program;
+pub use map::{Map, NONE, PAGE, RO, RW, SZ_2M, SZ_64K};
+pub use rng::Rng;

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Child processes of a subtest, and how to meet with them.
+
+use crate::harness::{exit, guarded};
+use std::{
+    io::{self, Read, Write},
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
+/// How long to wait for a child that should be done.
+const CHILD_TIMEOUT: Duration = Duration::from_secs(50);
+
+/// A child process. Dropping it kills it.
+#[must_use]
+pub struct Child {
+    pid: libc::pid_t,
+    link: Link,
+    reaped: bool,
+}
+
+/// Bytes between a parent and its child: what the other side does not send is waited for.
+pub struct Link(UnixStream);
+
+impl Link {
+    /// Two ends.
+    #[track_caller]
+    pub fn pair() -> (Self, Self) {
+        let (a, b) = UnixStream::pair().expect("a socket pair");
+        for end in [&a, &b] {
+            end.set_read_timeout(Some(CHILD_TIMEOUT))
+                .expect("a time-out");
+        }
+        (Self(a), Self(b))
+    }
+
+    /// Tells a number.
+    #[track_caller]
+    pub fn send(&self, value: u64) {
+        (&self.0)
+            .write_all(&value.to_ne_bytes())
+            .expect("send to the other process");
+    }
+
+    /// Waits for a number; an error if the other side is gone.
+    pub fn try_receive(&self) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        (&self.0).read_exact(&mut bytes)?;
+        Ok(u64::from_ne_bytes(bytes))
+    }
+
+    /// Waits for a number.
+    #[track_caller]
+    pub fn receive(&self) -> u64 {
+        self.try_receive().expect("receive from the other process")
+    }
+
+    /// The socket.
+    pub const fn socket(&self) -> &UnixStream {
+        &self.0
+    }
+}
+
+/// Forks; the child calls `body` and ends. A panic in it is an exit code that
+/// [`Child::expect_success`] sees.
+#[track_caller]
+pub fn fork(body: impl FnOnce(&Link)) -> Child {
+    let (ours, theirs) = Link::pair();
+    let _ = io::stdout().flush();
+    // SAFETY: subtests fork from their main thread, or do in the child only what needs no locks of
+    // threads that are gone: system calls and volatile accesses.
+    match unsafe { libc::fork() } {
+        -1 => panic!("fork: {}", io::Error::last_os_error()),
+        0 => {
+            drop(ours);
+            let body = std::cell::Cell::new(Some(body));
+            let code = guarded(&|| {
+                if let Some(body) = body.take() {
+                    body(&theirs);
+                }
+            });
+            let _ = io::stdout().flush();
+            // SAFETY: the process ends here, without running the parent's destructors.
+            unsafe { libc::_exit(code.into()) }
+        }
+        pid => Child {
+            pid,
+            link: ours,
+            reaped: false,
+        },
+    }
+}
+
+impl Child {
+    /// The link to it.
+    pub const fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// Its process number.
+    pub const fn pid(&self) -> libc::pid_t {
+        self.pid
+    }
+
+    /// Waits for its end; what `waitpid(2)` says.
+    #[track_caller]
+    pub fn wait(mut self) -> i32 {
+        self.reap()
+    }
+
+    /// Waits for its end, which must be a good one.
+    #[track_caller]
+    pub fn expect_success(mut self) {
+        let status = self.reap();
+        assert!(
+            libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == i32::from(exit::SUCCESS),
+            "a child process failed: status {status:#x}"
+        );
+    }
+
+    /// Kills it, and waits until it is gone.
+    #[track_caller]
+    pub fn kill(mut self) {
+        self.signal(libc::SIGKILL);
+        let status = self.reap();
+        assert!(
+            libc::WIFSIGNALED(status),
+            "the child was over before it was killed: status {status:#x}"
+        );
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: it was not waited for yet, so the number is still its own.
+        unsafe { libc::kill(self.pid, signal) };
+    }
+
+    #[track_caller]
+    fn reap(&mut self) -> i32 {
+        let end = Instant::now() + CHILD_TIMEOUT;
+        let mut nap = Duration::from_micros(200);
+        loop {
+            let mut status = 0;
+            // SAFETY: the call writes an int.
+            match unsafe { libc::waitpid(self.pid, &mut status, libc::WNOHANG) } {
+                0 => assert!(Instant::now() < end, "a child process does not end"),
+                pid if pid == self.pid => {
+                    self.reaped = true;
+                    return status;
+                }
+                _ => panic!("waitpid: {}", io::Error::last_os_error()),
+            }
+            std::thread::sleep(nap);
+            nap = (nap * 2).min(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if !self.reaped {
+            self.signal(libc::SIGKILL);
+        }
+    }
+}
