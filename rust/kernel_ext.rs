@@ -8,3 +8,10 @@
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 
 pub mod bindings;
+pub mod dma;
+pub mod drm_device;
+pub mod hmm;
+pub mod interval_tree;
+pub mod jiffies;
+pub mod mmu_interval;
+pub mod rwsem;

@@ -7,5 +7,6 @@
  */
 
 #include "dma.c"
+#include "drm.c"
 #include "lock.c"
 #include "mm.c"

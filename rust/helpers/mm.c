@@ -44,3 +44,11 @@ bool kext_is_vm_hugetlb_page(struct vm_area_struct *vma)
 {
 	return is_vm_hugetlb_page(vma);
 }
+
+/* The provider of a page of device memory; NULL for system memory. */
+struct dev_pagemap *kext_device_page_pgmap(const struct page *page)
+{
+	if (is_device_private_page(page) || is_device_coherent_page(page))
+		return page_pgmap(page);
+	return NULL;
+}

@@ -1,10 +1,50 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! GPU shared virtual memory: the core.
+//! GPU shared virtual memory: a GPU uses a process's addresses directly.
+//!
+//! Pages are mapped for the device when it faults, and unmapped when the CPU changes its mappings.
+//! This crate is the core, in two levels that know nothing of each other's objects:
+//!
+//! - the *MM level*, [`svm`], [`notifier`] and [`range`](mod@range): an address space, who watches it,
+//!   and the spans that are mirrored;
+//! - the *device level*, [`pages`] and [`get_pages`]: one device's mapping of the pages of a span.
+//!
+//! A Rust driver implements [`driver::Driver`] and works with an [`driver::Svm`], without unsafe code.
+//! The objects of both levels have the layout of the C structures in `drm/drm_gpusvm.h`, see
+//! [`layout`].
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 
 use kernel::prelude::*;
+
+pub mod chunk;
+pub mod ctx;
+pub mod driver;
+pub mod flags;
+mod garbage;
+pub mod get_pages;
+pub mod guard;
+pub mod layout;
+pub mod notifier;
+pub mod pages;
+pub mod range;
+pub mod retry;
+pub mod scan;
+pub mod segment;
+pub mod svm;
+pub mod view;
+
+pub use ctx::{Access, Ctx};
+pub use driver::{Driver, Invalidation, NewRange, Range, Svm};
+pub use flags::{PagesFlag, RangeFlag};
+pub use guard::{Found, Guard, Stale};
+pub use kernel_ext::drm_device::DrmDevice;
+pub use pages::PageSet;
+pub use retry::{Attempt, Retry};
+pub use scan::ScanResult;
+pub use segment::Protocol;
+pub use svm::Config;
+pub use view::{Mapped, View};
 
 module! {
     type: GpuSvmModule,

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a driver asks for: the parameters of finding and mapping a range.
+
+use core::{ffi::c_void, ptr};
+use kernel_ext::hmm::Request;
+
+/// What a device wants to do with memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read it. Pages are faulted in as by a read of the CPU: no copy-on-write is broken and no
+    /// file made dirty.
+    Read,
+    /// Write it, or read and write.
+    Write,
+}
+
+impl From<Access> for Request {
+    fn from(access: Access) -> Self {
+        match access {
+            Access::Read => Request::Read,
+            Access::Write => Request::Write,
+        }
+    }
+}
+
+/// The parameters of an operation, `struct drm_gpusvm_ctx`.
+#[derive(Clone, Copy, Debug)]
+pub struct Ctx {
+    /// What the device wants to do.
+    pub access: Access,
+    /// Chunks of up to this many bytes are used only if the CPU has all of their pages; 0 asks for
+    /// no such check.
+    pub check_pages_threshold: usize,
+    /// New ranges may move to device memory, if their VMA can.
+    pub devmem_possible: bool,
+    /// Only device memory will do: system pages are an error, `EFAULT`.
+    pub devmem_only: bool,
+    /// Device memory of one provider and system memory may be mixed in a range.
+    pub allow_mixed: bool,
+    owner: *mut c_void,
+}
+
+impl Ctx {
+    /// Parameters for `access`, with everything else off.
+    pub const fn new(access: Access) -> Self {
+        Self {
+            access,
+            check_pages_threshold: 0,
+            devmem_possible: false,
+            devmem_only: false,
+            allow_mixed: false,
+            owner: ptr::null_mut(),
+        }
+    }
+
+    /// The owner of the device-private pages that need not come back to system memory; null says
+    /// that all of them must.
+    pub fn owner(&self) -> *mut c_void {
+        self.owner
+    }
+}

@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The driver's side: what a driver in Rust implements, and the SVM that it gets.
+//!
+//! This is a thin, typed face of the core. A driver's SVM is locked by a token
+//! ([`Svm::lock`]), its ranges are found, mapped and removed through the token, and device addresses
+//! are seen only inside [`Found::commit`](crate::guard::Found::commit). There is one place where a
+//! driver lets go of what it mapped, [`Driver::invalidate`]; the core calls it before any page is
+//! unmapped, for whatever reason, so that it cannot be forgotten.
+
+use crate::{
+    flags::RangeFlag,
+    garbage::{Garbage, Link},
+    guard::{DriverLock, Guard},
+    notifier::Notifier,
+    pages::{PageSet, Pages},
+    range::SvmRange,
+    svm::{Config, Event, GpuSvm, Ops, UNMAP}, //
+};
+use core::{marker::PhantomData, ops::Range as Span, ptr::NonNull};
+use kernel::{
+    bindings,
+    mm::Mm,
+    prelude::*, //
+};
+use kernel_ext::bindings as ext;
+
+/// A driver that mirrors processes' address spaces.
+pub trait Driver: Sized + Send + Sync + 'static {
+    /// Name of the driver's SVMs.
+    const NAME: &'static CStr;
+
+    /// What the driver keeps with an SVM, and needs in the callbacks below.
+    type Vm: Send + Sync;
+
+    /// What the driver keeps with a range.
+    type Range: Send + Sync;
+
+    /// Makes the driver's part of a range that may be inserted next, and tells for which devices
+    /// its pages are mapped. May sleep and allocate. The driver's SVM lock is held.
+    fn new_range(vm: &Self::Vm) -> Result<NewRange<Self::Range>>;
+
+    /// Lets go of ranges: when this returns, no GPU may use an address that it was shown for any of
+    /// [`Invalidation::ranges`]. So mappings are zapped, and all TLBs flushed, over all of
+    /// [`Invalidation::span`].
+    ///
+    /// Called with the notifier lock held for writing. It may sleep for what is sure to end, and
+    /// must not take the SVM lock, allocate memory with reclaim, or wait for GPU work that may
+    /// itself wait for a fault to be served.
+    fn invalidate(vm: &Self::Vm, invalidation: &Invalidation<'_, Self>);
+
+    /// There are ranges that the CPU unmapped: have [`Guard::collect_garbage`] called soon. Called
+    /// with the notifier lock held: only queues the work.
+    fn garbage(vm: &Self::Vm);
+}
+
+/// A driver's part of a new range.
+pub struct NewRange<T> {
+    data: T,
+    pages: PageSet,
+}
+
+impl<T> NewRange<T> {
+    /// Of the driver's `data`, and `pages` of the devices that will map the range.
+    pub fn new(data: T, pages: PageSet) -> Self {
+        Self { data, pages }
+    }
+}
+
+/// A range of a driver: the core's part, the pages for each device, and the driver's data.
+#[repr(C)]
+#[pin_data]
+pub struct Range<D: Driver> {
+    #[pin]
+    base: SvmRange,
+    #[pin]
+    link: Link,
+    pages: PageSet,
+    data: D::Range,
+}
+
+impl<D: Driver> Range<D> {
+    /// # Safety
+    ///
+    /// `base` must be a range of an [`Svm<D>`].
+    pub(crate) unsafe fn from_base(base: NonNull<SvmRange>) -> NonNull<Self> {
+        // The base is the first field.
+        const { assert!(core::mem::offset_of!(Self, base) == 0) };
+        base.cast()
+    }
+
+    pub(crate) fn base(&self) -> &SvmRange {
+        &self.base
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// # Safety
+    ///
+    /// `link` must be the link of a `Range<D>`.
+    pub(crate) unsafe fn from_link(link: NonNull<Link>) -> NonNull<Self> {
+        // SAFETY: By this function's requirements.
+        unsafe { link.byte_sub(core::mem::offset_of!(Self, link)).cast() }
+    }
+
+    pub(crate) fn pages(&self) -> &[Pages] {
+        self.pages.as_slice()
+    }
+
+    /// The addresses of the range, in bytes.
+    pub fn span(&self) -> Span<usize> {
+        self.base.span()
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> usize {
+        self.base.size()
+    }
+
+    /// The driver's part.
+    pub fn data(&self) -> &D::Range {
+        &self.data
+    }
+
+    /// Whether a flag of the range is set, at some recent time.
+    pub fn has(&self, flag: RangeFlag) -> bool {
+        self.base.has(flag)
+    }
+
+    /// Whether all devices have all pages mapped, at some recent time.
+    pub fn is_mapped(&self) -> bool {
+        self.pages().iter().all(Pages::is_valid)
+    }
+}
+
+/// Ranges that a driver has to let go of. The notifier lock is held for writing.
+pub struct Invalidation<'a, D: Driver> {
+    svm: &'a Svm<D>,
+    first: NonNull<SvmRange>,
+    changed: Span<usize>,
+    event: Event,
+    _ranges: PhantomData<&'a Range<D>>,
+}
+
+impl<'a, D: Driver> Invalidation<'a, D> {
+    /// The ranges of which pages are mapped and addresses change.
+    pub fn ranges(&self) -> impl Iterator<Item = &'a Range<D>> {
+        self.all()
+            .filter(|range| range.pages().iter().any(Pages::is_any_mapped))
+    }
+
+    /// The smallest span that includes all of [`ranges`](Self::ranges); empty if there are none.
+    pub fn span(&self) -> Span<usize> {
+        let mut ranges = self.ranges();
+        let Some(first) = ranges.next() else {
+            return 0..0;
+        };
+        let end = ranges
+            .last()
+            .map_or(first.span().end, |last| last.span().end);
+        first.span().start..end
+    }
+
+    /// What the CPU changes. A range is let go of as a whole, even if only part of it is in here.
+    pub fn changed(&self) -> Span<usize> {
+        self.changed.clone()
+    }
+
+    /// Whether the CPU unmaps the addresses, and not just changes what is mapped there.
+    pub fn is_unmap(&self) -> bool {
+        self.event == UNMAP
+    }
+
+    fn all(&self) -> impl Iterator<Item = &'a Range<D>> {
+        let (svm, end) = (self.svm, self.changed.end);
+        let mut next = Some(self.first);
+        core::iter::from_fn(move || {
+            // SAFETY: The notifier lock is held during `'a`, so that the tree does not change. All
+            // ranges of an `Svm<D>` are `Range<D>`.
+            let range: &'a Range<D> = unsafe { Range::from_base(next?).as_ref() };
+            // SAFETY: As above.
+            next = unsafe { svm.core.range_next(range.base(), end) };
+            Some(range)
+        })
+    }
+}
+
+/// The SVM of a driver: a process's address space, mirrored.
+///
+/// A driver puts it, pinned, into its VM. When it is dropped all ranges are removed as by
+/// [`Guard::remove_all`], so that [`Driver::invalidate`] is called.
+#[repr(C)]
+#[pin_data(PinnedDrop)]
+pub struct Svm<D: Driver> {
+    #[pin]
+    core: GpuSvm,
+    #[pin]
+    lock: DriverLock,
+    #[pin]
+    garbage: Garbage,
+    vm: D::Vm,
+}
+
+impl<D: Driver> Svm<D> {
+    const OPS: &'static Ops = &Ops {
+        notifier_alloc: None,
+        notifier_free: None,
+        range_alloc: Some(Self::range_alloc),
+        range_free: Some(Self::range_free),
+        invalidate: Some(Self::invalidate),
+    };
+
+    /// Mirrors `mm` as `config` says, with the driver's `vm`. Fails with `EINVAL` as
+    /// [`Config::check`] says.
+    pub fn new(mm: &Mm, config: Config, vm: D::Vm) -> impl PinInit<Self, Error> + '_ {
+        try_pin_init!(Self {
+            core <- GpuSvm::new(D::NAME, mm, config, Self::OPS),
+            lock <- DriverLock::new(),
+            garbage <- Garbage::new(),
+            vm,
+        })
+    }
+
+    /// What the driver keeps with the SVM.
+    pub fn vm(&self) -> &D::Vm {
+        &self.vm
+    }
+
+    /// The MM level.
+    pub fn core(&self) -> &GpuSvm {
+        &self.core
+    }
+
+    pub(crate) fn garbage(&self) -> &Garbage {
+        &self.garbage
+    }
+
+    /// Takes the driver's SVM lock: the right to find, insert, map and remove ranges. Outermost of
+    /// the locks; may sleep.
+    pub fn lock(&self) -> Guard<'_, D> {
+        Guard::new(self, self.lock.lock())
+    }
+
+    /// Start of the part of the first CPU VMA that lies in `span`, never below `span.start`; none if
+    /// there is no VMA or the process is gone. Takes the mmap lock.
+    pub fn find_vma_start(&self, span: Span<usize>) -> Option<usize> {
+        self.core.find_vma_start(span)
+    }
+
+    /// # Safety
+    ///
+    /// `core` must be the core of an `Svm<D>` that lives during `'a`.
+    unsafe fn from_core<'a>(core: *mut ext::drm_gpusvm) -> &'a Self {
+        // The core is the first field.
+        const { assert!(core::mem::offset_of!(Self, core) == 0) };
+        // SAFETY: By this function's requirements.
+        unsafe { &*core.cast() }
+    }
+
+    unsafe extern "C" fn range_alloc(core: *mut ext::drm_gpusvm) -> *mut ext::drm_gpusvm_range {
+        // SAFETY: The core calls the operations of an SVM with that SVM.
+        let this = unsafe { Self::from_core(core) };
+        this.new_range().map_or(core::ptr::null_mut(), |range| {
+            // SAFETY: The range is not moved until it is freed.
+            KBox::into_raw(unsafe { Pin::into_inner_unchecked(range) }).cast()
+        })
+    }
+
+    fn new_range(&self) -> Result<Pin<KBox<Range<D>>>> {
+        let new = D::new_range(&self.vm)?;
+        // The core writes the base anew when it inserts the range.
+        let gpusvm = (&self.core).into();
+        KBox::pin_init(
+            pin_init!(Range {
+                base <- SvmRange::init(gpusvm, NonNull::dangling(), 0..0, false),
+                link <- Link::new(),
+                pages: new.pages,
+                data: new.data,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    unsafe extern "C" fn range_free(range: *mut ext::drm_gpusvm_range) {
+        // SAFETY: All ranges of an `Svm<D>` are made by `range_alloc()`, and freed once.
+        drop(unsafe { KBox::from_raw(range.cast::<Range<D>>()) });
+    }
+
+    unsafe extern "C" fn invalidate(
+        core: *mut ext::drm_gpusvm,
+        notifier: *mut ext::drm_gpusvm_notifier,
+        mmu_range: *const bindings::mmu_notifier_range,
+    ) {
+        // SAFETY: The core calls the operations of an SVM with that SVM, one of its notifiers and a
+        // valid range.
+        let (this, watched, changed, event) = unsafe {
+            (
+                Self::from_core(core),
+                (*notifier.cast::<Notifier>()).span(),
+                (*mmu_range).start as usize..(*mmu_range).end as usize,
+                (*mmu_range).event,
+            )
+        };
+        // Each notifier is told of its own part. No range reaches beyond its notifier, so that one
+        // that is changed in part is so still.
+        let changed = changed.start.max(watched.start)..changed.end.min(watched.end);
+        // SAFETY: The notifier lock is held for writing.
+        unsafe { this.let_go(changed, event) };
+    }
+
+    /// Has the driver let go of the ranges that overlap `changed`, and unmaps their pages.
+    ///
+    /// # Safety
+    ///
+    /// The notifier lock must be held for writing.
+    pub(crate) unsafe fn let_go(&self, changed: Span<usize>, event: Event) {
+        // SAFETY: The notifier lock is held.
+        let Some(first) = (unsafe { self.core.range_find(changed.clone()) }) else {
+            return;
+        };
+        let invalidation = Invalidation {
+            svm: self,
+            first,
+            changed: changed.clone(),
+            event,
+            _ranges: PhantomData,
+        };
+        if invalidation.ranges().next().is_some() {
+            D::invalidate(&self.vm, &invalidation);
+        }
+        let mut garbage = false;
+        for range in invalidation.all() {
+            for pages in range.pages() {
+                // SAFETY: The notifier lock is held for writing, and the driver let go.
+                unsafe { pages.unmap() };
+                if event == UNMAP {
+                    pages.set_unmapped();
+                }
+            }
+            if event == UNMAP {
+                range.base.set_unmapped(&changed);
+                garbage |= self.garbage.add(range.link());
+            }
+        }
+        if garbage {
+            D::garbage(&self.vm);
+        }
+    }
+}
+
+#[pinned_drop]
+impl<D: Driver> PinnedDrop for Svm<D> {
+    fn drop(self: Pin<&mut Self>) {
+        self.lock().remove_all(0..usize::MAX);
+    }
+}

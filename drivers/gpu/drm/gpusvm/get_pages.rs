@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Mapping the pages of a range for its devices: one walk of the CPU's page tables, one
+//! transaction.
+//!
+//! The transaction maps under the notifier lock, so that a page is either known to be the CPU's
+//! still, or its invalidation waits. It lets the lock go after every [`BATCH`] segments, so that a
+//! writer (any `munmap()` of the process) waits a bounded time, whatever the range's size. Whoever
+//! invalidates the range in between undoes what was mapped so far; the transaction sees that and
+//! begins anew. Not committed, it undoes the rest itself.
+//!
+//! C: `drm_gpusvm_get_pages()`.
+
+use crate::{
+    ctx::Ctx,
+    flags::PagesFlag,
+    pages::Pages,
+    retry::Attempt,
+    segment::SegmentArray,
+    svm::GpuSvm, //
+};
+use core::ops::Range;
+use kernel::{
+    mm::Mm,
+    page::PAGE_SHIFT,
+    prelude::*, //
+};
+use kernel_ext::{
+    bindings as ext,
+    hmm::{Block, Walk},
+    mmu_interval::MmuIntervalNotifier,
+    rwsem::ReadGuard, //
+};
+
+/// How many segments are mapped in one hold of the notifier lock.
+pub const BATCH: usize = 64;
+
+/// The memory to be mapped, and who is told when the CPU changes its mappings of it.
+pub struct Source<'a> {
+    /// The SVM whose notifier lock is taken.
+    pub svm: &'a GpuSvm,
+    /// The process.
+    pub mm: &'a Mm,
+    /// Watches `span`.
+    pub notifier: &'a MmuIntervalNotifier,
+    /// Addresses, in bytes; page-aligned.
+    pub span: Range<usize>,
+}
+
+impl Source<'_> {
+    /// Maps the memory for the device of each of `pages`: all of them or none.
+    ///
+    /// Does nothing for pages that are mapped for the access already; then no page table is
+    /// walked. Otherwise `walk` is used if it has the answer, and made anew if not. Takes the mmap
+    /// lock.
+    ///
+    /// Errors, after which nothing is mapped:
+    /// - `EAGAIN`: the CPU changed its mappings meanwhile; try again;
+    /// - `EBUSY`: it kept doing so until the time of `attempt` was spent;
+    /// - `EFAULT`: a page cannot be had, the pages are retired, the process is gone, or the device
+    ///   cannot reach a page;
+    /// - `EPERM`: a page may not be written;
+    /// - `EOPNOTSUPP`: a page of a kind that cannot be mapped, such as another device's memory;
+    /// - `EINTR`: the thread is being killed;
+    /// - `ENOMEM`.
+    ///
+    /// # Safety
+    ///
+    /// The caller must hold the lock that serializes changes of the pages (the driver's SVM lock)
+    /// and not the notifier lock. `self.notifier` must be inserted, and its callback unmap all of
+    /// `pages` under the notifier lock, held for writing. Pages that are valid, but not for the
+    /// access, must have been invalidated before.
+    pub unsafe fn get(
+        &self,
+        pages: &[Pages],
+        ctx: &Ctx,
+        attempt: &Attempt<'_>,
+        walk: &mut Walk,
+    ) -> Result {
+        let mm = self.mm.mmget_not_zero().ok_or(EFAULT)?;
+        {
+            let lock = self.svm.read_lock();
+            // SAFETY: The notifier lock is held.
+            if unsafe { self.check(&lock, pages, ctx) }? {
+                return Ok(());
+            }
+        }
+        if !walk.answers(&self.span, ctx.access.into(), ctx.owner()) {
+            // SAFETY: The notifier is inserted, includes the span, and the process has users.
+            unsafe {
+                walk.fault(
+                    self.notifier,
+                    &self.span,
+                    ctx.access.into(),
+                    ctx.owner(),
+                    attempt.timeout(),
+                )
+            }?;
+        }
+        drop(mm);
+
+        // SAFETY: As this function requires.
+        let result = unsafe { self.map(pages, ctx, walk) };
+        // Whatever came of it, the walk is history.
+        walk.forget();
+        result
+    }
+
+    /// Whether all of `pages` are mapped for the access already; an error if they may not be.
+    ///
+    /// # Safety
+    ///
+    /// `_lock` must be the notifier lock.
+    unsafe fn check(&self, _lock: &ReadGuard<'_>, pages: &[Pages], ctx: &Ctx) -> Result<bool> {
+        if pages.iter().any(|pages| pages.has(PagesFlag::Unmapped)) {
+            return Err(EFAULT);
+        }
+        Ok(pages
+            .iter()
+            // SAFETY: The notifier lock is held.
+            .all(|pages| unsafe { pages.is_valid_for(ctx.access) }))
+    }
+
+    /// The transaction.
+    ///
+    /// # Safety
+    ///
+    /// As for [`get`](Self::get).
+    unsafe fn map(&self, pages: &[Pages], ctx: &Ctx, walk: &Walk) -> Result {
+        let segments = walk.blocks().count();
+        let mut arrays = KVec::with_capacity(pages.len(), GFP_KERNEL)?;
+        for _ in pages {
+            arrays.push(SegmentArray::new(segments)?, GFP_KERNEL)?;
+        }
+
+        // Old arrays are freed when all locks are gone.
+        let mut old = KVec::with_capacity(pages.len(), GFP_KERNEL)?;
+        let mut transaction = Transaction {
+            source: self,
+            pages,
+            done: 0,
+            committed: false,
+            lock: Some(self.svm.read_lock()),
+        };
+        // SAFETY: Locked as required, here and below.
+        if unsafe { transaction.check(ctx) }? || self.notifier.read_retry(walk.seq()) {
+            return Err(EAGAIN);
+        }
+        for (pages, array) in pages.iter().zip(arrays.drain_all()) {
+            // SAFETY: Both locks are held; pages that are not valid have nothing mapped, as no
+            // transaction is under way, and those that are were invalidated.
+            unsafe {
+                pages.unmap();
+                old.push_within_capacity(pages.install(array))?;
+                pages.reserve(self.span.end - self.span.start);
+            }
+        }
+        for (index, block) in walk.blocks().enumerate() {
+            if index != 0 && index % BATCH == 0 {
+                // SAFETY: As above.
+                unsafe { transaction.breathe() }?;
+            }
+            // SAFETY: As above; the walk is valid, as the notifier lock is held and nothing of the
+            // span was invalidated since.
+            unsafe { transaction.map(&block, ctx) }?;
+        }
+        // SAFETY: As above; all blocks are mapped.
+        let result = unsafe { transaction.commit(walk.seq()) };
+        drop(transaction);
+        result
+    }
+}
+
+/// Pages that are being mapped. Dropped, it undoes what it did, unless committed.
+struct Transaction<'a> {
+    source: &'a Source<'a>,
+    pages: &'a [Pages],
+    /// How many blocks are mapped, for each of `pages`.
+    done: usize,
+    committed: bool,
+    /// The notifier lock; always there but inside `breathe()`.
+    lock: Option<ReadGuard<'a>>,
+}
+
+impl Transaction<'_> {
+    /// As [`Source::check`].
+    ///
+    /// # Safety
+    ///
+    /// As for [`Source::get`], with the notifier lock held for reading; also below.
+    unsafe fn check(&self, ctx: &Ctx) -> Result<bool> {
+        match &self.lock {
+            // SAFETY: The notifier lock is held.
+            Some(lock) => unsafe { self.source.check(lock, self.pages, ctx) },
+            None => Err(EAGAIN),
+        }
+    }
+
+    /// Maps the next block for each device.
+    unsafe fn map(&mut self, block: &Block, ctx: &Ctx) -> Result {
+        // SAFETY: The page is the CPU's, by this function's requirements.
+        if unsafe { ext::is_zone_device_page(block.pfn.page()) } {
+            // Pages of the right owner are the pagemap's to map; all others cannot be mapped.
+            pr_debug!("gpusvm: page {} is a device's\n", block.index);
+            return Err(EOPNOTSUPP);
+        }
+        if ctx.devmem_only {
+            return Err(EFAULT);
+        }
+        for pages in self.pages {
+            // SAFETY: By this function's requirements.
+            unsafe { pages.map_system(block) }?;
+        }
+        self.done += 1;
+        Ok(())
+    }
+
+    /// Lets the lock go for a moment. Fails with `EAGAIN` if the range was invalidated meanwhile.
+    unsafe fn breathe(&mut self) -> Result {
+        self.lock = None;
+        self.lock = Some(self.source.svm.read_lock());
+        for pages in self.pages {
+            if pages.has(PagesFlag::Unmapped) {
+                return Err(EAGAIN);
+            }
+            // Who invalidates the range unmaps everything: if all is there still, nobody did. A
+            // change elsewhere in the notifier's span does not matter here.
+            // SAFETY: The notifier lock is held.
+            if unsafe { pages.mapped() }.len() != self.done {
+                return Err(EAGAIN);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the transaction well.
+    unsafe fn commit(&mut self, seq: usize) -> Result {
+        for pages in self.pages {
+            // SAFETY: By this function's requirements; all blocks are mapped.
+            unsafe { pages.finish(seq) }?;
+        }
+        self.committed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        if self.committed {
+            return;
+        }
+        if self.lock.is_none() {
+            self.lock = Some(self.source.svm.read_lock());
+        }
+        for pages in self.pages {
+            // SAFETY: The driver's SVM lock and the notifier lock are held; the addresses were
+            // shown to nobody, as the pages were not valid.
+            unsafe { pages.unmap() };
+        }
+    }
+}
+
+/// How many pages a span has.
+pub fn pages_in(span: &Range<usize>) -> usize {
+    span.end.saturating_sub(span.start) >> PAGE_SHIFT
+}

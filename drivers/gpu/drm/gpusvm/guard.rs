@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The driver's SVM lock as a token, and what can be done with it.
+
+use crate::{
+    ctx::Ctx,
+    driver::{Driver, Range, Svm},
+    get_pages::Source,
+    pages::Pages,
+    range::SvmRange,
+    retry::Attempt,
+    scan::ScanResult,
+    svm::{Event, GpuSvm, PROTECTION_PAGE},
+    view::View, //
+};
+use core::{ops::Range as Span, ptr, ptr::NonNull};
+use kernel::{
+    prelude::*,
+    sync::{lock, new_mutex, Mutex}, //
+};
+use kernel_ext::hmm::Walk;
+
+/// The driver's SVM lock. Its class is defined here, once for all drivers.
+#[pin_data]
+pub(crate) struct DriverLock {
+    #[pin]
+    mutex: Mutex<()>,
+}
+
+impl DriverLock {
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            mutex <- new_mutex!((), "gpusvm.driver_lock"),
+        })
+    }
+
+    pub(crate) fn lock(&self) -> lock::Guard<'_, (), lock::mutex::MutexBackend> {
+        self.mutex.lock()
+    }
+}
+
+/// What is returned when pages are no longer valid: the CPU changed its mappings. Map them again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stale;
+
+/// The driver's SVM lock, held.
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct Guard<'a, D: Driver> {
+    svm: &'a Svm<D>,
+    _lock: lock::Guard<'a, (), lock::mutex::MutexBackend>,
+}
+
+impl<'a, D: Driver> Guard<'a, D> {
+    pub(crate) fn new(
+        svm: &'a Svm<D>,
+        lock: lock::Guard<'a, (), lock::mutex::MutexBackend>,
+    ) -> Self {
+        Self { svm, _lock: lock }
+    }
+
+    fn core(&self) -> &'a GpuSvm {
+        self.svm.core()
+    }
+
+    /// Removes all ranges that the CPU unmapped, and says how many they were. To be called first by
+    /// whoever takes the lock to look for ranges.
+    pub fn collect_garbage(&mut self) -> usize {
+        let mut removed = 0;
+        loop {
+            let Some(link) = self.svm.garbage().first() else {
+                return removed;
+            };
+            // SAFETY: All links in the list are those of ranges of this SVM, which leave the list
+            // when they are removed, under the lock that is held.
+            self.remove_range(unsafe { Range::from_link(link) });
+            removed += 1;
+        }
+    }
+
+    /// The range at `addr`, made if there is none; see [`GpuSvm::find_or_insert`] for the errors.
+    ///
+    /// `window` is the part of the GPU's address space around `addr` that mirrors the CPU's.
+    pub fn find_or_insert(
+        &mut self,
+        addr: usize,
+        window: Span<usize>,
+        ctx: &Ctx,
+        attempt: &Attempt<'_>,
+    ) -> Result<Found<'_, 'a, D>> {
+        let mut walk = Walk::new();
+        // SAFETY: The driver's SVM lock is held, and as long as the result is used.
+        let range = unsafe {
+            self.core()
+                .find_or_insert(addr, window, ctx, attempt, &mut walk)
+        }?;
+        Ok(self.found(range, walk))
+    }
+
+    /// The range at `addr`, if there is one.
+    pub fn find(&mut self, addr: usize) -> Option<Found<'_, 'a, D>> {
+        // SAFETY: The driver's SVM lock is held, and as long as the result is used.
+        let range = unsafe { self.core().range_find(addr..addr.checked_add(1)?) }?;
+        Some(self.found(range, Walk::new()))
+    }
+
+    fn found(&mut self, range: NonNull<SvmRange>, walk: Walk) -> Found<'_, 'a, D> {
+        Found {
+            // SAFETY: All ranges of an `Svm<D>` are `Range<D>`.
+            range: unsafe { Range::from_base(range) },
+            guard: self,
+            walk,
+        }
+    }
+
+    /// Whether any range overlaps `span`.
+    pub fn has_mapping(&self, span: Span<usize>) -> bool {
+        // SAFETY: The driver's SVM lock is held.
+        unsafe { self.core().has_mapping(span) }
+    }
+
+    /// The ranges that overlap `span`, in ascending order.
+    pub fn ranges(&self, span: Span<usize>) -> impl Iterator<Item = &Range<D>> {
+        let core = self.core();
+        // SAFETY: The driver's SVM lock is held, and as long as the result is used.
+        let mut next = unsafe { core.range_find(span.clone()) };
+        core::iter::from_fn(move || {
+            // SAFETY: As above. All ranges of an `Svm<D>` are `Range<D>`.
+            let range: &Range<D> = unsafe { Range::from_base(next?).as_ref() };
+            // SAFETY: As above.
+            next = unsafe { core.range_next(range.base(), span.end) };
+            Some(range)
+        })
+    }
+
+    /// Removes all ranges that overlap `span`, and says how many they were.
+    pub fn remove_all(&mut self, span: Span<usize>) -> usize {
+        let mut removed = 0;
+        // SAFETY: The driver's SVM lock is held, and as long as the result is used.
+        while let Some(range) = unsafe { self.core().range_find(span.clone()) } {
+            // SAFETY: All ranges of an `Svm<D>` are `Range<D>`.
+            self.remove_range(unsafe { Range::from_base(range) });
+            removed += 1;
+        }
+        removed
+    }
+
+    /// Has the driver let go of all ranges that overlap `span`, and unmaps their pages; the ranges
+    /// stay, for a later fault to map them anew.
+    pub fn invalidate(&mut self, span: Span<usize>) {
+        let core = self.core();
+        let _lock = core.notifier_lock().write();
+        // SAFETY: The notifier lock is held for writing.
+        unsafe { self.svm.let_go(span, PROTECTION_PAGE) };
+    }
+
+    fn remove_range(&mut self, range: NonNull<Range<D>>) {
+        // SAFETY: The driver's SVM lock keeps the range in its tree.
+        let this = unsafe { range.as_ref() };
+        let (svm, span) = (self.svm, this.span());
+        // SAFETY: The lock is held, the range is in its tree, and these are all of its pages. In the
+        // closure the notifier lock is held for writing; after it the range is in no tree, so that
+        // nobody adds it to the garbage again.
+        unsafe {
+            svm.core().remove(range.cast(), this.pages(), |mapped| {
+                if mapped {
+                    svm.let_go(span, PROTECTION_PAGE);
+                }
+                svm.garbage().remove(this.link());
+            });
+        }
+    }
+}
+
+/// A range, as long as the driver's SVM lock is held.
+pub struct Found<'g, 'a, D: Driver> {
+    guard: &'g mut Guard<'a, D>,
+    range: NonNull<Range<D>>,
+    walk: Walk,
+}
+
+impl<D: Driver> Found<'_, '_, D> {
+    fn range(&self) -> &Range<D> {
+        // SAFETY: The driver's SVM lock keeps the range; `remove()` takes this object away.
+        unsafe { self.range.as_ref() }
+    }
+
+    fn pages(&self) -> &[Pages] {
+        self.range().pages()
+    }
+
+    /// The addresses of the range, in bytes.
+    pub fn span(&self) -> Span<usize> {
+        self.range().span()
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> usize {
+        self.range().size()
+    }
+
+    /// The driver's part of the range.
+    pub fn data(&self) -> &D::Range {
+        self.range().data()
+    }
+
+    /// Maps all pages of the range for all of its devices, or none, as [`Source::get`] says; its
+    /// errors are returned.
+    ///
+    /// Pages that are mapped, but not for this access (a write to what was mapped for reads), are
+    /// let go of first.
+    pub fn get(&mut self, ctx: &Ctx, attempt: &Attempt<'_>) -> Result {
+        let svm = self.guard.svm.core();
+        let mm = svm.mm().ok_or(EINVAL)?;
+        let upgrade = {
+            let _lock = svm.read_lock();
+            let pages = self.pages();
+            pages.iter().any(Pages::is_any_mapped)
+                // SAFETY: The notifier lock is held.
+                && !pages.iter().all(|pages| unsafe { pages.is_valid_for(ctx.access) })
+        };
+        if upgrade {
+            // SAFETY: The driver's SVM lock is held, the notifier lock is not, and the range is in
+            // its tree.
+            unsafe { svm.invalidate_range(self.range().base(), PROTECTION_PAGE as Event) };
+        }
+        let mut walk = core::mem::take(&mut self.walk);
+        let range = self.range();
+        let source = Source {
+            svm,
+            mm,
+            // SAFETY: The driver's SVM lock keeps the range in its tree.
+            notifier: unsafe { range.base().notifier() }.mmu(),
+            span: range.span(),
+        };
+        // SAFETY: The driver's SVM lock is held and the notifier lock is not; the notifier's callback
+        // unmaps all pages of the ranges that it hits; what was valid for another access was just
+        // invalidated.
+        let result = unsafe { source.get(self.pages(), ctx, attempt, &mut walk) };
+        self.walk = walk;
+        result
+    }
+
+    /// Calls `f` with the device addresses of the range, if its pages still are valid: with the
+    /// notifier lock held for reading, so that they stay so until it returns.
+    ///
+    /// `f` writes GPU page tables. It must not allocate memory with reclaim, fault user pages in, or
+    /// wait for the GPU.
+    pub fn commit<R>(&self, f: impl FnOnce(View<'_>) -> R) -> Result<R, Stale> {
+        let _lock = self.guard.core().read_lock();
+        let pages = self.pages();
+        if !pages.iter().all(Pages::is_valid) {
+            return Err(Stale);
+        }
+        // SAFETY: The notifier lock is held until the end of this function, and all pages are
+        // valid.
+        Ok(f(unsafe { View::new(self.span(), pages) }))
+    }
+
+    /// Removes the range: the driver lets go of it, its pages are unmapped, and it leaves the tree,
+    /// all in one hold of the notifier lock.
+    pub fn remove(self) {
+        self.guard.remove_range(self.range);
+    }
+
+    /// Brings pages in device memory back to system memory; see [`GpuSvm::evict`].
+    pub fn evict(&self, attempt: &Attempt<'_>) -> Result {
+        // SAFETY: The driver's SVM lock is held, and the notifier lock is not.
+        unsafe { self.guard.core().evict(self.range().base(), attempt) }
+    }
+
+    /// Where the pages are, without device memory of any provider; see [`GpuSvm::scan`].
+    pub fn scan(&mut self, attempt: &Attempt<'_>) -> ScanResult {
+        let mut walk = core::mem::take(&mut self.walk);
+        // SAFETY: The driver's SVM lock is held, and the notifier lock is not.
+        let result = unsafe {
+            self.guard.core().scan(
+                self.range().base(),
+                ptr::null_mut(),
+                ptr::null(),
+                attempt,
+                &mut walk,
+            )
+        };
+        self.walk = walk;
+        result
+    }
+}

@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The device level: one device's mapping of the pages of a range.
+//!
+//! A pages object owns its device, and is always in one of these states, which change only under
+//! the notifier lock:
+//!
+//! - *unmapped*: nothing is mapped;
+//! - *partly mapped*: a transaction (see [`get_pages`](crate::get_pages)) is under way and let the
+//!   lock go to let a writer in; an invalidation undoes what it did so far, and it notices;
+//! - *mapped*: all pages are mapped, their addresses may be used under the lock;
+//! - *retired*: unmapped for good, as the range was unmapped by the CPU or removed.
+//!
+//! Addresses are reached only through a [`View`](crate::view::View), which exists under the lock.
+//!
+//! # Locking
+//!
+//! What is behind the cells is read under the notifier lock; it is written by who holds that lock
+//! for writing, or for reading together with the driver's SVM lock. So a writer excludes all others.
+//!
+//! C: `struct drm_gpusvm_pages`.
+
+use crate::{
+    ctx::Access,
+    flags::{PagesFlag, PagesFlags},
+    segment::{Protocol, Segment, SegmentArray}, //
+};
+use core::cell::UnsafeCell;
+use kernel::{
+    prelude::*,
+    sync::{
+        aref::ARef,
+        atomic::{Atomic, Relaxed}, //
+    },
+};
+use kernel_ext::{
+    bindings as ext,
+    dma::{self, Direction, IovaState},
+    drm_device::DrmDevice,
+    hmm::{Block, Pfn}, //
+};
+
+/// One device's mapping of a range; it has the layout of `struct drm_gpusvm_pages`.
+///
+/// # Invariants
+///
+/// The mapped segments of `segments` are exactly what is mapped for the device. If `state` holds a
+/// reservation, the segments of system memory are linked in it without gaps from its start, in
+/// `state_offset` bytes altogether.
+#[repr(C)]
+pub struct Pages {
+    pub(crate) drm: ARef<DrmDevice>,
+    pub(crate) segments: UnsafeCell<Option<SegmentArray>>,
+    pub(crate) dpagemap: UnsafeCell<*mut ext::drm_pagemap>,
+    pub(crate) state: UnsafeCell<IovaState>,
+    pub(crate) state_offset: UnsafeCell<usize>,
+    pub(crate) notifier_seq: Atomic<usize>,
+    pub(crate) flags: PagesFlags,
+}
+
+// SAFETY: Pages may be used and freed from any thread.
+unsafe impl Send for Pages {}
+// SAFETY: The cells are protected as the module's documentation says.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    /// Pages of `drm`, not mapped. C: `drm_gpusvm_init_pages()`.
+    ///
+    /// DMA goes through the device's parent, `drm->dev`, which must have a DMA mask.
+    pub fn new(drm: &DrmDevice) -> Self {
+        Self {
+            drm: drm.into(),
+            segments: UnsafeCell::new(None),
+            dpagemap: UnsafeCell::new(core::ptr::null_mut()),
+            state: UnsafeCell::new(IovaState::default()),
+            state_offset: UnsafeCell::new(0),
+            notifier_seq: Atomic::new(isize::MAX as usize),
+            flags: PagesFlags::new(),
+        }
+    }
+
+    /// The device that the pages are mapped for.
+    pub fn device(&self) -> &DrmDevice {
+        &self.drm
+    }
+
+    /// Whether `flag` is set, at some recent time.
+    pub fn has(&self, flag: PagesFlag) -> bool {
+        self.flags.has(flag)
+    }
+
+    /// Whether the pages are mapped, all of them. Only a caller with the notifier lock knows that
+    /// they still are when it looks at the answer. C: `drm_gpusvm_pages_valid()`.
+    pub fn is_valid(&self) -> bool {
+        self.has(PagesFlag::HasDevmemPages) || self.has(PagesFlag::HasDmaMapping)
+    }
+
+    /// The segments that are mapped.
+    ///
+    /// # Safety
+    ///
+    /// The caller must hold the notifier lock as long as it uses the result.
+    pub(crate) unsafe fn mapped(&self) -> &[Segment] {
+        // SAFETY: Nobody writes while the lock is held, but who has the driver's lock as well, and
+        // does not call this meanwhile.
+        unsafe { (*self.segments.get()).as_ref() }.map_or(&[], SegmentArray::mapped)
+    }
+
+    /// Whether any page is mapped, by a transaction under way as well. The notifier lock is held.
+    pub(crate) fn is_any_mapped(&self) -> bool {
+        // SAFETY: The notifier lock is held.
+        !unsafe { self.mapped() }.is_empty()
+    }
+
+    /// Whether the pages are mapped, all of them, for `access`.
+    ///
+    /// # Safety
+    ///
+    /// The caller must hold the notifier lock.
+    pub(crate) unsafe fn is_valid_for(&self, access: Access) -> bool {
+        self.is_valid()
+            && (access == Access::Read
+                // SAFETY: As this function requires.
+                || unsafe { self.mapped() }
+                    .iter()
+                    .all(|segment| segment.dir() == Direction::Bidirectional))
+    }
+
+    /// Makes room for `segments` segments, to be mapped next.
+    ///
+    /// # Safety
+    ///
+    /// The caller must hold the driver's SVM lock and the notifier lock; nothing may be mapped.
+    pub(crate) unsafe fn install(&self, array: SegmentArray) -> Option<SegmentArray> {
+        // SAFETY: The caller excludes all others.
+        unsafe { (*self.segments.get()).replace(array) }
+    }
+
+    /// Reserves IOVA space for `size` bytes, if the device has an IOMMU that this works with.
+    ///
+    /// # Safety
+    ///
+    /// As for [`install`](Self::install).
+    pub(crate) unsafe fn reserve(&self, size: usize) {
+        // SAFETY: The caller excludes all others; nothing is mapped, so that nothing is reserved.
+        unsafe {
+            *self.state_offset.get() = 0;
+            dma::iova_try_alloc(self.drm.dma_device(), &mut *self.state.get(), 0, size);
+        }
+    }
+
+    /// Maps one block of system memory, and notes it.
+    ///
+    /// Fails with `EFAULT` when it cannot be mapped, `ENOSPC` when there is no room to note it; then
+    /// nothing is changed.
+    ///
+    /// # Safety
+    ///
+    /// The caller must hold the driver's SVM lock and the notifier lock, and know that the block's
+    /// pages are what the CPU has mapped: so that who takes them away will invalidate, and wait for
+    /// the lock, first.
+    pub(crate) unsafe fn map_system(&self, block: &Block) -> Result {
+        let dev = self.drm.dma_device();
+        let size = kernel::page::PAGE_SIZE << block.order;
+        let dir = direction(block.pfn);
+        // SAFETY: The caller excludes all others.
+        let (segments, state, offset) = unsafe {
+            (
+                (*self.segments.get()).as_mut().ok_or(ENOSPC)?,
+                &mut *self.state.get(),
+                &mut *self.state_offset.get(),
+            )
+        };
+        if segments.mapped().len() >= segments.capacity() {
+            return Err(ENOSPC);
+        }
+        let addr = if dma::use_iova(state) {
+            // SAFETY: The reservation is of the size of the range, of which this block is a part;
+            // all that is linked ends at `offset`.
+            unsafe { dma::iova_link(dev, state, block.pfn.phys(), *offset, size, dir) }?;
+            let addr = state.addr.wrapping_add(*offset as u64);
+            *offset += size;
+            addr
+        } else {
+            // SAFETY: The device lives as long as its DRM device; the pages are contiguous, and
+            // allocated until an invalidation, which unmaps first.
+            unsafe { dma::map_page(dev, block.pfn.page(), size, dir) }?
+        };
+        // INVARIANT: What was mapped is noted.
+        segments.push(Segment::new(addr, Protocol::SYSTEM, block.order, dir))
+    }
+
+    /// Ends a transaction well: from now on the pages are mapped, all of them.
+    ///
+    /// Fails, with nothing changed, if the IOMMU cannot make the links visible.
+    ///
+    /// # Safety
+    ///
+    /// As for [`install`](Self::install); all pages of the range must be mapped.
+    pub(crate) unsafe fn finish(&self, seq: usize) -> Result {
+        // SAFETY: The caller excludes all others; all of the reservation up to the offset is
+        // linked.
+        unsafe {
+            let state = &mut *self.state.get();
+            let offset = *self.state_offset.get();
+            if dma::use_iova(state) && offset != 0 {
+                dma::iova_sync(self.drm.dma_device(), state, 0, offset)?;
+            }
+        }
+        self.flags.update(&[PagesFlag::HasDmaMapping], &[]);
+        self.set_seq(seq);
+        Ok(())
+    }
+
+    /// Notes the notifier's sequence number as of which the pages are known to be right.
+    pub(crate) fn set_seq(&self, seq: usize) {
+        self.notifier_seq.store(seq, Relaxed);
+    }
+
+    /// The notifier's sequence number as of which the pages were known to be right.
+    pub fn notifier_seq(&self) -> usize {
+        self.notifier_seq.load(Relaxed)
+    }
+
+    /// Unmaps whatever is mapped. The memory for addresses is kept.
+    /// C: `drm_gpusvm_unmap_pages()`.
+    ///
+    /// # Safety
+    ///
+    /// The caller must hold the notifier lock for writing, or for reading together with the driver's
+    /// SVM lock. The device must not use the addresses any more.
+    pub unsafe fn unmap(&self) {
+        let dev = self.drm.dma_device();
+        // SAFETY: The caller excludes all others.
+        let (segments, state, offset) = unsafe {
+            (
+                (*self.segments.get()).as_mut(),
+                &mut *self.state.get(),
+                &mut *self.state_offset.get(),
+            )
+        };
+        self.flags
+            .update(&[], &[PagesFlag::HasDmaMapping, PagesFlag::HasDevmemPages]);
+        let mapped = segments.as_ref().map_or(&[][..], |array| array.mapped());
+        if dma::use_iova(state) {
+            // SAFETY: By the type invariants the segments are linked, without gaps; the
+            // reservation is empty after.
+            unsafe {
+                unlink(dev, state, mapped);
+                dma::iova_free(dev, state);
+            }
+        } else {
+            for segment in mapped {
+                // SAFETY: By the type invariants the segment is mapped, just so.
+                unsafe { dma::unmap_page(dev, segment.addr(), segment.size(), segment.dir()) };
+            }
+        }
+        *offset = 0;
+        // INVARIANT: Nothing is mapped, and nothing is noted.
+        if let Some(segments) = segments {
+            segments.clear();
+        }
+    }
+
+    /// Marks the pages as not to be mapped again. The notifier lock is held for writing.
+    /// C: a part of `drm_gpusvm_range_set_unmapped()`.
+    pub fn set_unmapped(&self) {
+        self.flags.update(&[PagesFlag::Unmapped], &[]);
+    }
+
+    /// Unmaps the pages for good.
+    ///
+    /// # Safety
+    ///
+    /// As for [`unmap`](Self::unmap).
+    pub(crate) unsafe fn retire(&self) {
+        // SAFETY: As this function requires.
+        unsafe { self.unmap() };
+        self.set_unmapped();
+    }
+
+    /// What the addresses take, in bytes.
+    ///
+    /// # Safety
+    ///
+    /// The caller must hold the notifier lock.
+    pub unsafe fn memory(&self) -> usize {
+        // SAFETY: As this function requires.
+        unsafe { (*self.segments.get()).as_ref() }.map_or(0, SegmentArray::memory)
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // The range was removed, and unmapped with that, or never inserted: nothing is mapped.
+        if kernel::warn_on!(self.is_any_mapped()) {
+            // SAFETY: Nobody else has the pages.
+            unsafe { self.unmap() };
+        }
+    }
+}
+
+/// What a device may do with a page: as much as the CPU may without a fault.
+fn direction(pfn: Pfn) -> Direction {
+    if pfn.is_writable() {
+        Direction::Bidirectional
+    } else {
+        Direction::ToDevice
+    }
+}
+
+/// Unlinks segments that are linked in `state` without gaps, a run of the same direction at once.
+///
+/// # Safety
+///
+/// So they must be, from offset 0 on, for the device `dev`.
+unsafe fn unlink(dev: *mut kernel::bindings::device, state: &mut IovaState, mapped: &[Segment]) {
+    let mut offset = 0;
+    for run in mapped.chunk_by(|a, b| a.dir() == b.dir()) {
+        let Some(first) = run.first() else { continue };
+        let size = run.iter().map(Segment::size).sum();
+        // SAFETY: The run is linked at `offset`, with this direction.
+        unsafe { dma::iova_unlink(dev, state, offset, size, first.dir()) };
+        offset += size;
+    }
+}
+
+/// The pages objects of one range: one for each device that maps it.
+pub enum PageSet {
+    /// Of one device, in place.
+    One(Pages),
+    /// Of several devices, in an array.
+    Many(KVec<Pages>),
+}
+
+impl PageSet {
+    /// Pages of one device.
+    pub fn one(drm: &DrmDevice) -> Self {
+        Self::One(Pages::new(drm))
+    }
+
+    /// Pages of several devices, all mapped from one look at the CPU's page tables. Fails with
+    /// `ENOMEM`, or `EINVAL` for none.
+    pub fn many(drms: &[&DrmDevice]) -> Result<Self> {
+        if drms.is_empty() {
+            return Err(EINVAL);
+        }
+        let mut pages = KVec::with_capacity(drms.len(), GFP_KERNEL)?;
+        for drm in drms {
+            pages.push(Pages::new(drm), GFP_KERNEL)?;
+        }
+        Ok(Self::Many(pages))
+    }
+
+    /// All of them; never empty.
+    pub fn as_slice(&self) -> &[Pages] {
+        match self {
+            PageSet::One(pages) => core::slice::from_ref(pages),
+            PageSet::Many(pages) => pages,
+        }
+    }
+}

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Looking at where the pages of a range are, and bringing them back to system memory.
+//!
+//! C: `drm_gpusvm_scan_mm()`, `drm_gpusvm_range_evict()`.
+
+use crate::{
+    range::SvmRange,
+    retry::Attempt,
+    svm::GpuSvm, //
+};
+use core::{ffi::c_void, ops::Range, ptr};
+use kernel::{
+    bindings,
+    ffi::c_ulong,
+    mm::{virt::VmaRef, Mm, MmWithUser, MmapReadGuard},
+    prelude::*, //
+};
+use kernel_ext::{
+    bindings as ext,
+    hmm::{Pfn, Request, Walk}, //
+};
+
+/// Where the pages of a range are, `enum drm_gpusvm_scan_result`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ScanResult {
+    /// At least one page is not there, or cannot be had.
+    Unpopulated = ext::drm_gpusvm_scan_result_DRM_GPUSVM_SCAN_UNPOPULATED,
+    /// All pages belong to the provider that was asked about.
+    Equal = ext::drm_gpusvm_scan_result_DRM_GPUSVM_SCAN_EQUAL,
+    /// All pages belong to one other provider.
+    Other = ext::drm_gpusvm_scan_result_DRM_GPUSVM_SCAN_OTHER,
+    /// All pages are system memory.
+    System = ext::drm_gpusvm_scan_result_DRM_GPUSVM_SCAN_SYSTEM,
+    /// All pages are device memory, of several providers.
+    MixedDevice = ext::drm_gpusvm_scan_result_DRM_GPUSVM_SCAN_MIXED_DEVICE,
+    /// Some pages are system memory, some device memory.
+    Mixed = ext::drm_gpusvm_scan_result_DRM_GPUSVM_SCAN_MIXED,
+}
+
+/// Where one page is, as far as a scan tells providers apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Nowhere, or not to be had.
+    Absent,
+    /// System memory.
+    System,
+    /// Memory of the provider with this address.
+    Device(usize),
+}
+
+/// What pages at `places` make together, for a scan that asks about the provider `wanted`.
+pub fn classify(places: impl Iterator<Item = Place>, wanted: Option<usize>) -> ScanResult {
+    let mut system = false;
+    let mut equal = false;
+    let mut other: Option<usize> = None;
+    let mut others = false;
+    for place in places {
+        match place {
+            Place::Absent => return ScanResult::Unpopulated,
+            Place::System => system = true,
+            Place::Device(provider) if Some(provider) == wanted => equal = true,
+            Place::Device(provider) => match other {
+                Some(known) if known != provider => others = true,
+                _ => other = Some(provider),
+            },
+        }
+    }
+    match (system, equal, other) {
+        (false, false, None) => ScanResult::Unpopulated,
+        (true, false, None) => ScanResult::System,
+        (true, _, _) => ScanResult::Mixed,
+        (false, true, None) => ScanResult::Equal,
+        (false, false, Some(_)) if !others => ScanResult::Other,
+        (false, _, Some(_)) => ScanResult::MixedDevice,
+    }
+}
+
+/// Where a page is.
+///
+/// # Safety
+///
+/// The page must be known to be the CPU's still.
+unsafe fn place(pfn: Pfn) -> Place {
+    if !pfn.is_valid() {
+        return Place::Absent;
+    }
+    // SAFETY: The page exists, by this function's requirements.
+    let pagemap = unsafe { ext::device_page_pgmap(pfn.page()) };
+    if pagemap.is_null() {
+        Place::System
+    } else {
+        Place::Device(pagemap as usize)
+    }
+}
+
+/// The first VMA that overlaps `span`.
+pub(crate) fn first_vma<'a>(
+    _mmap: &'a MmapReadGuard<'_>,
+    mm: &MmWithUser,
+    span: Range<usize>,
+) -> Option<&'a VmaRef> {
+    if span.start >= span.end {
+        return None;
+    }
+    // SAFETY: The mmap lock is held.
+    let vma = unsafe {
+        ext::find_vma_intersection(mm.as_raw(), span.start as c_ulong, span.end as c_ulong)
+    };
+    if vma.is_null() {
+        return None;
+    }
+    // SAFETY: Valid as long as the mmap lock is held.
+    Some(unsafe { VmaRef::from_raw(vma) })
+}
+
+impl GpuSvm {
+    /// Where the pages of `range` are now. Advice only: it may be wrong when the caller reads it.
+    ///
+    /// Looks again, within the bounds of `attempt`, when the CPU changes its mappings meanwhile;
+    /// after that the answer is [`ScanResult::Unpopulated`]. Faults nothing in; takes the mmap lock.
+    /// What it saw stays in `walk`.
+    ///
+    /// # Safety
+    ///
+    /// The caller must hold the driver's SVM lock, and not the notifier lock; `owner` must be null
+    /// or an owner of device-private pages.
+    pub unsafe fn scan(
+        &self,
+        range: &SvmRange,
+        owner: *mut c_void,
+        wanted: *const bindings::dev_pagemap,
+        attempt: &Attempt<'_>,
+        walk: &mut Walk,
+    ) -> ScanResult {
+        let Some(_mm) = self.mm().and_then(Mm::mmget_not_zero) else {
+            return ScanResult::Unpopulated;
+        };
+        // SAFETY: The driver's lock keeps the range in its tree.
+        let notifier = unsafe { range.notifier() }.mmu();
+        // One try: the walk itself goes on until the time of the attempt is spent.
+        // SAFETY: The notifier is inserted, includes the span, and the process has users.
+        let seen = unsafe {
+            walk.fault(
+                notifier,
+                &range.span(),
+                Request::Snapshot,
+                owner,
+                attempt.timeout(),
+            )
+        };
+        if seen.is_err() {
+            return ScanResult::Unpopulated;
+        }
+        let _lock = self.read_lock();
+        if notifier.read_retry(walk.seq()) {
+            return ScanResult::Unpopulated;
+        }
+        classify(
+            // SAFETY: The walk is valid, and the notifier lock is held.
+            walk.blocks().map(|block| unsafe { place(block.pfn) }),
+            (!wanted.is_null()).then_some(wanted as usize),
+        )
+    }
+
+    /// Brings all pages of `range` that are device memory back to system memory.
+    ///
+    /// Parts of the range without a VMA, or that cannot be had, are passed over, and what is behind
+    /// them is still brought back; the first error of a part that has a VMA is returned at the end.
+    /// Takes the mmap lock. `ETIME` says that the CPU kept changing its mappings, `EFAULT` also that
+    /// the process is gone.
+    ///
+    /// # Safety
+    ///
+    /// As for [`scan`](Self::scan).
+    pub unsafe fn evict(&self, range: &SvmRange, attempt: &Attempt<'_>) -> Result {
+        let mm = self.mm().and_then(Mm::mmget_not_zero).ok_or(EFAULT)?;
+        // SAFETY: The driver's lock keeps the range in its tree.
+        let notifier = unsafe { range.notifier() }.mmu();
+        let mut walk = Walk::new();
+        let mut rest = range.span();
+        let mut result = Ok(());
+        while !rest.is_empty() {
+            let part = {
+                let mmap = mm.mmap_read_lock();
+                let Some(vma) = first_vma(&mmap, &mm, rest.clone()) else {
+                    break;
+                };
+                vma.start().max(rest.start)..vma.end().min(rest.end)
+            };
+            rest.start = part.end;
+            // SAFETY: The notifier is inserted, includes the span, and the process has users.
+            let done = unsafe {
+                walk.fault(
+                    notifier,
+                    &part,
+                    Request::Read,
+                    ptr::null_mut(),
+                    attempt.timeout(),
+                )
+            };
+            match done {
+                Err(e) if e == EINTR => return Err(e),
+                Err(e) => {
+                    pr_debug!("gpusvm: evicting {part:#x?} failed: {e:?}\n");
+                    result = result.and(Err(if e == EBUSY { ETIME } else { e }));
+                }
+                Ok(()) => {}
+            }
+        }
+        result
+    }
+}

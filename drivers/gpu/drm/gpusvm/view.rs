@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Device addresses, as long as they are known to be right.
+//!
+//! A [`View`] exists only inside [`Found::commit`](crate::guard::Found::commit): while the notifier
+//! lock is held, after the pages were seen to be valid. Nothing that it gives out outlives it, but
+//! what the driver writes into its own page tables, which [`Driver::invalidate`] clears.
+//!
+//! [`Driver::invalidate`]: crate::driver::Driver::invalidate
+
+use crate::{
+    pages::Pages,
+    segment::{Protocol, Segment}, //
+};
+use core::ops::Range;
+use kernel_ext::{dma::Direction, drm_device::DrmDevice};
+
+/// The mapped pages of a range, under the notifier lock.
+pub struct View<'v> {
+    span: Range<usize>,
+    pages: &'v [Pages],
+}
+
+impl<'v> View<'v> {
+    /// # Safety
+    ///
+    /// The notifier lock must be held during `'v`, and all of `pages` be valid, for `span`.
+    pub(crate) unsafe fn new(span: Range<usize>, pages: &'v [Pages]) -> Self {
+        Self { span, pages }
+    }
+
+    /// The addresses of the range, in bytes.
+    pub fn span(&self) -> Range<usize> {
+        self.span.clone()
+    }
+
+    /// How many devices the range is mapped for; at least one.
+    pub fn devices(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// The segments of the first device, or the only one.
+    pub fn segments(&self) -> Segments<'v> {
+        self.of(0)
+    }
+
+    /// The segments of the device with this index; none if there is no such device.
+    pub fn of(&self, device: usize) -> Segments<'v> {
+        Segments {
+            next: self.span.start,
+            // SAFETY: By `new()`'s requirements the notifier lock is held during `'v`.
+            rest: self
+                .pages
+                .get(device)
+                .map_or(&[], |pages| unsafe { pages.mapped() }),
+        }
+    }
+
+    /// The device with this index.
+    pub fn device(&self, device: usize) -> Option<&'v DrmDevice> {
+        self.pages.get(device).map(Pages::device)
+    }
+}
+
+/// A piece of a range, as a device addresses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    /// The process's address, in bytes, which is also the GPU's.
+    pub va: usize,
+    /// The device's address, in bytes: a DMA address, if `proto` is [`Protocol::SYSTEM`].
+    pub addr: u64,
+    /// Size in bytes.
+    pub len: usize,
+    /// Whether the device may write.
+    pub writable: bool,
+    /// What kind of address it is.
+    pub proto: Protocol,
+}
+
+/// Iterates over the segments of a range, in ascending order of address.
+pub struct Segments<'v> {
+    next: usize,
+    rest: &'v [Segment],
+}
+
+impl Iterator for Segments<'_> {
+    type Item = Mapped;
+
+    fn next(&mut self) -> Option<Mapped> {
+        let (segment, rest) = self.rest.split_first()?;
+        let mapped = Mapped {
+            va: self.next,
+            addr: segment.addr(),
+            len: segment.size(),
+            writable: segment.dir() == Direction::Bidirectional,
+            proto: segment.proto(),
+        };
+        self.next = self.next.wrapping_add(mapped.len);
+        self.rest = rest;
+        Some(mapped)
+    }
+}

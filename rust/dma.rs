@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Mapping of single pages for a device, and mapping into one contiguous IOVA range.
+//!
+//! C header: [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h)
+
+use crate::bindings;
+use kernel::{
+    bindings::{device, page},
+    error::to_result,
+    prelude::*, //
+};
+
+/// The state of an IOVA reservation, `struct dma_iova_state`.
+pub use kernel::bindings::dma_iova_state as IovaState;
+
+/// What a device may do with the memory that is mapped for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Read and write.
+    Bidirectional,
+    /// Read only.
+    ToDevice,
+}
+
+impl Direction {
+    /// The value of C's `enum dma_data_direction`.
+    pub const fn raw(self) -> i32 {
+        match self {
+            Direction::Bidirectional => kernel::bindings::dma_data_direction::DMA_BIDIRECTIONAL.0,
+            Direction::ToDevice => kernel::bindings::dma_data_direction::DMA_TO_DEVICE.0,
+        }
+    }
+
+    fn c(self) -> kernel::bindings::dma_data_direction {
+        kernel::bindings::dma_data_direction(self.raw())
+    }
+}
+
+/// Maps `size` bytes from the start of `page`, `dma_map_page()`.
+///
+/// Any address may be the result, 0 as well. Fails with `EFAULT` when the device cannot reach the
+/// page or mapping space is short, as `drm_gpusvm_get_pages()` does.
+///
+/// # Safety
+///
+/// `dev` must be a device with a DMA mask that stays valid until the mapping is undone; `page` must
+/// be the first of physically contiguous pages of at least `size` bytes that stay allocated so
+/// long.
+pub unsafe fn map_page(
+    dev: *mut device,
+    page: *mut page,
+    size: usize,
+    dir: Direction,
+) -> Result<u64> {
+    // SAFETY: By this function's requirements.
+    let addr = unsafe { bindings::dma_map_page(dev, page, 0, size, dir.c()) };
+    // SAFETY: `dev` is valid.
+    if unsafe { bindings::dma_mapping_error(dev, addr) } != 0 {
+        return Err(EFAULT);
+    }
+    Ok(addr)
+}
+
+/// Undoes [`map_page`].
+///
+/// # Safety
+///
+/// `addr` must be the result of [`map_page`] with the same device, size and direction, and be
+/// undone only once.
+pub unsafe fn unmap_page(dev: *mut device, addr: u64, size: usize, dir: Direction) {
+    // SAFETY: By this function's requirements.
+    unsafe { bindings::dma_unmap_page(dev, addr, size, dir.c()) }
+}
+
+/// Reserves `size` bytes of IOVA space, if the device has an IOMMU that this works with.
+///
+/// # Safety
+///
+/// `dev` must be a valid device, `state` a state that holds no reservation.
+pub unsafe fn iova_try_alloc(
+    dev: *mut device,
+    state: &mut IovaState,
+    phys: u64,
+    size: usize,
+) -> bool {
+    // SAFETY: By this function's requirements.
+    unsafe { bindings::dma_iova_try_alloc(dev, state, phys, size) }
+}
+
+/// Whether `state` holds a reservation.
+pub fn use_iova(state: &mut IovaState) -> bool {
+    // SAFETY: Reads the state.
+    unsafe { bindings::dma_use_iova(state) }
+}
+
+/// Maps `size` bytes at physical address `phys` to `offset` in the reservation.
+///
+/// # Safety
+///
+/// `state` must hold a reservation for `dev` that reaches beyond `offset + size` and has nothing
+/// there; the memory must stay allocated until it is unlinked.
+pub unsafe fn iova_link(
+    dev: *mut device,
+    state: &mut IovaState,
+    phys: u64,
+    offset: usize,
+    size: usize,
+    dir: Direction,
+) -> Result {
+    // SAFETY: By this function's requirements.
+    to_result(unsafe { bindings::dma_iova_link(dev, state, phys, offset, size, dir.c()) })
+}
+
+/// Makes what was linked in `[offset, offset + size)` visible to the device.
+///
+/// # Safety
+///
+/// `state` must hold a reservation for `dev`, with all of the span linked.
+pub unsafe fn iova_sync(
+    dev: *mut device,
+    state: &mut IovaState,
+    offset: usize,
+    size: usize,
+) -> Result {
+    // SAFETY: By this function's requirements.
+    to_result(unsafe { bindings::dma_iova_sync(dev, state, offset, size) })
+}
+
+/// Undoes links, and waits until the device cannot reach the memory.
+///
+/// # Safety
+///
+/// All of `[offset, offset + size)` must be linked, with the direction `dir`.
+pub unsafe fn iova_unlink(
+    dev: *mut device,
+    state: &mut IovaState,
+    offset: usize,
+    size: usize,
+    dir: Direction,
+) {
+    // SAFETY: By this function's requirements.
+    unsafe { bindings::dma_iova_unlink(dev, state, offset, size, dir.c()) }
+}
+
+/// Gives a reservation back.
+///
+/// # Safety
+///
+/// `state` must hold a reservation for `dev` in which nothing is linked.
+pub unsafe fn iova_free(dev: *mut device, state: &mut IovaState) {
+    // SAFETY: By this function's requirements.
+    unsafe { bindings::dma_iova_free(dev, state) };
+    *state = IovaState::default();
+}

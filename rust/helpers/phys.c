@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0
+
+#include <linux/dma-direct.h>
+#include <linux/highmem.h>
+#include <linux/iommu.h>
+#include <linux/memory_hotplug.h>
+#include <linux/mm.h>
+#include <linux/sched.h>
+#include <linux/string.h>
+
+/*
+ * The physical address behind a DMA address of @dev, as the device itself would
+ * reach it: through the IOMMU's page table where one translates.
+ */
+int kext_dma_resolve(struct device *dev, dma_addr_t addr, phys_addr_t *phys)
+{
+	struct iommu_domain *domain = iommu_get_domain_for_dev(dev);
+
+	if (!domain) {
+		*phys = dma_to_phys(dev, addr);
+		return 0;
+	}
+	*phys = iommu_iova_to_phys(domain, addr);
+	return *phys ? 0 : -EFAULT;
+}
+
+phys_addr_t kext_page_to_phys(struct page *page)
+{
+	return page_to_phys(page);
+}
+
+struct page *kext_pfn_to_online_page(unsigned long pfn)
+{
+	return pfn_to_online_page(pfn);
+}
+
+bool kext_is_zero_pfn(unsigned long pfn)
+{
+	return is_zero_pfn(pfn);
+}
+
+/* Nobody holds a reference: the page is free, or about to be. */
+bool kext_page_is_free(struct page *page)
+{
+	return !folio_ref_count(page_folio(page));
+}
+
+/* The kernel's own: no driver maps such memory for a device that obeys user programs. */
+bool kext_page_is_internal(struct page *page)
+{
+	struct folio *folio = page_folio(page);
+
+	return PageReserved(page) || folio_test_slab(folio) ||
+	       folio_test_large_kmalloc(folio) || folio_test_pgtable(folio);
+}
+
+/* A call that the compiler of Rust code knows nothing about, and that KASAN checks. */
+void kext_memcpy(void *to, const void *from, size_t len)
+{
+	memcpy(to, from, len);
+}
+
+void kext_cond_resched(void)
+{
+	cond_resched();
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Interval trees with a list beside them, for iteration in order.
+//!
+//! The tree answers "what overlaps this span" in logarithmic time; the list goes from one interval
+//! to the next in constant time. Intervals in one tree of this project never overlap each other,
+//! so that both have the same order.
+//!
+//! C header: [`include/linux/interval_tree.h`](srctree/include/linux/interval_tree.h)
+
+use core::{cell::UnsafeCell, ops::Range, ptr};
+use kernel::{
+    bindings,
+    ffi::c_ulong,
+    prelude::*, //
+};
+
+/// An interval and its place in a tree and a list.
+///
+/// It has the layout of a `struct interval_tree_node` followed by a `struct list_head`, as
+/// `struct drm_gpusvm_notifier` and `struct drm_gpusvm_range` have them.
+///
+/// # Invariants
+///
+/// The node is linked in the tree exactly when it is linked in the list.
+#[repr(C)]
+pub struct Node {
+    itree: UnsafeCell<bindings::interval_tree_node>,
+    entry: UnsafeCell<bindings::list_head>,
+}
+
+impl Node {
+    /// An unlinked node for `span`, whose end is exclusive and must be above its start.
+    pub fn new(span: Range<usize>) -> impl PinInit<Self> {
+        let init = move |slot: *mut Self| {
+            // SAFETY: `slot` is valid for writes; all fields are written, the list head with a
+            // pointer to itself, which stays right as the node is pinned.
+            unsafe {
+                (&raw mut (*slot).itree)
+                    .cast::<bindings::interval_tree_node>()
+                    .write(bindings::interval_tree_node {
+                        start: span.start as c_ulong,
+                        last: span.end.wrapping_sub(1) as c_ulong,
+                        ..Default::default()
+                    });
+                let entry = (&raw mut (*slot).entry).cast::<bindings::list_head>();
+                (*entry).next = entry;
+                (*entry).prev = entry;
+            }
+            Ok::<(), core::convert::Infallible>(())
+        };
+        // SAFETY: The closure initializes all of the slot and cannot fail.
+        unsafe { pin_init::pin_init_from_closure(init) }
+    }
+
+    /// First address, in bytes.
+    pub fn start(&self) -> usize {
+        // SAFETY: `start` is written at initialization only.
+        unsafe { (*self.itree.get()).start as usize }
+    }
+
+    /// First address after the interval, in bytes; 0 if it reaches the last address there is.
+    pub fn end(&self) -> usize {
+        // SAFETY: `last` is written at initialization only.
+        unsafe { (*self.itree.get()).last as usize }.wrapping_add(1)
+    }
+
+    fn from_itree(itree: *mut bindings::interval_tree_node) -> *mut Node {
+        // `itree` is the first field.
+        const { assert!(core::mem::offset_of!(Node, itree) == 0) };
+        itree.cast()
+    }
+
+    /// # Safety
+    ///
+    /// `entry` must be the `entry` field of a [`Node`].
+    unsafe fn from_entry(entry: *mut bindings::list_head) -> *mut Node {
+        // SAFETY: By this function's requirements.
+        unsafe { entry.byte_sub(core::mem::offset_of!(Node, entry)).cast() }
+    }
+}
+
+/// The root of an interval tree, and the head of the list beside it.
+///
+/// It has the layout of a `struct rb_root_cached` followed by a `struct list_head`.
+///
+/// # Invariants
+///
+/// Tree and list hold the same nodes, in the same order.
+#[repr(C)]
+pub struct Tree {
+    root: UnsafeCell<bindings::rb_root_cached>,
+    list: UnsafeCell<bindings::list_head>,
+}
+
+impl Tree {
+    /// An empty tree.
+    pub fn new() -> impl PinInit<Self> {
+        let init = |slot: *mut Self| {
+            // SAFETY: `slot` is valid for writes; all fields are written, the list head with a
+            // pointer to itself, which stays right as the tree is pinned.
+            unsafe {
+                (&raw mut (*slot).root)
+                    .cast::<bindings::rb_root_cached>()
+                    .write(Default::default());
+                let list = (&raw mut (*slot).list).cast::<bindings::list_head>();
+                (*list).next = list;
+                (*list).prev = list;
+            }
+            Ok::<(), core::convert::Infallible>(())
+        };
+        // SAFETY: The closure initializes all of the slot and cannot fail.
+        unsafe { pin_init::pin_init_from_closure(init) }
+    }
+
+    /// Whether no node is linked.
+    ///
+    /// # Safety
+    ///
+    /// No other thread may change the tree meanwhile.
+    pub unsafe fn is_empty(&self) -> bool {
+        // SAFETY: By this function's requirements.
+        unsafe { (*self.root.get()).rb_root.rb_node.is_null() }
+    }
+
+    /// The lowest node that overlaps `span` (end exclusive), or null.
+    ///
+    /// # Safety
+    ///
+    /// No other thread may change the tree meanwhile.
+    pub unsafe fn first(&self, span: Range<usize>) -> *mut Node {
+        if span.start >= span.end {
+            return ptr::null_mut();
+        }
+        // SAFETY: By this function's requirements the tree is stable.
+        Node::from_itree(unsafe {
+            bindings::interval_tree_iter_first(
+                self.root.get(),
+                span.start as c_ulong,
+                (span.end - 1) as c_ulong,
+            )
+        })
+    }
+
+    /// The node after `node` in ascending order, or null.
+    ///
+    /// # Safety
+    ///
+    /// `node` must be linked in this tree, and no other thread may change the tree meanwhile.
+    pub unsafe fn next(&self, node: *mut Node) -> *mut Node {
+        // SAFETY: `node` is linked, so that its list pointers are valid.
+        let next = unsafe { (*(*node).entry.get()).next };
+        if next == self.list.get() {
+            return ptr::null_mut();
+        }
+        // SAFETY: All entries of the list but its head are `entry` fields of nodes.
+        unsafe { Node::from_entry(next) }
+    }
+
+    /// Links `node`.
+    ///
+    /// # Safety
+    ///
+    /// `node` must be pinned, not linked anywhere, overlap no node of this tree, and stay valid
+    /// until it is removed. No other thread may look at or change the tree meanwhile.
+    pub unsafe fn insert(&self, node: *mut Node) {
+        // SAFETY: By this function's requirements tree, list and node are ours alone; the
+        // predecessor in the tree is linked in the list, by the type invariants.
+        unsafe {
+            bindings::interval_tree_insert((*node).itree.get(), self.root.get());
+            let prev = bindings::rb_prev(&raw const (*(*node).itree.get()).rb);
+            let head = if prev.is_null() {
+                self.list.get()
+            } else {
+                let itree = prev.byte_sub(core::mem::offset_of!(bindings::interval_tree_node, rb));
+                (*Node::from_itree(itree.cast())).entry.get()
+            };
+            let (entry, next) = ((*node).entry.get(), (*head).next);
+            (*entry).next = next;
+            (*entry).prev = head;
+            (*next).prev = entry;
+            (*head).next = entry;
+        }
+    }
+
+    /// Unlinks `node`.
+    ///
+    /// # Safety
+    ///
+    /// `node` must be linked in this tree. No other thread may look at or change the tree
+    /// meanwhile.
+    pub unsafe fn remove(&self, node: *mut Node) {
+        // SAFETY: By this function's requirements tree, list and node are ours alone.
+        unsafe {
+            bindings::interval_tree_remove((*node).itree.get(), self.root.get());
+            let entry = (*node).entry.get();
+            (*(*entry).prev).next = (*entry).next;
+            (*(*entry).next).prev = (*entry).prev;
+            (*entry).next = entry;
+            (*entry).prev = entry;
+        }
+    }
+}
