@@ -111,10 +111,7 @@ impl Gpu {
         let address = self.fence.at(0);
         // SAFETY: the fence is the test's memory, and so is all that the tests' batches touch.
         unsafe { self.queue.submit(batch, Some(Fence { address, value })) }?;
-        self.queue.wait(&Wait {
-            op: WaitOp::Gte,
-            ..Wait::equal(address, value, PATIENCE)
-        })
+        self.queue.wait(&Wait { op: WaitOp::Gte, ..Wait::equal(address, value, PATIENCE) })
     }
 
     /// Puts a batch where the previous ones, all waited for, are no more needed.
@@ -198,15 +195,8 @@ impl Gpu {
         let length = (commands.dwords().len() * 4).next_multiple_of(PAGE);
         let memory = Map::anon(length + PAGE);
         write_dwords(memory.part(0, length), commands.dwords());
-        let job = Job {
-            queue: &self.queue,
-            memory,
-            fence: memory.part(length, PAGE),
-        };
-        let fence = Fence {
-            address: job.fence.at(0),
-            value: DONE,
-        };
+        let job = Job { queue: &self.queue, memory, fence: memory.part(length, PAGE) };
+        let fence = Fence { address: job.fence.at(0), value: DONE };
         // SAFETY: batch and fence lie in memory of the job's own, which stays until the fence has
         // signalled; the tests' batches touch the tests' memory.
         unsafe { self.queue.submit(memory.at(0), Some(fence)) }?;

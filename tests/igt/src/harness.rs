@@ -57,11 +57,7 @@ pub struct Program {
 impl Program {
     /// A program without subtests yet.
     pub fn new(name: &'static str, about: &'static str) -> Self {
-        Self {
-            name,
-            about,
-            subtests: Vec::new(),
-        }
+        Self { name, about, subtests: Vec::new() }
     }
 
     /// Adds a subtest.
@@ -78,20 +74,11 @@ impl Program {
         let name = name.into();
         assert!(
             !name.is_empty()
-                && name
-                    .bytes()
-                    .all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_'),
+                && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_'),
             "bad subtest name {name:?}"
         );
-        assert!(
-            self.subtests.iter().all(|s| s.name != name),
-            "two subtests are named {name}"
-        );
-        self.subtests.push(Subtest {
-            name,
-            about: about.into(),
-            body: Box::new(body),
-        });
+        assert!(self.subtests.iter().all(|s| s.name != name), "two subtests are named {name}");
+        self.subtests.push(Subtest { name, about: about.into(), body: Box::new(body) });
         self
     }
 
@@ -117,9 +104,7 @@ impl Program {
     }
 
     fn matching<'a>(&'a self, pattern: Option<&'a str>) -> impl Iterator<Item = &'a Subtest> {
-        self.subtests
-            .iter()
-            .filter(move |s| pattern.is_none_or(|p| wildcard::matches(p, &s.name)))
+        self.subtests.iter().filter(move |s| pattern.is_none_or(|p| wildcard::matches(p, &s.name)))
     }
 
     fn list(&self) -> u8 {
@@ -163,11 +148,7 @@ impl Program {
                     failed.push(subtest.name.as_str());
                 }
             }
-            println!(
-                "Subtest {}: {outcome} ({:.3}s)",
-                subtest.name,
-                took.as_secs_f64()
-            );
+            println!("Subtest {}: {outcome} ({:.3}s)", subtest.name, took.as_secs_f64());
         }
         if !failed.is_empty() {
             eprintln!("{}: failed: {}", self.name, failed.join(", "));

@@ -7,6 +7,7 @@ pub mod env;
 pub mod gpu;
 pub mod harness;
 pub mod map;
+pub mod memory;
 pub mod process;
 pub mod rng;
 

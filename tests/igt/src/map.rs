@@ -59,10 +59,7 @@ impl Map {
         if p == libc::MAP_FAILED {
             return Err(std::io::Error::last_os_error());
         }
-        Ok(Self {
-            start: p as usize,
-            length,
-        })
+        Ok(Self { start: p as usize, length })
     }
 
     /// Private memory.
@@ -87,10 +84,17 @@ impl Map {
 
     /// An aligned range of addresses with nothing in it or within `align` bytes of it; nothing else
     /// will come there, as it is mapped without any permission.
+    ///
+    /// What the test unmaps in it stays empty, too: the kernel prefers the highest gap, and one is
+    /// left above for all that is small.
     #[track_caller]
     pub fn reserve(length: usize, align: usize) -> Self {
+        const GAP: usize = 64 << 20;
         let flags = ANON | libc::MAP_NORESERVE;
+        let gap = Self::mmap(0, GAP, NONE, flags, -1, 0);
         let room = Self::mmap(0, length + 3 * align, NONE, flags, -1, 0);
+        gap.unmap();
+        assert!(room.start < gap.start, "the kernel fills gaps from below");
         let start = (room.start + align).next_multiple_of(align);
         Self { start, length }
     }
@@ -118,14 +122,7 @@ impl Map {
     /// Maps a file here, in place of what is there.
     #[track_caller]
     pub fn replace_file(&self, file: &impl AsRawFd, prot: i32, flags: i32) -> Self {
-        Self::mmap(
-            self.start,
-            self.length,
-            prot,
-            flags | libc::MAP_FIXED,
-            file.as_raw_fd(),
-            0,
-        )
+        Self::mmap(self.start, self.length, prot, flags | libc::MAP_FIXED, file.as_raw_fd(), 0)
     }
 
     /// Where it starts.
@@ -154,10 +151,7 @@ impl Map {
     #[track_caller]
     pub const fn part(&self, offset: usize, length: usize) -> Self {
         assert!(offset + length <= self.length);
-        Self {
-            start: self.start + offset,
-            length,
-        }
+        Self { start: self.start + offset, length }
     }
 
     /// Reads a word.
@@ -209,10 +203,7 @@ impl Map {
     #[track_caller]
     pub fn expect_word(&self, what: &str, offset: usize, wanted: u32) {
         let found = self.read(offset);
-        assert!(
-            found == wanted,
-            "{what}: {found:#x} instead of {wanted:#x} at offset {offset:#x}"
-        );
+        assert!(found == wanted, "{what}: {found:#x} instead of {wanted:#x} at offset {offset:#x}");
     }
 
     /// `mprotect(2)`.
@@ -234,8 +225,7 @@ impl Map {
     /// `madvise(2)`.
     #[track_caller]
     pub fn madvise(&self, advice: i32) {
-        self.try_madvise(advice)
-            .unwrap_or_else(|e| panic!("madvise({advice}): {e}"));
+        self.try_madvise(advice).unwrap_or_else(|e| panic!("madvise({advice}): {e}"));
     }
 
     /// `madvise(2)`, which not every kernel knows all of.
@@ -261,15 +251,8 @@ impl Map {
                 target as *mut libc::c_void,
             )
         };
-        assert!(
-            p != libc::MAP_FAILED,
-            "mremap: {}",
-            std::io::Error::last_os_error()
-        );
-        Self {
-            start: p as usize,
-            length,
-        }
+        assert!(p != libc::MAP_FAILED, "mremap: {}", std::io::Error::last_os_error());
+        Self { start: p as usize, length }
     }
 }
 
@@ -293,15 +276,22 @@ mod tests {
     }
 
     #[test]
+    fn holes_stay_empty() {
+        let m = Map::aligned(SZ_2M, SZ_2M);
+        let hole = m.part(SZ_64K, 4 * PAGE);
+        hole.unmap();
+        for _ in 0..100 {
+            let other = Map::anon(PAGE);
+            assert!(other.start < hole.start || other.start >= hole.start + hole.length);
+        }
+    }
+
+    #[test]
     fn contents_move_with_mremap() {
         let m = Map::anon(2 * PAGE);
         m.fill(|o| o as u32 + 1);
         let to = Map::reserve(2 * PAGE, PAGE);
-        let moved = m.remap(
-            2 * PAGE,
-            libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
-            Some(to),
-        );
+        let moved = m.remap(2 * PAGE, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, Some(to));
         assert_eq!(moved, to);
         moved.expect("moved", |o| o as u32 + 1);
     }

@@ -29,8 +29,7 @@ impl Link {
     pub fn pair() -> (Self, Self) {
         let (a, b) = UnixStream::pair().expect("a socket pair");
         for end in [&a, &b] {
-            end.set_read_timeout(Some(CHILD_TIMEOUT))
-                .expect("a time-out");
+            end.set_read_timeout(Some(CHILD_TIMEOUT)).expect("a time-out");
         }
         (Self(a), Self(b))
     }
@@ -38,9 +37,7 @@ impl Link {
     /// Tells a number.
     #[track_caller]
     pub fn send(&self, value: u64) {
-        (&self.0)
-            .write_all(&value.to_ne_bytes())
-            .expect("send to the other process");
+        (&self.0).write_all(&value.to_ne_bytes()).expect("send to the other process");
     }
 
     /// Waits for a number; an error if the other side is gone.
@@ -84,11 +81,7 @@ pub fn fork(body: impl FnOnce(&Link)) -> Child {
             // SAFETY: the process ends here, without running the parent's destructors.
             unsafe { libc::_exit(code.into()) }
         }
-        pid => Child {
-            pid,
-            link: ours,
-            reaped: false,
-        },
+        pid => Child { pid, link: ours, reaped: false },
     }
 }
 

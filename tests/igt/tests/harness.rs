@@ -16,15 +16,11 @@ fn main() {
     p.subtest("good", "passes", || ());
     p.subtest("bad", "panics", || panic!("as it should"));
     p.subtest("thread", "panics in a thread", || {
-        std::thread::spawn(|| panic!("as it should"))
-            .join()
-            .unwrap();
+        std::thread::spawn(|| panic!("as it should")).join().unwrap();
     });
     p.subtest("crash", "dies of a signal", || std::process::abort());
     p.subtest("leaves", "exits early", || std::process::exit(3));
-    p.subtest("hang", "does not end", || {
-        std::thread::sleep(Duration::from_secs(600))
-    });
+    p.subtest("hang", "does not end", || std::thread::sleep(Duration::from_secs(600)));
     p.subtest("skipped", "skips", || skip!("no {}", "reason"));
     p.subtest("orphan", "leaves a process behind", || {
         // SAFETY: the child only sleeps.
@@ -56,7 +52,5 @@ fn main() {
         while unsafe { libc::waitpid(-1, &mut status, 0) } > 0 {}
         sender.send(()).unwrap();
     });
-    receiver
-        .recv_timeout(Duration::from_secs(5))
-        .expect("a child is left");
+    receiver.recv_timeout(Duration::from_secs(5)).expect("a child is left");
 }

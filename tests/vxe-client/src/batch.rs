@@ -172,8 +172,7 @@ impl<'memory> Batch<'memory> {
             source % COPY_BLOCK == 0 && destination % COPY_BLOCK == 0,
             "a copy from {source:#x} to {destination:#x} is not aligned to {COPY_BLOCK}"
         );
-        self.commands
-            .copy(source as u64, destination as u64, size_of_val(from));
+        self.commands.copy(source as u64, destination as u64, size_of_val(from));
         self
     }
 
@@ -214,10 +213,7 @@ mod tests {
     fn a_copy_counts_blocks_of_256_bytes() {
         let mut c = Commands::new();
         c.copy(0x1_0000_1000, 0x2_0000_2000, 4096);
-        assert_eq!(
-            c.dwords(),
-            [0x5688_0008, 15, 0, 255, 255, 0x1000, 1, 0x2000, 2, 0]
-        );
+        assert_eq!(c.dwords(), [0x5688_0008, 15, 0, 255, 255, 0x1000, 1, 0x2000, 2, 0]);
     }
 
     #[test]

@@ -19,12 +19,7 @@ pub struct Bind {
 impl Bind {
     fn new(op: u32, address: u64, length: u64) -> Self {
         Self {
-            op: sys::drm_xe_vm_bind_op {
-                op,
-                addr: address,
-                range: length,
-                ..Default::default()
-            },
+            op: sys::drm_xe_vm_bind_op { op, addr: address, range: length, ..Default::default() },
         }
     }
 

@@ -45,11 +45,7 @@ impl Bo {
         };
         // SAFETY: creating a buffer touches no memory of the process.
         unsafe { device.call(&request::GEM_CREATE, &mut create) }?;
-        Ok(Self {
-            device: device.clone(),
-            handle: create.handle,
-            size,
-        })
+        Ok(Self { device: device.clone(), handle: create.handle, size })
     }
 
     /// The handle.
@@ -68,10 +64,7 @@ impl Bo {
     ///
     /// What the ioctl says.
     pub fn mmap_offset(&self) -> Result<u64> {
-        let mut offset = sys::drm_xe_gem_mmap_offset {
-            handle: self.handle,
-            ..Default::default()
-        };
+        let mut offset = sys::drm_xe_gem_mmap_offset { handle: self.handle, ..Default::default() };
         // SAFETY: the call only fills in its argument.
         unsafe { self.device.call(&request::GEM_MMAP_OFFSET, &mut offset) }?;
         Ok(offset.offset)
@@ -98,10 +91,7 @@ impl Bo {
 
 impl Drop for Bo {
     fn drop(&mut self) {
-        let mut close = sys::drm_gem_close {
-            handle: self.handle,
-            ..Default::default()
-        };
+        let mut close = sys::drm_gem_close { handle: self.handle, ..Default::default() };
         // SAFETY: the handle is ours. That it fails on a closed device is as good.
         let _ = unsafe { self.device.call(&request::GEM_CLOSE, &mut close) };
     }

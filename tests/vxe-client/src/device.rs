@@ -65,10 +65,7 @@ impl Device {
     pub fn open_render() -> Result<Self> {
         (128..144)
             .find_map(|n| Self::open_path(format!("/dev/dri/renderD{n}")).ok())
-            .ok_or(Error::new(
-                "open of an xe render node in /dev/dri",
-                libc::ENODEV,
-            ))
+            .ok_or(Error::new("open of an xe render node in /dev/dri", libc::ENODEV))
     }
 
     /// Opens one node.
@@ -92,11 +89,7 @@ impl Device {
 
     /// Takes over a descriptor that is already open (passed from another process, say).
     pub fn from_fd(fd: OwnedFd) -> Self {
-        Self {
-            file: Arc::new(DeviceFile {
-                fd: AtomicI32::new(fd.into_raw_fd()),
-            }),
-        }
+        Self { file: Arc::new(DeviceFile { fd: AtomicI32::new(fd.into_raw_fd()) }) }
     }
 
     /// The name that the driver gives in DRM_IOCTL_VERSION.

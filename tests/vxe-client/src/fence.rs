@@ -75,10 +75,7 @@ impl Timeout {
 
 /// CLOCK_MONOTONIC now, in the form that [`Timeout::Absolute`] takes.
 pub fn monotonic_now() -> Duration {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call fills in `now`; it cannot fail for this clock.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
@@ -104,14 +101,7 @@ pub struct Wait {
 impl Wait {
     /// A wait for the word at `address` to become `value`.
     pub const fn equal(address: u64, value: u64, timeout: Timeout) -> Self {
-        Self {
-            address,
-            op: WaitOp::Eq,
-            value,
-            mask: u64::MAX,
-            timeout,
-            queue: 0,
-        }
+        Self { address, op: WaitOp::Eq, value, mask: u64::MAX, timeout, queue: 0 }
     }
 }
 
@@ -126,11 +116,7 @@ impl Device {
         let mut args = sys::drm_xe_wait_user_fence {
             addr: wait.address,
             op: wait.op as u16,
-            flags: if absolute {
-                sys::DRM_XE_UFENCE_WAIT_FLAG_ABSTIME as u16
-            } else {
-                0
-            },
+            flags: if absolute { sys::DRM_XE_UFENCE_WAIT_FLAG_ABSTIME as u16 } else { 0 },
             value: wait.value,
             mask: wait.mask,
             timeout: wait.timeout.nanoseconds(),

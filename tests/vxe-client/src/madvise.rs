@@ -88,12 +88,8 @@ impl Vm {
     ///
     /// What the ioctl says.
     pub fn madvise(&self, start: u64, length: u64, advice: Advice) -> Result<()> {
-        let mut args = sys::drm_xe_madvise {
-            vm_id: self.id(),
-            start,
-            range: length,
-            ..Default::default()
-        };
+        let mut args =
+            sys::drm_xe_madvise { vm_id: self.id(), start, range: length, ..Default::default() };
         advice.fill(&mut args);
         // SAFETY: advice changes where memory is, not what is in it.
         unsafe { self.device().call(&request::MADVISE, &mut args) }
@@ -118,10 +114,7 @@ impl Vm {
                 ..Default::default()
             };
             // SAFETY: without an array the kernel only counts.
-            unsafe {
-                self.device()
-                    .call(&request::VM_QUERY_MEM_RANGE_ATTRS, &mut args)
-            }?;
+            unsafe { self.device().call(&request::VM_QUERY_MEM_RANGE_ATTRS, &mut args) }?;
             let mut attributes =
                 vec![sys::drm_xe_mem_range_attr::default(); args.num_mem_ranges as usize];
             if attributes.is_empty() {
@@ -130,10 +123,8 @@ impl Vm {
             args.sizeof_mem_range_attr = size_of::<sys::drm_xe_mem_range_attr>() as u64;
             args.vector_of_mem_attr = attributes.as_mut_ptr() as u64;
             // SAFETY: the array has room for as many entries as it says.
-            let result = unsafe {
-                self.device()
-                    .call(&request::VM_QUERY_MEM_RANGE_ATTRS, &mut args)
-            };
+            let result =
+                unsafe { self.device().call(&request::VM_QUERY_MEM_RANGE_ATTRS, &mut args) };
             match result {
                 Ok(()) => {
                     attributes.truncate(args.num_mem_ranges as usize);
@@ -143,10 +134,8 @@ impl Vm {
                 Err(e) => return Err(e),
             }
         }
-        Err(last.unwrap_or(crate::Error::new(
-            request::VM_QUERY_MEM_RANGE_ATTRS.name(),
-            libc::ENOSPC,
-        )))
+        Err(last
+            .unwrap_or(crate::Error::new(request::VM_QUERY_MEM_RANGE_ATTRS.name(), libc::ENOSPC)))
     }
 }
 

@@ -45,12 +45,7 @@ impl Mapping {
     ///
     /// What `mmap(2)` says.
     pub fn file(length: usize, file: BorrowedFd<'_>) -> Result<Self> {
-        Self::map(
-            length,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            Some((file, 0)),
-        )
+        Self::map(length, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, Some((file, 0)))
     }
 
     /// `mmap(2)` at an address of the kernel's choice. MAP_FIXED in `flags` is refused, for it

@@ -50,38 +50,23 @@ struct Answer {
 
 impl Answer {
     fn at<T: Copy>(&self, offset: usize) -> Result<T> {
-        if offset
-            .checked_add(size_of::<T>())
-            .is_none_or(|end| end > self.size)
-        {
+        if offset.checked_add(size_of::<T>()).is_none_or(|end| end > self.size) {
             return Err(Error::new("DRM_IOCTL_XE_DEVICE_QUERY", libc::EPROTO));
         }
         // SAFETY: the bytes lie inside the vector, were all initialised, and `T` is one of the
         // uAPI's structs: plain integers.
-        Ok(unsafe {
-            self.words
-                .as_ptr()
-                .cast::<u8>()
-                .add(offset)
-                .cast::<T>()
-                .read_unaligned()
-        })
+        Ok(unsafe { self.words.as_ptr().cast::<u8>().add(offset).cast::<T>().read_unaligned() })
     }
 
     fn list<T: Copy>(&self, header: usize) -> Result<Vec<T>> {
         let count: u32 = self.at(0)?;
-        (0..count as usize)
-            .map(|i| self.at(header + i * size_of::<T>()))
-            .collect()
+        (0..count as usize).map(|i| self.at(header + i * size_of::<T>())).collect()
     }
 }
 
 impl Device {
     fn ask(&self, query: Query) -> Result<Answer> {
-        let mut ask = sys::drm_xe_device_query {
-            query: query as u32,
-            ..Default::default()
-        };
+        let mut ask = sys::drm_xe_device_query { query: query as u32, ..Default::default() };
         // SAFETY: with size 0 the kernel only fills in the size.
         unsafe { self.call(&request::DEVICE_QUERY, &mut ask) }?;
         let size = ask.size as usize;
@@ -108,9 +93,8 @@ impl Device {
     ///
     /// What the ioctl says.
     pub fn config(&self) -> Result<Config> {
-        let info: Vec<u64> = self
-            .ask(Query::Config)?
-            .list(std::mem::offset_of!(sys::drm_xe_query_config, info))?;
+        let info: Vec<u64> =
+            self.ask(Query::Config)?.list(std::mem::offset_of!(sys::drm_xe_query_config, info))?;
         let get = |index: u32| {
             info.get(index as usize)
                 .copied()
@@ -133,8 +117,7 @@ impl Device {
     ///
     /// What the ioctl says.
     pub fn gts(&self) -> Result<Vec<sys::drm_xe_gt>> {
-        self.ask(Query::GtList)?
-            .list(std::mem::offset_of!(sys::drm_xe_query_gt_list, gt_list))
+        self.ask(Query::GtList)?.list(std::mem::offset_of!(sys::drm_xe_query_gt_list, gt_list))
     }
 
     /// The memory regions.
@@ -143,10 +126,8 @@ impl Device {
     ///
     /// What the ioctl says.
     pub fn memory_regions(&self) -> Result<Vec<sys::drm_xe_mem_region>> {
-        self.ask(Query::MemoryRegions)?.list(std::mem::offset_of!(
-            sys::drm_xe_query_mem_regions,
-            mem_regions
-        ))
+        self.ask(Query::MemoryRegions)?
+            .list(std::mem::offset_of!(sys::drm_xe_query_mem_regions, mem_regions))
     }
 
     /// The engines.
@@ -168,10 +149,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_counts_more_than_it_holds_is_refused() {
-        let answer = Answer {
-            words: vec![2, 7],
-            size: 16,
-        };
+        let answer = Answer { words: vec![2, 7], size: 16 };
         assert_eq!(answer.at::<u32>(0), Ok(2));
         assert_eq!(answer.at::<u64>(8), Ok(7));
         assert!(answer.at::<u64>(9).is_err());

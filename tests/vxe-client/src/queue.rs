@@ -28,9 +28,8 @@ impl ExecQueue {
     /// What the ioctls say.
     pub fn new(vm: &Vm) -> Result<Self> {
         let engines = vm.device().engines()?;
-        let engine = engines
-            .first()
-            .ok_or(Error::new(request::EXEC_QUEUE_CREATE.name(), libc::ENODEV))?;
+        let engine =
+            engines.first().ok_or(Error::new(request::EXEC_QUEUE_CREATE.name(), libc::ENODEV))?;
         Self::on_engine(vm, *engine)
     }
 
@@ -104,10 +103,7 @@ impl ExecQueue {
             // SAFETY: the commands touch only what `batch` borrows, the fence only a word that is
             // there for it. Both, and the commands, stay until the wait below has ended.
             unsafe {
-                self.submit(
-                    commands.dwords().as_ptr() as u64,
-                    Some(Fence { address, value }),
-                )
+                self.submit(commands.dwords().as_ptr() as u64, Some(Fence { address, value }))
             }?;
             progress.submitted = value;
         }
@@ -157,10 +153,7 @@ impl ExecQueue {
     ///
     /// ETIME when the time is over, EIO when the queue was banned, or what else the ioctl says.
     pub fn wait(&self, wait: &Wait) -> Result<()> {
-        let wait = Wait {
-            queue: self.id,
-            ..*wait
-        };
+        let wait = Wait { queue: self.id, ..*wait };
         self.device().wait_user_fence(&wait).map(|_| ())
     }
 
@@ -176,24 +169,16 @@ impl ExecQueue {
             ..Default::default()
         };
         // SAFETY: the call only fills in its argument.
-        unsafe {
-            self.device()
-                .call(&request::EXEC_QUEUE_GET_PROPERTY, &mut property)
-        }?;
+        unsafe { self.device().call(&request::EXEC_QUEUE_GET_PROPERTY, &mut property) }?;
         Ok(property.value != 0)
     }
 
     fn destroy(&self) {
-        let mut destroy = sys::drm_xe_exec_queue_destroy {
-            exec_queue_id: self.id,
-            ..Default::default()
-        };
+        let mut destroy =
+            sys::drm_xe_exec_queue_destroy { exec_queue_id: self.id, ..Default::default() };
         // SAFETY: a destroyed queue accesses nothing any more. That the call fails where the queue
         // is gone already, or the device closed, is as good.
-        let _ = unsafe {
-            self.device()
-                .call(&request::EXEC_QUEUE_DESTROY, &mut destroy)
-        };
+        let _ = unsafe { self.device().call(&request::EXEC_QUEUE_DESTROY, &mut destroy) };
     }
 }
 

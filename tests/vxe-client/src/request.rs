@@ -16,11 +16,7 @@ impl<T> Request<T> {
     const fn new(number: libc::c_ulong, name: &'static str) -> Self {
         // The size that is encoded in the number is the struct's: a wrong pairing does not build.
         assert!((number >> 16) & 0x3fff == size_of::<T>() as libc::c_ulong);
-        Self {
-            number,
-            name,
-            argument: PhantomData,
-        }
+        Self { number, name, argument: PhantomData }
     }
 
     /// The request's name in the kernel's headers.
@@ -97,9 +93,6 @@ mod tests {
         let mut argument = sys::drm_xe_vm_destroy::default();
         // SAFETY: no descriptor, so nothing happens.
         let e = unsafe { VM_DESTROY.call(-1, &mut argument) }.unwrap_err();
-        assert_eq!(
-            (e.call(), e.errno()),
-            ("DRM_IOCTL_XE_VM_DESTROY", libc::EBADF)
-        );
+        assert_eq!((e.call(), e.errno()), ("DRM_IOCTL_XE_VM_DESTROY", libc::EBADF));
     }
 }

@@ -44,9 +44,7 @@ impl Stats {
 
     /// All counters, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.counters
-            .iter()
-            .map(|(name, &value)| (name.as_str(), value))
+        self.counters.iter().map(|(name, &value)| (name.as_str(), value))
     }
 
     /// What was counted since `earlier`.
@@ -79,9 +77,7 @@ impl Index<&str> for Stats {
 ///
 /// If the device is closed.
 pub fn debugfs_directory(device: &Device) -> io::Result<PathBuf> {
-    Ok(PathBuf::from(DEBUGFS)
-        .join("dri")
-        .join(device.minor()?.to_string()))
+    Ok(PathBuf::from(DEBUGFS).join("dri").join(device.minor()?.to_string()))
 }
 
 #[cfg(test)]

@@ -30,10 +30,7 @@ impl VmInner {
         if !self.alive.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
-        let mut destroy = sys::drm_xe_vm_destroy {
-            vm_id: self.id,
-            ..Default::default()
-        };
+        let mut destroy = sys::drm_xe_vm_destroy { vm_id: self.id, ..Default::default() };
         // SAFETY: a destroyed VM accesses no memory any more.
         unsafe { self.device.call(&request::VM_DESTROY, &mut destroy) }
     }
@@ -65,10 +62,7 @@ impl Vm {
     ///
     /// What the ioctl says.
     pub fn with_flags(device: &Device, flags: u32) -> Result<Self> {
-        let mut create = sys::drm_xe_vm_create {
-            flags,
-            ..Default::default()
-        };
+        let mut create = sys::drm_xe_vm_create { flags, ..Default::default() };
         // SAFETY: a new VM accesses no memory.
         unsafe { device.call(&request::VM_CREATE, &mut create) }?;
         Ok(Self {
@@ -131,9 +125,7 @@ impl Vm {
         let fence = Fence { address, value: 1 };
         // SAFETY: the kernel writes one word, and it stays alive until that has happened.
         unsafe { self.bind_async(binds, queue, &[fence.to_sync()]) }?;
-        let waited = self
-            .device()
-            .wait_user_fence(&Wait::equal(address, 1, BIND_TIMEOUT));
+        let waited = self.device().wait_user_fence(&Wait::equal(address, 1, BIND_TIMEOUT));
         if waited.is_err() {
             // The kernel may still write it.
             Box::leak(word);

@@ -82,11 +82,9 @@ fn flush() {
 /// Calls what may panic or skip, and says which exit code it earned.
 pub fn guarded(body: &dyn Fn()) -> u8 {
     let ordinary = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        match info.payload().downcast_ref::<Skip>() {
-            Some(Skip(reason)) => println!("Test requirement not met: {reason}"),
-            None => ordinary(info),
-        }
+    std::panic::set_hook(Box::new(move |info| match info.payload().downcast_ref::<Skip>() {
+        Some(Skip(reason)) => println!("Test requirement not met: {reason}"),
+        None => ordinary(info),
     }));
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(()) => exit::SUCCESS,
@@ -101,9 +99,7 @@ fn wait(pid: libc::pid_t, timeout: Duration) -> Outcome {
     }
     // SAFETY: the child was not waited for yet, so the group is still its own.
     unsafe { libc::kill(-pid, libc::SIGKILL) };
-    Outcome::TimedOut {
-        killable: wait_until(pid, Instant::now() + DEATH_TIMEOUT).is_some(),
-    }
+    Outcome::TimedOut { killable: wait_until(pid, Instant::now() + DEATH_TIMEOUT).is_some() }
 }
 
 fn wait_until(pid: libc::pid_t, end: Instant) -> Option<Outcome> {

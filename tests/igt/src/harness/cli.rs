@@ -35,9 +35,7 @@ pub fn parse(arguments: impl Iterator<Item = String>) -> Result<Action, String> 
             ("--help" | "-h", None) => Action::Help,
             ("--describe", value) => Action::Describe(value),
             ("--run-subtest" | "-r", value) => Action::Run(Some(
-                value
-                    .or_else(|| arguments.next())
-                    .ok_or("--run-subtest needs a pattern")?,
+                value.or_else(|| arguments.next()).ok_or("--run-subtest needs a pattern")?,
             )),
             (option, _) => return Err(format!("unknown option {option}")),
         };
