@@ -73,7 +73,7 @@ impl Pfn {
 
     /// The page frame number.
     pub fn frame(self) -> usize {
-        (self.0 & !(bindings::hmm_pfn_flags_HMM_PFN_FLAGS as c_ulong)) as usize
+        self.0 & !(bindings::hmm_pfn_flags_HMM_PFN_FLAGS as c_ulong)
     }
 
     /// Physical address in bytes.
@@ -223,7 +223,7 @@ impl Walk {
         to_result(unsafe {
             bindings::hmm_range_fault_unlocked_timeout(&raw mut range, timeout.max(1) as c_ulong)
         })?;
-        self.seq = range.notifier_seq as usize;
+        self.seq = range.notifier_seq;
         self.request = Some(request);
         Ok(())
     }
@@ -244,11 +244,11 @@ impl Walk {
     ) -> Result {
         let mut range = self.prepare(notifier, span, Request::Snapshot, owner)?;
         // SAFETY: `notifier` is inserted.
-        range.notifier_seq = unsafe { notifier.read_begin() } as c_ulong;
+        range.notifier_seq = unsafe { notifier.read_begin() };
         // SAFETY: `range` is complete, its array has an entry for each page, and the mmap lock is
         // held.
         to_result(unsafe { bindings::hmm_range_fault(&raw mut range) })?;
-        self.seq = range.notifier_seq as usize;
+        self.seq = range.notifier_seq;
         self.request = Some(Request::Snapshot);
         Ok(())
     }

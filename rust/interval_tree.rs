@@ -56,13 +56,13 @@ impl Node {
     /// First address, in bytes.
     pub fn start(&self) -> usize {
         // SAFETY: `start` is written at initialization only.
-        unsafe { (*self.itree.get()).start as usize }
+        unsafe { (*self.itree.get()).start }
     }
 
     /// First address after the interval, in bytes; 0 if it reaches the last address there is.
     pub fn end(&self) -> usize {
         // SAFETY: `last` is written at initialization only.
-        unsafe { (*self.itree.get()).last as usize }.wrapping_add(1)
+        unsafe { (*self.itree.get()).last }.wrapping_add(1)
     }
 
     fn from_itree(itree: *mut bindings::interval_tree_node) -> *mut Node {

@@ -8,7 +8,7 @@
 pub fn now() -> usize {
     // SAFETY: `jiffies` is always valid to read; the read is volatile, as the timer interrupt
     // changes it.
-    unsafe { (&raw const kernel::bindings::jiffies).read_volatile() as usize }
+    unsafe { (&raw const kernel::bindings::jiffies).read_volatile() }
 }
 
 /// How many jiffies passed since `then`, which wraps around as the clock does.

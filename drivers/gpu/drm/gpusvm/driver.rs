@@ -259,6 +259,11 @@ impl<D: Driver> Svm<D> {
         unsafe { &*core.cast() }
     }
 
+    /// `range_alloc` of the operations.
+    ///
+    /// # Safety
+    ///
+    /// `core` must be the core of an `Svm<D>`.
     unsafe extern "C" fn range_alloc(core: *mut ext::drm_gpusvm) -> *mut ext::drm_gpusvm_range {
         // SAFETY: The core calls the operations of an SVM with that SVM.
         let this = unsafe { Self::from_core(core) };
@@ -283,11 +288,22 @@ impl<D: Driver> Svm<D> {
         )
     }
 
+    /// `range_free` of the operations.
+    ///
+    /// # Safety
+    ///
+    /// `range` must be a range that `range_alloc()` made, and nobody else know it.
     unsafe extern "C" fn range_free(range: *mut ext::drm_gpusvm_range) {
         // SAFETY: All ranges of an `Svm<D>` are made by `range_alloc()`, and freed once.
         drop(unsafe { KBox::from_raw(range.cast::<Range<D>>()) });
     }
 
+    /// `invalidate` of the operations.
+    ///
+    /// # Safety
+    ///
+    /// `core` must be the core of an `Svm<D>`, `notifier` one of its notifiers, `mmu_range` valid, and
+    /// the notifier lock be held for writing.
     unsafe extern "C" fn invalidate(
         core: *mut ext::drm_gpusvm,
         notifier: *mut ext::drm_gpusvm_notifier,
@@ -299,7 +315,7 @@ impl<D: Driver> Svm<D> {
             (
                 Self::from_core(core),
                 (*notifier.cast::<Notifier>()).span(),
-                (*mmu_range).start as usize..(*mmu_range).end as usize,
+                (*mmu_range).start..(*mmu_range).end,
                 (*mmu_range).event,
             )
         };

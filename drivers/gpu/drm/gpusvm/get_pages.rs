@@ -187,7 +187,7 @@ impl Transaction<'_> {
     ///
     /// # Safety
     ///
-    /// As for [`Source::get`], with the notifier lock held for reading; also below.
+    /// As for [`Source::get`], with the notifier lock held for reading.
     unsafe fn check(&self, ctx: &Ctx) -> Result<bool> {
         match &self.lock {
             // SAFETY: The notifier lock is held.
@@ -197,6 +197,10 @@ impl Transaction<'_> {
     }
 
     /// Maps the next block for each device.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Source::get`], with the notifier lock held for reading.
     unsafe fn map(&mut self, block: &Block, ctx: &Ctx) -> Result {
         // SAFETY: The page is the CPU's, by this function's requirements.
         if unsafe { ext::is_zone_device_page(block.pfn.page()) } {
@@ -216,6 +220,10 @@ impl Transaction<'_> {
     }
 
     /// Lets the lock go for a moment. Fails with `EAGAIN` if the range was invalidated meanwhile.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Source::get`], with the notifier lock held for reading.
     unsafe fn breathe(&mut self) -> Result {
         self.lock = None;
         self.lock = Some(self.source.svm.read_lock());
@@ -234,6 +242,10 @@ impl Transaction<'_> {
     }
 
     /// Ends the transaction well.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Source::get`], with the notifier lock held for reading.
     unsafe fn commit(&mut self, seq: usize) -> Result {
         for pages in self.pages {
             // SAFETY: By this function's requirements; all blocks are mapped.

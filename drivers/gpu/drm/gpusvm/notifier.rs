@@ -220,6 +220,10 @@ unsafe fn free(gpusvm: &GpuSvm, notifier: NonNull<Notifier>) {
 ///
 /// A caller that may not sleep (the OOM reaper) is sent away only if it would have to wait: where a
 /// range has to be unmapped, or the lock is taken. Over a span without ranges it proceeds.
+///
+/// # Safety
+///
+/// `mni` must be the `mmu` field of a notifier, `mmu_range` valid.
 unsafe extern "C" fn invalidate(
     mni: *mut bindings::mmu_interval_notifier,
     mmu_range: *const bindings::mmu_notifier_range,
@@ -234,7 +238,7 @@ unsafe extern "C" fn invalidate(
     // SAFETY: The MMU's core passes a valid range.
     let (span, blockable) = unsafe {
         (
-            (*mmu_range).start as usize..(*mmu_range).end as usize,
+            (*mmu_range).start..(*mmu_range).end,
             ext::mmu_notifier_range_blockable(mmu_range),
         )
     };

@@ -46,13 +46,14 @@ impl<'v> View<'v> {
 
     /// The segments of the device with this index; none if there is no such device.
     pub fn of(&self, device: usize) -> Segments<'v> {
+        let rest = match self.pages.get(device) {
+            // SAFETY: By `new()`'s requirements the notifier lock is held during `'v`.
+            Some(pages) => unsafe { pages.mapped() },
+            None => &[],
+        };
         Segments {
             next: self.span.start,
-            // SAFETY: By `new()`'s requirements the notifier lock is held during `'v`.
-            rest: self
-                .pages
-                .get(device)
-                .map_or(&[], |pages| unsafe { pages.mapped() }),
+            rest,
         }
     }
 
