@@ -29,9 +29,4 @@ void kext_lockdep_assert_map_held(struct lockdep_map *map)
 	if (map)
 		lockdep_assert(lock_is_held_type(map, 0));
 }
-
-struct lockdep_map *kext_mutex_dep_map(struct mutex *lock)
-{
-	return &lock->dep_map;
-}
 #endif

@@ -220,6 +220,13 @@ impl<D: Driver> Svm<D> {
             lock <- DriverLock::new(),
             garbage <- Garbage::new(),
             vm,
+            _: {
+                #[cfg(CONFIG_LOCKDEP)]
+                // SAFETY: The lock is a field next to the core, and nobody knows the SVM yet.
+                unsafe {
+                    core.set_driver_lock(lock.dep_map())
+                };
+            },
         })
     }
 

@@ -77,6 +77,7 @@ impl Source<'_> {
         attempt: &Attempt<'_>,
         walk: &mut Walk,
     ) -> Result {
+        self.svm.assert_driver_lock();
         let mm = self.mm.mmget_not_zero().ok_or(EFAULT)?;
         {
             let lock = self.svm.read_lock();

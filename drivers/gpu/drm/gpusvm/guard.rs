@@ -34,6 +34,15 @@ impl DriverLock {
         })
     }
 
+    /// What lockdep knows the lock by.
+    #[cfg(CONFIG_LOCKDEP)]
+    pub(crate) fn dep_map(&self) -> *mut kernel::bindings::lockdep_map {
+        // A `Mutex<()>` is just its `struct mutex`: `Lock::from_raw()` rests on the same fact.
+        let mutex = (&raw const self.mutex).cast::<kernel::bindings::mutex>();
+        // SAFETY: The mutex is initialized; no reference is made.
+        unsafe { (&raw const (*mutex).dep_map).cast_mut() }
+    }
+
     pub(crate) fn lock(&self) -> lock::Guard<'_, (), lock::mutex::MutexBackend> {
         self.mutex.lock()
     }

@@ -25,6 +25,8 @@ use crate::{
     range::{RangeMemory, SvmRange},
     retry::Attempt, //
 };
+#[cfg(CONFIG_LOCKDEP)]
+use core::cell::Cell;
 use core::{ops::Range, ptr::NonNull};
 use kernel::{
     bindings,
@@ -66,7 +68,7 @@ pub struct GpuSvm {
     #[pin]
     pub(crate) notifiers: Tree,
     #[cfg(CONFIG_LOCKDEP)]
-    pub(crate) lock_dep_map: *mut bindings::lockdep_map,
+    pub(crate) lock_dep_map: Cell<*mut bindings::lockdep_map>,
 }
 
 // SAFETY: An SVM may be used and torn down from any thread.
@@ -153,7 +155,7 @@ impl GpuSvm {
             notifier_lock <- RwSemaphore::new(c"gpusvm.notifier_lock", static_lock_class!()),
             notifiers <- Tree::new(),
             #[cfg(CONFIG_LOCKDEP)]
-            lock_dep_map: core::ptr::null_mut(),
+            lock_dep_map: Cell::new(core::ptr::null_mut()),
             _: {
                 notifier_lock.prime_reclaim();
             },
@@ -214,13 +216,24 @@ impl GpuSvm {
         self.notifier_lock.read()
     }
 
+    /// Tells which lock is the driver's SVM lock: from now on a debug kernel warns where it is not
+    /// held. C: `drm_gpusvm_driver_set_lock()`.
+    ///
+    /// # Safety
+    ///
+    /// `map` must be of a lock that outlives the SVM. Nobody else may know the SVM yet.
+    #[cfg(CONFIG_LOCKDEP)]
+    pub unsafe fn set_driver_lock(&self, map: *mut bindings::lockdep_map) {
+        self.lock_dep_map.set(map);
+    }
+
     /// Warns, on a debug kernel, unless the driver's SVM lock is held, for a driver that told it by
-    /// `drm_gpusvm_driver_set_lock()`.
-    fn assert_driver_lock(&self) {
+    /// [`set_driver_lock`](Self::set_driver_lock).
+    pub(crate) fn assert_driver_lock(&self) {
         #[cfg(CONFIG_LOCKDEP)]
         // SAFETY: Null, or the map of a lock that outlives the SVM.
         unsafe {
-            ext::lockdep_assert_map_held(self.lock_dep_map)
+            ext::lockdep_assert_map_held(self.lock_dep_map.get())
         }
     }
 
