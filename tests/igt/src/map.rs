@@ -85,17 +85,16 @@ impl Map {
     /// An aligned range of addresses with nothing in it or within `align` bytes of it; nothing else
     /// will come there, as it is mapped without any permission.
     ///
-    /// What the test unmaps in it stays empty, too: the kernel prefers the highest gap, and one is
-    /// left above for all that is small.
+    /// What the test unmaps in it stays empty, too: the kernel puts new mappings into the highest
+    /// gap that is large enough, and a large one is left right above.
     #[track_caller]
     pub fn reserve(length: usize, align: usize) -> Self {
         const GAP: usize = 64 << 20;
+        let room = length + 3 * align;
         let flags = ANON | libc::MAP_NORESERVE;
-        let gap = Self::mmap(0, GAP, NONE, flags, -1, 0);
-        let room = Self::mmap(0, length + 3 * align, NONE, flags, -1, 0);
-        gap.unmap();
-        assert!(room.start < gap.start, "the kernel fills gaps from below");
-        let start = (room.start + align).next_multiple_of(align);
+        let all = Self::mmap(0, room + GAP, NONE, flags, -1, 0);
+        all.part(room, GAP).unmap();
+        let start = (all.start + align).next_multiple_of(align);
         Self { start, length }
     }
 
