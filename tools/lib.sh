@@ -72,6 +72,17 @@ progress() {
 		END { now = systime(); show(1) }'
 }
 
+# Something failed that no script expected to: say where, or the user sees nothing. A
+# tool that failed has said why itself.
+unexpected() {
+	local status=$?
+	[[ $BASH_COMMAND == *TOOLS/* || $BASH_COMMAND == *exit* || $BASH_COMMAND == return* ]] ||
+		printf '%serror:%s %s line %s: "%s" failed (status %s)\n' "$RED" "$PLAIN" \
+			"${BASH_SOURCE[1]#"$TOP"/}" "${BASH_LINENO[0]}" "$BASH_COMMAND" "$status" >&2
+}
+set -E
+trap unexpected ERR
+
 # The last lines of a log, after a failure.
 show_tail() {
 	local line

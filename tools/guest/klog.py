@@ -84,11 +84,21 @@ def read(path):
         return []
 
 
+def during(lines, number):
+    """The test that was running at a line: the guest announces each in the log."""
+    for line in reversed(lines[:number]):
+        match = re.search(r"guest: test (.*)", line)
+        if match:
+            return f", during {match[1]}"
+    return ""
+
+
 def complain(path, allow=None, limit=3, out=sys.stderr):
     """Prints what is wrong in the log at `path`; returns how many reports there are."""
-    found = problems(read(path), allow)
+    lines = read(path)
+    found = problems(lines, allow)
     for kind, line, excerpt in found[:limit]:
-        print(f"\nkernel log, line {line}: {kind}", file=out)
+        print(f"\nkernel log, line {line}: {kind}{during(lines, line)}", file=out)
         for text in excerpt:
             print("  | " + text, file=out)
     if len(found) > limit:

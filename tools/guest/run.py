@@ -41,7 +41,6 @@ def arguments():
     p.add_argument("--name", default="kernel", help="what to call it in messages")
     p.add_argument("--module", action="append", default=[], help="a .ko file to put into the guest")
     p.add_argument("--load", default="", help="modules to load before the command, in order")
-    p.add_argument("--unload", default=None, help="modules to unload by --leaks, in order")
     p.add_argument("--tree", action="append", default=[], help="directory laid over the root")
     p.add_argument("--command", default=None, help="shell command; without it, a shell")
     p.add_argument("--append", default="", help="more of the kernel's command line")
@@ -82,10 +81,8 @@ class Guest:
         kvm = False if a.icount else qemu.kvm_works(a.kernel, a.kvm_memory)
         initrd = os.path.join(self.work, "initramfs")
         rows = shutil.get_terminal_size()
-        unload = a.unload if a.unload is not None else " ".join(reversed(a.load.split()))
         settings = {
-            "MODE": "shell" if shell else "command", "LOAD": a.load, "UNLOAD": unload,
-            "CHECK": int(a.leaks), "TIMEOUT": 0 if shell else a.timeout,
+            "MODE": "shell" if shell else "command", "LOAD": a.load, "CHECK": int(a.leaks), "TIMEOUT": 0 if shell else a.timeout,
             "ROWS": rows.lines, "COLS": rows.columns,
             "GUEST_TERM": os.environ.get("TERM", "linux"),
         }
