@@ -14,3 +14,4 @@
 #include <linux/rwsem.h>
 #include <drm/drm_gpusvm.h>
 #include <drm/drm_pagemap.h>
+#include <uapi/drm/xe_drm.h>

@@ -9,9 +9,22 @@
 
 pub mod bindings;
 pub mod dma;
+#[cfg(CONFIG_DRM = "y")]
+pub mod drm_debugfs;
 pub mod drm_device;
+#[cfg(CONFIG_DRM = "y")]
+pub mod drm_print;
+pub mod faux_dma;
+#[cfg(CONFIG_DRM = "y")]
+pub mod faux_drm;
+#[cfg(CONFIG_DRM = "y")]
+pub mod gem_kind;
 pub mod hmm;
 pub mod interval_tree;
 pub mod jiffies;
 pub mod mmu_interval;
 pub mod rwsem;
+pub mod sysinfo;
+pub mod use_mm;
+pub mod workqueue;
+pub mod xe_drm;
