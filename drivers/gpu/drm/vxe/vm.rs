@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! VMs: GPU address spaces that programs make, fill and destroy.
+//!
+//! A VM is open from its creation to [`Vm::close`], which comes with VM_DESTROY or with the end of
+//! the file. Jobs may hold on to a closed VM: they find nothing mapped, and their faults fail.
+//!
+//! # Locking
+//!
+//! Outermost first: the SVM lock ([`Svm::lock`]), the lock of the map of VMAs, the notifier lock.
+//! Every change of the map, of the page table and of ranges is made with the SVM lock held. So who
+//! holds it may look a VMA up, let the map's lock go and work with a copy. The map's lock keeps the
+//! map readable for others; memory is allocated under it, so that nothing takes it under the
+//! notifier lock. The fault queue's lock is a leaf.
+//!
+//! C header: `DRM_IOCTL_XE_VM_*` in [`include/uapi/drm/xe_drm.h`](srctree/include/uapi/drm/xe_drm.h)
+
+mod attributes;
+pub(crate) mod bind;
+mod buffer;
+pub(crate) mod madvise;
+mod map;
+mod op;
+pub(crate) mod query_attrs;
+pub(crate) mod vma;
+
+use crate::{
+    check::ensure,
+    driver::{
+        Device,
+        DrmFile,
+        IoctlDevice,
+        RegisteredDevice,
+        VA_BITS, //
+    },
+    fault::{
+        self,
+        Fault,
+        FaultQueue,
+        Served,
+        TearDown, //
+    },
+    gpu::{
+        Access,
+        AddressSpace, //
+    },
+    svm::{
+        self,
+        Collector,
+        Context,
+        Hull,
+        Mirror, //
+    },
+    uapi, //
+};
+use gpusvm::{
+    Guard,
+    Svm, //
+};
+use kernel::{
+    mm::Mm,
+    prelude::*,
+    seq_file::{
+        seq_print,
+        SeqFile, //
+    },
+    sync::{
+        aref::ARef,
+        new_mutex,
+        Arc,
+        Mutex, //
+    },
+    workqueue::{
+        impl_has_work,
+        new_work,
+        Work,
+        WorkItem, //
+    }, //
+};
+use map::VmaMap;
+use vma::{
+    Backing,
+    Span, //
+};
+
+/// All addresses of a VM, in bytes.
+pub(crate) const SPAN: Span = 0..1 << VA_BITS;
+
+/// The work that services faults.
+const SERVICE: u64 = 0;
+/// The work that collects garbage.
+const COLLECTION: u64 = 1;
+
+/// How a VM maps what is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// When the GPU faults on it.
+    OnFault,
+    /// When it is bound. The process's addresses cannot be mirrored.
+    AtOnce,
+}
+
+/// A GPU address space.
+#[pin_data]
+pub(crate) struct Vm {
+    dev: ARef<Device>,
+    mode: Mode,
+    aspace: Arc<AddressSpace>,
+    collector: Arc<Collector>,
+    #[pin]
+    faults: FaultQueue,
+    #[pin]
+    map: Mutex<VmaMap>,
+    #[pin]
+    svm: Svm<Mirror>,
+    #[pin]
+    service: Work<Vm, SERVICE>,
+    #[pin]
+    collection: Work<Vm, COLLECTION>,
+}
+
+impl_has_work! {
+    impl HasWork<Self, 0> for Vm { self.service }
+    impl HasWork<Self, 1> for Vm { self.collection }
+}
+
+impl WorkItem<SERVICE> for Vm {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        fault::work(&this);
+    }
+}
+
+impl WorkItem<COLLECTION> for Vm {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.collect_garbage(&mut this.svm.lock());
+    }
+}
+
+impl Vm {
+    /// An open VM of the calling process. Whoever makes it must [close](Self::close) it.
+    ///
+    /// Fails with `EINVAL` for a kernel thread, and `ENOMEM`.
+    fn new(dev: &Device, mode: Mode) -> Result<Arc<Self>> {
+        let task = kernel::current!();
+        let mm: &Mm = task.mm().ok_or(EINVAL)?;
+        let aspace = AddressSpace::new(dev.bus.clone(), VA_BITS)?;
+        let collector = Collector::new()?;
+        let context = Context {
+            dev: dev.into(),
+            aspace: aspace.clone(),
+            collector: collector.clone(),
+        };
+        let vm = Arc::pin_init(
+            try_pin_init!(Self {
+                dev: dev.into(),
+                mode,
+                aspace,
+                collector,
+                faults <- FaultQueue::new(),
+                map <- new_mutex!(VmaMap::new(), "vxe_vma_map"),
+                svm <- Svm::new(mm, svm::CONFIG, context),
+                service <- new_work!("Vm::service"),
+                collection <- new_work!("Vm::collection"),
+            }),
+            GFP_KERNEL,
+        )?;
+        vm.collector.connect(&vm);
+        Ok(vm)
+    }
+
+    /// The GPU's side.
+    pub(crate) fn aspace(&self) -> &Arc<AddressSpace> {
+        &self.aspace
+    }
+
+    /// Whether the VM is closed, which it then stays.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.faults.is_closed()
+    }
+
+    /// The faults that wait.
+    pub(crate) fn faults(&self) -> &FaultQueue {
+        &self.faults
+    }
+
+    /// Has the faults that wait serviced soon.
+    pub(crate) fn queue_service(self: &Arc<Self>) {
+        // If the work is queued already, it has not looked for faults yet.
+        let _ = self.dev.faults.enqueue::<_, SERVICE>(self.clone());
+    }
+
+    /// Has garbage collected soon. Does not sleep.
+    pub(crate) fn queue_collection(self: &Arc<Self>) {
+        // If the work is queued already, it has not collected yet.
+        let _ = self.dev.faults.enqueue::<_, COLLECTION>(self.clone());
+    }
+
+    /// Services a fault: makes its access possible.
+    ///
+    /// Fails with `ENOENT` if the VM is closed, `EINVAL` where nothing is bound, `EPERM` for a write
+    /// to what is bound for reading, `EACCES` for an atomic where the GPU may do none, and as
+    /// [`svm::fault`] and [`buffer::fault`] do.
+    pub(crate) fn service(&self, fault: Fault) -> Result<Served> {
+        let mut svm = self.svm.lock();
+        if self.is_closed() {
+            return Err(ENOENT);
+        }
+        self.collect_garbage(&mut svm);
+        let vma = self.map.lock().find(fault.addr).cloned().ok_or(EINVAL)?;
+        if vma.read_only && fault.access != Access::Read {
+            return Err(EPERM);
+        }
+        if fault.access == Access::Atomic && !vma.attributes.atomics.by_device() {
+            return Err(EACCES);
+        }
+        match &vma.backing {
+            Backing::Mirror => svm::fault(self.svm.vm(), &mut svm, &vma, fault),
+            Backing::Bo { bo, offset } => buffer::fault(self.svm.vm(), &vma, bo, *offset),
+        }
+    }
+
+    /// Removes the ranges that the CPU unmapped, and resets attributes that go with them.
+    fn collect_garbage(&self, svm: &mut Guard<'_, Mirror>) {
+        madvise::reset_unmapped(&mut self.map.lock(), svm);
+        svm.collect_garbage();
+    }
+
+    /// Closes the VM: nothing is mapped any more, and no fault serviced. Faults that wait fail.
+    ///
+    /// Waits for no fault that is being serviced: what that still needs goes when it is done. May
+    /// be called any number of times. Sleeps.
+    pub(crate) fn close(&self) {
+        let whose = self.faults.close();
+        self.collector.disconnect();
+        // The GPU is cut off in any case.
+        self.zap_all();
+        if whose == TearDown::Yours {
+            self.tear_down();
+        }
+    }
+
+    /// Takes everything out of a closed VM.
+    pub(crate) fn tear_down(&self) {
+        let mut svm = self.svm.lock();
+        svm.remove_all(svm::to_cpu(&SPAN));
+        self.zap_all();
+        let vmas = self.map.lock().take();
+        drop(svm);
+        // With these go buffers, maybe: without locks, and after the GPU's mappings of them.
+        drop(vmas);
+    }
+
+    fn zap_all(&self) {
+        let mut stale = Hull::new();
+        stale.add(self.aspace.zap(SPAN.start, SPAN.end - SPAN.start));
+        stale.flush(&self.aspace, &self.dev.stats);
+    }
+
+    /// Prints VMAs and ranges, for debugfs. Waits for a fault that is being serviced.
+    pub(crate) fn show(&self, m: &SeqFile) -> Result {
+        let counts = self.faults.counts();
+        let mode = match self.mode {
+            Mode::OnFault => "on fault",
+            Mode::AtOnce => "at once",
+        };
+        seq_print!(m, "  maps {}\n", mode);
+        seq_print!(
+            m,
+            "  faults: served={} coalesced={} failed={}\n",
+            counts.served,
+            counts.coalesced,
+            counts.failed
+        );
+        seq_print!(m, "  vmas:\n");
+        for vma in self.map.lock().iter() {
+            seq_print!(m, "    {}\n", vma);
+        }
+        seq_print!(m, "  ranges:\n");
+        let svm = self.svm.lock();
+        for range in svm.ranges(svm::to_cpu(&SPAN)) {
+            seq_print!(m, "    {}\n", svm::Line(range));
+        }
+        Ok(())
+    }
+}
+
+/// VM_CREATE.
+///
+/// Fails as xe does, and with `EOPNOTSUPP` for what vxe has none of: scratch pages, and VMs that
+/// are not in long-running mode (their fences are DMA fences).
+pub(crate) fn create_ioctl(
+    dev: &RegisteredDevice,
+    args: &mut uapi::drm_xe_vm_create,
+    file: &DrmFile,
+) -> Result<u32> {
+    const SCRATCH: u32 = uapi::DRM_XE_VM_CREATE_FLAG_SCRATCH_PAGE;
+    const LR: u32 = uapi::DRM_XE_VM_CREATE_FLAG_LR_MODE;
+    const FAULT: u32 = uapi::DRM_XE_VM_CREATE_FLAG_FAULT_MODE;
+    const NO_OVERCOMMIT: u32 = uapi::DRM_XE_VM_CREATE_FLAG_NO_VM_OVERCOMMIT;
+
+    let has = |flag| args.flags & flag != 0;
+    ensure!(dev, args.extensions == 0, EINVAL);
+    ensure!(dev, args.reserved == [0; 2], EINVAL);
+    ensure!(
+        dev,
+        args.flags & !(SCRATCH | LR | FAULT | NO_OVERCOMMIT) == 0,
+        EINVAL
+    );
+    ensure!(dev, !(has(SCRATCH) && has(FAULT)), EINVAL);
+    ensure!(dev, has(LR) || !has(FAULT), EINVAL);
+    ensure!(dev, has(FAULT) || !has(NO_OVERCOMMIT), EINVAL);
+    ensure!(dev, has(LR) && !has(SCRATCH), EOPNOTSUPP);
+
+    let mode = if has(FAULT) {
+        Mode::OnFault
+    } else {
+        Mode::AtOnce
+    };
+    let vm = Vm::new(dev, mode)?;
+    args.vm_id = file
+        .inner()
+        .add_vm(vm.clone())
+        .inspect_err(|_| vm.close())?;
+    Ok(0)
+}
+
+/// VM_DESTROY.
+pub(crate) fn destroy_ioctl(
+    dev: &IoctlDevice,
+    args: &mut uapi::drm_xe_vm_destroy,
+    file: &DrmFile,
+) -> Result<u32> {
+    ensure!(dev, args.pad == 0, EINVAL);
+    ensure!(dev, args.reserved == [0; 2], EINVAL);
+    file.inner().remove_vm(args.vm_id)?;
+    Ok(0)
+}

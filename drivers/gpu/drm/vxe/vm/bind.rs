@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! VM_BIND: what programs put at the addresses of a VM.
+//!
+//! All operations of a call happen, in order, or none does:
+//!
+//! 1. they are checked by themselves, and their buffers looked up;
+//! 2. under the SVM lock, each is made in the map of VMAs, as a change that is undone if one fails,
+//!    and everything that it will need is allocated ([`Plan`]);
+//! 3. the change is committed, and the GPU's page table follows. Nothing here can fail;
+//! 4. without locks, prefetches are done, which are advice: what cannot be had is left to faults;
+//! 5. the fence is signalled.
+//!
+//! All of this is done when the call returns. So bind queues have nothing to order, and exist for
+//! programs' sake.
+//!
+//! Locks as in [`vm`](super).
+
+use super::{
+    attributes::Attributes,
+    buffer::{
+        self,
+        Removal, //
+    },
+    map::{
+        Changes,
+        Retired, //
+    },
+    op::{
+        Handle,
+        Op, //
+    },
+    vma::{
+        Backing,
+        Span,
+        Vma, //
+    },
+    Mode,
+    Vm, //
+};
+use crate::{
+    bo::Bo,
+    check::ensure,
+    driver::{
+        Device,
+        DrmFile,
+        IoctlDevice, //
+    },
+    gpu::Staged,
+    svm::{
+        self,
+        to_cpu,
+        Hull,
+        Mirror, //
+    },
+    sync,
+    uapi, //
+};
+use gpusvm::Guard;
+use kernel::{
+    alloc::flags::__GFP_NOWARN,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
+    uaccess::UserSlice, //
+};
+
+/// VM_BIND.
+///
+/// Fails as xe does: with `EINVAL` for no such VM and for operations that make no sense, `ENOENT` for no such
+/// queue or buffer, or a VM that is closed, `EBUSY` for an unmap of a mirror where ranges are mapped,
+/// `ENOBUFS` for more operations than there is memory for, `ENOMEM`, `EFAULT`.
+pub(crate) fn ioctl(
+    dev: &IoctlDevice,
+    args: &mut uapi::drm_xe_vm_bind,
+    file: &DrmFile,
+) -> Result<u32> {
+    let vm = file.inner().vm(args.vm_id).map_err(|_| EINVAL)?;
+    ensure!(dev, args.extensions == 0, EINVAL);
+    ensure!(dev, args.pad == 0 && args.pad2 == 0, EINVAL);
+    ensure!(dev, args.reserved == [0; 2], EINVAL);
+    ensure!(dev, args.num_syncs <= uapi::DRM_XE_MAX_SYNCS, EINVAL);
+
+    let ops = operations(dev, args, vm.mode)?;
+    if args.exec_queue_id != 0 {
+        let queue = file.inner().queue(args.exec_queue_id)?;
+        ensure!(dev, queue.is_bind(), EINVAL);
+        ensure!(dev, Arc::ptr_eq(queue.vm(), &vm), EINVAL);
+    }
+    let resolved = resolve(dev, file, &vm, ops)?;
+    let fence = sync::bind_fence(dev, args.syncs, args.num_syncs)?;
+    ensure!(dev, fence.is_none() || args.num_binds != 0, EINVAL);
+
+    vm.bind(&resolved)?;
+    // The last reference to a buffer may go here: no lock is held.
+    drop(resolved);
+    if let Some(fence) = fence {
+        fence.signal();
+    }
+    Ok(0)
+}
+
+/// The operations of a call, each checked by itself.
+fn operations(dev: &Device, args: &uapi::drm_xe_vm_bind, mode: Mode) -> Result<KVVec<Op<Handle>>> {
+    // CAST: Widens.
+    let count = args.num_binds as usize;
+    let mut ops = KVVec::new();
+    if count == 1 {
+        ops.push(Op::new(dev, &args.bind(), mode)?, GFP_KERNEL)?;
+        return Ok(ops);
+    }
+    ops.reserve(count, GFP_KERNEL | __GFP_NOWARN)
+        .map_err(|_| ENOBUFS)?;
+    // Does not overflow: so many operations were allocated, and each takes more than one here.
+    let len = count * size_of::<uapi::drm_xe_vm_bind_op>();
+    let mut reader = UserSlice::new(uapi::user_ptr(args.vector_of_binds()), len).reader();
+    for _ in 0..count {
+        ops.push(Op::new(dev, &reader.read()?, mode)?, GFP_KERNEL)?;
+    }
+    Ok(ops)
+}
+
+/// Looks the buffers of operations up, while the device is there to map them for. Does not sleep
+/// for long: whoever unplugs the device waits for it.
+fn resolve(
+    dev: &IoctlDevice,
+    file: &DrmFile,
+    vm: &Arc<Vm>,
+    ops: KVVec<Op<Handle>>,
+) -> Result<KVVec<Op<ARef<Bo>>>> {
+    let registered = dev.registration_guard().ok_or(ENODEV)?;
+    let mut resolved = KVVec::with_capacity(ops.len(), GFP_KERNEL | __GFP_NOWARN)?;
+    for op in ops {
+        resolved.push(op.resolve(&registered, file, vm)?, GFP_KERNEL)?;
+    }
+    Ok(resolved)
+}
+
+/// What committing a change of the map takes besides: all of it is allocated.
+struct Plan {
+    /// Mappings of buffers to remove.
+    removals: KVVec<Removal>,
+    /// Mirrors to let go of: their ranges are mapped anew by faults.
+    resets: KVVec<Span>,
+    /// Where buffers are to be mapped now.
+    at_once: KVVec<Span>,
+    /// Where pages are to be mapped before they are needed.
+    prefetches: KVVec<Span>,
+}
+
+/// A buffer that is about to be mapped: its VMA, and memory for the page table.
+struct Mapping {
+    vma: Vma,
+    staged: Staged,
+}
+
+impl Vm {
+    /// Makes all of `ops`, or none.
+    fn bind(&self, ops: &[Op<ARef<Bo>>]) -> Result {
+        let (retired, prefetches) = {
+            let mut svm = self.svm.lock();
+            if self.is_closed() {
+                return Err(ENOENT);
+            }
+            // The CPU's unmaps come first: what it unmapped is not in the way.
+            self.collect_garbage(&mut svm);
+            self.bind_locked(&mut svm, ops)?
+        };
+        drop(retired);
+        for span in prefetches {
+            self.prefetch(span);
+        }
+        Ok(())
+    }
+
+    fn bind_locked(
+        &self,
+        svm: &mut Guard<'_, Mirror>,
+        ops: &[Op<ARef<Bo>>],
+    ) -> Result<(Retired, KVVec<Span>)> {
+        let context = self.svm.vm();
+        let mut map = self.map.lock();
+        let mut changes = map.change();
+        let mut plan = Plan {
+            removals: KVVec::new(),
+            resets: KVVec::new(),
+            at_once: KVVec::new(),
+            prefetches: KVVec::new(),
+        };
+        for op in ops {
+            plan.add(self, &mut changes, svm, op)?;
+        }
+        let mut mappings = KVVec::new();
+        for span in &plan.at_once {
+            for vma in changes.map().overlapping(span.clone()) {
+                if let Backing::Bo { .. } = &vma.backing {
+                    let staged = buffer::stage(&context.aspace, vma)?;
+                    let vma = vma.clone();
+                    mappings.push(Mapping { vma, staged }, GFP_KERNEL)?;
+                }
+            }
+        }
+
+        // From here on nothing fails.
+        let retired = changes.commit();
+        drop(map);
+        let mut stale = Hull::new();
+        for removal in plan.removals {
+            removal.carry_out(&context.aspace, &mut stale);
+        }
+        stale.flush(&context.aspace, &context.dev.stats);
+        for span in plan.resets {
+            svm.remove_all(to_cpu(&span));
+        }
+        for Mapping { vma, staged } in mappings {
+            if let Backing::Bo { bo, offset } = &vma.backing {
+                // The buffer is as long as was checked, and the memory there. If it fails after
+                // all, a fault tries again.
+                let _ = buffer::write(context, staged, &vma, bo, *offset);
+            }
+        }
+        Ok((retired, plan.prefetches))
+    }
+
+    /// Maps what there is in `span` before the GPU needs it, as far as that is possible.
+    ///
+    /// The SVM lock is taken for one range at a time, so that faults get their turn. Ends early
+    /// for a caller that has a signal pending.
+    fn prefetch(&self, span: Span) {
+        let mut at = span.start;
+        while at < span.end && !kernel::current!().signal_pending() {
+            match self.prefetch_one(at, span.end) {
+                Some(next) => at = next,
+                None => return,
+            }
+        }
+    }
+
+    /// Maps the first range or buffer from `at` on and before `end`, if that is possible; returns
+    /// the address after it. None if nothing is left.
+    fn prefetch_one(&self, at: u64, end: u64) -> Option<u64> {
+        let mut svm = self.svm.lock();
+        if self.is_closed() {
+            return None;
+        }
+        let vma = self.map.lock().first_from(at).cloned()?;
+        let at = at.max(vma.span.start);
+        if at >= end {
+            return None;
+        }
+        match &vma.backing {
+            Backing::Bo { bo, offset } => {
+                let _ = buffer::populate(self.svm.vm(), &vma, bo, *offset);
+                Some(vma.span.end)
+            }
+            Backing::Mirror => {
+                let rest = at..end.min(vma.span.end);
+                let Some(start) = self.svm.find_vma_start(to_cpu(&rest)) else {
+                    return Some(vma.span.end);
+                };
+                // CAST: Addresses have 64 bits at most.
+                let start = start as u64;
+                match svm::populate(self.svm.vm(), &mut svm, &vma, start) {
+                    Ok(served) => Some(served.span.end),
+                    // Where a chunk has pages that cannot be had, the rest of it is left to faults.
+                    Err(e) => {
+                        pr_debug!("vxe: nothing to prefetch at {start:#x}: {e:?}\n");
+                        Some(svm::end_of_chunk(start))
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Plan {
+    /// Makes an operation in the map, and adds what it takes besides.
+    fn add(
+        &mut self,
+        vm: &Vm,
+        changes: &mut Changes<'_>,
+        svm: &Guard<'_, Mirror>,
+        op: &Op<ARef<Bo>>,
+    ) -> Result {
+        match op {
+            Op::Mirror {
+                span,
+                with,
+                autoreset,
+            } => {
+                let mut vma = Vma {
+                    span: span.clone(),
+                    backing: Backing::Mirror,
+                    attributes: Attributes::new(with.pat),
+                    read_only: with.read_only,
+                    autoreset: *autoreset,
+                };
+                self.cut(vm, changes, svm, span, Some(&vma))?;
+                vma.span = changes.merged(&vma);
+                let whole = vma.span.clone();
+                self.cut(vm, changes, svm, &whole, Some(&vma))?;
+                changes.insert(vma)
+            }
+            Op::Buffer {
+                span,
+                with,
+                bo,
+                offset,
+                immediate,
+            } => {
+                self.cut(vm, changes, svm, span, None)?;
+                changes.insert(Vma {
+                    span: span.clone(),
+                    backing: Backing::Bo {
+                        bo: bo.clone(),
+                        offset: *offset,
+                    },
+                    attributes: Attributes::new(with.pat),
+                    read_only: with.read_only,
+                    autoreset: false,
+                })?;
+                if *immediate || vm.mode == Mode::AtOnce {
+                    self.at_once.push(span.clone(), GFP_KERNEL)?;
+                }
+                Ok(())
+            }
+            Op::Unmap { span } => self.cut(vm, changes, svm, span, None),
+            Op::UnmapAll { bo } => {
+                let mut at = 0;
+                while let Some(vma) = changes.map().first_from(at) {
+                    let (span, maps) = (vma.span.clone(), vma.maps(bo));
+                    at = span.end;
+                    if maps {
+                        self.cut(vm, changes, svm, &span, None)?;
+                    }
+                }
+                Ok(())
+            }
+            Op::Prefetch { span } => Ok(self.prefetches.push(span.clone(), GFP_KERNEL)?),
+        }
+    }
+
+    /// Removes what is in `span`, to make room for `mirror` or for something else.
+    ///
+    /// Fails with `EBUSY` if ranges of a mirror are in the way of something else.
+    fn cut(
+        &mut self,
+        vm: &Vm,
+        changes: &mut Changes<'_>,
+        svm: &Guard<'_, Mirror>,
+        span: &Span,
+        mirror: Option<&Vma>,
+    ) -> Result {
+        changes.cut(span, |piece| match (&piece.backing, mirror) {
+            (Backing::Bo { .. }, _) => {
+                let removal = Removal::stage(vm.aspace(), piece.span.clone())?;
+                Ok(self.removals.push(removal, GFP_KERNEL)?)
+            }
+            // What is mapped stays right.
+            (Backing::Mirror, Some(new)) if piece.is_like(new) => Ok(()),
+            (Backing::Mirror, Some(_)) => Ok(self.resets.push(piece.span.clone(), GFP_KERNEL)?),
+            (Backing::Mirror, None) if svm.has_mapping(to_cpu(&piece.span)) => Err(EBUSY),
+            (Backing::Mirror, None) => Ok(()),
+        })
+    }
+}

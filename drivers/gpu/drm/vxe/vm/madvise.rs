@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! MADVISE: memory attributes of a range of addresses.
+//!
+//! Attributes are those of VMAs, which are split where advice begins and ends. Memory whose
+//! attributes change is mapped anew by the next fault, as they may decide how. Advice on addresses
+//! where nothing is bound is lost, as with xe.
+//!
+//! Locks as in [`vm`](super).
+
+use super::{
+    attributes::{
+        Atomics,
+        Attributes,
+        Location,
+        MigrationPolicy,
+        PatIndex, //
+    },
+    buffer::Removal,
+    map::{
+        Changes,
+        VmaMap, //
+    },
+    vma::{
+        intersection,
+        Backing,
+        Span,
+        Vma, //
+    },
+    Vm,
+    SPAN, //
+};
+use crate::{
+    check::ensure,
+    driver::{
+        Device,
+        DrmFile,
+        IoctlDevice, //
+    },
+    region,
+    svm::{
+        to_cpu,
+        to_gpu,
+        Hull,
+        Mirror, //
+    },
+    uapi, //
+};
+use gpusvm::{
+    Guard,
+    RangeFlag, //
+};
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    uaccess::UserSlice, //
+};
+
+/// A piece of advice.
+#[derive(Clone, Copy, Debug)]
+enum Advice {
+    /// Where memory should live.
+    Preferred(Location, MigrationPolicy),
+    /// Who may do atomics.
+    Atomics(Atomics),
+    /// Caching.
+    Pat(PatIndex),
+    /// Whether buffers are needed. vxe takes no buffer's memory away, so that this changes nothing,
+    /// and it is always retained. What is told so goes to the user address, if it is not 0.
+    Purgeable(u64),
+}
+
+impl Advice {
+    /// Checks what userspace says. Fails with `EINVAL` as xe does.
+    fn new(dev: &Device, args: &uapi::drm_xe_madvise) -> Result<Self> {
+        match args.type_ {
+            uapi::DRM_XE_MEM_RANGE_ATTR_PREFERRED_LOC => {
+                let (fd, policy, region, reserved) = args.preferred_mem_loc();
+                ensure!(dev, reserved == 0, EINVAL);
+                let policy = MigrationPolicy::new(policy.into())?;
+                // CAST: Descriptors are signed, but not in the uAPI.
+                Ok(Self::Preferred(Location::new(fd as i32, region)?, policy))
+            }
+            uapi::DRM_XE_MEM_RANGE_ATTR_ATOMIC => {
+                let (value, pad, reserved) = args.value();
+                ensure!(dev, pad == 0 && reserved == 0, EINVAL);
+                Ok(Self::Atomics(Atomics::new(value)?))
+            }
+            uapi::DRM_XE_MEM_RANGE_ATTR_PAT => {
+                let (value, pad, reserved) = args.value();
+                ensure!(dev, pad == 0 && reserved == 0, EINVAL);
+                Ok(Self::Pat(PatIndex::new(value)?))
+            }
+            uapi::DRM_XE_VMA_ATTR_PURGEABLE_STATE => {
+                let (state, pad, retained) = args.purge_state();
+                ensure!(dev, pad == 0, EINVAL);
+                ensure!(
+                    dev,
+                    state == uapi::DRM_XE_VMA_PURGEABLE_STATE_WILLNEED
+                        || state == uapi::DRM_XE_VMA_PURGEABLE_STATE_DONTNEED,
+                    EINVAL
+                );
+                Ok(Self::Purgeable(retained))
+            }
+            _ => {
+                ensure!(dev, false, EINVAL);
+                Err(EINVAL)
+            }
+        }
+    }
+
+    /// The attributes of `vma` when it is followed. Fails with `EINVAL` if that cannot be.
+    fn apply(self, vma: &Vma) -> Result<Attributes> {
+        let mut attributes = vma.attributes;
+        match self {
+            // Where a buffer lives was decided when it was made.
+            Self::Preferred(location, policy) if vma.is_mirror() => {
+                (attributes.location, attributes.policy) = (location, policy);
+            }
+            Self::Preferred(..) | Self::Purgeable(_) => {}
+            Self::Atomics(atomics) => {
+                if let Backing::Bo { bo, .. } = &vma.backing {
+                    check_atomics(atomics, bo.placement())?;
+                }
+                attributes.atomics = atomics;
+            }
+            Self::Pat(pat) => attributes.pat = pat,
+        }
+        Ok(attributes)
+    }
+}
+
+/// Whether a buffer of this placement bears such atomics: a system buffer those of the CPU and, as
+/// the GPU is coherent, of the device; for both at once it must be able to move. Fails with
+/// `EINVAL`.
+fn check_atomics(atomics: Atomics, placement: u32) -> Result {
+    let system = placement & 1 << region::SYSTEM != 0;
+    let elsewhere = placement & !(1 << region::SYSTEM) != 0;
+    let good = match atomics {
+        Atomics::Undefined | Atomics::Device => true,
+        Atomics::Cpu => system,
+        Atomics::Global => system && elsewhere,
+    };
+    good.then_some(()).ok_or(EINVAL)
+}
+
+/// MADVISE.
+///
+/// Fails as xe does: with `EINVAL`, `ENOENT` for a VM that is closed and for a device that there is
+/// not, `EFAULT`, `ENOMEM`.
+pub(crate) fn ioctl(
+    dev: &IoctlDevice,
+    args: &mut uapi::drm_xe_madvise,
+    file: &DrmFile,
+) -> Result<u32> {
+    const PAGE: u64 = PAGE_SIZE as u64;
+
+    let vm = file.inner().vm(args.vm_id).map_err(|_| EINVAL)?;
+    ensure!(dev, args.extensions == 0, EINVAL);
+    ensure!(
+        dev,
+        args.start % PAGE == 0 && args.range % PAGE == 0,
+        EINVAL
+    );
+    ensure!(dev, args.range != 0, EINVAL);
+    ensure!(dev, args.reserved == [0; 2], EINVAL);
+    let advice = Advice::new(dev, args)?;
+    // Addresses may be in canonical form: as the CPU has them, sign-extended.
+    let start = args.start & (SPAN.end - 1);
+    let end = start.checked_add(args.range).ok_or(EINVAL)?;
+    ensure!(dev, end <= SPAN.end, EINVAL);
+
+    let retained = match advice {
+        Advice::Purgeable(addr) if addr != 0 => {
+            let before: u32 = uapi::read(addr)?;
+            ensure!(dev, before == 0, EINVAL);
+            Some(addr)
+        }
+        _ => None,
+    };
+    vm.advise(start..end, advice)?;
+    if let Some(addr) = retained {
+        UserSlice::new(uapi::user_ptr(addr), size_of::<u32>())
+            .writer()
+            .write(&1u32)?;
+    }
+    Ok(0)
+}
+
+impl Vm {
+    /// Follows `advice` on `span`: all of it, or nothing.
+    fn advise(&self, span: Span, advice: Advice) -> Result {
+        let mut svm = self.svm.lock();
+        if self.is_closed() {
+            return Err(ENOENT);
+        }
+        self.collect_garbage(&mut svm);
+        let mut map = self.map.lock();
+        let mut changes = map.change();
+        split(&mut changes, span.start)?;
+        split(&mut changes, span.end)?;
+        let (mut changed, mut removals) = (KVVec::new(), KVVec::new());
+        while let Some(vma) = next_to_change(&changes, &span, &advice)? {
+            if vma.is_mirror() {
+                changed.push(vma.span.clone(), GFP_KERNEL)?;
+            } else {
+                removals.push(Removal::stage(self.aspace(), vma.span.clone())?, GFP_KERNEL)?;
+            }
+            changes.replace(vma)?;
+        }
+
+        // From here on nothing fails.
+        let retired = changes.commit();
+        drop(map);
+        for edge in [span.start, span.end] {
+            // A range lies in one VMA.
+            remove_across(&mut svm, edge);
+        }
+        for span in changed {
+            svm.invalidate(to_cpu(&span));
+        }
+        let mut stale = Hull::new();
+        for removal in removals {
+            removal.carry_out(self.aspace(), &mut stale);
+        }
+        stale.flush(self.aspace(), &self.dev.stats);
+        drop(svm);
+        drop(retired);
+        Ok(())
+    }
+}
+
+/// Splits a mirror at `addr`. A buffer's attributes are advised as a whole, as with xe.
+fn split(changes: &mut Changes<'_>, addr: u64) -> Result {
+    match changes.map().find(addr) {
+        Some(vma) if vma.is_mirror() => changes.split(addr),
+        _ => Ok(()),
+    }
+}
+
+/// The first VMA in `span` whose attributes are not yet as `advice` has them, with those that it
+/// has then.
+fn next_to_change(changes: &Changes<'_>, span: &Span, advice: &Advice) -> Result<Option<Vma>> {
+    for vma in changes.map().overlapping(span.clone()) {
+        let attributes = advice.apply(vma)?;
+        if attributes != vma.attributes {
+            let mut vma = vma.clone();
+            vma.attributes = attributes;
+            return Ok(Some(vma));
+        }
+    }
+    Ok(None)
+}
+
+/// Removes the range that begins before `addr` and ends after it, if there is one.
+fn remove_across(svm: &mut Guard<'_, Mirror>, addr: u64) {
+    // CAST: Addresses have 64 bits at most.
+    let addr = addr as usize;
+    if let Some(range) = svm.find(addr).filter(|range| range.span().start < addr) {
+        range.remove();
+    }
+}
+
+/// Gives mirrors that were bound so their default attributes back where the CPU has unmapped.
+///
+/// To be called before the ranges of what was unmapped are collected. What there is no memory for
+/// keeps its attributes: they are advice.
+pub(super) fn reset_unmapped(map: &mut VmaMap, svm: &Guard<'_, Mirror>) {
+    let mut at = 0;
+    while let Some(vma) = map.first_from(at) {
+        at = vma.span.end;
+        if !vma.autoreset || vma.attributes.is_default() {
+            continue;
+        }
+        let vma = vma.clone();
+        for range in svm.ranges(to_cpu(&vma.span)) {
+            if range.has(RangeFlag::Unmapped) {
+                let span = intersection(&to_gpu(range.span()), &vma.span);
+                if let Err(e) = reset(map, &span) {
+                    pr_debug!("vxe: attributes at {:#x} not reset: {e:?}\n", span.start);
+                }
+            }
+        }
+    }
+}
+
+/// Gives the mirror at `span` its default attributes.
+fn reset(map: &mut VmaMap, span: &Span) -> Result {
+    let Some(mut vma) = map.find(span.start).and_then(|vma| vma.part(span)) else {
+        return Ok(());
+    };
+    vma.attributes = Attributes::new(vma.attributes.default_pat);
+    let mut changes = map.change();
+    changes.cut(span, |_| Ok(()))?;
+    vma.span = changes.merged(&vma);
+    let whole = vma.span.clone();
+    changes.cut(&whole, |_| Ok(()))?;
+    changes.insert(vma)?;
+    drop(changes.commit());
+    Ok(())
+}

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a VM_BIND asks for, checked.
+//!
+//! An [`Op`] exists only for an operation that makes sense by itself: its flags go together, and its
+//! addresses are pages of the VM. What depends on the state of the VM comes later, in
+//! [`bind`](super::bind).
+
+use super::{
+    attributes::PatIndex,
+    vma::Span,
+    Mode,
+    Vm,
+    SPAN, //
+};
+use crate::{
+    bo::{
+        self,
+        Bo,
+        BoData, //
+    },
+    check::ensure,
+    driver::{
+        Device,
+        DrmFile,
+        RegisteredDevice, //
+    },
+    uapi, //
+};
+use kernel::{
+    drm::gem::BaseObject,
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc, //
+    }, //
+};
+
+/// The flags that there are; those that change nothing here are accepted as well.
+const FLAGS: u32 = uapi::DRM_XE_VM_BIND_FLAG_READONLY
+    | uapi::DRM_XE_VM_BIND_FLAG_IMMEDIATE
+    | uapi::DRM_XE_VM_BIND_FLAG_NULL
+    | uapi::DRM_XE_VM_BIND_FLAG_DUMPABLE
+    | uapi::DRM_XE_VM_BIND_FLAG_CHECK_PXP
+    | uapi::DRM_XE_VM_BIND_FLAG_CPU_ADDR_MIRROR
+    | uapi::DRM_XE_VM_BIND_FLAG_MADVISE_AUTORESET
+    | uapi::DRM_XE_VM_BIND_FLAG_DECOMPRESS;
+
+/// A buffer by its handle, as userspace names it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Handle(u32);
+
+/// An operation. `B` is how buffers are named: by [`Handle`], and then by reference.
+pub(crate) enum Op<B> {
+    /// Mirror the process.
+    Mirror {
+        /// Where.
+        span: Span,
+        /// What a mirror has besides.
+        with: With,
+        /// Attributes go back to their defaults where the CPU unmaps.
+        autoreset: bool,
+    },
+    /// Map a buffer.
+    Buffer {
+        /// Where.
+        span: Span,
+        /// What a mapping has besides.
+        with: With,
+        /// The buffer.
+        bo: B,
+        /// From where in the buffer on, in bytes.
+        offset: u64,
+        /// Write the page table now.
+        immediate: bool,
+    },
+    /// Remove what is mapped.
+    Unmap {
+        /// Where.
+        span: Span,
+    },
+    /// Remove a buffer wherever it is mapped.
+    UnmapAll {
+        /// The buffer.
+        bo: B,
+    },
+    /// Map pages that the GPU will need.
+    Prefetch {
+        /// Where.
+        span: Span,
+    },
+}
+
+/// What all mappings have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct With {
+    /// Caching.
+    pub(crate) pat: PatIndex,
+    /// The GPU may not write.
+    pub(crate) read_only: bool,
+}
+
+impl Op<Handle> {
+    /// Checks an operation of a VM of this mode.
+    ///
+    /// Fails with `EINVAL` as xe does, and for fields that must be zero. Fails with `EOPNOTSUPP` for
+    /// what vxe has none of: userptr, mappings of nothing, decompression.
+    pub(crate) fn new(dev: &Device, raw: &uapi::drm_xe_vm_bind_op, mode: Mode) -> Result<Self> {
+        let has = |flag| raw.flags & flag != 0;
+        let mirror = has(uapi::DRM_XE_VM_BIND_FLAG_CPU_ADDR_MIRROR);
+        let null = has(uapi::DRM_XE_VM_BIND_FLAG_NULL);
+        let decompress = has(uapi::DRM_XE_VM_BIND_FLAG_DECOMPRESS);
+        let autoreset = has(uapi::DRM_XE_VM_BIND_FLAG_MADVISE_AUTORESET);
+        let (obj, offset) = (raw.obj, raw.obj_offset());
+        let region = raw.prefetch_mem_region_instance;
+
+        ensure!(dev, raw.extensions == 0, EINVAL);
+        ensure!(dev, raw.pad == 0 && raw.pad2 == 0, EINVAL);
+        ensure!(dev, raw.reserved == [0; 3], EINVAL);
+        ensure!(dev, !mirror || mode == Mode::OnFault, EINVAL);
+        let pat = PatIndex::new(raw.pat_index.into())?;
+        ensure!(dev, raw.op <= uapi::DRM_XE_VM_BIND_OP_PREFETCH, EINVAL);
+        ensure!(dev, raw.flags & !FLAGS == 0, EINVAL);
+
+        let is_map = raw.op == uapi::DRM_XE_VM_BIND_OP_MAP;
+        ensure!(dev, !(null && mirror), EINVAL);
+        ensure!(dev, is_map || !(mirror || null || decompress), EINVAL);
+        ensure!(dev, !(mirror || null) || (obj == 0 && offset == 0), EINVAL);
+        ensure!(dev, !decompress || !pat.is_compressed(), EINVAL);
+        ensure!(dev, !autoreset || mirror, EINVAL);
+        let is_prefetch = raw.op == uapi::DRM_XE_VM_BIND_OP_PREFETCH;
+        ensure!(dev, region == 0 || is_prefetch, EINVAL);
+        ensure!(
+            dev,
+            // CAST: -1, in an unsigned field.
+            region == uapi::DRM_XE_CONSULT_MEM_ADVISE_PREF_LOC as u32
+                || 1u32.checked_shl(region).unwrap_or(0) & dev.regions.mask() != 0,
+            EINVAL
+        );
+        ensure!(dev, offset % PAGE_SIZE as u64 == 0, EINVAL);
+
+        let with = With {
+            pat,
+            read_only: has(uapi::DRM_XE_VM_BIND_FLAG_READONLY),
+        };
+        let span = || Self::span(dev, raw);
+        Ok(match raw.op {
+            uapi::DRM_XE_VM_BIND_OP_MAP if mirror => Op::Mirror {
+                span: span()?,
+                with,
+                autoreset,
+            },
+            uapi::DRM_XE_VM_BIND_OP_MAP => {
+                let span = span()?;
+                ensure!(dev, obj != 0 || null, EINVAL);
+                ensure!(dev, !null && !decompress, EOPNOTSUPP);
+                Op::Buffer {
+                    span,
+                    with,
+                    bo: Handle(obj),
+                    offset,
+                    immediate: has(uapi::DRM_XE_VM_BIND_FLAG_IMMEDIATE),
+                }
+            }
+            uapi::DRM_XE_VM_BIND_OP_UNMAP => {
+                ensure!(dev, obj == 0, EINVAL);
+                Op::Unmap { span: span()? }
+            }
+            uapi::DRM_XE_VM_BIND_OP_MAP_USERPTR => {
+                ensure!(dev, obj == 0, EINVAL);
+                ensure!(dev, pat.is_coherent() && !pat.is_compressed(), EINVAL);
+                span()?;
+                return Err(EOPNOTSUPP);
+            }
+            uapi::DRM_XE_VM_BIND_OP_UNMAP_ALL => {
+                ensure!(dev, obj != 0, EINVAL);
+                ensure!(dev, raw.addr == 0 && raw.range == 0, EINVAL);
+                Op::UnmapAll { bo: Handle(obj) }
+            }
+            _ => {
+                ensure!(dev, obj == 0, EINVAL);
+                Op::Prefetch { span: span()? }
+            }
+        })
+    }
+
+    /// The addresses of an operation. Fails with `EINVAL` unless they are pages of the VM.
+    fn span(dev: &Device, raw: &uapi::drm_xe_vm_bind_op) -> Result<Span> {
+        let addr = raw.addr;
+        ensure!(dev, addr % PAGE_SIZE as u64 == 0, EINVAL);
+        ensure!(dev, raw.range % PAGE_SIZE as u64 == 0, EINVAL);
+        ensure!(dev, raw.range != 0, EINVAL);
+        let end = addr.checked_add(raw.range).ok_or(EINVAL)?;
+        ensure!(dev, end <= SPAN.end, EINVAL);
+        Ok(addr..end)
+    }
+
+    /// Looks the buffer up, and gets its pages if it is to be mapped.
+    ///
+    /// Fails with `ENOENT` if there is none, `EINVAL` if the operation goes beyond its end or it was
+    /// made for another VM, and `ENOMEM`.
+    pub(crate) fn resolve(
+        self,
+        dev: &RegisteredDevice,
+        file: &DrmFile,
+        vm: &Arc<Vm>,
+    ) -> Result<Op<ARef<Bo>>> {
+        let lookup = |handle: Handle| -> Result<ARef<Bo>> {
+            let bo = bo::lookup(dev, file, handle.0)?;
+            ensure!(dev, !bo.is_private_to_other(vm), EINVAL);
+            Ok(bo)
+        };
+        Ok(match self {
+            Op::Mirror {
+                span,
+                with,
+                autoreset,
+            } => Op::Mirror {
+                span,
+                with,
+                autoreset,
+            },
+            Op::Buffer {
+                span,
+                with,
+                bo,
+                offset,
+                immediate,
+            } => {
+                let bo = lookup(bo)?;
+                let (len, size) = (span.end - span.start, bo.size() as u64);
+                ensure!(dev, len <= size && offset <= size - len, EINVAL);
+                BoData::segments(&bo, dev)?;
+                Op::Buffer {
+                    span,
+                    with,
+                    bo,
+                    offset,
+                    immediate,
+                }
+            }
+            Op::Unmap { span } => Op::Unmap { span },
+            Op::UnmapAll { bo } => Op::UnmapAll { bo: lookup(bo)? },
+            Op::Prefetch { span } => Op::Prefetch { span },
+        })
+    }
+}

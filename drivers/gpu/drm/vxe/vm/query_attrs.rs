@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! VM_QUERY_MEM_RANGE_ATTRS: the memory attributes of a range of addresses, a VMA an entry.
+
+use super::{
+    vma::{
+        Span,
+        Vma, //
+    },
+    Vm,
+    SPAN, //
+};
+use crate::{
+    check::ensure,
+    driver::{
+        DrmFile,
+        IoctlDevice, //
+    },
+    uapi, //
+};
+use kernel::{
+    prelude::*,
+    uaccess::UserSlice, //
+};
+
+/// Size of an entry, in bytes.
+const ENTRY: u64 = size_of::<uapi::drm_xe_mem_range_attr>() as u64;
+
+/// VM_QUERY_MEM_RANGE_ATTRS.
+///
+/// Without room for entries it says how many there are. Fails as xe does: with `EINVAL`, `ENOSPC`
+/// if there are more than there is room for, `EFAULT`, `ENOMEM`.
+pub(crate) fn ioctl(
+    dev: &IoctlDevice,
+    args: &mut uapi::drm_xe_vm_query_mem_range_attr,
+    file: &DrmFile,
+) -> Result<u32> {
+    let (room, vector) = (args.num_mem_ranges, args.vector_of_mem_attr);
+    ensure!(dev, args.extensions == 0, EINVAL);
+    ensure!(dev, args.reserved == [0; 2], EINVAL);
+    let size = if room == 0 { 0 } else { ENTRY };
+    ensure!(dev, args.sizeof_mem_range_attr == size, EINVAL);
+    ensure!(dev, (room == 0) == (vector == 0), EINVAL);
+    let end = args.start.checked_add(args.range).ok_or(EINVAL)?;
+    let span = args.start..end.min(SPAN.end);
+    let vm = file.inner().vm(args.vm_id).map_err(|_| EINVAL)?;
+
+    if room == 0 {
+        let count = vm.map.lock().overlapping(span).count();
+        args.num_mem_ranges = u32::try_from(count)?;
+        args.sizeof_mem_range_attr = ENTRY;
+        return Ok(0);
+    }
+    // CAST: Widens.
+    let entries = vm.attributes(span, room as usize)?;
+    let mut writer = UserSlice::new(
+        uapi::user_ptr(vector),
+        entries.len() * size_of::<uapi::drm_xe_mem_range_attr>(),
+    )
+    .writer();
+    for entry in &entries {
+        writer.write(entry)?;
+    }
+    // CAST: Not more than `room`.
+    args.num_mem_ranges = entries.len() as u32;
+    Ok(0)
+}
+
+impl Vm {
+    /// The entries of the VMAs that overlap `span`. Fails with `ENOSPC` if they are more than
+    /// `room`, and with `ENOMEM`.
+    fn attributes(&self, span: Span, room: usize) -> Result<KVVec<uapi::drm_xe_mem_range_attr>> {
+        let mut entries = KVVec::new();
+        for vma in self.map.lock().overlapping(span) {
+            if entries.len() == room {
+                return Err(ENOSPC);
+            }
+            entries.push(entry(vma), GFP_KERNEL)?;
+        }
+        Ok(entries)
+    }
+}
+
+fn entry(vma: &Vma) -> uapi::drm_xe_mem_range_attr {
+    let attributes = &vma.attributes;
+    let mut entry = uapi::drm_xe_mem_range_attr {
+        start: vma.span.start,
+        end: vma.span.end,
+        ..Default::default()
+    };
+    // CAST: Descriptors are signed, but not in the uAPI.
+    entry.preferred_mem_loc.devmem_fd = attributes.location.devmem_fd() as u32;
+    entry.preferred_mem_loc.migration_policy = attributes.policy.get();
+    entry.atomic.val = attributes.atomics.get();
+    entry.pat_index.val = attributes.pat.get();
+    entry
+}
