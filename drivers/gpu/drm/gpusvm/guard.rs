@@ -5,6 +5,7 @@
 use crate::{
     ctx::Ctx,
     driver::{Driver, Range, Svm},
+    flags::RangeFlag,
     get_pages::Source,
     pages::Pages,
     range::SvmRange,
@@ -213,7 +214,7 @@ impl<D: Driver> Found<'_, '_, D> {
     }
 
     /// Maps all pages of the range for all of its devices, or none, as [`Source::get`] says; its
-    /// errors are returned.
+    /// errors are returned, but for a range that the CPU unmaps meanwhile: that is `EAGAIN`.
     ///
     /// Pages that are mapped, but not for this access (a write to what was mapped for reads), are
     /// let go of first.
@@ -246,7 +247,12 @@ impl<D: Driver> Found<'_, '_, D> {
         // invalidated.
         let result = unsafe { source.get(self.pages(), ctx, attempt, &mut walk) };
         self.walk = walk;
-        result
+        match result {
+            // The CPU unmapped the range, or part of it, meanwhile. What is there now is for a new
+            // range to find out.
+            Err(EFAULT) if self.range().has(RangeFlag::Unmapped) => Err(EAGAIN),
+            result => result,
+        }
     }
 
     /// Calls `f` with the device addresses of the range, if its pages still are valid: with the
