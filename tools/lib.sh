@@ -58,18 +58,20 @@ lock() {
 # progress TOTAL LABEL: reads the lines of a long job and tells how far it is.
 # On a terminal it is one line that moves; in a log, one line each fifteen seconds.
 progress() {
-	awk -v total="$1" -v label="$2" -v tty="$([[ -t 2 ]] && echo 1 || echo 0)" '
-		function show(end,    p, line) {
-			p = end ? 100 : int(n * 100 / total)
-			if (p > 99 && !end) p = 99
-			line = sprintf("    %s: %d%% (%d of about %d steps, %d s)", label, p, n, end ? n : total, now - start)
-			if (tty) printf "\r%s\033[K%s", line, end ? "\n" : "" > "/dev/stderr"
-			else print line > "/dev/stderr"
-			fflush("/dev/stderr")
-		}
-		BEGIN { start = now = last = systime() }
-		{ n++; now = systime(); if (now - last >= (tty ? 1 : 15)) { show(0); last = now } }
-		END { now = systime(); show(1) }'
+	local total=$1 label=$2 n=0 percent start=$SECONDS last=$SECONDS every=15
+	[[ ! -t 2 ]] || every=1
+	while IFS= read -r _; do
+		n=$((n + 1))
+		((SECONDS - last >= every)) || continue
+		last=$SECONDS percent=$((n * 100 / total))
+		show_progress "$((percent > 99 ? 99 : percent))" "$n of about $total"
+	done
+	show_progress 100 "$n"
+	[[ ! -t 2 ]] || echo >&2
+}
+show_progress() {
+	local text="    $label: $1% ($2 steps, $((SECONDS - start)) s)"
+	if [[ -t 2 ]]; then printf '\r%s\e[K' "$text" >&2; else printf '%s\n' "$text" >&2; fi
 }
 
 # Something failed that no script expected to: say where, or the user sees nothing. A

@@ -173,7 +173,8 @@ class Guest:
             what = "boot" if self.ready is None else (
                 "power off" if self.status is not None else "finish the command")
             print(f"error: the guest did not {what} in time; it was stopped", file=sys.stderr)
-            klog.tail(a.log, 40)
+            if not reports:
+                klog.tail(a.log, 40)
             return TIMED_OUT
         if self.status is None:
             with open(os.path.join(self.work, "qemu.err"), errors="replace") as f:
