@@ -10,3 +10,5 @@
 #include "drm.c"
 #include "lock.c"
 #include "mm.c"
+#include "phys.c"
+#include "sched.c"

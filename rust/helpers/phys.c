@@ -5,7 +5,6 @@
 #include <linux/iommu.h>
 #include <linux/memory_hotplug.h>
 #include <linux/mm.h>
-#include <linux/sched.h>
 #include <linux/string.h>
 
 /*
@@ -34,6 +33,11 @@ struct page *kext_pfn_to_online_page(unsigned long pfn)
 	return pfn_to_online_page(pfn);
 }
 
+phys_addr_t kext_zero_page_phys(void)
+{
+	return page_to_phys(ZERO_PAGE(0));
+}
+
 bool kext_is_zero_pfn(unsigned long pfn)
 {
 	return is_zero_pfn(pfn);
@@ -58,9 +62,4 @@ bool kext_page_is_internal(struct page *page)
 void kext_memcpy(void *to, const void *from, size_t len)
 {
 	memcpy(to, from, len);
-}
-
-void kext_cond_resched(void)
-{
-	cond_resched();
 }

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Buffer objects: GEM_CREATE and GEM_MMAP_OFFSET.
+//!
+//! An object is shmem. Its pages are got, and mapped for the device, when it is first bound, and then
+//! stay until the object goes. The CPU's caches are coherent with a GPU that runs on the CPU, so that
+//! both kinds of CPU caching are the same here.
+
+use crate::{
+    check::ensure,
+    driver::{
+        Device,
+        DrmFile,
+        RegisteredDevice,
+        VxeDriver, //
+    },
+    region::{
+        self,
+        Reservation, //
+    },
+    uapi,
+    vm::Vm, //
+};
+use kernel::{
+    device::Bound,
+    drm::gem::{
+        shmem,
+        BaseObject,
+        DriverObject, //
+    },
+    faux,
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        new_mutex,
+        Arc,
+        Mutex,
+        SetOnce, //
+    }, //
+};
+use kernel_ext::gem_kind::GemKind;
+
+/// A buffer object.
+pub(crate) type Bo = shmem::Object<BoData>;
+
+/// A contiguous piece of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    /// The address by which the device reaches it.
+    pub(crate) dma: u64,
+    /// In bytes; whole pages.
+    pub(crate) len: u64,
+}
+
+/// What the driver keeps with an object.
+#[pin_data]
+pub(crate) struct BoData {
+    /// Which regions the object may be in: a bit for each.
+    placement: u32,
+    /// The VM that the object was made for, and can be bound in alone.
+    vm: Option<VmIdentity>,
+    /// The object's part of its region.
+    _reservation: Reservation,
+    /// Where its memory is, from when it was first asked for.
+    segments: SetOnce<KVVec<Segment>>,
+    /// Held to fill `segments`.
+    #[pin]
+    filling: Mutex<()>,
+}
+
+/// Which VM a VM is, without a reference to it: an object may go while the memory of a process is
+/// locked, which is no time for the end of a VM.
+///
+/// An object that outlives its VM may take a later one for it, and can then be bound there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct VmIdentity(usize);
+
+impl VmIdentity {
+    fn of(vm: &Arc<Vm>) -> Self {
+        Self(Arc::as_ptr(vm) as usize)
+    }
+}
+
+/// What an object is made of.
+pub(crate) struct BoArgs {
+    placement: u32,
+    vm: Option<VmIdentity>,
+    reservation: Reservation,
+}
+
+impl DriverObject for BoData {
+    type Driver = VxeDriver;
+    type Args = BoArgs;
+
+    fn new(_dev: &Device, _size: usize, args: BoArgs) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            placement: args.placement,
+            vm: args.vm,
+            _reservation: args.reservation,
+            segments: SetOnce::new(),
+            filling <- new_mutex!((), "BoData::filling"),
+        })
+    }
+}
+
+impl BoData {
+    /// Which regions the object may be in: a bit for each.
+    pub(crate) fn placement(&self) -> u32 {
+        self.placement
+    }
+
+    /// Whether the object was made for one VM, and that is another than `vm`.
+    pub(crate) fn is_private_to_other(&self, vm: &Arc<Vm>) -> bool {
+        self.vm.is_some_and(|private| private != VmIdentity::of(vm))
+    }
+}
+
+impl BoData {
+    /// The segments that `bo` consists of, in order. It gets them when it is asked first: its pages
+    /// are allocated, and mapped for the device until the object goes.
+    ///
+    /// Fails with `ENOMEM`. Sleeps, and takes the object's reservation lock.
+    pub(crate) fn segments<'a>(bo: &'a Bo, dev: &RegisteredDevice) -> Result<&'a [Segment]> {
+        let _filling = bo.filling.lock();
+        if bo.segments.as_ref().is_none() {
+            let parent: &faux::Device<Bound> = dev.as_ref();
+            let mut segments = KVVec::new();
+            for entry in bo.sg_table(parent.as_ref())?.iter() {
+                let segment = Segment {
+                    dma: entry.dma_address(),
+                    len: entry.dma_len(),
+                };
+                segments.push(segment, GFP_KERNEL)?;
+            }
+            // Nobody else fills it: that takes the lock.
+            bo.segments.populate(segments);
+        }
+        Ok(bo.segments.as_ref().ok_or(ENOMEM)?)
+    }
+}
+
+impl BoData {
+    /// The segments of an object that was asked for them before; none of any other.
+    pub(crate) fn pinned_segments(&self) -> &[Segment] {
+        self.segments.as_ref().map_or(&[], |segments| &**segments)
+    }
+}
+
+/// What tells an object of this driver from others that a file may have handles of.
+pub(crate) type BoKind = GemKind<Bo>;
+
+/// Learns the kind of this driver's objects, from one that is made for it.
+pub(crate) fn kind(dev: &Device) -> Result<BoKind> {
+    let args = BoArgs {
+        placement: 1 << region::SYSTEM,
+        vm: None,
+        reservation: reserve(dev, 1 << region::SYSTEM, PAGE_SIZE as u64)?,
+    };
+    let bo = Bo::new(dev, PAGE_SIZE, shmem::ObjectConfig::default(), args)?;
+    Ok(GemKind::of(&*bo))
+}
+
+/// The object that `handle` names in `file`, if it is one of this driver's. Fails with `ENOENT`.
+pub(crate) fn lookup(dev: &Device, file: &DrmFile, handle: u32) -> Result<ARef<Bo>> {
+    let kind = dev.bo_kind.as_ref().ok_or(ENOENT)?;
+    kind.lookup(file, handle)
+}
+
+/// Reserves memory in the first region of `placement` that has enough. Fails with `ENOMEM`.
+fn reserve(dev: &Device, placement: u32, size: u64) -> Result<Reservation> {
+    dev.regions
+        .iter()
+        .enumerate()
+        .filter(|(instance, _)| placement >> instance & 1 != 0)
+        .find_map(|(_, region)| region.reserve(size).ok())
+        .ok_or(ENOMEM)
+}
+
+/// `DRM_IOCTL_XE_GEM_CREATE`.
+///
+/// Fails with `EINVAL`, with `ENOENT` for a VM that is none, with what
+/// [`for_each_property`](uapi::for_each_property) fails with, with `ENODEV` for protected content,
+/// and with `ENOMEM`.
+pub(crate) fn create_ioctl(
+    dev: &Device,
+    args: &mut uapi::drm_xe_gem_create,
+    file: &DrmFile,
+) -> Result<u32> {
+    const FLAGS: u32 = uapi::DRM_XE_GEM_CREATE_FLAG_DEFER_BACKING
+        | uapi::DRM_XE_GEM_CREATE_FLAG_SCANOUT
+        | uapi::DRM_XE_GEM_CREATE_FLAG_NEEDS_VISIBLE_VRAM
+        | uapi::DRM_XE_GEM_CREATE_FLAG_NO_COMPRESSION;
+    const WB: u32 = uapi::DRM_XE_GEM_CPU_CACHING_WB;
+    const WC: u32 = uapi::DRM_XE_GEM_CPU_CACHING_WC;
+
+    ensure!(dev, args.pad == [0; 3] && args.reserved == [0; 2], EINVAL);
+    ensure!(dev, args.placement != 0, EINVAL);
+    ensure!(dev, args.placement & !dev.regions.mask() == 0, EINVAL);
+    ensure!(dev, args.flags & !FLAGS == 0, EINVAL);
+    ensure!(dev, args.handle == 0, EINVAL);
+    ensure!(dev, args.size != 0, EINVAL);
+    ensure!(dev, args.size % PAGE_SIZE as u64 == 0, EINVAL);
+    let size = usize::try_from(args.size)?;
+
+    let vram = args.placement & !(1 << region::SYSTEM) != 0;
+    let visible = args.flags & uapi::DRM_XE_GEM_CREATE_FLAG_NEEDS_VISIBLE_VRAM != 0;
+    ensure!(dev, vram || !visible, EINVAL);
+
+    let caching = u32::from(args.cpu_caching);
+    ensure!(dev, caching == WB || caching == WC, EINVAL);
+    ensure!(dev, !vram || caching == WC, EINVAL);
+    let scanout = args.flags & uapi::DRM_XE_GEM_CREATE_FLAG_SCANOUT != 0;
+    ensure!(dev, !scanout || caching == WC, EINVAL);
+
+    let vm = match args.vm_id {
+        0 => None,
+        id => Some(VmIdentity::of(&file.inner().vm(id)?)),
+    };
+    uapi::for_each_property(dev, args.extensions, |property, value| {
+        ensure!(
+            dev,
+            property == uapi::DRM_XE_GEM_CREATE_SET_PROPERTY_PXP_TYPE,
+            EINVAL
+        );
+        uapi::check_pxp_type(dev, value)
+    })?;
+
+    let bo_args = BoArgs {
+        placement: args.placement,
+        vm,
+        reservation: reserve(dev, args.placement, args.size)?,
+    };
+    let bo = Bo::new(dev, size, shmem::ObjectConfig::default(), bo_args)?;
+    args.handle = bo.create_handle(file)?;
+    Ok(0)
+}
+
+/// `DRM_IOCTL_XE_GEM_MMAP_OFFSET`.
+///
+/// Fails with `EINVAL`, and with `ENOENT` for a handle that is none. A PCI memory barrier is not to
+/// be had, as on any integrated GPU: `EINVAL`.
+pub(crate) fn mmap_offset_ioctl(
+    dev: &Device,
+    args: &mut uapi::drm_xe_gem_mmap_offset,
+    file: &DrmFile,
+) -> Result<u32> {
+    ensure!(dev, args.extensions == 0, EINVAL);
+    ensure!(dev, args.reserved == [0; 2], EINVAL);
+    ensure!(dev, args.flags == 0, EINVAL);
+    args.offset = lookup(dev, file, args.handle)?.create_mmap_offset()?;
+    Ok(0)
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The files of a device in debugfs, below `dri/<device>`:
+//!
+//! - `vms`: the open VMs, each with its VMAs, its ranges and their state;
+//! - `gt0/stats`: the counters, see [`stats`](crate::stats).
+
+use crate::driver::Device;
+use kernel::{
+    prelude::*,
+    seq_file::SeqFile,
+    str::kstrtobool_bytes,
+    sync::aref::ARef, //
+};
+use kernel_ext::drm_debugfs::{
+    Content,
+    Tree, //
+};
+
+/// Makes the files of `dev`.
+pub(crate) fn init(tree: &mut Tree, dev: &Device) -> Result {
+    tree.file(None, c"vms", Vms(dev.into()))?;
+    let gt = tree.dir(c"gt0")?;
+    tree.file(Some(gt), c"stats", Stats(dev.into()))
+}
+
+struct Vms(ARef<Device>);
+
+#[vtable]
+impl Content for Vms {
+    fn show(&self, m: &SeqFile) -> Result {
+        self.0.vms.show(m)
+    }
+}
+
+struct Stats(ARef<Device>);
+
+#[vtable]
+impl Content for Stats {
+    fn show(&self, m: &SeqFile) -> Result {
+        self.0.stats.show(m);
+        Ok(())
+    }
+
+    fn write(&self, text: &[u8]) -> Result {
+        if kstrtobool_bytes(text)? {
+            self.0.stats.reset();
+        }
+        Ok(())
+    }
+}

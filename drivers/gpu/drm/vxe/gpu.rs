@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The GPU: a model of hardware in software, and strict as hardware.
+//!
+//! It knows nothing of processes, VMs or ioctls. A driver gives it translations and batches, and
+//! gets faults:
+//!
+//! ```text
+//!   engine         runs the commands of a batch; hands faults to the driver
+//!     command        what the dwords of a batch mean
+//!   address_space  what a batch can reach: the driver maps, zaps and invalidates here
+//!     tlb            translations that were used last, until they are invalidated
+//!     page_table     translations, changed in place
+//!   bus            memory, by addresses that the DMA API gave out for this device
+//! ```
+//!
+//! Nothing here tries to be forgiving. A page table entry that is gone while its translation is
+//! still in the TLB is used on; memory that was freed under a mapping is accessed, and KASAN or the
+//! bus says so; dwords that are no command stop the batch.
+//!
+//! Lock order: TLB set → page table; the node pool of a page table alone. All are spinlocks, none is
+//! held when a method returns, so a driver may call from under any lock that allows spinlocks.
+
+mod address_space;
+mod bus;
+mod command;
+mod engine;
+mod page_table;
+#[cfg(CONFIG_KUNIT = "y")]
+mod tests;
+mod tlb;
+
+pub(crate) use address_space::{AddressSpace, Counters};
+pub(crate) use bus::{Bus, Target};
+pub(crate) use command::Reject;
+pub(crate) use engine::{run, store_qword, EngineError, FaultHandler};
+pub(crate) use page_table::{Access, PteFlag, PteFlags, Staged, LARGE_PAGE_SIZE, PAGE_SIZE};

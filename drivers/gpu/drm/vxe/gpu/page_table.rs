@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The page table of one address space: what a GPU virtual address means.
+//!
+//! A page is not mapped, or mapped by a small leaf (4 KiB), or by a large one (2 MiB). Changes are
+//! made in place, under a spinlock that is held for one large page at a time: nodes are allocated
+//! before ([`PageTable::stage`]) and freed after. A GPU that walks the table meanwhile sees each
+//! page as it was or as it will be. What TLBs hold is not touched here: each change says which
+//! addresses had another translation before, and its caller makes the TLBs forget them.
+//!
+//! No leaf is larger than the [`PageTable::map`] call that made it. So mappings never depend on
+//! their neighbours: zapping one takes away pages of another only if both came from one call.
+//!
+//! Lock order: the lock of the table is taken within that of a TLB set, with nothing inside.
+
+mod node;
+#[cfg(CONFIG_KUNIT = "y")]
+mod tests;
+mod tree;
+
+use super::bus::Target;
+use core::ops::Range;
+use kernel::{
+    bits::bit_u64,
+    fmt,
+    impl_flags,
+    prelude::*,
+    sync::{new_spinlock, Arc, SpinLock}, //
+};
+use node::{NodeList, NodePool};
+use tree::{Edges, Leaf, Tree, Work};
+
+pub(crate) use node::Staged;
+
+/// Address bits within a page.
+pub(crate) const PAGE_SHIFT: u32 = 12;
+/// Bytes of a page of the GPU, whatever the CPU's are.
+pub(crate) const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
+/// Address bits within a large page.
+pub(crate) const LARGE_PAGE_SHIFT: u32 = 21;
+/// Bytes of a large page of the GPU.
+pub(crate) const LARGE_PAGE_SIZE: u64 = 1 << LARGE_PAGE_SHIFT;
+
+/// The kinds of access that a translation allows or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Load.
+    Read,
+    /// Store.
+    Write,
+    /// Load, change and store, at once.
+    Atomic,
+}
+
+impl_flags!(
+    /// What a translation allows, besides reading.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub(crate) struct PteFlags(u64);
+
+    /// One thing that a translation allows.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) enum PteFlag {
+        /// Writing.
+        Writable = bit_u64(0),
+        /// Atomic operations; they need [`Self::Writable`] too.
+        Atomic = bit_u64(1),
+    }
+);
+
+/// A translation: the address of a page behind the bus, with flags in the bits that pages leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pte(u64);
+
+impl Pte {
+    const FLAGS: u64 = PteFlags::all_bits();
+
+    /// The translation to `target`, which is aligned to pages.
+    pub(super) fn new(target: Target, flags: PteFlags) -> Self {
+        let Target::System(addr) = target;
+        Self((addr & !(PAGE_SIZE - 1)) | u64::from(flags))
+    }
+
+    /// Where the page is.
+    pub(super) fn target(self) -> Target {
+        Target::System(self.0 & !(PAGE_SIZE - 1))
+    }
+
+    /// What it allows.
+    pub(super) fn flags(self) -> PteFlags {
+        let mut flags = PteFlags::empty();
+        for flag in [PteFlag::Writable, PteFlag::Atomic] {
+            if self.0 & Self::FLAGS & flag as u64 != 0 {
+                flags |= flag;
+            }
+        }
+        flags
+    }
+
+    /// Whether it allows `access`.
+    pub(super) fn allows(self, access: Access) -> bool {
+        let flags = self.flags();
+        match access {
+            Access::Read => true,
+            Access::Write => flags.contains(PteFlag::Writable),
+            Access::Atomic => flags.contains_all(PteFlag::Writable | PteFlag::Atomic),
+        }
+    }
+}
+
+/// A page table.
+#[pin_data]
+pub(super) struct PageTable {
+    /// Addresses from here on are not translated.
+    end: u64,
+    pool: Arc<NodePool>,
+    #[pin]
+    tree: SpinLock<Tree>,
+}
+
+impl PageTable {
+    /// An empty table for addresses of `va_bits` bits.
+    ///
+    /// Fails with `EINVAL` if that is not in 21..=48.
+    pub(super) fn new(va_bits: u32) -> Result<impl PinInit<Self>> {
+        if !(LARGE_PAGE_SHIFT..=tree::TREE_BITS).contains(&va_bits) {
+            return Err(EINVAL);
+        }
+        let pool = NodePool::new()?;
+        Ok(pin_init!(Self {
+            end: 1 << va_bits,
+            pool,
+            tree <- new_spinlock!(Tree::new(), "vxe_gpu_page_table"),
+        }))
+    }
+
+    /// The span of `len` bytes at `va`.
+    ///
+    /// Fails with `EINVAL` if it is empty, does not consist of pages, or leaves the address space.
+    fn span(&self, va: u64, len: u64) -> Result<Range<u64>> {
+        let end = va.checked_add(len).ok_or(EINVAL)?;
+        if len == 0 || (va | len) % PAGE_SIZE != 0 || end > self.end {
+            return Err(EINVAL);
+        }
+        Ok(va..end)
+    }
+
+    /// Allocates what mapping or splitting `[va, va + len)` can need, however it is cut.
+    ///
+    /// Fails with `EINVAL` for a span that is no span of pages, and `ENOMEM`. May sleep.
+    pub(super) fn stage(&self, va: u64, len: u64) -> Result<Staged> {
+        let span = self.span(va, len)?;
+        let count = tree::worst_case(&span).ok_or(EINVAL)?;
+        self.pool.stage(span, count)
+    }
+
+    /// Maps `[va, va + len)` to the memory that begins at `target`, in place of what was mapped.
+    ///
+    /// On success, says which span of addresses may have had another translation before: the
+    /// caller makes TLBs forget it. Does not sleep.
+    ///
+    /// Fails with `EINVAL`, and changes nothing, if the span is no span of pages or not within what
+    /// was staged, or the target is not aligned to pages or wraps around.
+    pub(super) fn map(
+        &self,
+        staged: &mut Staged,
+        va: u64,
+        len: u64,
+        target: Target,
+        flags: PteFlags,
+    ) -> Result<Option<Range<u64>>> {
+        let span = self.span(va, len)?;
+        if !contains(&staged.span, &span) || !target.is_aligned(PAGE_SIZE) {
+            return Err(EINVAL);
+        }
+        target.checked_offset(len).ok_or(EINVAL)?;
+
+        let mut work = Work::new(Some(&mut staged.nodes));
+        for part in large_pages(span) {
+            let first = Pte::new(target.offset(part.start - va), flags);
+            self.tree.lock().map(&part, first, &mut work);
+        }
+        self.finish(work)
+    }
+
+    /// Clears all of `[va, va + len)`, and the rest of each large leaf of which a part is in it.
+    ///
+    /// Returns the span of what was cleared, which may reach beyond what was asked: the caller
+    /// makes TLBs forget all of it. `None` if nothing was mapped. A span that does not consist of
+    /// pages is widened to pages. Neither allocates nor sleeps.
+    pub(super) fn zap(&self, va: u64, len: u64) -> Option<Range<u64>> {
+        let end = va.saturating_add(len).min(self.end);
+        let end = end.checked_next_multiple_of(PAGE_SIZE)?;
+        let mut work = Work::new(None);
+        self.zap_span(va / PAGE_SIZE * PAGE_SIZE..end, Edges::Widen, &mut work);
+        let stale = work.stale.take();
+        self.pool.put(work.pruned);
+        stale
+    }
+
+    /// Clears exactly `[va, va + len)`: large leaves of which a part is in it are split.
+    ///
+    /// On success, returns the span of what was cleared, as [`Self::zap`] does. Does not sleep.
+    ///
+    /// Fails with `EINVAL`, and changes nothing, if the span is no span of pages or not within what
+    /// was staged.
+    pub(super) fn zap_exact(
+        &self,
+        staged: &mut Staged,
+        va: u64,
+        len: u64,
+    ) -> Result<Option<Range<u64>>> {
+        let span = self.span(va, len)?;
+        if !contains(&staged.span, &span) {
+            return Err(EINVAL);
+        }
+        let mut work = Work::new(Some(&mut staged.nodes));
+        self.zap_span(span, Edges::Split, &mut work);
+        self.finish(work)
+    }
+
+    /// The translation of the page of `va`.
+    pub(super) fn translate(&self, va: u64) -> Option<Pte> {
+        if va >= self.end {
+            return None;
+        }
+        self.tree.lock().translate(va)
+    }
+
+    fn zap_span(&self, span: Range<u64>, edges: Edges, work: &mut Work<'_>) {
+        let mut at = span.start;
+        while at < span.end {
+            let mut tree = self.tree.lock();
+            // Whatever is not mapped is skipped, so that a zap costs what it clears.
+            let Some(leaf) = tree.next_leaf(at) else { break };
+            let start = leaf.start.max(at);
+            let Some(part) = large_pages(start..span.end).next() else {
+                break;
+            };
+            tree.zap(&part, edges, work);
+            at = part.end;
+        }
+    }
+
+    /// Ends a change: frees nodes, and says what is stale.
+    fn finish(&self, mut work: Work<'_>) -> Result<Option<Range<u64>>> {
+        let (stale, starved) = (work.stale.take(), work.starved);
+        self.pool
+            .put(core::mem::replace(&mut work.pruned, NodeList::new()));
+        // Staging is for the worst case. It runs short only if two changes use up the nodes of one
+        // on the same addresses, and the second then is a driver's mistake.
+        if starved {
+            return Err(ENOMEM);
+        }
+        Ok(stale)
+    }
+
+    /// Writes what is mapped, one line for each span that is contiguous on both sides.
+    ///
+    /// What changes meanwhile is written as it was or as it is.
+    pub(super) fn dump(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut run: Option<Leaf> = None;
+        let mut at = 0;
+        loop {
+            let next = self.tree.lock().next_leaf(at);
+            match (&mut run, next) {
+                (Some(run), Some(leaf)) if run.continues_with(&leaf) => {
+                    at = leaf.start + leaf.size;
+                    run.size += leaf.size;
+                }
+                (_, next) => {
+                    if let Some(run) = run.take() {
+                        run.dump(f)?;
+                    }
+                    let Some(leaf) = next else { return Ok(()) };
+                    at = leaf.start + leaf.size;
+                    run = Some(leaf);
+                }
+            }
+        }
+    }
+}
+
+impl Leaf {
+    fn continues_with(&self, next: &Leaf) -> bool {
+        self.start + self.size == next.start
+            && self.pte.flags() == next.pte.flags()
+            && self.pte.target().checked_offset(self.size) == Some(next.pte.target())
+    }
+
+    fn dump(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flags = self.pte.flags();
+        f.write_fmt(fmt!(
+            "{:#014x}-{:#014x} r{}{} {}\n",
+            self.start,
+            self.start + self.size,
+            if flags.contains(PteFlag::Writable) { 'w' } else { '-' },
+            if flags.contains(PteFlag::Atomic) { 'a' } else { '-' },
+            self.pte.target(),
+        ))
+    }
+}
+
+/// Whether `inner` lies within `outer`.
+fn contains(outer: &Range<u64>, inner: &Range<u64>) -> bool {
+    outer.start <= inner.start && inner.end <= outer.end
+}
+
+/// Cuts `span` at multiples of large pages.
+fn large_pages(span: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let mut at = span.start;
+    core::iter::from_fn(move || {
+        let start = at;
+        // Cannot overflow: addresses have 48 bits.
+        at = ((start / LARGE_PAGE_SIZE + 1) * LARGE_PAGE_SIZE).min(span.end);
+        (start < span.end).then_some(start..at)
+    })
+}

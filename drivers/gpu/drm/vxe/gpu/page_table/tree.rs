@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The radix tree of a page table, without its lock.
+//!
+//! Levels are counted from the leaves: the slot of level 0 is a small page, that of level 1 a large
+//! page or a table of small ones, and so on up to the root, which is one slot of level
+//! [`ROOT_LEVEL`] for the whole address space. Leaves are at levels 0 and 1 only. A table that
+//! becomes empty is taken out at once, so that the tree has no memory of what was once mapped.
+//!
+//! Each operation that changes the tree works within one large page, and so is short enough for a
+//! spinlock; the caller goes from one large page to the next.
+
+use super::{
+    node::{Node, NodeList, Slot, SLOTS, SLOT_BITS},
+    Pte, Target, LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, //
+};
+use core::ops::Range;
+use kernel::prelude::*;
+
+/// The level of the slot that spans all addresses: four tables translate 48 bits.
+const ROOT_LEVEL: u32 = 4;
+
+/// Address bits below the index of a slot at `level`.
+const fn shift(level: u32) -> u32 {
+    PAGE_SHIFT + SLOT_BITS * level
+}
+
+/// Address bits that the tree translates.
+pub(super) const TREE_BITS: u32 = shift(ROOT_LEVEL);
+
+/// The place of the slot for `va` in its table, if it is a slot of `level`.
+const fn index(va: u64, level: u32) -> usize {
+    // CAST: Less than `SLOTS`.
+    ((va >> shift(level)) % SLOTS as u64) as usize
+}
+
+/// Nodes that mapping `span` can take at most, if nothing is mapped and all leaves are small.
+///
+/// Splitting what is mapped takes no more: it happens only where an empty slot would have taken a
+/// node. `None` for an empty span.
+pub(super) fn worst_case(span: &Range<u64>) -> Option<usize> {
+    let last = span.end.checked_sub(1).filter(|last| *last >= span.start)?;
+    let nodes: u64 = (1..=ROOT_LEVEL)
+        .map(|level| (last >> shift(level)) - (span.start >> shift(level)) + 1)
+        .sum();
+    usize::try_from(nodes).ok()
+}
+
+/// What one change takes and leaves.
+pub(super) struct Work<'a> {
+    /// Where new nodes come from, if they may be needed.
+    staged: Option<&'a mut NodeList>,
+    /// Nodes that the tree no longer has: to be freed when the lock is released.
+    pub(super) pruned: NodeList,
+    /// The hull of all translations that are gone or different.
+    pub(super) stale: Option<Range<u64>>,
+    /// A node was needed and not there: the change is not complete.
+    pub(super) starved: bool,
+}
+
+impl<'a> Work<'a> {
+    pub(super) fn new(staged: Option<&'a mut NodeList>) -> Self {
+        Self {
+            staged,
+            pruned: NodeList::new(),
+            stale: None,
+            starved: false,
+        }
+    }
+
+    fn node(&mut self) -> Option<KBox<Node>> {
+        let node = match &mut self.staged {
+            Some(staged) => staged.pop(),
+            None => None,
+        };
+        self.starved |= node.is_none();
+        node
+    }
+
+    fn mark_stale(&mut self, start: u64, size: u64) {
+        // Cannot overflow: both ends are addresses of the tree.
+        let end = start + size;
+        self.stale = Some(match self.stale.take() {
+            Some(hull) => hull.start.min(start)..hull.end.max(end),
+            None => start..end,
+        });
+    }
+}
+
+/// What happens to mapped pages that a [`Tree::zap`] must spare, but whose leaf it must not.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Edges {
+    /// They go, too.
+    Widen,
+    /// They stay, in small leaves; this takes a node.
+    Split,
+}
+
+/// A leaf, as [`Tree::next_leaf`] finds it.
+pub(super) struct Leaf {
+    pub(super) start: u64,
+    pub(super) size: u64,
+    pub(super) pte: Pte,
+}
+
+/// A radix tree of 48-bit addresses.
+///
+/// All addresses given to it must be less than 2^[`TREE_BITS`], and spans lie within one large page.
+pub(super) struct Tree {
+    root: Slot,
+}
+
+impl Tree {
+    pub(super) const fn new() -> Self {
+        Self { root: Slot::Empty }
+    }
+
+    /// The translation of the page of `va`.
+    pub(super) fn translate(&self, va: u64) -> Option<Pte> {
+        let mut slot = &self.root;
+        let mut level = ROOT_LEVEL;
+        loop {
+            match slot {
+                Slot::Empty => return None,
+                Slot::Leaf(pte) => {
+                    let within = va % (1 << shift(level)) / PAGE_SIZE * PAGE_SIZE;
+                    return Some(Pte::new(pte.target().offset(within), pte.flags()));
+                }
+                Slot::Table { node, .. } => {
+                    // Slots of level 0 are no tables.
+                    level = level.checked_sub(1)?;
+                    slot = node.slots.get(index(va, level))?;
+                }
+            }
+        }
+    }
+
+    /// The first leaf that ends beyond `from`.
+    pub(super) fn next_leaf(&self, from: u64) -> Option<Leaf> {
+        next_leaf(&self.root, ROOT_LEVEL, 0, from)
+    }
+
+    /// Maps the pages of `span`, which lie within one large page, to `target` and what follows it.
+    ///
+    /// Makes a large leaf if the span is a large page and the target aligned as such. What was
+    /// mapped there is replaced.
+    pub(super) fn map(&mut self, span: &Range<u64>, first: Pte, work: &mut Work<'_>) {
+        let base = span.start / LARGE_PAGE_SIZE * LARGE_PAGE_SIZE;
+        let large = span.start == base
+            && span.end - base == LARGE_PAGE_SIZE
+            && first.target().is_aligned(LARGE_PAGE_SIZE);
+
+        visit(&mut self.root, ROOT_LEVEL, base, true, work, &mut |slot, work| {
+            if large {
+                set_large(slot, base, first, work);
+            } else {
+                set_small(slot, base, span, first, work);
+            }
+        });
+    }
+
+    /// Clears the pages of `span`, which lie within one large page.
+    pub(super) fn zap(&mut self, span: &Range<u64>, edges: Edges, work: &mut Work<'_>) {
+        let base = span.start / LARGE_PAGE_SIZE * LARGE_PAGE_SIZE;
+        let whole = span.end - span.start == LARGE_PAGE_SIZE;
+
+        visit(&mut self.root, ROOT_LEVEL, base, false, work, &mut |slot, work| {
+            if matches!(slot, Slot::Leaf(_)) {
+                if whole || edges == Edges::Widen {
+                    *slot = Slot::Empty;
+                    work.mark_stale(base, LARGE_PAGE_SIZE);
+                    return;
+                }
+                if !make_table(slot, work) {
+                    return;
+                }
+            }
+            let Slot::Table { node, live } = slot else {
+                return;
+            };
+            for (page, slot) in pages(node, span) {
+                if !slot.is_empty() {
+                    *slot = Slot::Empty;
+                    // `live` counted this slot.
+                    *live -= 1;
+                    work.mark_stale(base + page * PAGE_SIZE, PAGE_SIZE);
+                }
+            }
+            prune(slot, work);
+        });
+    }
+}
+
+/// The slots of `span` in a table of small pages, with their numbers.
+fn pages<'a>(node: &'a mut Node, span: &Range<u64>) -> impl Iterator<Item = (u64, &'a mut Slot)> {
+    let count = (span.end - span.start) / PAGE_SIZE;
+    // CAST: There are `SLOTS` pages in the span at most.
+    (0..)
+        .zip(&mut node.slots)
+        .skip(index(span.start, 0))
+        .take(count as usize)
+}
+
+/// Runs `f` on the level 1 slot for `va`. On the way it makes the tables that miss, if `create`,
+/// and then removes those that are empty.
+fn visit(
+    slot: &mut Slot,
+    level: u32,
+    va: u64,
+    create: bool,
+    work: &mut Work<'_>,
+    f: &mut dyn FnMut(&mut Slot, &mut Work<'_>),
+) {
+    if level <= 1 {
+        return f(slot, work);
+    }
+    if slot.is_empty() {
+        if !create {
+            return;
+        }
+        let Some(node) = work.node() else { return };
+        *slot = Slot::Table { node, live: 0 };
+    }
+    let Slot::Table { node, live } = slot else {
+        return;
+    };
+    let level = level - 1;
+    if let Some(child) = node.slots.get_mut(index(va, level)) {
+        let was_empty = child.is_empty();
+        visit(child, level, va, create, work, f);
+        // `live` counts the slots that are not empty, and there are 512.
+        match (was_empty, child.is_empty()) {
+            (true, false) => *live += 1,
+            (false, true) => *live -= 1,
+            _ => {}
+        }
+    }
+    prune(slot, work);
+}
+
+/// Takes a table that is empty out of the tree.
+fn prune(slot: &mut Slot, work: &mut Work<'_>) {
+    if matches!(slot, Slot::Table { live: 0, .. }) {
+        if let Slot::Table { node, .. } = slot.take() {
+            work.pruned.push(node);
+        }
+    }
+}
+
+/// Makes a table of small pages of an empty slot, or of a large leaf. False if there is no node.
+fn make_table(slot: &mut Slot, work: &mut Work<'_>) -> bool {
+    let leaf = match slot {
+        Slot::Table { .. } => return true,
+        Slot::Leaf(pte) => Some(*pte),
+        Slot::Empty => None,
+    };
+    let Some(mut node) = work.node() else {
+        return false;
+    };
+    let live = match leaf {
+        Some(pte) => {
+            node.fill_from(pte);
+            // CAST: 512.
+            SLOTS as u16
+        }
+        None => 0,
+    };
+    *slot = Slot::Table { node, live };
+    true
+}
+
+/// Makes `slot`, a large page at `base`, one leaf.
+fn set_large(slot: &mut Slot, base: u64, pte: Pte, work: &mut Work<'_>) {
+    match slot.take() {
+        Slot::Empty => {}
+        Slot::Leaf(old) => {
+            if old != pte {
+                work.mark_stale(base, LARGE_PAGE_SIZE);
+            }
+        }
+        Slot::Table { mut node, .. } => {
+            node.clear_leaves();
+            work.pruned.push(node);
+            work.mark_stale(base, LARGE_PAGE_SIZE);
+        }
+    }
+    *slot = Slot::Leaf(pte);
+}
+
+/// Maps `span` within `slot`, a large page at `base`, by small leaves from `first` on.
+fn set_small(slot: &mut Slot, base: u64, span: &Range<u64>, first: Pte, work: &mut Work<'_>) {
+    if !make_table(slot, work) {
+        return;
+    }
+    let Slot::Table { node, live } = slot else {
+        return;
+    };
+    let mut target: Target = first.target();
+    for (page, slot) in pages(node, span) {
+        let pte = Pte::new(target, first.flags());
+        match slot {
+            // `live` counts the slots that are not empty, and there are 512.
+            Slot::Empty => *live += 1,
+            Slot::Leaf(old) if *old == pte => {}
+            _ => work.mark_stale(base + page * PAGE_SIZE, PAGE_SIZE),
+        }
+        *slot = Slot::Leaf(pte);
+        target = target.offset(PAGE_SIZE);
+    }
+}
+
+/// The first leaf in `slot`, a slot of `level` that spans addresses from `base` on, that ends
+/// beyond `from`.
+fn next_leaf(slot: &Slot, level: u32, base: u64, from: u64) -> Option<Leaf> {
+    match slot {
+        Slot::Empty => None,
+        Slot::Leaf(pte) => Some(Leaf {
+            start: base,
+            size: 1 << shift(level),
+            pte: *pte,
+        }),
+        Slot::Table { node, .. } => {
+            // Slots of level 0 are no tables.
+            let level = level.checked_sub(1)?;
+            let size = 1 << shift(level);
+            let first = from.saturating_sub(base) / size;
+            (0u64..)
+                .zip(&node.slots)
+                .skip(usize::try_from(first).unwrap_or(usize::MAX))
+                .find_map(|(i, slot)| next_leaf(slot, level, base + i * size, from))
+        }
+    }
+}

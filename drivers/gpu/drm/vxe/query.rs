@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! DEVICE_QUERY: what the device is.
+//!
+//! A program asks twice: first with size 0, to learn the size of the answer, then with a buffer of
+//! exactly that size.
+
+use crate::{
+    check::ensure,
+    driver::{
+        Device,
+        DrmFile,
+        DEVICE_ID,
+        REVISION,
+        VA_BITS, //
+    },
+    exec_queue_ioctl::max_priority,
+    gpu,
+    region,
+    uapi, //
+};
+use kernel::{
+    prelude::*,
+    time::NSEC_PER_SEC,
+    transmute::AsBytes,
+    uaccess::UserSlice, //
+};
+use kernel_ext::sysinfo::Clock;
+
+/// The clock of the GT, in Hz: as on the device that this one looks like.
+const REFERENCE_CLOCK: u32 = 19_200_000;
+
+/// The graphics IP of the GT: Xe2.
+const IP_VERSION: (u16, u16, u16) = (20, 1, 4);
+
+/// The bytes of a mask of subslices, and of one of execution units, as xe has them. There are none
+/// of either, in a GPU that only copies.
+const DSS_MASK: [u8; 16] = [0; 16];
+const EU_MASK: [u8; 8] = [0; 8];
+
+/// An answer in the making.
+#[derive(Default)]
+struct Answer(KVec<u8>);
+
+impl Answer {
+    fn push<T: AsBytes>(&mut self, value: &T) -> Result {
+        Ok(self.0.extend_from_slice(value.as_bytes(), GFP_KERNEL)?)
+    }
+
+    /// The count that many answers begin with.
+    fn push_count(&mut self, count: u32) -> Result {
+        self.push(&count)?;
+        self.push(&0u32)
+    }
+
+    /// Tells the size, or copies the answer out.
+    ///
+    /// Fails with `EINVAL` unless the buffer has that size, and with `fault` unless it can be
+    /// written.
+    fn give(self, dev: &Device, query: &mut uapi::drm_xe_device_query, fault: Error) -> Result {
+        if tell_size(dev, query, self.0.len())? {
+            return Ok(());
+        }
+        UserSlice::new(uapi::user_ptr(query.data), self.0.len())
+            .writer()
+            .write_slice(&self.0)
+            .map_err(|_| fault)
+    }
+}
+
+/// Tells the size of an answer, if that is what is asked; then it is all, and the result is true.
+///
+/// Fails with `EINVAL` if the size is another.
+fn tell_size(dev: &Device, query: &mut uapi::drm_xe_device_query, size: usize) -> Result<bool> {
+    let size = u32::try_from(size)?;
+    let asked = query.size == 0;
+    if asked {
+        query.size = size;
+    }
+    ensure!(dev, query.size == size, EINVAL);
+    Ok(asked)
+}
+
+/// `DRM_IOCTL_XE_DEVICE_QUERY`.
+///
+/// Fails with `EINVAL`; with `EFAULT` (`ENOSPC` for memory regions, as with xe) for a bad buffer; and
+/// with `ENODEV` for what this device has not: firmware, protected content and sampling.
+pub(crate) fn ioctl(
+    dev: &Device,
+    query: &mut uapi::drm_xe_device_query,
+    _file: &DrmFile,
+) -> Result<u32> {
+    ensure!(dev, query.extensions == 0, EINVAL);
+    ensure!(dev, query.reserved == [0; 2], EINVAL);
+    match query.query {
+        uapi::DRM_XE_DEVICE_QUERY_ENGINES => engines()?.give(dev, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_MEM_REGIONS => mem_regions(dev)?.give(dev, query, ENOSPC)?,
+        uapi::DRM_XE_DEVICE_QUERY_CONFIG => config(dev)?.give(dev, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_GT_LIST => gt_list(dev)?.give(dev, query, EFAULT)?,
+        // A table of the firmware's, which is empty.
+        uapi::DRM_XE_DEVICE_QUERY_HWCONFIG => Answer::default().give(dev, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_GT_TOPOLOGY => gt_topology()?.give(dev, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_ENGINE_CYCLES => engine_cycles(dev, query)?,
+        uapi::DRM_XE_DEVICE_QUERY_UC_FW_VERSION => uc_fw_version(dev, query)?,
+        uapi::DRM_XE_DEVICE_QUERY_OA_UNITS => oa_units()?.give(dev, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_PXP_STATUS | uapi::DRM_XE_DEVICE_QUERY_EU_STALL => {
+            return Err(ENODEV);
+        }
+        unknown => {
+            kernel_ext::drm_dbg!(dev, "no query {}", unknown);
+            return Err(EINVAL);
+        }
+    }
+    Ok(0)
+}
+
+/// The engines: one, that copies.
+fn engines() -> Result<Answer> {
+    let mut answer = Answer::default();
+    answer.push_count(1)?;
+    answer.push(&uapi::drm_xe_engine {
+        instance: uapi::drm_xe_engine_class_instance {
+            // CAST: The uAPI's field has 16 bits for its few classes.
+            engine_class: uapi::DRM_XE_ENGINE_CLASS_COPY as u16,
+            ..Default::default()
+        },
+        ..Default::default()
+    })?;
+    Ok(answer)
+}
+
+fn mem_regions(dev: &Device) -> Result<Answer> {
+    let mut answer = Answer::default();
+    answer.push_count(u32::try_from(dev.regions.iter().count())?)?;
+    for (instance, region) in dev.regions.iter().enumerate() {
+        answer.push(&uapi::drm_xe_mem_region {
+            mem_class: region.kind().class(),
+            instance: u16::try_from(instance)?,
+            min_page_size: region.min_page_size(),
+            total_size: region.total(),
+            used: region.used(),
+            cpu_visible_size: region.cpu_visible_size(),
+            cpu_visible_used: region.cpu_visible_used(),
+            ..Default::default()
+        })?;
+    }
+    Ok(answer)
+}
+
+fn config(dev: &Device) -> Result<Answer> {
+    let mut flags = uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_LOW_LATENCY
+        | uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_CPU_ADDR_MIRROR
+        | uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_NO_COMPRESSION_HINT;
+    if dev.regions.has_vram() {
+        flags |= uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_VRAM;
+    }
+    // In the order of the uAPI's numbers.
+    let info: [u64; 5] = [
+        u64::from(DEVICE_ID) | u64::from(REVISION) << 16,
+        u64::from(flags),
+        gpu::PAGE_SIZE,
+        u64::from(VA_BITS),
+        max_priority(),
+    ];
+    let mut answer = Answer::default();
+    answer.push_count(info.len() as u32)?;
+    answer.push(&info)?;
+    Ok(answer)
+}
+
+/// The GTs: one.
+fn gt_list(dev: &Device) -> Result<Answer> {
+    let near = match dev.regions.has_vram() {
+        true => dev.regions.mask() & !(1 << region::SYSTEM),
+        false => 1 << region::SYSTEM,
+    };
+    let mut answer = Answer::default();
+    answer.push_count(1)?;
+    answer.push(&uapi::drm_xe_gt {
+        // CAST: The uAPI's field has 16 bits for its few types.
+        type_: uapi::DRM_XE_QUERY_GT_TYPE_MAIN as u16,
+        reference_clock: REFERENCE_CLOCK,
+        near_mem_regions: u64::from(near),
+        far_mem_regions: u64::from(dev.regions.mask() & !near),
+        ip_ver_major: IP_VERSION.0,
+        ip_ver_minor: IP_VERSION.1,
+        ip_ver_rev: IP_VERSION.2,
+        ..Default::default()
+    })?;
+    Ok(answer)
+}
+
+fn gt_topology() -> Result<Answer> {
+    let mut answer = Answer::default();
+    for (kind, mask) in [
+        (uapi::DRM_XE_TOPO_DSS_GEOMETRY, &DSS_MASK[..]),
+        (uapi::DRM_XE_TOPO_DSS_COMPUTE, &DSS_MASK[..]),
+        (uapi::DRM_XE_TOPO_SIMD16_EU_PER_DSS, &EU_MASK[..]),
+    ] {
+        let mut header = uapi::drm_xe_query_topology_mask::default();
+        // CAST: The uAPI's field has 16 bits for its few types.
+        header.type_ = kind as u16;
+        header.num_bytes = u32::try_from(mask.len())?;
+        answer.push(&header)?;
+        answer.0.extend_from_slice(mask, GFP_KERNEL)?;
+    }
+    Ok(answer)
+}
+
+/// The units for observation: none.
+fn oa_units() -> Result<Answer> {
+    let mut answer = Answer::default();
+    answer.push(&0u64)?;
+    answer.push_count(0)?;
+    Ok(answer)
+}
+
+/// The time of an engine, beside that of a CPU clock of the caller's choice.
+fn engine_cycles(dev: &Device, query: &mut uapi::drm_xe_device_query) -> Result {
+    let size = size_of::<uapi::drm_xe_query_engine_cycles>();
+    if tell_size(dev, query, size)? {
+        return Ok(());
+    }
+    let mut cycles: uapi::drm_xe_query_engine_cycles = uapi::read(query.data)?;
+    let clock = Clock::from_id(cycles.clockid).ok_or(EINVAL)?;
+    let eci = &cycles.eci;
+    ensure!(dev, eci.gt_id == 0 && eci.engine_instance == 0, EINVAL);
+    let class = u32::from(eci.engine_class);
+    ensure!(dev, class == uapi::DRM_XE_ENGINE_CLASS_COPY, EINVAL);
+
+    let before = Clock::Monotonic.now_ns();
+    let cpu = clock.now_ns();
+    let delta = Clock::Monotonic.now_ns().saturating_sub(before);
+    // The engine counts since the system booted.
+    let (seconds, ns) = (before / NSEC_PER_SEC, before % NSEC_PER_SEC);
+    let clock = i64::from(REFERENCE_CLOCK);
+    let engine = seconds.saturating_mul(clock) + ns * clock / NSEC_PER_SEC;
+    cycles.width = 64;
+    // CAST: Times since the epoch of a clock are positive.
+    cycles.engine_cycles = engine as u64;
+    cycles.cpu_timestamp = cpu as u64;
+    cycles.cpu_delta = delta as u64;
+    UserSlice::new(uapi::user_ptr(query.data), size)
+        .writer()
+        .write(&cycles)
+}
+
+/// The version of firmware, of which there is none.
+fn uc_fw_version(dev: &Device, query: &mut uapi::drm_xe_device_query) -> Result {
+    const GUC: u32 = uapi::XE_QUERY_UC_TYPE_GUC_SUBMISSION;
+    const HUC: u32 = uapi::XE_QUERY_UC_TYPE_HUC;
+    if tell_size(dev, query, size_of::<uapi::drm_xe_query_uc_fw_version>())? {
+        return Ok(());
+    }
+    let version: uapi::drm_xe_query_uc_fw_version = uapi::read(query.data)?;
+    ensure!(dev, version.pad == 0 && version.pad2 == 0, EINVAL);
+    ensure!(dev, version.reserved == 0, EINVAL);
+    let uc = u32::from(version.uc_type);
+    ensure!(dev, uc == GUC || uc == HUC, EINVAL);
+    Err(ENODEV)
+}

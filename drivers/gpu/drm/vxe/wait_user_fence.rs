@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! WAIT_USER_FENCE: sleeps until a word in the caller's memory compares as wanted.
+//!
+//! The caller says which queue it waits for, if any, and is told when that queue is dead and so will
+//! not write the word any more.
+
+use crate::{
+    check::ensure,
+    driver::{
+        Device,
+        DrmFile, //
+    },
+    sync::Waited,
+    uapi, //
+};
+use kernel::{
+    prelude::*,
+    task::MAX_SCHEDULE_TIMEOUT,
+    time::Jiffies, //
+};
+use kernel_ext::sysinfo::{
+    nsecs_to_jiffies,
+    Clock, //
+};
+
+/// For ever, in jiffies.
+const FOREVER: Jiffies = MAX_SCHEDULE_TIMEOUT as Jiffies;
+
+/// How the word is compared with the value.
+#[derive(Clone, Copy)]
+struct Condition {
+    op: fn(&u64, &u64) -> bool,
+    value: u64,
+    mask: u64,
+}
+
+impl Condition {
+    /// Fails with `EINVAL` for an unknown operation.
+    fn new(args: &uapi::drm_xe_wait_user_fence) -> Result<Self> {
+        Ok(Self {
+            op: match u32::from(args.op) {
+                uapi::DRM_XE_UFENCE_WAIT_OP_EQ => u64::eq,
+                uapi::DRM_XE_UFENCE_WAIT_OP_NEQ => u64::ne,
+                uapi::DRM_XE_UFENCE_WAIT_OP_GT => u64::gt,
+                uapi::DRM_XE_UFENCE_WAIT_OP_GTE => u64::ge,
+                uapi::DRM_XE_UFENCE_WAIT_OP_LT => u64::lt,
+                uapi::DRM_XE_UFENCE_WAIT_OP_LTE => u64::le,
+                _ => return Err(EINVAL),
+            },
+            value: args.value,
+            mask: args.mask,
+        })
+    }
+
+    /// Whether the word at the user address `addr` is as wanted. Fails with `EFAULT`.
+    fn holds_at(&self, addr: u64) -> Result<bool> {
+        let word: u64 = uapi::read(addr)?;
+        Ok((self.op)(&(word & self.mask), &(self.value & self.mask)))
+    }
+}
+
+/// `DRM_IOCTL_XE_WAIT_USER_FENCE`.
+///
+/// A time-out is in nanoseconds: relative, or absolute on `CLOCK_MONOTONIC`; a negative one is for
+/// ever. What is left of a relative one is handed back, also when the call is interrupted, and then
+/// restarted with it.
+///
+/// Fails with `EINVAL`, with `EFAULT`, with `ENOENT` for a queue that is none, with `ETIME` when the
+/// time is up, with `EIO` when the queue is dead, and with `ERESTARTSYS` on a signal.
+pub(crate) fn ioctl(
+    dev: &Device,
+    args: &mut uapi::drm_xe_wait_user_fence,
+    file: &DrmFile,
+) -> Result<u32> {
+    ensure!(dev, args.extensions == 0, EINVAL);
+    ensure!(dev, args.pad == 0 && args.pad2 == 0, EINVAL);
+    ensure!(dev, args.reserved == [0; 2], EINVAL);
+    let flags = u32::from(args.flags);
+    ensure!(
+        dev,
+        flags & !uapi::DRM_XE_UFENCE_WAIT_FLAG_ABSTIME == 0,
+        EINVAL
+    );
+    let absolute = flags != 0;
+    let wanted = Condition::new(args)?;
+    ensure!(dev, args.addr & 7 == 0, EINVAL);
+    let queue = match args.exec_queue_id {
+        0 => None,
+        id => Some(file.inner().queue(id)?),
+    };
+
+    if args.timeout < 0 {
+        // What is handed back of it stays positive for ever.
+        args.timeout = i64::MAX;
+    }
+    let mut timeout = to_jiffies(args.timeout, absolute);
+    let start = Clock::Monotonic.now_ns();
+
+    let result = loop {
+        // Before looking, so that what is signalled afterwards is not slept through.
+        let seen = dev.fences.generation();
+        // The queue before the word: a queue may write the word, and die after that.
+        let dead = queue.as_ref().is_some_and(|queue| queue.is_dead());
+        match wanted.holds_at(args.addr) {
+            Ok(true) => break Ok(0),
+            Ok(false) if kernel::current!().signal_pending() => break Err(ERESTARTSYS),
+            Ok(false) if dead => {
+                kernel_ext::drm_dbg!(dev, "waiting for an exec queue that is dead");
+                break Err(EIO);
+            }
+            Ok(false) if timeout == 0 => break Err(ETIME),
+            Ok(false) => {}
+            Err(error) => break Err(error),
+        }
+        timeout = match dev.fences.wait(seen, timeout) {
+            Waited::Signalled(left) => left,
+            // Look once more.
+            Waited::TimedOut => 0,
+            Waited::Interrupted => timeout,
+        };
+    };
+
+    if !absolute {
+        let elapsed = Clock::Monotonic.now_ns().saturating_sub(start);
+        args.timeout = args.timeout.saturating_sub(elapsed).max(0);
+    }
+    result
+}
+
+/// A time-out in jiffies: at least one, unless `timeout` is zero.
+///
+/// For ever, if that is more than can be waited for.
+fn to_jiffies(timeout: i64, absolute: bool) -> Jiffies {
+    if timeout == 0 {
+        return 0;
+    }
+    let ns = if absolute {
+        timeout.saturating_sub(Clock::Monotonic.now_ns())
+    } else {
+        timeout
+    };
+    // The current jiffy is partly over, so that one more makes sure not to be early.
+    match u64::try_from(ns) {
+        Ok(ns) => nsecs_to_jiffies(ns).saturating_add(1).min(FOREVER),
+        Err(_) => 1,
+    }
+}
