@@ -9,7 +9,9 @@ pub mod harness;
 pub mod map;
 pub mod memory;
 pub mod process;
+pub mod random;
 pub mod rng;
+pub mod uffd;
 
 pub use gpu::{Gpu, Job};
 pub use harness::Program;

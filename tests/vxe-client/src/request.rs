@@ -24,6 +24,11 @@ impl<T> Request<T> {
         self.name
     }
 
+    /// The request's number.
+    pub const fn number(&self) -> libc::c_ulong {
+        self.number
+    }
+
     /// Calls `ioctl(2)`, again when a signal interrupts it.
     ///
     /// # Safety

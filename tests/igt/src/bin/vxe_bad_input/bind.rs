@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! VM_BIND.
+
+use super::{
+    cases::{nothing, Cases, KERNEL},
+    vm::{foreign, NO_ID},
+};
+use libc::{EFAULT, EINVAL, ENOBUFS, ENOENT};
+use vxe_client::{
+    request,
+    sys::{self, drm_xe_vm_bind, drm_xe_vm_bind_op},
+    Bind, Bo, Device, ExecQueue, Vm,
+};
+use vxe_igt::{Gpu, Map, PAGE, SZ_2M, SZ_64K};
+
+/// The end of the GPU's addresses.
+const END: u64 = 1 << 48;
+const PAGE_SIZE: u64 = PAGE as u64;
+
+/// One bind as the ioctl takes it.
+pub fn args(vm: &Vm, op: Bind) -> drm_xe_vm_bind {
+    let mut args = drm_xe_vm_bind { vm_id: vm.id(), num_binds: 1, ..Default::default() };
+    args.__bindgen_anon_1.bind = *op.as_raw();
+    args
+}
+
+/// A VM, a buffer of 64 KiB and where to bind it.
+fn scene() -> (Gpu, Bo, Map) {
+    let gpu = Gpu::new();
+    let bo = Bo::system(gpu.device(), SZ_64K).expect("a buffer");
+    (gpu, bo, Map::reserve(SZ_64K, SZ_2M))
+}
+
+pub fn header() {
+    let (device, vm, foreign) = foreign();
+    let place = Map::reserve(SZ_64K, SZ_2M);
+    let other = Vm::mirrored(&device).expect("a VM");
+    let work = ExecQueue::new(&vm).expect("a queue");
+    let of_other = ExecQueue::for_binds(&other).expect("a bind queue");
+    let queue = ExecQueue::for_binds(&vm).expect("a bind queue");
+    let mut good = args(&vm, Bind::mirror(place.at(0), SZ_64K as u64));
+    good.exec_queue_id = queue.id();
+    Cases::new(&device, &request::VM_BIND, good)
+        .accepted()
+        .reject(EINVAL, "an unknown VM", |a| a.vm_id = NO_ID)
+        .reject(EINVAL, "another file's VM", |a| a.vm_id = foreign)
+        .reject(EINVAL, "no VM", |a| a.vm_id = 0)
+        .reject(EINVAL, "pad", |a| a.pad = 1)
+        .reject(EINVAL, "pad2", |a| a.pad2 = 1)
+        .reject(EINVAL, "reserved[0]", |a| a.reserved[0] = 1)
+        .reject(EINVAL, "reserved[1]", |a| a.reserved[1] = 1)
+        .reject(EINVAL, "an extension", |a| a.extensions = nothing())
+        .reject(EINVAL, "too many syncs", |a| a.num_syncs = sys::DRM_XE_MAX_SYNCS + 1)
+        .reject(ENOENT, "an unknown queue", |a| a.exec_queue_id = NO_ID)
+        .reject(EINVAL, "a queue for work", |a| a.exec_queue_id = work.id())
+        .reject(EINVAL, "another VM's queue", |a| a.exec_queue_id = of_other.id())
+        .finish();
+}
+
+fn op(a: &mut drm_xe_vm_bind) -> &mut drm_xe_vm_bind_op {
+    // SAFETY: all arguments here have one bind, and any bytes are one.
+    unsafe { &mut a.__bindgen_anon_1.bind }
+}
+
+fn set_offset(a: &mut drm_xe_vm_bind, offset: u64) {
+    op(a).__bindgen_anon_1.obj_offset = offset;
+}
+
+pub fn operation() {
+    let (gpu, bo, place) = scene();
+    let (device, vm) = (gpu.device(), gpu.vm());
+    let there = Device::open().expect("another file");
+    let theirs: Vec<_> = (0..3).map(|_| Bo::system(&there, PAGE).expect("a buffer")).collect();
+    let length = SZ_64K as u64;
+
+    Cases::new(device, &request::VM_BIND, args(vm, Bind::bo(&bo, 0, place.at(0), length)))
+        .accepted()
+        .reject(EINVAL, "an unknown operation", |a| op(a).op = 5)
+        .reject(EINVAL, "an unknown flag", |a| op(a).flags |= 1 << 8)
+        .reject(EINVAL, "the last flag", |a| op(a).flags |= 1 << 31)
+        .reject(EINVAL, "no object", |a| op(a).obj = 0)
+        .reject(ENOENT, "an unknown object", |a| op(a).obj = NO_ID)
+        .reject(ENOENT, "another file's object", |a| op(a).obj = theirs[2].handle())
+        .reject(EINVAL, "an unknown PAT index", |a| op(a).pat_index = 0xffff)
+        .reject(EINVAL, "a mirror of an object", |a| {
+            op(a).flags |= sys::DRM_XE_VM_BIND_FLAG_CPU_ADDR_MIRROR;
+        })
+        .reject(EINVAL, "nothing of an object", |a| {
+            op(a).flags |= sys::DRM_XE_VM_BIND_FLAG_NULL;
+        })
+        .reject(EINVAL, "an autoreset object", |a| {
+            op(a).flags |= sys::DRM_XE_VM_BIND_FLAG_MADVISE_AUTORESET;
+        })
+        .reject(EINVAL, "a prefetch region", |a| op(a).prefetch_mem_region_instance = 1)
+        .reject(EINVAL, "a user pointer and an object", |a| {
+            op(a).op = sys::DRM_XE_VM_BIND_OP_MAP_USERPTR;
+        })
+        .reject(EINVAL, "a prefetch of an object", |a| {
+            op(a).op = sys::DRM_XE_VM_BIND_OP_PREFETCH;
+        })
+        .reject(EINVAL, "an unmap of an object", |a| op(a).op = sys::DRM_XE_VM_BIND_OP_UNMAP)
+        .finish();
+
+    Cases::new(device, &request::VM_BIND, args(vm, Bind::mirror(place.at(0), length)))
+        .accepted()
+        .reject(EINVAL, "a mirror that is shifted", |a| set_offset(a, PAGE_SIZE))
+        .reject(EINVAL, "a mirrored user pointer", |a| {
+            op(a).op = sys::DRM_XE_VM_BIND_OP_MAP_USERPTR;
+        })
+        .reject(EINVAL, "a mirrored prefetch", |a| op(a).op = sys::DRM_XE_VM_BIND_OP_PREFETCH)
+        .reject(EINVAL, "a mirrored unmap", |a| op(a).op = sys::DRM_XE_VM_BIND_OP_UNMAP)
+        .finish();
+
+    Cases::new(device, &request::VM_BIND, args(vm, Bind::unmap_all(&bo)))
+        .accepted()
+        .reject(EINVAL, "UNMAP_ALL of nothing", |a| op(a).obj = 0)
+        .reject(ENOENT, "UNMAP_ALL of an unknown object", |a| op(a).obj = NO_ID)
+        .reject(EINVAL, "UNMAP_ALL at an address", |a| op(a).addr = PAGE_SIZE)
+        .reject(EINVAL, "UNMAP_ALL of a range", |a| op(a).range = PAGE_SIZE)
+        .finish();
+
+    Cases::new(device, &request::VM_BIND, args(vm, Bind::unmap(place.at(0), length)))
+        .accepted()
+        .reject(EINVAL, "a prefetch region of an unmap", |a| {
+            op(a).prefetch_mem_region_instance = 1;
+        })
+        .reject(EINVAL, "decompression of an unmap", |a| {
+            op(a).flags |= sys::DRM_XE_VM_BIND_FLAG_DECOMPRESS;
+        })
+        .reject(EINVAL, "an unmap of null", |a| op(a).flags |= sys::DRM_XE_VM_BIND_FLAG_NULL)
+        .finish();
+
+    let mut prefetch =
+        Cases::new(device, &request::VM_BIND, args(vm, Bind::prefetch(place.at(0), length, 0)));
+    for region in [7, 31, 32, 63, 64, -2] {
+        prefetch.reject(EINVAL, &format!("a prefetch to region {region}"), |a| {
+            op(a).prefetch_mem_region_instance = region as u32;
+        });
+    }
+    prefetch.finish();
+}
+
+pub fn ranges() {
+    let (gpu, bo, place) = scene();
+    let length = SZ_64K as u64;
+    for (what, good) in [
+        ("buffer", Bind::bo(&bo, 0, place.at(0), length)),
+        ("mirror", Bind::mirror(place.at(0), length)),
+        ("unmap", Bind::unmap(place.at(0), length)),
+    ] {
+        let mut cases =
+            Cases::new(gpu.device(), &request::VM_BIND, args(gpu.vm(), good)).accepted();
+        let mut range = |why: &str, addr: u64, range: u64| {
+            cases.reject(EINVAL, &format!("{what}: {why}"), |a| {
+                op(a).addr = addr;
+                op(a).range = range;
+            });
+        };
+        range("an empty range", place.at(0), 0);
+        range("an address not of a page", place.at(8), length);
+        range("a range not of pages", place.at(0), length - 1);
+        range("less than a page", place.at(0), 512);
+        range("beyond the end", END, PAGE_SIZE);
+        range("over the end", END - PAGE_SIZE, 2 * PAGE_SIZE);
+        range("far beyond the end", 1 << 60, PAGE_SIZE);
+        range("the last page there is", u64::MAX - PAGE_SIZE + 1, PAGE_SIZE);
+        range("an overflowing sum", u64::MAX - PAGE_SIZE + 1, 2 * PAGE_SIZE);
+        range("more than all", 0, END + PAGE_SIZE);
+        range("nearly 64 bits of it", PAGE_SIZE, u64::MAX - PAGE_SIZE + 1);
+        cases.finish();
+    }
+    let good = args(gpu.vm(), Bind::bo(&bo, 0, place.at(0), length));
+    Cases::new(gpu.device(), &request::VM_BIND, good)
+        .reject(EINVAL, "more than the buffer", |a| op(a).range = 2 * length)
+        .reject(EINVAL, "beyond the buffer", |a| set_offset(a, PAGE_SIZE))
+        .reject(EINVAL, "far beyond the buffer", |a| set_offset(a, 1 << 40))
+        .reject(EINVAL, "an overflowing offset", |a| set_offset(a, u64::MAX - PAGE_SIZE + 1))
+        .reject(EINVAL, "an offset not of a page", |a| {
+            op(a).range = PAGE_SIZE;
+            set_offset(a, 64);
+        })
+        .finish();
+}
+
+pub fn arrays() {
+    let (mut gpu, bo, place) = scene();
+    let (good, bad) = (Bind::bo(&bo, 0, place.at(0), PAGE_SIZE), Bind::unmap(place.at(0), 0));
+    let ops = [*good.as_raw(), *Bind::unmap(place.at(PAGE), PAGE_SIZE).as_raw()];
+    let spoilt = [*good.as_raw(), *bad.as_raw()];
+    // An array of which the second half is not there.
+    let edge = Map::reserve(2 * PAGE, PAGE);
+    edge.part(0, PAGE).replace_anon(vxe_igt::RW);
+    let half = edge.at(PAGE - size_of::<drm_xe_vm_bind_op>());
+    // SAFETY: the page is the test's own and has room for one bind before its end.
+    unsafe { (half as *mut drm_xe_vm_bind_op).write_unaligned(ops[0]) };
+
+    let device = gpu.device().clone();
+    let mut args = args(gpu.vm(), good);
+    args.num_binds = 2;
+    args.__bindgen_anon_1.vector_of_binds = ops.as_ptr() as u64;
+    Cases::new(&device, &request::VM_BIND, args)
+        .accepted()
+        .reject(EFAULT, "an array that is not there", |a| {
+            a.__bindgen_anon_1.vector_of_binds = nothing();
+        })
+        .reject(EFAULT, "no array", |a| a.__bindgen_anon_1.vector_of_binds = 0)
+        .reject(EFAULT, "an array of the kernel's", |a| {
+            a.__bindgen_anon_1.vector_of_binds = KERNEL;
+        })
+        .reject(EFAULT, "half an array", |a| a.__bindgen_anon_1.vector_of_binds = half)
+        .reject(ENOBUFS, "more binds than there is memory", |a| a.num_binds = u32::MAX)
+        .finish();
+
+    gpu.vm().bind(&[Bind::unmap(place.at(0), SZ_64K as u64)]).expect("unmap");
+    Cases::new(&device, &request::VM_BIND, args)
+        .reject(EINVAL, "an array with a bad bind", |a| {
+            a.__bindgen_anon_1.vector_of_binds = spoilt.as_ptr() as u64;
+        })
+        .finish();
+    gpu.expect_fault("the good bind of a bad array", |c| _ = c.store(place.at(0), 1));
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Random sequences of mmap, munmap, mprotect, mremap, madvise, CPU writes and GPU work, checked
+//! against a model. `VXE_SEED` repeats one.
+
+use std::process::ExitCode;
+use vxe_client::Result;
+use vxe_igt::{
+    env::iterations,
+    random::{Accelerator, Machine},
+    Gpu, Program, Rng,
+};
+
+/// The GPU's part of a sequence, done by one GPU or by several in turn.
+struct Gpus {
+    gpus: Vec<Gpu>,
+    turn: usize,
+}
+
+impl Gpus {
+    fn new(gpus: Vec<Gpu>) -> Self {
+        Self { gpus, turn: 0 }
+    }
+
+    fn run(&mut self, build: impl FnOnce(&mut vxe_client::Commands)) -> bool {
+        self.turn = (self.turn + 1) % self.gpus.len();
+        let gpu = &mut self.gpus[self.turn];
+        let result: Result<()> = gpu.try_run(build);
+        if let Err(e) = result {
+            assert_eq!(e.errno(), libc::EIO, "{e}");
+            gpu.renew();
+        }
+        result.is_ok()
+    }
+}
+
+impl Accelerator for Gpus {
+    fn store(&mut self, stores: &[(u64, u32)]) -> bool {
+        self.run(|c| stores.iter().for_each(|&(to, value)| _ = c.store(to, value)))
+    }
+
+    fn add(&mut self, adds: &[(u64, bool)]) -> bool {
+        self.run(|c| {
+            for &(to, up) in adds {
+                if up {
+                    c.increment(to)
+                } else {
+                    c.decrement(to)
+                };
+            }
+        })
+    }
+
+    fn copy(&mut self, from: u64, to: u64, length: usize) -> bool {
+        self.run(|c| _ = c.copy(from, to, length))
+    }
+}
+
+fn one(pages: usize, steps: u32) {
+    let mut rng = Rng::from_environment();
+    Machine::new(pages, Gpus::new(vec![Gpu::new()])).run(iterations(steps), &mut rng);
+}
+
+/// Two VMs take turns on the same memory.
+fn two_vms() {
+    let mut rng = Rng::from_environment();
+    let gpus = Gpus::new(vec![Gpu::new(), Gpu::new()]);
+    Machine::new(48, gpus).run(iterations(150), &mut rng);
+}
+
+/// Threads with a sequence each, in one VM.
+fn threads() {
+    let mut rng = Rng::from_environment();
+    let main = Gpu::new();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            let mut rng = Rng::new(rng.next_u64());
+            let mut machine = Machine::new(40, Gpus::new(vec![main.another()]));
+            scope.spawn(move || machine.run(iterations(80), &mut rng));
+        }
+    });
+}
+
+fn main() -> ExitCode {
+    let mut p = Program::new(
+        "vxe_svm_random",
+        "Random sequences of what a process and its GPU do to memory, against a model.",
+    );
+    p.subtest("few-pages", "within two small chunks", || one(24, 250));
+    p.subtest("one-chunk", "within a large chunk", || one(512, 150));
+    p.subtest("many-chunks", "over several large chunks", || one(1300, 100));
+    p.subtest("two-vms", "two VMs take turns", two_vms);
+    p.subtest("threads", "several sequences at once", threads);
+    p.main()
+}
