@@ -3,15 +3,16 @@
 //! Exec queues: jobs of one VM, in order.
 //!
 //! A queue has a work item of its own, which runs while there are jobs and blocks in their faults.
-//! Queues of any number of processes make progress beside each other, up to the 2048 that may be
-//! running at once; the faults that they wait for are serviced elsewhere.
+//! Queues of any number of processes make progress beside each other, up to the 2048 that may have
+//! jobs at once; the faults that they wait for are serviced elsewhere.
 //!
 //! A queue is open, then banned or closed, for good:
 //!
 //! - *banned*: a job failed. The jobs behind it are dropped, no new one is taken, and those who wait
 //!   for a fence on behalf of the queue are told. The VM and its other queues are not concerned.
-//! - *closed*: its id is gone. Its jobs are dropped and the running one is stopped; closing waits
-//!   for that.
+//! - *closed*: its id is gone. Its jobs are dropped, and the running one stops before its next access
+//!   to memory. Closing waits for that, but not for a fault: that may be answered by userspace, and
+//!   even by the very thread that closes the queue. What waits for one then ends behind its back.
 //!
 //! Locking: `jobs` is a leaf but for the work queue's own locks. A job runs without it.
 
@@ -19,7 +20,9 @@ use crate::{
     driver::Device,
     gpu::{
         self,
-        EngineError, //
+        Access,
+        EngineError,
+        FaultHandler, //
     },
     sync::ExecFence,
     vm::Vm, //
@@ -101,13 +104,25 @@ impl Job {
     }
 }
 
+/// What the work item of a queue does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Activity {
+    /// Nothing: there are no jobs.
+    Idle,
+    /// It waits for its turn to run.
+    Queued,
+    /// It runs jobs.
+    Running,
+    /// It waits for a fault of the job that it runs.
+    Faulting,
+}
+
 /// The jobs of a queue.
 struct Jobs {
     waiting: List<Job>,
     /// How many are in `waiting`.
     count: usize,
-    /// Whether the work item is queued or runs. Only then there are jobs.
-    active: bool,
+    activity: Activity,
     closed: bool,
 }
 
@@ -123,9 +138,9 @@ pub(crate) struct ExecQueue {
     stop: AtomicFlag,
     #[pin]
     jobs: Mutex<Jobs>,
-    /// Notified when `jobs.active` ends.
+    /// Notified when `jobs.activity` is not `Running` any more.
     #[pin]
-    idle: CondVar,
+    paused: CondVar,
     #[pin]
     work: Work<ExecQueue>,
 }
@@ -148,12 +163,12 @@ impl ExecQueue {
                     Jobs {
                         waiting: List::new(),
                         count: 0,
-                        active: false,
+                        activity: Activity::Idle,
                         closed: false,
                     },
                     "ExecQueue::jobs"
                 ),
-                idle <- new_condvar!("ExecQueue::idle"),
+                paused <- new_condvar!("ExecQueue::paused"),
                 work <- new_work!("ExecQueue::work"),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -183,29 +198,31 @@ impl ExecQueue {
         if jobs.closed || self.is_dead() {
             return Err(ECANCELED);
         }
-        if jobs.count + usize::from(jobs.active) >= MAX_JOBS {
+        let running = matches!(jobs.activity, Activity::Running | Activity::Faulting);
+        if jobs.count + usize::from(running) >= MAX_JOBS {
             return Err(EAGAIN);
         }
         jobs.waiting.push_back(job);
         jobs.count += 1;
-        if !jobs.active {
-            jobs.active = true;
+        if jobs.activity == Activity::Idle {
+            jobs.activity = Activity::Queued;
             // The work item may be about to return from its last run, and still takes this.
             let _ = self.dev.jobs.enqueue(self.clone());
         }
         Ok(())
     }
 
-    /// Closes the queue: drops its jobs, stops the one that runs and waits until it has stopped.
+    /// Closes the queue: drops its jobs and stops the one that runs.
     ///
-    /// The wait is not longer than a command and the service of a fault take. May be called again.
+    /// When this returns, the queue does not access memory any more. The wait for that is not longer
+    /// than a piece of a command takes. May be called again.
     pub(crate) fn close(&self) {
         self.stop.store(true, Release);
         let mut jobs = self.jobs.lock();
         jobs.closed = true;
         let dropped = jobs.take();
-        while jobs.active {
-            self.idle.wait(&mut jobs);
+        while jobs.activity == Activity::Running {
+            self.paused.wait(&mut jobs);
         }
         drop(jobs);
         drop(dropped);
@@ -230,7 +247,7 @@ impl ExecQueue {
 
     /// Runs one job: its batch, then its fence.
     fn execute(&self, job: &Job) -> Result<(), EngineError> {
-        let (aspace, faults) = (self.vm.aspace(), &self.vm);
+        let (aspace, faults) = (self.vm.aspace(), &Faults(self));
         gpu::run(aspace, faults, job.batch, &self.stop)?;
         if let Some(fence) = job.fence {
             gpu::store_qword(aspace, faults, fence.addr, fence.value, &self.stop)?;
@@ -242,13 +259,37 @@ impl ExecQueue {
     fn next(&self) -> Option<ListArc<Job>> {
         let mut jobs = self.jobs.lock();
         let next = jobs.waiting.pop_front();
-        if next.is_some() {
-            jobs.count -= 1;
-        } else {
-            jobs.active = false;
-            self.idle.notify_all();
+        jobs.activity = match next {
+            Some(_) => {
+                jobs.count -= 1;
+                Activity::Running
+            }
+            None => Activity::Idle,
+        };
+        drop(jobs);
+        if next.is_none() {
+            self.paused.notify_all();
         }
         next
+    }
+}
+
+/// The faults of a queue's jobs: its VM's, but that they do not hold up who closes the queue.
+struct Faults<'a>(&'a ExecQueue);
+
+impl FaultHandler for Faults<'_> {
+    /// Fails with `ECANCELED` if the queue was closed meanwhile, and as the VM does.
+    fn fault(&self, addr: u64, access: Access) -> Result {
+        let queue = self.0;
+        queue.jobs.lock().activity = Activity::Faulting;
+        queue.paused.notify_all();
+        let result = queue.vm.fault(addr, access);
+        queue.jobs.lock().activity = Activity::Running;
+        // Who closed the queue before that did not wait, and relies on this: it set `stop` first.
+        if queue.stop.load(Acquire) {
+            return Err(ECANCELED);
+        }
+        result
     }
 }
 

@@ -209,9 +209,11 @@ pub(crate) fn bind_fence(dev: &Device, syncs: u64, num: u32) -> Result<Option<Ar
 /// Parses sync entries. All VMs are of the kind that never signals a DMA fence, so that the only
 /// entry there may be is one user fence to signal.
 ///
+/// The device has no sync objects, so that a handle of one never names any.
+///
 /// Fails with `EFAULT`; with `EINVAL` for too many entries, unknown types or flags, non-zero
-/// reserved fields, a misaligned address, and a second user fence; with `EOPNOTSUPP` for sync objects, and for a user
-/// fence to wait for.
+/// reserved fields, a misaligned address, and a second user fence; with `EOPNOTSUPP` for a sync
+/// object to signal, and for a user fence to wait for; with `ENOENT` for a sync object to wait for.
 fn fence(dev: &Device, syncs: u64, num: u32) -> Result<Option<ExecFence>> {
     ensure!(dev, num <= uapi::DRM_XE_MAX_SYNCS, EINVAL);
     let mut found = None;
@@ -238,8 +240,12 @@ fn fence(dev: &Device, syncs: u64, num: u32) -> Result<Option<ExecFence>> {
                 });
             }
             uapi::DRM_XE_SYNC_TYPE_SYNCOBJ | uapi::DRM_XE_SYNC_TYPE_TIMELINE_SYNCOBJ => {
-                drm_dbg!(dev, "sync objects are not supported");
-                return Err(EOPNOTSUPP);
+                let timeline = sync.type_ == uapi::DRM_XE_SYNC_TYPE_TIMELINE_SYNCOBJ;
+                ensure!(dev, sync.flags == 0, EOPNOTSUPP);
+                ensure!(dev, sync.addr() >> 32 == 0, EINVAL);
+                ensure!(dev, !timeline || sync.timeline_value != 0, EINVAL);
+                drm_dbg!(dev, "there are no sync objects: {}", sync.handle());
+                return Err(ENOENT);
             }
             _ => {
                 drm_dbg!(dev, "unknown type of sync: {}", sync.type_);
