@@ -53,6 +53,7 @@ pub unsafe fn map_page(
     size: usize,
     dir: Direction,
 ) -> Result<u64> {
+    probe::call(dev, Call::Map, size)?;
     // SAFETY: By this function's requirements.
     let addr = unsafe { bindings::dma_map_page(dev, page, 0, size, dir.c()) };
     // SAFETY: `dev` is valid.
@@ -69,6 +70,7 @@ pub unsafe fn map_page(
 /// `addr` must be the result of [`map_page`] with the same device, size and direction, and be
 /// undone only once.
 pub unsafe fn unmap_page(dev: *mut device, addr: u64, size: usize, dir: Direction) {
+    let _ = probe::call(dev, Call::Unmap, size);
     // SAFETY: By this function's requirements.
     unsafe { bindings::dma_unmap_page(dev, addr, size, dir.c()) }
 }
@@ -108,6 +110,7 @@ pub unsafe fn iova_link(
     size: usize,
     dir: Direction,
 ) -> Result {
+    probe::call(dev, Call::Link, size)?;
     // SAFETY: By this function's requirements.
     to_result(unsafe { bindings::dma_iova_link(dev, state, phys, offset, size, dir.c()) })
 }
@@ -123,6 +126,7 @@ pub unsafe fn iova_sync(
     offset: usize,
     size: usize,
 ) -> Result {
+    probe::call(dev, Call::Sync, size)?;
     // SAFETY: By this function's requirements.
     to_result(unsafe { bindings::dma_iova_sync(dev, state, offset, size) })
 }
@@ -139,6 +143,7 @@ pub unsafe fn iova_unlink(
     size: usize,
     dir: Direction,
 ) {
+    let _ = probe::call(dev, Call::Unlink, size);
     // SAFETY: By this function's requirements.
     unsafe { bindings::dma_iova_unlink(dev, state, offset, size, dir.c()) }
 }
@@ -152,4 +157,58 @@ pub unsafe fn iova_free(dev: *mut device, state: &mut IovaState) {
     // SAFETY: By this function's requirements.
     unsafe { bindings::dma_iova_free(dev, state) };
     *state = IovaState::default();
+}
+
+/// A call of this module, as a test's [`probe`] sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// [`map_page`]
+    Map,
+    /// [`unmap_page`]
+    Unmap,
+    /// [`iova_link`]
+    Link,
+    /// [`iova_sync`]
+    Sync,
+    /// [`iova_unlink`]
+    Unlink,
+}
+
+/// Where tests come in: a probe sees each [`Call`] before it is made, and what it refuses fails.
+#[cfg(CONFIG_KUNIT = "y")]
+pub mod probe {
+    use super::*;
+    use kernel::sync::atomic::{Acquire, Atomic, Release};
+
+    /// Is given the device, the call, and the size in bytes. The error of a call that undoes
+    /// something is ignored.
+    pub type Probe = fn(*mut device, Call, usize) -> Result;
+
+    /// 0, or a [`Probe`].
+    static PROBE: Atomic<usize> = Atomic::new(0);
+
+    /// Has all calls from now on seen by `probe`, or by nobody.
+    pub fn set(probe: Option<Probe>) {
+        PROBE.store(probe.map_or(0, |probe| probe as usize), Release);
+    }
+
+    pub(super) fn call(dev: *mut device, call: Call, size: usize) -> Result {
+        let probe = PROBE.load(Acquire);
+        if probe == 0 {
+            return Ok(());
+        }
+        // SAFETY: Whatever is not 0 was a `Probe` when it was stored.
+        let probe = unsafe { core::mem::transmute::<usize, Probe>(probe) };
+        probe(dev, call, size)
+    }
+}
+
+#[cfg(not(CONFIG_KUNIT = "y"))]
+mod probe {
+    use super::*;
+
+    #[inline(always)]
+    pub(super) fn call(_dev: *mut device, _call: Call, _size: usize) -> Result {
+        Ok(())
+    }
 }
