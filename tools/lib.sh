@@ -19,9 +19,9 @@ export GPUSVM_CACHE=$CACHE
 JOBS=${JOBS:-$(nproc)}
 
 if [[ -t 2 ]]; then
-	BOLD=$'\e[1m' RED=$'\e[31m' DIM=$'\e[2m' PLAIN=$'\e[m'
+	BOLD=$'\e[1m' RED=$'\e[31m' PLAIN=$'\e[m'
 else
-	BOLD='' RED='' DIM='' PLAIN=''
+	BOLD='' RED='' PLAIN=''
 fi
 
 # A step begins: what it does.
@@ -95,6 +95,28 @@ show_tail() {
 need_root() {
 	((EUID == 0)) || die "this needs root, for debootstrap and chroot" \
 		"run it as root, or in a privileged container"
+}
+
+# exec_private DIR COMMAND...: becomes the command, in a mount namespace of its own, so
+# that what it mounts below DIR ends with it.
+exec_private() {
+	local dir=$1
+	shift
+	if mountpoint -q /; then
+		exec unshare -m --propagation private "$@"
+	fi
+	# In a chroot, / is no mount, and nothing says whether what holds it is shared with
+	# other namespaces: make DIR a mount that is not, and remove it afterwards.
+	# shellcheck disable=SC2016
+	exec unshare -m --propagation unchanged bash -c '
+		dir=$1
+		shift
+		mount --bind "$dir" "$dir" && mount --make-rprivate "$dir" || exit
+		trap : INT TERM
+		"$@"
+		status=$?
+		umount -l "$dir"
+		exit "$status"' - "$dir" "$@"
 }
 
 # host_packages COMMAND=PACKAGE...: installs on the host what is missing there.

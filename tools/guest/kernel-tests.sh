@@ -4,15 +4,15 @@
 # Runs in the guest: loads and unloads every module of ours, then runs the KUnit suites
 # of gpusvm_kunit. Prints KTAP; a line "#row NAME" says which row of the table is next.
 
-modules=$(cd "/lib/modules/$(uname -r)/extra" && ls)
-set -- $modules
+set -- "/lib/modules/$(uname -r)/extra"/*.ko
 
 echo "#row modules"
 echo "KTAP version 1"
 echo "1..$#"
 n=0
 for ko in "$@"; do
-	name=${ko%.ko}
+	name=${ko##*/}
+	name=${name%.ko}
 	n=$((n + 1))
 	echo "guest: test modules $name" >/dev/kmsg
 	# Twice: what the first time leaves behind, the second finds.
@@ -33,10 +33,10 @@ if ! modprobe gpusvm_kunit 2>/tmp/err; then
 	echo "gpusvm_kunit does not load: $(cat /tmp/err)" >&2
 	exit 1
 fi
-for suite in $(ls $kunit); do
-	grep -qxF "$suite" /tmp/before && continue
-	echo "guest: test kunit $suite" >/dev/kmsg
+for suite in "$kunit"/*; do
+	grep -qxF "${suite##*/}" /tmp/before && continue
+	echo "guest: test kunit ${suite##*/}" >/dev/kmsg
 	# Writing runs the suite, to its end.
-	echo 1 >$kunit/$suite/run
-	cat $kunit/$suite/results
+	echo 1 >"$suite/run"
+	cat "$suite/results"
 done
