@@ -208,13 +208,13 @@ impl Port {
         // SAFETY: The device is valid and bound, so its IOMMU domain stays; `phys` is writable.
         to_result(unsafe { bindings::dma_resolve(self.as_raw(), addr, &mut phys) })?;
 
-        let pfn = phys >> PAGE_SHIFT;
+        let pfn = usize::try_from(phys >> PAGE_SHIFT).map_err(|_| ENXIO)?;
         // SAFETY: Any frame number is allowed.
-        let page = unsafe { bindings::pfn_to_online_page(pfn as _) };
+        let page = unsafe { bindings::pfn_to_online_page(pfn) };
         let page = NonNull::new(page).ok_or(ENXIO)?;
 
         // SAFETY: Any frame number is allowed.
-        if unsafe { bindings::is_zero_pfn(pfn as _) } {
+        if unsafe { bindings::is_zero_pfn(pfn) } {
             if way == Way::Write {
                 return Err(EACCES);
             }

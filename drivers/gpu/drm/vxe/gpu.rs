@@ -30,8 +30,7 @@ mod page_table;
 mod tests;
 mod tlb;
 
-pub(crate) use address_space::{AddressSpace, Counters};
+pub(crate) use address_space::AddressSpace;
 pub(crate) use bus::{Bus, Target};
-pub(crate) use command::Reject;
 pub(crate) use engine::{run, store_qword, EngineError, FaultHandler};
 pub(crate) use page_table::{Access, PteFlag, PteFlags, Staged, LARGE_PAGE_SIZE, PAGE_SIZE};

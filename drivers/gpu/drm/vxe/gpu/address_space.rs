@@ -175,11 +175,6 @@ impl AddressSpace {
         }
     }
 
-    /// Writes what is mapped, a line for each contiguous span: for debugfs.
-    pub(crate) fn dump(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.table.dump(f)
-    }
-
     /// The span of `len` bytes at the address `addr` of a program, which may be in canonical form:
     /// its highest bit copied upwards. `None` if it is not within the address space.
     pub(super) fn span(&self, addr: u64, len: u64) -> Option<Range<u64>> {
@@ -240,5 +235,20 @@ impl AddressSpace {
                 Err(AccessError::Fault)
             }
         }
+    }
+}
+
+/// The counters, and what is mapped, a line for each contiguous span: for debugfs.
+impl fmt::Display for AddressSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counters = self.counters();
+        f.write_fmt(fmt!(
+            "tlb: hits={} misses={} invalidations={}; faults={}\n",
+            counters.tlb_hits,
+            counters.tlb_misses,
+            counters.tlb_invalidations,
+            counters.faults
+        ))?;
+        self.table.dump(f)
     }
 }

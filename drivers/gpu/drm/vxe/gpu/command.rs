@@ -147,7 +147,8 @@ pub(super) fn decode(dwords: &[u32]) -> Result<Command, Reject> {
             let addr = aligned(low, high, 4)?;
             Ok(Command::Add { addr, delta })
         }
-        [header, width, height, src_pitch, dst_pitch, src_low, src_high, dst_low, dst_high, _mocs] => {
+        [header, width, height, src_pitch, dst_pitch, src_low, src_high, dst_low, dst_high, _mocs] =>
+        {
             let (unit, align, matrix) = match header & !LENGTH & !BLT_COMMAND {
                 0 => (1, 1, false),
                 MEM_COPY_MATRIX => (1, 1, true),
@@ -265,7 +266,13 @@ mod tests {
 
     #[test]
     fn wrong_lengths() {
-        for header in [0x1000_0003, 0x1000_0000, 0x1780_0502, 0x5688_0007, 0x5688_00ff] {
+        for header in [
+            0x1000_0003,
+            0x1000_0000,
+            0x1780_0502,
+            0x5688_0007,
+            0x5688_00ff,
+        ] {
             assert_eq!(length(header), Err(Reject::Length));
             assert_eq!(decode(&[header; MAX_DWORDS]), Err(Reject::Length));
         }
@@ -278,8 +285,14 @@ mod tests {
         // A number that is no header, an end with a flag, GGTT and 64-bit stores, 64-bit atomics,
         // atomics with a return value, two copy modes at once, compression.
         for header in [
-            0x0000_1234, 0x0500_0001, 0x1040_0002, 0x1020_0002, 0x1788_0501, 0x1781_0501,
-            0x568a_0008, 0x5688_0108,
+            0x0000_1234,
+            0x0500_0001,
+            0x1040_0002,
+            0x1020_0002,
+            0x1788_0501,
+            0x1781_0501,
+            0x568a_0008,
+            0x5688_0108,
         ] {
             assert_eq!(decode(&[header; MAX_DWORDS]), Err(Reject::Reserved));
         }

@@ -108,9 +108,7 @@ impl fmt::Display for EngineError {
             Self::NoProgress { addr, access } => {
                 f.write_fmt(fmt!("endless {access:?} fault at {addr:#x}"))
             }
-            Self::Bus { addr, error } => {
-                f.write_fmt(fmt!("bus error at {addr:#x}: {error:?}"))
-            }
+            Self::Bus { addr, error } => f.write_fmt(fmt!("bus error at {addr:#x}: {error:?}")),
             Self::Address { addr } => f.write_fmt(fmt!("no such address: {addr:#x}")),
             Self::Command { at, header, reject } => {
                 f.write_fmt(fmt!("bad command {header:#010x} at {at:#x}: {reject}"))
@@ -164,9 +162,9 @@ pub(crate) fn run(
                 // Most batches copy nothing.
                 let buffer = match &mut buffer {
                     Some(buffer) => buffer,
-                    none => none.insert(
-                        KBox::zeroed(GFP_KERNEL).map_err(|_| EngineError::NoMemory)?,
-                    ),
+                    none => {
+                        none.insert(KBox::zeroed(GFP_KERNEL).map_err(|_| EngineError::NoMemory)?)
+                    }
                 };
                 port.copy(&copy, buffer)?;
             }
@@ -267,8 +265,10 @@ impl Port<'_> {
         for row in 0..copy.rows {
             // Rows and pitches have 33 bits at most, so only the sums can leave 64 bits.
             let row = |addr: u64, pitch: u64| addr.checked_add(row.saturating_mul(pitch));
-            let src = row(copy.src, copy.src_pitch).ok_or(EngineError::Address { addr: copy.src })?;
-            let dst = row(copy.dst, copy.dst_pitch).ok_or(EngineError::Address { addr: copy.dst })?;
+            let src =
+                row(copy.src, copy.src_pitch).ok_or(EngineError::Address { addr: copy.src })?;
+            let dst =
+                row(copy.dst, copy.dst_pitch).ok_or(EngineError::Address { addr: copy.dst })?;
             self.copy_row(src, dst, copy.width, buffer)?;
         }
         Ok(())
@@ -339,8 +339,11 @@ impl Fetcher {
             count = i + 1;
             if i == 0 {
                 let header = *dword;
-                wanted = command::length(header)
-                    .map_err(|reject| EngineError::Command { at, header, reject })?;
+                wanted = command::length(header).map_err(|reject| EngineError::Command {
+                    at,
+                    header,
+                    reject,
+                })?;
             }
         }
         let header = dwords[0];

@@ -231,7 +231,9 @@ impl PageTable {
         while at < span.end {
             let mut tree = self.tree.lock();
             // Whatever is not mapped is skipped, so that a zap costs what it clears.
-            let Some(leaf) = tree.next_leaf(at) else { break };
+            let Some(leaf) = tree.next_leaf(at) else {
+                break;
+            };
             let start = leaf.start.max(at);
             let Some(part) = large_pages(start..span.end).next() else {
                 break;
@@ -293,8 +295,16 @@ impl Leaf {
             "{:#014x}-{:#014x} r{}{} {}\n",
             self.start,
             self.start + self.size,
-            if flags.contains(PteFlag::Writable) { 'w' } else { '-' },
-            if flags.contains(PteFlag::Atomic) { 'a' } else { '-' },
+            if flags.contains(PteFlag::Writable) {
+                'w'
+            } else {
+                '-'
+            },
+            if flags.contains(PteFlag::Atomic) {
+                'a'
+            } else {
+                '-'
+            },
             self.pte.target(),
         ))
     }

@@ -154,13 +154,12 @@ impl Tlb {
 
     /// Accesses that found their translation here, and accesses that did not.
     pub(super) fn hits_and_misses(&self) -> (u64, u64) {
-        self.sets.iter().fold((0, 0), |(hits, misses): (u64, u64), set| {
-            let set = set.lock();
-            (
-                hits.wrapping_add(set.hits),
-                misses.wrapping_add(set.misses),
-            )
-        })
+        self.sets
+            .iter()
+            .fold((0, 0), |(hits, misses): (u64, u64), set| {
+                let set = set.lock();
+                (hits.wrapping_add(set.hits), misses.wrapping_add(set.misses))
+            })
     }
 }
 
@@ -185,10 +184,15 @@ mod tests {
 
     /// What an access of a page translates to, if the page table has `entry` for it.
     fn translate(tlb: &Tlb, page: u64, access: Access, entry: Option<Pte>) -> Option<u64> {
-        tlb.access(page, access, || entry, |pte| {
-            let Target::System(addr) = pte.target();
-            addr
-        })
+        tlb.access(
+            page,
+            access,
+            || entry,
+            |pte| {
+                let Target::System(addr) = pte.target();
+                addr
+            },
+        )
     }
 
     fn read(tlb: &Tlb, page: u64, entry: Option<Pte>) -> Option<u64> {

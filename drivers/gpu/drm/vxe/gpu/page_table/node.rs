@@ -189,7 +189,8 @@ pub(crate) struct Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        self.pool.put(mem::replace(&mut self.nodes, NodeList::new()));
+        self.pool
+            .put(mem::replace(&mut self.nodes, NodeList::new()));
     }
 }
 

@@ -5,7 +5,7 @@
 use kernel::prelude::*;
 
 #[kunit_tests(vxe_gpu_page_table)]
-mod tests {
+mod suite {
     use super::super::*;
     use kernel::str::CString;
 
@@ -73,7 +73,15 @@ mod tests {
     #[test]
     fn a_page_is_mapped_alone() -> Result {
         let table = table()?;
-        for va in [0, 4 * K, 2 * M - 4 * K, 2 * M, BORDER - 4 * K, BORDER, (1 << 48) - 4 * K] {
+        for va in [
+            0,
+            4 * K,
+            2 * M - 4 * K,
+            2 * M,
+            BORDER - 4 * K,
+            BORDER,
+            (1 << 48) - 4 * K,
+        ] {
             assert_eq!(map(&table, va, 4 * K, 0x1234_5000)?, None);
             assert!(is_mapped(&table, va..va + 4 * K, 0x1234_5000));
             assert_eq!(table.zap(va, 4 * K), Some(va..va + 4 * K));
@@ -160,9 +168,16 @@ mod tests {
         assert_eq!(table.translate(G).map(Pte::flags), Some(writable()));
         // A hole in the middle of one.
         map(&table, 2 * G, 2 * M, 8 * M)?;
-        assert_eq!(unmap(&table, 2 * G + M, 4 * K)?, Some(2 * G + M..2 * G + M + 4 * K));
+        assert_eq!(
+            unmap(&table, 2 * G + M, 4 * K)?,
+            Some(2 * G + M..2 * G + M + 4 * K)
+        );
         assert!(is_mapped(&table, 2 * G..2 * G + M, 8 * M));
-        assert!(is_mapped(&table, 2 * G + M + 4 * K..2 * G + 2 * M, 9 * M + 4 * K));
+        assert!(is_mapped(
+            &table,
+            2 * G + M + 4 * K..2 * G + 2 * M,
+            9 * M + 4 * K
+        ));
         Ok(())
     }
 
@@ -176,7 +191,10 @@ mod tests {
         assert_eq!(leaf_size(&table, G), Some(4 * K));
 
         // Small pages within the large page, which was split.
-        assert_eq!(map(&table, G + M, 8 * K, 4 * K)?, Some(G + M..G + M + 8 * K));
+        assert_eq!(
+            map(&table, G + M, 8 * K, 4 * K)?,
+            Some(G + M..G + M + 8 * K)
+        );
         assert!(addr(&table, G + M - 1) == Some(9 * M - 4 * K));
         assert!(addr(&table, G + M + 8 * K) == Some(9 * M + 8 * K));
 
@@ -204,7 +222,10 @@ mod tests {
         assert_eq!(rights(PteFlags::empty())?, [true, false, false]);
         assert_eq!(rights(PteFlag::Writable.into())?, [true, true, false]);
         assert_eq!(rights(PteFlag::Atomic.into())?, [true, false, false]);
-        assert_eq!(rights(PteFlag::Writable | PteFlag::Atomic)?, [true, true, true]);
+        assert_eq!(
+            rights(PteFlag::Writable | PteFlag::Atomic)?,
+            [true, true, true]
+        );
         Ok(())
     }
 
@@ -254,7 +275,13 @@ mod tests {
         let mut staged = table.stage(va, 4 * M)?;
         for page in 0..4 * M / PAGE_SIZE {
             let at = page * PAGE_SIZE;
-            table.map(&mut staged, va + at, PAGE_SIZE, Target::System(at), writable())?;
+            table.map(
+                &mut staged,
+                va + at,
+                PAGE_SIZE,
+                Target::System(at),
+                writable(),
+            )?;
         }
         assert_eq!(staged.nodes.len, 0);
         assert!(is_mapped(&table, va..va + 4 * M, 0));

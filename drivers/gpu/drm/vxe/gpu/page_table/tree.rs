@@ -12,7 +12,11 @@
 
 use super::{
     node::{Node, NodeList, Slot, SLOTS, SLOT_BITS},
-    Pte, Target, LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, //
+    Pte,
+    Target,
+    LARGE_PAGE_SIZE,
+    PAGE_SHIFT,
+    PAGE_SIZE, //
 };
 use core::ops::Range;
 use kernel::prelude::*;
@@ -150,13 +154,20 @@ impl Tree {
             && span.end - base == LARGE_PAGE_SIZE
             && first.target().is_aligned(LARGE_PAGE_SIZE);
 
-        visit(&mut self.root, ROOT_LEVEL, base, true, work, &mut |slot, work| {
-            if large {
-                set_large(slot, base, first, work);
-            } else {
-                set_small(slot, base, span, first, work);
-            }
-        });
+        visit(
+            &mut self.root,
+            ROOT_LEVEL,
+            base,
+            true,
+            work,
+            &mut |slot, work| {
+                if large {
+                    set_large(slot, base, first, work);
+                } else {
+                    set_small(slot, base, span, first, work);
+                }
+            },
+        );
     }
 
     /// Clears the pages of `span`, which lie within one large page.
@@ -164,30 +175,37 @@ impl Tree {
         let base = span.start / LARGE_PAGE_SIZE * LARGE_PAGE_SIZE;
         let whole = span.end - span.start == LARGE_PAGE_SIZE;
 
-        visit(&mut self.root, ROOT_LEVEL, base, false, work, &mut |slot, work| {
-            if matches!(slot, Slot::Leaf(_)) {
-                if whole || edges == Edges::Widen {
-                    *slot = Slot::Empty;
-                    work.mark_stale(base, LARGE_PAGE_SIZE);
+        visit(
+            &mut self.root,
+            ROOT_LEVEL,
+            base,
+            false,
+            work,
+            &mut |slot, work| {
+                if matches!(slot, Slot::Leaf(_)) {
+                    if whole || edges == Edges::Widen {
+                        *slot = Slot::Empty;
+                        work.mark_stale(base, LARGE_PAGE_SIZE);
+                        return;
+                    }
+                    if !make_table(slot, work) {
+                        return;
+                    }
+                }
+                let Slot::Table { node, live } = slot else {
                     return;
+                };
+                for (page, slot) in pages(node, span) {
+                    if !slot.is_empty() {
+                        *slot = Slot::Empty;
+                        // `live` counted this slot.
+                        *live -= 1;
+                        work.mark_stale(base + page * PAGE_SIZE, PAGE_SIZE);
+                    }
                 }
-                if !make_table(slot, work) {
-                    return;
-                }
-            }
-            let Slot::Table { node, live } = slot else {
-                return;
-            };
-            for (page, slot) in pages(node, span) {
-                if !slot.is_empty() {
-                    *slot = Slot::Empty;
-                    // `live` counted this slot.
-                    *live -= 1;
-                    work.mark_stale(base + page * PAGE_SIZE, PAGE_SIZE);
-                }
-            }
-            prune(slot, work);
-        });
+                prune(slot, work);
+            },
+        );
     }
 }
 

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A GPU with some memory, for tests.
+
+use super::super::{address_space::AccessError, *};
+use core::cell::Cell;
+use kernel::{
+    faux,
+    page::Page,
+    prelude::*,
+    sync::{atomic::AtomicFlag, Arc},
+};
+use kernel_ext::phys::page_to_phys;
+
+/// Where batches are, and what they work on.
+pub(super) const BATCH: u64 = 0x10_0000;
+pub(super) const DATA: u64 = 0x7fff_ffe0_0000;
+
+pub(super) const END: u32 = 0x0500_0000;
+pub(super) const STORE: u32 = 0x1000_0002;
+pub(super) const INC: u32 = 0x1780_0501;
+pub(super) const DEC: u32 = 0x1780_0601;
+pub(super) const COPY_BYTES: u32 = 0x5680_0008;
+pub(super) const COPY_MATRIX: u32 = 0x5682_0008;
+pub(super) const COPY_PAGES: u32 = 0x5688_0008;
+
+/// An address space on a device of its own, and some zeroed pages.
+pub(super) struct Bench {
+    pub(super) aspace: Arc<AddressSpace>,
+    pub(super) bus: Arc<Bus>,
+    pub(super) pages: KVec<Page>,
+    pub(super) device: faux::Registration,
+    pub(super) run: AtomicFlag,
+}
+
+impl Bench {
+    pub(super) fn new(va_bits: u32, count: usize) -> Result<Self> {
+        let device = faux::Registration::new(c"vxe-gpu-kunit", None)?;
+        let faux: &faux::Device<kernel::device::Bound> = device.as_ref();
+        let bus = Bus::new(faux.as_ref())?;
+        let mut pages = KVec::with_capacity(count, GFP_KERNEL)?;
+        for _ in 0..count {
+            pages.push(Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?, GFP_KERNEL)?;
+        }
+        Ok(Self {
+            aspace: AddressSpace::new(bus.clone(), va_bits)?,
+            bus,
+            pages,
+            device,
+            run: AtomicFlag::new(false),
+        })
+    }
+
+    /// Where a page is for the device, which has no IOMMU.
+    pub(super) fn target(&self, page: usize) -> Result<Target> {
+        Ok(Target::System(page_to_phys(
+            self.pages.get(page).ok_or(EINVAL)?,
+        )))
+    }
+
+    pub(super) fn map(&self, va: u64, page: usize, flags: PteFlags) -> Result {
+        let mut staged = self.aspace.stage(va, PAGE_SIZE)?;
+        let target = self.target(page)?;
+        self.aspace
+            .map(&mut staged, va, PAGE_SIZE, target, flags)
+            .map(|_| ())
+    }
+
+    /// Maps all pages, the first at `va`, for all kinds of access.
+    pub(super) fn map_all(&self, va: u64) -> Result {
+        for page in 0..self.pages.len() {
+            let va = va + page as u64 * PAGE_SIZE;
+            self.map(va, page, PteFlag::Writable | PteFlag::Atomic)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn peek(&self, page: usize, offset: u64) -> Result<u32> {
+        let mut word = [0; 4];
+        self.bus
+            .read(self.target(page)?.offset(offset), &mut word)?;
+        Ok(u32::from_le_bytes(word))
+    }
+
+    pub(super) fn poke(&self, page: usize, offset: u64, data: &[u8]) -> Result {
+        self.bus.write(self.target(page)?.offset(offset), data)
+    }
+
+    pub(super) fn read_u32(&self, va: u64) -> Result<u32, AccessError> {
+        let mut word = [0; 4];
+        self.aspace.read(va, &mut word)?;
+        Ok(u32::from_le_bytes(word))
+    }
+
+    /// Writes a batch to the beginning of a page.
+    pub(super) fn load(&self, page: usize, batch: &[u32]) -> Result {
+        for (i, dword) in (0u64..).zip(batch) {
+            self.poke(page, i * 4, &dword.to_le_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Runs the batch at `va`.
+    pub(super) fn run(&self, faults: &dyn FaultHandler, va: u64) -> Result<(), EngineError> {
+        run(&self.aspace, faults, va, &self.run)
+    }
+}
+
+/// Services no fault.
+pub(super) struct NoFaults;
+
+impl FaultHandler for NoFaults {
+    fn fault(&self, _addr: u64, _access: Access) -> Result {
+        Err(EFAULT)
+    }
+}
+
+/// Maps pages as they are asked for.
+pub(super) struct OnDemand<'a> {
+    pub(super) bench: &'a Bench,
+    pub(super) base: u64,
+    pub(super) count: Cell<u32>,
+}
+
+impl FaultHandler for OnDemand<'_> {
+    fn fault(&self, addr: u64, access: Access) -> Result {
+        self.count.set(self.count.get() + 1);
+        let page = addr.checked_sub(self.base).ok_or(EFAULT)? / PAGE_SIZE;
+        let flags = match access {
+            Access::Read => PteFlags::empty(),
+            Access::Write => PteFlag::Writable.into(),
+            Access::Atomic => PteFlag::Writable | PteFlag::Atomic,
+        };
+        let va = self.base + page * PAGE_SIZE;
+        self.bench.map(va, page as usize, flags)
+    }
+}
+
+/// Claims to service each fault, and does something else.
+pub(super) struct Claims<F: Fn()>(pub(super) F);
+
+impl<F: Fn()> FaultHandler for Claims<F> {
+    fn fault(&self, _addr: u64, _access: Access) -> Result {
+        (self.0)();
+        Ok(())
+    }
+}
+
+pub(super) fn low(addr: u64) -> u32 {
+    addr as u32
+}
+
+pub(super) fn high(addr: u64) -> u32 {
+    (addr >> 32) as u32
+}
+
+pub(super) fn copy(
+    header: u32,
+    src: u64,
+    dst: u64,
+    width: u32,
+    height: u32,
+    pitches: [u32; 2],
+) -> [u32; 10] {
+    let [src_pitch, dst_pitch] = pitches;
+    [
+        header,
+        width - 1,
+        height - 1,
+        src_pitch - 1,
+        dst_pitch - 1,
+        low(src),
+        high(src),
+        low(dst),
+        high(dst),
+        0,
+    ]
+}
