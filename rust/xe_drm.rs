@@ -12,7 +12,7 @@ pub use crate::bindings::{
     drm_xe_observation_param, drm_xe_query_engine_cycles, drm_xe_query_topology_mask,
     drm_xe_query_uc_fw_version, drm_xe_sync, drm_xe_user_extension, drm_xe_vm_bind,
     drm_xe_vm_bind_op, drm_xe_vm_create, drm_xe_vm_destroy, drm_xe_vm_get_property,
-    drm_xe_vm_query_mem_range_attr, drm_xe_wait_user_fence,
+    drm_xe_vm_query_mem_range_attr, drm_xe_wait_user_fence, xe_vm_fault,
 };
 use kernel::transmute::{
     AsBytes,
@@ -47,6 +47,7 @@ plain! {
     drm_xe_sync: 8 + 4 + 4 + 8 + 8 + 2 * 8,
     drm_xe_vm_bind_op: 8 + 4 + 2 + 2 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 3 * 8,
     drm_xe_mem_range_attr: 8 + 8 + 8 + 8 + 8 + 8 + 2 * 8,
+    xe_vm_fault: 8 + 4 + 4 * 1 + 4 * 8,
 }
 
 /// An argument of an ioctl.

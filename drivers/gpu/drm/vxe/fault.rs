@@ -344,6 +344,7 @@ pub(crate) fn work(vm: &Vm) {
     let service = |fault: Fault| {
         vm.service(fault).inspect_err(|e| {
             pr_debug!("vxe: {fault:?} failed: {e:?}\n");
+            vm.failed().add(&fault, *e);
         })
     };
     while let Some(whose) = vm.faults().serve(service) {

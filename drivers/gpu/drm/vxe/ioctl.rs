@@ -162,6 +162,7 @@ ioctls! {
         unguarded(vm::query_attrs::ioctl);
     DRM_XE_EXEC_QUEUE_SET_PROPERTY: IOW<drm_xe_exec_queue_set_property>,
         registered(exec_queue_ioctl::set_property_ioctl);
+    DRM_XE_VM_GET_PROPERTY: IOWR<drm_xe_vm_get_property>, unguarded(vm::property::ioctl);
 }
 
 /// `DRM_IOCTL_XE_OBSERVATION`: there is nothing to observe.

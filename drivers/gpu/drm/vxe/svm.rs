@@ -417,7 +417,11 @@ fn map_at(
             Ok(()) => {}
             Err(EAGAIN) => continue,
             Err(e) if (e == EFAULT || e == EPERM) && attempt.narrow(addr, span) => continue,
-            Err(e) => return Err(e),
+            Err(e) => {
+                // Nothing is mapped there, so that nothing is to be in the way of a bind.
+                found.remove();
+                return Err(e);
+            }
         }
         meter.add_us(size, get_started, |stats| stats.get_pages_us);
 

@@ -21,6 +21,7 @@ mod buffer;
 pub(crate) mod madvise;
 mod map;
 mod op;
+pub(crate) mod property;
 pub(crate) mod query_attrs;
 pub(crate) mod vma;
 
@@ -78,6 +79,7 @@ use kernel::{
     }, //
 };
 use map::VmaMap;
+use property::FailedFaults;
 use vma::{
     Backing,
     Span, //
@@ -109,6 +111,8 @@ pub(crate) struct Vm {
     collector: Arc<Collector>,
     #[pin]
     faults: FaultQueue,
+    #[pin]
+    failed: FailedFaults,
     #[pin]
     map: Mutex<VmaMap>,
     #[pin]
@@ -161,6 +165,7 @@ impl Vm {
                 aspace,
                 collector,
                 faults <- FaultQueue::new(),
+                failed <- FailedFaults::new(),
                 map <- new_mutex!(VmaMap::new(), "vxe_vma_map"),
                 svm <- Svm::new(mm, svm::CONFIG, context),
                 service <- new_work!("Vm::service"),
@@ -185,6 +190,11 @@ impl Vm {
     /// The faults that wait.
     pub(crate) fn faults(&self) -> &FaultQueue {
         &self.faults
+    }
+
+    /// The faults that could not be serviced.
+    pub(crate) fn failed(&self) -> &FailedFaults {
+        &self.failed
     }
 
     /// Has the faults that wait serviced soon.
