@@ -44,7 +44,7 @@ impl OwnedQueue {
         let ptr = unsafe {
             bindings::alloc_workqueue_noprof(
                 c"%s".as_char_ptr(),
-                bindings::wq_flags_WQ_UNBOUND as u32,
+                bindings::wq_flags_WQ_UNBOUND,
                 MAX_ACTIVE,
                 name.as_char_ptr(),
             )

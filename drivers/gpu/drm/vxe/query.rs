@@ -197,11 +197,12 @@ fn gt_topology() -> Result<Answer> {
         (uapi::DRM_XE_TOPO_DSS_COMPUTE, &DSS_MASK[..]),
         (uapi::DRM_XE_TOPO_SIMD16_EU_PER_DSS, &EU_MASK[..]),
     ] {
-        let mut header = uapi::drm_xe_query_topology_mask::default();
-        // CAST: The uAPI's field has 16 bits for its few types.
-        header.type_ = kind as u16;
-        header.num_bytes = u32::try_from(mask.len())?;
-        answer.push(&header)?;
+        answer.push(&uapi::drm_xe_query_topology_mask {
+            // CAST: The uAPI's field has 16 bits for its few types.
+            type_: kind as u16,
+            num_bytes: u32::try_from(mask.len())?,
+            ..Default::default()
+        })?;
         answer.0.extend_from_slice(mask, GFP_KERNEL)?;
     }
     Ok(answer)

@@ -17,7 +17,7 @@
 //! It is policy: what needs `unsafe` is in `kernel_ext`, but for the callbacks of ioctls and the
 //! GPU's access to memory.
 
-#![deny(unsafe_op_in_unsafe_fn, missing_docs)]
+#![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs)]
 
 use kernel::prelude::*;
 
@@ -30,7 +30,9 @@ mod exec_queue;
 mod exec_queue_ioctl;
 mod fault;
 mod file;
+#[expect(unsafe_code, reason = "the GPU's access to memory")]
 mod gpu;
+#[expect(unsafe_code, reason = "callbacks from C")]
 mod ioctl;
 mod query;
 mod region;
