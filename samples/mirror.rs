@@ -1,10 +1,194 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The smallest driver that mirrors a process.
+//!
+//! Its device has a page table, and nothing that computes. A program that writes an access to
+//! `/sys/kernel/debug/gpusvm_mirror/access`, such as `w 0x7f0000000000` (or `r`, to read), has the
+//! device fault on this address of its own. The file then shows the ranges and the page table.
 
-#![deny(unsafe_op_in_unsafe_fn, missing_docs)]
+use gpusvm::{Access, Config, Ctx, Driver, DrmDevice, Invalidation, Mapped, NewRange, PageSet};
+use gpusvm::{Retry, Stale, Svm};
+use kernel::str::{parse_int::ParseInt, BStr};
+use kernel::sync::{aref::ARef, new_mutex, new_spinlock, Mutex, SpinLock};
+use kernel::{debugfs, device, drm, faux, fmt, page, prelude::*, sizes, uaccess::UserSliceReader};
+use kernel_ext::{faux_dma, workqueue::OwnedQueue};
 
-use kernel::prelude::*;
+/// What the device has: a mirror of one process, the last that wrote to the file.
+#[pin_data]
+struct Data {
+    queue: OwnedQueue,
+    #[pin]
+    mirror: Mutex<Option<Pin<KBox<Svm<Mirror>>>>>,
+}
+
+const CONFIG: Config = Config {
+    start: 0,
+    size: 1 << 47,
+    notifier_size: sizes::SZ_512M,
+    chunk_sizes: &[sizes::SZ_2M, sizes::SZ_64K, page::PAGE_SIZE],
+};
+
+/// The driver.
+struct Mirror;
+/// Its device.
+type Device = drm::Device<Mirror>;
+
+impl Driver for Mirror {
+    const NAME: &'static CStr = c"gpusvm_mirror";
+    type Vm = ARef<Device>;
+    /// What the device's page table has for the range.
+    type Range = Pin<KBox<SpinLock<KVVec<Mapped>>>>;
+
+    fn new_range(device: &ARef<Device>) -> Result<NewRange<Self::Range>> {
+        let entries = KBox::pin_init(new_spinlock!(KVVec::new()), GFP_KERNEL)?;
+        let pages = PageSet::one(DrmDevice::of(&**device));
+        Ok(NewRange::new(entries, pages))
+    }
+
+    fn invalidate(_device: &ARef<Device>, invalidation: &Invalidation<'_, Self>) {
+        for range in invalidation.ranges() {
+            range.data().lock().clear();
+        }
+        // A device with a TLB has to forget `invalidation.span()` here.
+    }
+
+    fn garbage(device: &ARef<Device>) {
+        let this = device.clone();
+        let collect = move || {
+            if let Some(svm) = &*this.mirror.lock() {
+                svm.lock().collect_garbage();
+            }
+        };
+        // Without memory for it, the next fault collects.
+        let _ = device.queue.try_spawn(GFP_ATOMIC, collect);
+    }
+}
+
+/// Maps the range at `addr` for the access that `ctx` says.
+fn fault(svm: &Svm<Mirror>, addr: usize, ctx: &Ctx) -> Result {
+    let mut svm = svm.lock();
+    let mut retry = Retry::bounded();
+    while let Some(mut attempt) = retry.next() {
+        svm.collect_garbage();
+        let mut range = match svm.find_or_insert(addr, 0..CONFIG.size, ctx, &attempt) {
+            Err(EAGAIN) => continue,
+            range => range?,
+        };
+        match range.get(ctx, &attempt) {
+            Err(EAGAIN) => continue,
+            Err(EFAULT | EPERM) if attempt.narrow(addr, range.span()) => continue,
+            done => done?,
+        }
+        // Memory comes first: none may be allocated inside of `commit()`.
+        let mut entries = KVVec::with_capacity(range.size() / page::PAGE_SIZE, GFP_KERNEL)?;
+        let done = range.commit(|view| -> Result {
+            for entry in view.segments() {
+                entries.push_within_capacity(entry)?;
+            }
+            core::mem::swap(&mut *range.data().lock(), &mut entries);
+            Ok(())
+        });
+        match done {
+            Err(Stale) => continue,
+            Ok(result) => return result,
+        }
+    }
+    Err(Retry::spent())
+}
+
+/// Has the device access memory of the calling process as `text` says.
+fn write(device: &ARef<Device>, text: &mut UserSliceReader) -> Result {
+    let mut line = [0; 64];
+    let line = line.get_mut(..text.len()).ok_or(EINVAL)?;
+    text.read_slice(line)?;
+    let mut words = line.trim_ascii().split(u8::is_ascii_whitespace);
+    let write = words.next() == Some(b"w");
+    let access = if write { Access::Write } else { Access::Read };
+    let addr = usize::from_str(BStr::from_bytes(words.next().ok_or(EINVAL)?))?;
+
+    let task = kernel::current!();
+    let mm = task.mm().ok_or(EINVAL)?;
+    let mut mirror = device.mirror.lock();
+    let svm = match mirror.take() {
+        Some(svm) if svm.core().mm().is_some_and(|of| core::ptr::eq(of, &**mm)) => svm,
+        _ => KBox::pin_init(Svm::new(mm, CONFIG, device.clone()), GFP_KERNEL)?,
+    };
+    fault(mirror.insert(svm), addr, &Ctx::new(access))
+}
+
+/// Shows the ranges, and below each what the page table has for it.
+fn show(device: &ARef<Device>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if let Some(svm) = &*device.mirror.lock() {
+        for range in svm.lock().ranges(0..CONFIG.size) {
+            writeln!(f, "{:#x?} mapped={}", range.span(), range.is_mapped())?;
+            for entry in range.data().lock().iter() {
+                writeln!(f, "  {entry:x?}")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[vtable]
+impl drm::Driver for Mirror {
+    type Data = Data;
+    type RegistrationData<'a> = ();
+    type Object = drm::gem::Object<Self>;
+    type File = Self;
+    type ParentDevice<Ctx: device::DeviceContext> = faux::Device<Ctx>;
+    const INFO: drm::DriverInfo = drm::DriverInfo {
+        major: 1,
+        minor: 0,
+        patchlevel: 0,
+        name: Self::NAME,
+        desc: c"Mirrors a process",
+    };
+    const IOCTLS: &'static [drm::ioctl::DrmIoctlDescriptor] = &[];
+}
+
+// Nobody opens the DRM device or makes objects: it is not registered.
+impl drm::file::DriverFile for Mirror {
+    type Driver = Self;
+    fn open(_: &Device) -> Result<Pin<KBox<Self>>> {
+        Err(ENODEV)
+    }
+}
+
+impl drm::gem::DriverObject for Mirror {
+    type Driver = Self;
+    type Args = ();
+    fn new(_: &Device, _: usize, (): ()) -> impl PinInit<Self, Error> {
+        Ok(Self)
+    }
+}
+
+struct MirrorModule {
+    file: Option<Pin<KBox<debugfs::File<ARef<Device>>>>>,
+    drm: ARef<Device>,
+    _faux: faux_dma::Registration,
+}
+
+impl kernel::Module for MirrorModule {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        let _faux = faux_dma::Registration::new(Mirror::NAME, None)?;
+        let queue = OwnedQueue::new_unbound(Mirror::NAME)?;
+        let data = try_pin_init!(Data { queue, mirror <- new_mutex!(None) });
+        let drm = drm::UnregisteredDevice::<Mirror>::new(_faux.as_ref(), data)?;
+        let drm = ARef::from(&*drm);
+        let dir = debugfs::Dir::new(Mirror::NAME);
+        let file = dir.read_write_callback_file(c"access", drm.clone(), &show, &write);
+        let file = Some(KBox::pin_init(file, GFP_KERNEL)?);
+        Ok(Self { file, drm, _faux })
+    }
+}
+
+impl Drop for MirrorModule {
+    fn drop(&mut self) {
+        self.file = None;
+        *self.drm.mirror.lock() = None;
+        self.drm.queue.drain();
+    }
+}
 
 module! {
     type: MirrorModule,
@@ -12,12 +196,4 @@ module! {
     authors: ["The gpusvm authors"],
     description: "Mirrors a process: gpusvm sample",
     license: "GPL",
-}
-
-struct MirrorModule;
-
-impl kernel::Module for MirrorModule {
-    fn init(_module: &'static ThisModule) -> Result<Self> {
-        Ok(Self)
-    }
 }
