@@ -52,3 +52,23 @@ struct dev_pagemap *kext_device_page_pgmap(const struct page *page)
 		return page_pgmap(page);
 	return NULL;
 }
+
+/*
+ * Whether a store to @page through a mapping of a device is kept though the CPU's page tables
+ * do not say that the page was written: reclaim drops a clean copy of what swap or a file has,
+ * and what was given up by MADV_FREE. Other anonymous memory is dirtied by reclaim itself, when
+ * it goes to swap.
+ */
+bool kext_page_keeps_stores(const struct page *page)
+{
+	const struct folio *folio = page_folio(page);
+
+	return folio_test_dirty(folio) ||
+	       (folio_test_anon(folio) && folio_test_swapbacked(folio) &&
+		!folio_test_swapcache(folio));
+}
+
+void kext_page_mark_dirty(struct page *page)
+{
+	folio_mark_dirty(page_folio(page));
+}

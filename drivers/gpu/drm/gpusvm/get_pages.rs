@@ -12,7 +12,7 @@
 //! C: `drm_gpusvm_get_pages()`.
 
 use crate::{
-    ctx::Ctx,
+    ctx::{Access, Ctx},
     flags::PagesFlag,
     pages::Pages,
     retry::Attempt,
@@ -22,12 +22,12 @@ use crate::{
 use core::ops::Range;
 use kernel::{
     mm::Mm,
-    page::PAGE_SHIFT,
     prelude::*, //
 };
 use kernel_ext::{
     bindings as ext,
-    hmm::{Block, Walk},
+    dma::Direction,
+    hmm::{Block, Pfn, Walk},
     mmu_interval::MmuIntervalNotifier,
     rwsem::ReadGuard, //
 };
@@ -212,9 +212,11 @@ impl Transaction<'_> {
         if ctx.devmem_only {
             return Err(EFAULT);
         }
+        // SAFETY: By this function's requirements.
+        let dir = unsafe { direction(block.pfn, ctx.access) };
         for pages in self.pages {
             // SAFETY: By this function's requirements.
-            unsafe { pages.map_system(block) }?;
+            unsafe { pages.map_system(block, dir) }?;
         }
         self.done += 1;
         Ok(())
@@ -273,7 +275,32 @@ impl Drop for Transaction<'_> {
     }
 }
 
-/// How many pages a span has.
-pub fn pages_in(span: &Range<usize>) -> usize {
-    span.end.saturating_sub(span.start) >> PAGE_SHIFT
+/// What the devices may do with a page that was walked for `access`: as much as the CPU may without
+/// a fault, and no store that nobody would know of.
+///
+/// A store of a device leaves no trace in the CPU's page tables. So the page is marked dirty when it
+/// is mapped for writing, unless its contents are kept anyway; whoever makes it clean again
+/// invalidates it first. A page that is mapped for reading is not touched: where a store would be
+/// lost it is mapped read-only, and the store faults.
+///
+/// # Safety
+///
+/// The page must be known to be the CPU's still: under the notifier lock, with the walk valid.
+unsafe fn direction(pfn: Pfn, access: Access) -> Direction {
+    if !pfn.is_writable() {
+        return Direction::ToDevice;
+    }
+    // SAFETY: The page is mapped by the CPU and stays allocated: who takes it away invalidates it,
+    // and waits for the notifier lock.
+    if unsafe { ext::page_keeps_stores(pfn.page()) } {
+        return Direction::Bidirectional;
+    }
+    match access {
+        Access::Write => {
+            // SAFETY: As above; nor can a file be truncated under it, as that unmaps it first.
+            unsafe { ext::page_mark_dirty(pfn.page()) };
+            Direction::Bidirectional
+        }
+        Access::Read => Direction::ToDevice,
+    }
 }

@@ -37,7 +37,7 @@ use kernel_ext::{
     bindings as ext,
     dma::{self, Direction, IovaState},
     drm_device::DrmDevice,
-    hmm::{Block, Pfn}, //
+    hmm::Block, //
 };
 
 /// One device's mapping of a range; it has the layout of `struct drm_gpusvm_pages`.
@@ -149,7 +149,7 @@ impl Pages {
         }
     }
 
-    /// Maps one block of system memory, and notes it.
+    /// Maps one block of system memory for `dir`, and notes it.
     ///
     /// Fails with `EFAULT` when it cannot be mapped, `ENOSPC` when there is no room to note it; then
     /// nothing is changed.
@@ -159,10 +159,9 @@ impl Pages {
     /// The caller must hold the driver's SVM lock and the notifier lock, and know that the block's
     /// pages are what the CPU has mapped: so that who takes them away will invalidate, and wait for
     /// the lock, first.
-    pub(crate) unsafe fn map_system(&self, block: &Block) -> Result {
+    pub(crate) unsafe fn map_system(&self, block: &Block, dir: Direction) -> Result {
         let dev = self.drm.dma_device();
         let size = kernel::page::PAGE_SIZE << block.order;
-        let dir = direction(block.pfn);
         // SAFETY: The caller excludes all others.
         let (segments, state, offset) = unsafe {
             (
@@ -297,15 +296,6 @@ impl Drop for Pages {
             // SAFETY: Nobody else has the pages.
             unsafe { self.unmap() };
         }
-    }
-}
-
-/// What a device may do with a page: as much as the CPU may without a fault.
-fn direction(pfn: Pfn) -> Direction {
-    if pfn.is_writable() {
-        Direction::Bidirectional
-    } else {
-        Direction::ToDevice
     }
 }
 
