@@ -31,6 +31,7 @@ import qemu  # noqa: E402
 TIMED_OUT, BROKEN = 124, 125
 BOOT_SECONDS = 600
 GRACE_SECONDS = 20
+SLOT_SECONDS = 300
 AFTER_SECONDS = 600
 KEEP_LOGS = 40
 
@@ -60,6 +61,30 @@ def arguments():
     return p.parse_args()
 
 
+def take_slot(cpus, say):
+    """Waits until few enough guests run on this machine; returns what holds the slot.
+
+    Guests with more processors than the host has wait for each other's locks, and all
+    of them together take far longer than one after the other. A slot is the name of a
+    socket, so the kernel frees it when its holder ends, however that happens.
+    """
+    slots = max(1, (os.cpu_count() or 1) // cpus)
+    end, told = time.time() + SLOT_SECONDS, False
+    while time.time() < end:
+        for number in range(slots):
+            slot = socket.socket(socket.AF_UNIX)
+            try:
+                slot.bind(f"\0gpusvm-guest-{number}")
+                return slot
+            except OSError:
+                slot.close()
+        if not told:
+            say(f"waiting for another guest on this machine to end (at most {SLOT_SECONDS} s)")
+            told = True
+        time.sleep(0.3)
+    return None
+
+
 class Guest:
     """One boot of the guest, watched until it is over."""
 
@@ -79,6 +104,8 @@ class Guest:
     def start(self, command, shell):
         a = self.args
         kvm = False if a.icount else qemu.kvm_works(a.kernel, a.kvm_memory)
+        self.slot = None if shell else take_slot(a.cpus, self.say)
+        self.started = time.time()
         initrd = os.path.join(self.work, "initramfs")
         rows = shutil.get_terminal_size()
         settings = {
