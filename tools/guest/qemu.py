@@ -113,8 +113,9 @@ def command(kernel_dir, initrd, *, kvm, mem, cpus, iommu, icount, log, status, o
     line = [
         "console=ttyS0", "loglevel=7", "panic=-1", "oops=panic", "kunit.autorun=0",
         "rdinit=/init", "printk.devkmsg=on",
-        # On a busy host an emulated timer can be late for the boot's check that it works.
-        "no_timer_check",
+        # On a busy host an emulated timer can be late for the boot's check that it works,
+        # and a processor may stand still for a while without anything being wrong.
+        "no_timer_check", "rcupdate.rcu_cpu_stall_timeout=100", "watchdog_thresh=50",
     ]
     if append:
         line.append(append)
