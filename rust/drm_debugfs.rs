@@ -8,6 +8,7 @@
 //! C headers: [`include/linux/debugfs.h`](srctree/include/linux/debugfs.h),
 //! [`include/drm/drm_device.h`](srctree/include/drm/drm_device.h)
 
+use crate::bindings as ext;
 use core::marker::PhantomData;
 use kernel::{
     bindings,
@@ -85,7 +86,7 @@ impl Tree {
         self.tops.reserve(1, GFP_KERNEL)?;
         // SAFETY: `name` is a C string, and the device's directory exists by `new()`'s contract;
         // an error pointer is a valid parent.
-        let dentry = unsafe { bindings::debugfs_create_dir(name.as_char_ptr(), self.root) };
+        let dentry = unsafe { ext::debugfs_create_dir(name.as_char_ptr(), self.root) };
         // INVARIANT: It is directly in the root. Room was reserved above.
         self.tops.push(dentry, GFP_KERNEL)?;
         Ok(Dir(dentry))
@@ -102,12 +103,11 @@ impl Tree {
         // one. `FOPS` expects an inode whose data is a `T`, which `contents` keeps until `drop()`
         // has removed the file.
         let dentry = unsafe {
-            bindings::debugfs_create_file_full(
+            ext::debugfs_create_file(
                 name.as_char_ptr(),
                 mode,
                 dir.map_or(self.root, |dir| dir.0),
                 data.cast_mut().cast(),
-                core::ptr::null(),
                 &Ops::<T>::FOPS,
             )
         };
@@ -125,7 +125,7 @@ impl Drop for Tree {
         for dentry in &self.tops {
             // SAFETY: By the type invariant it was made by `dir()` or `file()`, and removed by
             // nobody; an error pointer is ignored. No reader uses the contents afterwards.
-            unsafe { bindings::debugfs_remove(*dentry) };
+            unsafe { ext::debugfs_remove(*dentry) };
         }
     }
 }

@@ -6,6 +6,7 @@
  * project's own, as vmlinux exports `rust_helper_*`.
  */
 
+#include "debugfs.c"
 #include "dma.c"
 #include "drm.c"
 #include "lock.c"

@@ -151,6 +151,7 @@ struct ListedVm {
 }
 
 impl VmList {
+    /// An empty list.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             vms <- new_mutex!(KVec::new(), "VmList::vms"),

@@ -33,9 +33,9 @@ const REFERENCE_CLOCK: u32 = 19_200_000;
 /// The graphics IP of the GT: Xe2.
 const IP_VERSION: (u16, u16, u16) = (20, 1, 4);
 
-/// The bytes of a mask of subslices, and of one of execution units, as xe has them. There are none
-/// of either, in a GPU that only copies.
+/// The bytes of a mask of subslices, as xe has it. There are none, in a GPU that only copies.
 const DSS_MASK: [u8; 16] = [0; 16];
+/// The bytes of a mask of execution units in a subslice.
 const EU_MASK: [u8; 8] = [0; 8];
 
 /// An answer in the making.
@@ -43,6 +43,7 @@ const EU_MASK: [u8; 8] = [0; 8];
 struct Answer(KVec<u8>);
 
 impl Answer {
+    /// Puts a value behind what is there.
     fn push<T: AsBytes>(&mut self, value: &T) -> Result {
         Ok(self.0.extend_from_slice(value.as_bytes(), GFP_KERNEL)?)
     }
@@ -129,6 +130,7 @@ fn engines() -> Result<Answer> {
     Ok(answer)
 }
 
+/// The memory regions, by number.
 fn mem_regions(dev: &Device) -> Result<Answer> {
     let mut answer = Answer::default();
     answer.push_count(u32::try_from(dev.regions.iter().count())?)?;
@@ -147,6 +149,7 @@ fn mem_regions(dev: &Device) -> Result<Answer> {
     Ok(answer)
 }
 
+/// The numbers that describe the device.
 fn config(dev: &Device) -> Result<Answer> {
     let mut flags = uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_LOW_LATENCY
         | uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_CPU_ADDR_MIRROR
@@ -190,6 +193,7 @@ fn gt_list(dev: &Device) -> Result<Answer> {
     Ok(answer)
 }
 
+/// The subslices and execution units of the GT.
 fn gt_topology() -> Result<Answer> {
     let mut answer = Answer::default();
     for (kind, mask) in [

@@ -152,6 +152,7 @@ stats! {
 pub(crate) struct Stats([Atomic<u64>; NAMES.len()]);
 
 impl Stats {
+    /// All counters at zero.
     pub(crate) fn new() -> Self {
         Self([const { Atomic::new(0) }; NAMES.len()])
     }

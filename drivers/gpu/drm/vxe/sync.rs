@@ -69,6 +69,7 @@ pub(crate) struct FenceWaiters {
 }
 
 impl FenceWaiters {
+    /// Nobody waits.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             generation <- new_spinlock!(0, "FenceWaiters::generation"),
