@@ -1,10 +1,42 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit suites of the project.
+//! KUnit suites of the core.
+//!
+//! What is only logic is tested by itself: [`intervals`], [`chunk`], [`flags`], [`layout`],
+//! [`segment`], [`blocks`], [`scan`], [`retry`]. All else is tested as drivers use it, on a real
+//! process's memory with real DRM devices ([`fixture`]): an SVM and its ranges ([`config`],
+//! [`ranges`], [`removal`], [`notifier`], [`exit`]), the mapping of pages ([`pages`], [`get_pages`],
+//! [`devices`], [`iova`], [`evict`]), and what can come in between ([`races`], [`failures`]).
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 
 use kernel::prelude::*;
+
+#[macro_use]
+mod check;
+
+mod blocks;
+mod chunk;
+mod config;
+mod devices;
+mod evict;
+mod exit;
+mod failures;
+mod fixture;
+mod flags;
+mod get_pages;
+mod intervals;
+mod iova;
+mod layout;
+mod notifier;
+mod pages;
+mod races;
+mod random;
+mod ranges;
+mod removal;
+mod retry;
+mod scan;
+mod segment;
 
 module! {
     type: GpuSvmTests,
@@ -12,6 +44,8 @@ module! {
     authors: ["The gpusvm authors"],
     description: "KUnit suites of gpusvm",
     license: "GPL",
+    // For `mm_alloc()`.
+    imports_ns: ["EXPORTED_FOR_KUNIT_TESTING"],
 }
 
 struct GpuSvmTests;

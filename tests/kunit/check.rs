@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Checks that end a test by an error.
+//!
+//! KUnit's assertions, when they fail, end the thread of the test without running destructors. A
+//! test that has registered something therefore checks with [`ensure!`] and [`ensure_eq!`], which
+//! note the failure with KUnit and return.
+//!
+//! C header: [`include/kunit/test.h`](srctree/include/kunit/test.h)
+
+use core::{ffi::c_void, ptr};
+use kernel::{bindings, fmt, prelude::*, str::CStr};
+
+/// Ends the test unless `$cond` holds. For functions that return a [`Result`].
+macro_rules! ensure {
+    ($cond:expr $(,)?) => {
+        if !$cond {
+            return Err($crate::check::failed(
+                kernel::c_str!(file!()),
+                line!(),
+                kernel::prelude::fmt!("Expected {}", stringify!($cond)),
+            ));
+        }
+    };
+}
+
+/// Ends the test, and tells both values, unless they are equal.
+macro_rules! ensure_eq {
+    ($left:expr, $right:expr $(,)?) => {
+        match (&$left, &$right) {
+            (left, right) => {
+                if *left != *right {
+                    return Err($crate::check::failed(
+                        kernel::c_str!(file!()),
+                        line!(),
+                        kernel::prelude::fmt!(
+                            "Expected {} == {}, but {:x?} is not {:x?}",
+                            stringify!($left),
+                            stringify!($right),
+                            left,
+                            right
+                        ),
+                    ));
+                }
+            }
+        }
+    };
+}
+
+/// Tells KUnit that a check failed, and goes on.
+pub(crate) fn failed(file: &'static CStr, line: u32, what: fmt::Arguments<'_>) -> Error {
+    // SAFETY: May be called at any time.
+    let test = unsafe { bindings::kunit_get_current_test() };
+    if test.is_null() {
+        pr_err!("{file}:{line}: {what}\n");
+        return EINVAL;
+    }
+    let location = bindings::kunit_loc {
+        file: file.as_char_ptr(),
+        // CAST: Files have less than 2^31 lines.
+        line: line as i32,
+    };
+    let assert = bindings::kunit_assert {};
+    // SAFETY: `test` is the running test, the other pointers are valid during the call, and `%pA`
+    // stands for formatting arguments of Rust.
+    unsafe {
+        bindings::__kunit_do_failed_assertion(
+            test,
+            &raw const location,
+            bindings::kunit_assert_type_KUNIT_EXPECTATION,
+            &raw const assert,
+            Some(bindings::kunit_fail_assert_format),
+            c"%pA".as_char_ptr(),
+            (&raw const what).cast::<c_void>(),
+        );
+    }
+    EINVAL
+}
+
+/// Has the running test reported as skipped, as KUnit does. The test then returns success.
+pub(crate) fn skip(why: &str) {
+    // SAFETY: May be called at any time.
+    let test = unsafe { bindings::kunit_get_current_test() };
+    if test.is_null() {
+        return;
+    }
+    // SAFETY: `test` is the running test, whose thread is this one; nobody else writes these
+    // fields now.
+    unsafe {
+        (*test).status = bindings::kunit_status_KUNIT_SKIPPED;
+        let comment = &mut (*test).status_comment;
+        let length = why.len().min(comment.len() - 1);
+        ptr::copy_nonoverlapping(why.as_ptr(), comment.as_mut_ptr().cast(), length);
+        comment[length] = 0;
+    }
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The process exits before its SVM goes.
+
+use crate::fixture::{
+    dma,
+    driver::{alive, fault},
+    mm::{self, Prot},
+    pages,
+    thread::Thread,
+    with_devices,
+    BASE,
+    CONFIG, //
+};
+use gpusvm::{Access, Ctx, Retry, ScanResult};
+use kernel::{prelude::*, sizes::SZ_64K};
+
+#[kunit_tests(gpusvm_exit)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_exits_takes_its_memory_from_the_device() -> Result {
+        with_devices(2, |env| {
+            let process = mm::process()?;
+            let span = pages(0, 16);
+            Thread::spawn(&process, move || {
+                mm::map(&span, Prot::Write)?;
+                mm::fill(&span)
+            })?
+            .join()?;
+            let svm = env.svm_of(&process, CONFIG)?;
+            fault(&svm, BASE, Access::Write)?;
+            ensure_eq!(dma::mapped(), 2 * SZ_64K as i64);
+
+            // The process is gone.
+            drop(process);
+            ensure_eq!(dma::mapped(), 0);
+            ensure_eq!(svm.vm().invalidations(), 1);
+            let told = svm.vm().last();
+            ensure!(told.locked);
+            ensure_eq!(told.bound, 1);
+
+            ensure_eq!(fault(&svm, BASE, Access::Write).err(), Some(EFAULT));
+            ensure_eq!(
+                fault(&svm, pages(100, 1).start, Access::Read).err(),
+                Some(EFAULT)
+            );
+            ensure_eq!(svm.find_vma_start(0..usize::MAX), None);
+            let mut guard = svm.lock();
+            let mut retry = Retry::bounded();
+            let attempt = retry.next().ok_or(EINVAL)?;
+            let mut found = guard.find(BASE).ok_or(EINVAL)?;
+            ensure_eq!(found.scan(&attempt), ScanResult::Unpopulated);
+            ensure_eq!(found.evict(&attempt), Err(EFAULT));
+            let got = found.get(&Ctx::new(Access::Read), &attempt);
+            ensure_eq!(got, Err(EFAULT));
+            found.remove();
+            drop(guard);
+            drop(svm);
+            ensure_eq!(alive(), (0, 0));
+            Ok(())
+        })
+    }
+}

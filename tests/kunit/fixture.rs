@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What tests of the core stand on: a process's memory, devices that it is mapped for, a driver
+//! that mirrors it, and an account of all that must be given back.
+
+pub(crate) mod device;
+pub(crate) mod dma;
+pub(crate) mod driver;
+pub(crate) mod failure;
+pub(crate) mod file;
+pub(crate) mod mm;
+pub(crate) mod syscall;
+pub(crate) mod thread;
+
+use core::ops::Range;
+use device::Device;
+use driver::{Mirror, Vm};
+use gpusvm::{Config, PageSet, Svm};
+use kernel::{
+    mm::MmWithUser,
+    page::PAGE_SIZE,
+    prelude::*,
+    sizes::{SZ_2M, SZ_512M, SZ_64K},
+    sync::aref::ARef, //
+};
+
+/// The chunk sizes that tests use, but where they say otherwise.
+pub(crate) const SIZES: &[usize] = &[SZ_2M, SZ_64K, PAGE_SIZE];
+
+/// An address that is a multiple of everything; nothing is mapped there, or in the 64 GiB behind,
+/// when a test begins.
+pub(crate) const BASE: usize = 0x10_0000_0000;
+
+/// The configuration that tests use, but where they say otherwise.
+pub(crate) const CONFIG: Config = Config {
+    start: 0,
+    size: 1 << 47,
+    notifier_size: SZ_512M,
+    chunk_sizes: SIZES,
+};
+
+/// `count` pages, the first of them `first` pages behind [`BASE`].
+pub(crate) fn pages(first: usize, count: usize) -> Range<usize> {
+    let start = BASE + first * PAGE_SIZE;
+    start..start + count * PAGE_SIZE
+}
+
+/// What a test is given.
+pub(crate) struct Env {
+    /// The process.
+    pub(crate) mm: ARef<MmWithUser>,
+    /// The devices.
+    pub(crate) devices: KVec<Device>,
+}
+
+impl Env {
+    fn new(devices: impl FnOnce() -> Result<KVec<Device>>) -> Result<Self> {
+        Ok(Self {
+            mm: mm::attach()?,
+            devices: devices()?,
+        })
+    }
+
+    /// An SVM of [`CONFIG`] whose ranges are mapped for all devices.
+    pub(crate) fn svm(&self) -> Result<Pin<KBox<Svm<Mirror>>>> {
+        self.svm_with(CONFIG)
+    }
+
+    /// An SVM whose ranges are mapped for all devices.
+    pub(crate) fn svm_with(&self, config: Config) -> Result<Pin<KBox<Svm<Mirror>>>> {
+        self.svm_of(&self.mm, config)
+    }
+
+    /// An SVM of some process, whose ranges are mapped for all devices.
+    pub(crate) fn svm_of(&self, mm: &MmWithUser, config: Config) -> Result<Pin<KBox<Svm<Mirror>>>> {
+        let vm = Vm::new(&self.devices)?;
+        let svm = KBox::pin_init(Svm::<Mirror>::new(mm, config, vm), GFP_KERNEL)?;
+        svm.vm().attach(svm.core());
+        Ok(svm)
+    }
+
+    /// The only device.
+    pub(crate) fn device(&self) -> &Device {
+        &self.devices[0]
+    }
+
+    /// Pages objects for all devices.
+    pub(crate) fn page_set(&self) -> Result<PageSet> {
+        driver::page_set(self.devices.iter().map(Device::drm))
+    }
+}
+
+/// Runs a test in a new process with `devices` devices that reach memory directly, and checks that
+/// it leaves nothing behind.
+pub(crate) fn with_devices(devices: usize, test: impl FnOnce(&Env) -> Result) -> Result {
+    run(
+        || {
+            let mut made = KVec::new();
+            for index in 0..devices {
+                made.push(Device::new(index)?, GFP_KERNEL)?;
+            }
+            Ok(made)
+        },
+        test,
+    )
+}
+
+/// Runs a test in a new process with one device that reaches memory directly, and checks that it
+/// leaves nothing behind.
+pub(crate) fn with_device(test: impl FnOnce(&Env) -> Result) -> Result {
+    with_devices(1, test)
+}
+
+/// Runs a test in a new process with one device behind an IOMMU, and checks that it leaves nothing
+/// behind; skips it if there is none.
+pub(crate) fn with_iommu_device(test: impl FnOnce(&Env) -> Result) -> Result {
+    let Some(device) = Device::behind_iommu()? else {
+        crate::check::skip("no device behind an IOMMU");
+        return Ok(());
+    };
+    run(
+        || {
+            let mut made = KVec::new();
+            made.push(device, GFP_KERNEL)?;
+            Ok(made)
+        },
+        test,
+    )
+}
+
+fn run(
+    devices: impl FnOnce() -> Result<KVec<Device>>,
+    test: impl FnOnce(&Env) -> Result,
+) -> Result {
+    let account = dma::Account::open();
+    let env = Env::new(devices)?;
+    test(&env).inspect_err(|e| pr_info!("the test ended with {e:?}\n"))?;
+    // All that the test made is gone now.
+    ensure_eq!(driver::alive(), (0, 0));
+    ensure_eq!(account.mapped(), 0);
+    ensure_eq!(account.violations(), 0);
+    Ok(())
+}

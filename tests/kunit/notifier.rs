@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a driver is told when the CPU changes its mappings, and what happens to who may not wait.
+
+use crate::fixture::{
+    dma,
+    driver::{fault, Mirror},
+    mm::{self, Prot},
+    pages,
+    with_device,
+    CONFIG, //
+};
+use core::{ops::Range, ptr::NonNull};
+use gpusvm::{notifier::Notifier, Access, Svm};
+use kernel::{bindings, prelude::*, sizes::SZ_2M};
+
+/// A sequence number that no notifier has; such are odd.
+const SEQ: usize = 0x7777;
+
+/// Calls the notifier at `span` as the kernel does when `span` changes, and says whether it
+/// proceeded, and noted the sequence number.
+fn invalidate(svm: &Svm<Mirror>, span: Range<usize>, blockable: bool) -> Result<(bool, bool)> {
+    let notifier = {
+        let _guard = svm.lock();
+        // SAFETY: The driver's lock is held; no range is removed while the result is used.
+        unsafe { svm.core().notifier_find(span.clone()) }.ok_or(ENOENT)?
+    };
+    let mni = mni(notifier);
+    let range = bindings::mmu_notifier_range {
+        start: span.start,
+        end: span.end,
+        flags: if blockable {
+            bindings::MMU_NOTIFIER_RANGE_BLOCKABLE
+        } else {
+            0
+        },
+        event: bindings::mmu_notifier_event_MMU_NOTIFY_CLEAR,
+        ..Default::default()
+    };
+    // SAFETY: The notifier is inserted, so that it has operations; they are called as the kernel
+    // does. Its sequence number is put back, so that readers do not mind.
+    unsafe {
+        let before = (*mni).invalidate_seq;
+        let call = (*(*mni).ops).invalidate.ok_or(EINVAL)?;
+        let proceeded = call(mni, &raw const range, SEQ);
+        let noted = (*mni).invalidate_seq == SEQ;
+        (*mni).invalidate_seq = before;
+        Ok((proceeded, noted))
+    }
+}
+
+fn mni(notifier: NonNull<Notifier>) -> *mut bindings::mmu_interval_notifier {
+    // SAFETY: The caller keeps the notifier.
+    unsafe { notifier.as_ref() }.mmu().as_raw()
+}
+
+#[kunit_tests(gpusvm_notifier)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_not_wait_proceeds_over_an_empty_span() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, 64), Prot::Write)?;
+            let svm = env.svm()?;
+            fault(&svm, pages(16, 1).start, Access::Write)?;
+            let mapped = dma::mapped();
+            for span in [
+                pages(0, 16),
+                pages(32, 1000),
+                pages(31, 1).end..pages(40, 1).start,
+            ] {
+                ensure_eq!(invalidate(&svm, span, false)?, (true, true));
+            }
+            ensure_eq!(svm.vm().invalidations(), 0);
+            ensure_eq!(dma::mapped(), mapped);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn who_may_not_wait_is_sent_away_from_ranges() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, 64), Prot::Write)?;
+            let svm = env.svm()?;
+            fault(&svm, pages(16, 1).start, Access::Write)?;
+            let mapped = dma::mapped();
+            for span in [pages(16, 1), pages(0, 64), pages(31, 10), pages(0, 17)] {
+                ensure_eq!(invalidate(&svm, span, false)?, (false, false));
+            }
+            // Nothing was done, and the driver not called, which might wait.
+            ensure_eq!(svm.vm().invalidations(), 0);
+            ensure_eq!(dma::mapped(), mapped);
+            // Who may wait does it.
+            ensure_eq!(invalidate(&svm, pages(31, 10), true)?, (true, true));
+            ensure_eq!(svm.vm().invalidations(), 1);
+            ensure_eq!(dma::mapped(), 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn who_may_not_wait_does_not_wait_for_the_lock() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, 64), Prot::Write)?;
+            let svm = env.svm()?;
+            fault(&svm, pages(16, 1).start, Access::Write)?;
+            let held = svm.core().read_lock();
+            let result = invalidate(&svm, pages(0, 16), false);
+            drop(held);
+            ensure_eq!(result?, (false, false));
+            ensure_eq!(invalidate(&svm, pages(0, 16), false)?, (true, true));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn the_span_to_flush_covers_all_that_is_zapped() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, 1024), Prot::Write)?;
+            let svm = env.svm()?;
+            let mut windows = [pages(16, 1), pages(100, 1), pages(512, 512)];
+            for window in &windows {
+                // Single pages first, so that the chunks around them are taken.
+                let mut guard = svm.lock();
+                let ctx = gpusvm::Ctx::new(Access::Write);
+                let mut retry = gpusvm::Retry::bounded();
+                let attempt = retry.next().ok_or(EINVAL)?;
+                let found = guard.find_or_insert(window.start, window.clone(), &ctx, &attempt)?;
+                ensure_eq!(found.span(), *window);
+                drop(guard);
+                fault(&svm, window.start, Access::Write)?;
+            }
+            // All of them, though only the middle of the last is changed.
+            mm::drop_pages(&pages(16, 600))?;
+            let told = svm.vm().last();
+            ensure_eq!(svm.vm().invalidations(), 1);
+            ensure_eq!((told.ranges, told.bound), (3, 3));
+            ensure_eq!(told.span, (windows[0].start, windows[2].end));
+            ensure_eq!(told.changed, (pages(16, 1).start, pages(616, 1).start));
+            ensure!(told.locked && !told.is_unmap);
+
+            // What is not mapped is not in it.
+            windows.rotate_left(1);
+            fault(&svm, windows[0].start, Access::Write)?;
+            mm::drop_pages(&pages(16, 600))?;
+            let told = svm.vm().last();
+            ensure_eq!((told.ranges, told.bound), (1, 1));
+            ensure_eq!(told.span, (windows[0].start, windows[0].end));
+
+            // And who has nothing mapped is not called.
+            mm::drop_pages(&pages(0, 1024))?;
+            ensure_eq!(svm.vm().invalidations(), 2);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn each_notifier_tells_of_its_own_part() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, 1024), Prot::Write)?;
+            let svm = env.svm_with(gpusvm::Config {
+                notifier_size: SZ_2M,
+                ..CONFIG
+            })?;
+            fault(&svm, pages(0, 1).start, Access::Write)?;
+            fault(&svm, pages(512, 1).start, Access::Write)?;
+            mm::drop_pages(&pages(511, 2))?;
+            // Each its own, and nothing twice.
+            ensure_eq!(svm.vm().invalidations(), 2);
+            let told = svm.vm().last();
+            ensure_eq!((told.ranges, told.bound), (1, 1));
+            let (first, second) = (pages(511, 1), pages(512, 1));
+            let first = (first.start, first.end);
+            let second = (second.start, second.end);
+            ensure!(told.changed == first || told.changed == second);
+            ensure_eq!(dma::mapped(), 0);
+
+            // Unmapped in part is what part of it is left, whatever the notifier next to it says.
+            mm::unmap(&pages(256, 1024))?;
+            let mut guard = svm.lock();
+            let flags = |range: &gpusvm::Range<Mirror>| {
+                (
+                    range.has(gpusvm::RangeFlag::Unmapped),
+                    range.has(gpusvm::RangeFlag::PartialUnmap),
+                )
+            };
+            ensure!(guard
+                .ranges(0..usize::MAX)
+                .map(flags)
+                .eq([(true, true), (true, false)]));
+            ensure_eq!(guard.collect_garbage(), 2);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn changes_elsewhere_are_nobodys_business() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, 64), Prot::Write)?;
+            let svm = env.svm()?;
+            fault(&svm, pages(16, 1).start, Access::Write)?;
+            let mapped = dma::mapped();
+            mm::unmap(&pages(0, 16))?;
+            mm::drop_pages(&pages(32, 16))?;
+            mm::protect(&pages(48, 16), Prot::Read)?;
+            ensure_eq!(svm.vm().invalidations(), 0);
+            ensure_eq!(svm.vm().garbage(), 0);
+            ensure_eq!(dma::mapped(), mapped);
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages objects by themselves, mapped with a notifier of the driver's own: the mode without ranges.
+
+use crate::fixture::{
+    dma,
+    mm::{self, Prot},
+    pages,
+    with_device,
+    with_devices,
+    Env, //
+};
+use core::ops::Range;
+use gpusvm::{
+    get_pages::Source,
+    pages::Pages,
+    svm::GpuSvm,
+    Access,
+    Ctx,
+    PageSet,
+    PagesFlag,
+    Retry, //
+};
+use kernel::{
+    bindings,
+    ffi::c_ulong,
+    page::PAGE_SIZE,
+    prelude::*,
+    sizes::{SZ_2M, SZ_64K}, //
+};
+use kernel_ext::{
+    bindings as ext,
+    hmm::{self, Request, Walk},
+    mmu_interval::{MmuIntervalNotifier, Ops}, //
+};
+
+/// A driver's notifier, and the pages that it unmaps.
+///
+/// # Invariants
+///
+/// The notifier is inserted.
+#[repr(C)]
+struct Watch {
+    mmu: MmuIntervalNotifier,
+    span: Range<usize>,
+    pages: PageSet,
+    svm: Pin<KBox<GpuSvm>>,
+}
+
+static OPS: Ops = Ops {
+    invalidate: Some(invalidate),
+    ..pin_init::zeroed()
+};
+
+impl Watch {
+    /// Watches `span`.
+    fn new(env: &Env, span: Range<usize>) -> Result<Pin<KBox<Self>>> {
+        let watch = KBox::new(
+            Self {
+                mmu: MmuIntervalNotifier::new(),
+                span: span.clone(),
+                pages: env.page_set()?,
+                svm: KBox::pin_init(GpuSvm::pages_only(c"gpusvm_kunit"), GFP_KERNEL)?,
+            },
+            GFP_KERNEL,
+        )?;
+        // SAFETY: It stays in its box, and is removed when that is dropped.
+        let inserted = unsafe { watch.mmu.insert(&env.mm, span, &OPS) };
+        if let Err(e) = inserted {
+            // INVARIANT: There is no watch; its drop would remove what was not inserted.
+            core::mem::forget(watch);
+            return Err(e);
+        }
+        Ok(KBox::into_pin(watch))
+    }
+
+    fn pages(&self) -> &[Pages] {
+        self.pages.as_slice()
+    }
+
+    fn source<'a>(&'a self, env: &'a Env, span: &Range<usize>) -> Source<'a> {
+        Source {
+            svm: &self.svm,
+            mm: &env.mm,
+            notifier: &self.mmu,
+            span: span.clone(),
+        }
+    }
+
+    fn get_with(&self, env: &Env, ctx: &Ctx, walk: &mut Walk) -> Result {
+        let mut retry = Retry::bounded();
+        let attempt = retry.next().ok_or(EINVAL)?;
+        // SAFETY: There is only this thread; the notifier is inserted, and its callback unmaps all
+        // pages. Each test maps for one kind of access only.
+        unsafe {
+            self.source(env, &self.span)
+                .get(self.pages(), ctx, &attempt, walk)
+        }
+    }
+
+    fn get(&self, env: &Env) -> Result {
+        self.get_with(env, &Ctx::new(Access::Write), &mut Walk::new())
+    }
+
+    /// A look at the page table, with all pages faulted in.
+    fn walk(&self) -> Result<Walk> {
+        let mut walk = Walk::new();
+        // SAFETY: The notifier is inserted, and the process has users.
+        unsafe {
+            walk.fault(
+                &self.mmu,
+                &self.span,
+                Request::Write,
+                core::ptr::null_mut(),
+                1000,
+            )
+        }?;
+        Ok(walk)
+    }
+
+    /// Runs `f` with the notifier lock held for writing.
+    fn locked<R>(&self, f: impl FnOnce() -> R) -> R {
+        // SAFETY: The lock is initialized; the driver's own notifier is what takes it for writing.
+        unsafe {
+            let lock = &raw mut (*self.svm.as_raw()).notifier_lock;
+            bindings::down_write(lock);
+            let result = f();
+            bindings::up_write(lock);
+            result
+        }
+    }
+
+    fn unmap(&self) {
+        self.locked(|| {
+            for pages in self.pages() {
+                // SAFETY: The notifier lock is held for writing, and nobody uses the addresses.
+                unsafe { pages.unmap() };
+            }
+        });
+    }
+
+    /// What the addresses of the first device take.
+    fn memory(&self) -> usize {
+        // SAFETY: The notifier lock is held.
+        self.locked(|| unsafe { self.pages()[0].memory() })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants; no lock is held.
+        unsafe { self.mmu.remove() };
+        self.unmap();
+    }
+}
+
+/// # Safety
+///
+/// `mni` must be the `mmu` field of a [`Watch`].
+unsafe extern "C" fn invalidate(
+    mni: *mut bindings::mmu_interval_notifier,
+    _range: *const bindings::mmu_notifier_range,
+    seq: c_ulong,
+) -> bool {
+    // SAFETY: By this function's requirements; `mmu` is the first field.
+    let this = unsafe { &*mni.cast::<Watch>() };
+    this.locked(|| {
+        // SAFETY: Called from the callback, under the lock that readers retry under.
+        unsafe { ext::mmu_interval_set_seq(mni, seq) };
+        for pages in this.pages() {
+            // SAFETY: The notifier lock is held for writing, and nobody uses the addresses.
+            unsafe { pages.unmap() };
+        }
+    });
+    true
+}
+
+#[kunit_tests(gpusvm_pages)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_life_of_pages() -> Result {
+        with_device(|env| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            let watch = Watch::new(env, span.clone())?;
+            let pages = &watch.pages()[0];
+            // New.
+            ensure!(!pages.is_valid());
+            ensure_eq!(watch.memory(), 0);
+            ensure_eq!(pages.notifier_seq(), isize::MAX as usize);
+            for flag in [
+                PagesFlag::Unmapped,
+                PagesFlag::HasDevmemPages,
+                PagesFlag::HasDmaMapping,
+            ] {
+                ensure!(!pages.has(flag));
+            }
+            for _ in 0..3 {
+                // Mapped.
+                watch.get(env)?;
+                ensure!(pages.is_valid());
+                ensure!(pages.has(PagesFlag::HasDmaMapping));
+                ensure!(!pages.has(PagesFlag::HasDevmemPages));
+                ensure_eq!(dma::mapped(), SZ_64K as i64);
+                ensure!(watch.memory() >= 16 * 16);
+                ensure!(!watch.mmu.read_retry(pages.notifier_seq()));
+                // Unmapped, by the CPU.
+                mm::drop_pages(&span)?;
+                ensure!(!pages.is_valid());
+                ensure_eq!(dma::mapped(), 0);
+                ensure!(watch.mmu.read_retry(pages.notifier_seq()));
+                // And by the driver.
+                watch.get(env)?;
+                watch.unmap();
+                ensure!(!pages.is_valid());
+                ensure_eq!(dma::mapped(), 0);
+                watch.unmap();
+                ensure_eq!(dma::mapped(), 0);
+            }
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn retired_pages_are_not_mapped_again() -> Result {
+        with_device(|env| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            let watch = Watch::new(env, span)?;
+            watch.get(env)?;
+            watch.locked(|| watch.pages()[0].set_unmapped());
+            // What is mapped is still right, but nobody may map it again.
+            let walks = hmm::walks();
+            ensure_eq!(watch.get(env), Err(EFAULT));
+            watch.unmap();
+            ensure_eq!(watch.get(env), Err(EFAULT));
+            ensure_eq!(hmm::walks(), walks);
+            ensure_eq!(dma::mapped(), 0);
+            ensure!(watch.pages()[0].has(PagesFlag::Unmapped));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn an_old_look_is_not_trusted() -> Result {
+        with_device(|env| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            let watch = Watch::new(env, span.clone())?;
+            let ctx = Ctx::new(Access::Write);
+            // A fresh one is used.
+            let mut walk = watch.walk()?;
+            let walks = hmm::walks();
+            watch.get_with(env, &ctx, &mut walk)?;
+            ensure_eq!(hmm::walks(), walks);
+            watch.unmap();
+
+            // One from before a change is not, and nothing is mapped by it.
+            let mut walk = watch.walk()?;
+            let (walks, maps) = (hmm::walks(), dma::maps());
+            mm::drop_pages(&pages(15, 1))?;
+            ensure_eq!(watch.get_with(env, &ctx, &mut walk), Err(EAGAIN));
+            ensure_eq!(hmm::walks(), walks);
+            ensure_eq!(dma::maps(), maps);
+            ensure!(!watch.pages()[0].is_valid());
+            // It is forgotten, so that the next attempt looks again.
+            watch.get_with(env, &ctx, &mut walk)?;
+            ensure_eq!(hmm::walks(), walks + 1);
+            ensure!(watch.pages()[0].is_valid());
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_look_for_something_else_is_not_used() -> Result {
+        with_device(|env| {
+            let span = pages(0, 32);
+            mm::map(&span, Prot::Write)?;
+            let watch = Watch::new(env, pages(0, 16))?;
+            let ctx = Ctx::new(Access::Write);
+            let mut walk = watch.walk()?;
+            let nobody = core::ptr::null_mut();
+            ensure!(walk.answers(&pages(0, 16), Request::Write, nobody));
+            ensure!(walk.answers(&pages(0, 16), Request::Read, nobody));
+            ensure!(!walk.answers(&pages(0, 8), Request::Write, nobody));
+            ensure!(!walk.answers(&pages(16, 16), Request::Write, nobody));
+            let other = (&raw const *watch).cast_mut().cast();
+            ensure!(!walk.answers(&pages(0, 16), Request::Write, other));
+            walk.forget();
+            ensure!(!walk.answers(&pages(0, 16), Request::Read, nobody));
+            ensure!(walk.pfns().is_empty());
+            watch.get_with(env, &ctx, &mut walk)?;
+
+            // What was seen for reading is no answer for a write, where it may not be written.
+            watch.unmap();
+            mm::drop_pages(&span)?;
+            let mut walk = Walk::new();
+            // SAFETY: The notifier is inserted, and the process has users.
+            unsafe { walk.fault(&watch.mmu, &pages(0, 16), Request::Read, nobody, 1000) }?;
+            ensure!(walk.answers(&pages(0, 16), Request::Read, nobody));
+            ensure!(!walk.answers(&pages(0, 16), Request::Write, nobody));
+            watch.get_with(env, &ctx, &mut walk)?;
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_huge_page_takes_little_memory() -> Result {
+        with_device(|env| {
+            let span = pages(0, 512);
+            mm::map_huge(&span)?;
+            mm::fill(&span)?;
+            let watch = Watch::new(env, span.clone())?;
+            watch.get(env)?;
+            ensure_eq!(dma::maps(), 1);
+            ensure_eq!(dma::mapped(), SZ_2M as i64);
+            // All that a device's mapping of 2 MiB takes.
+            ensure!(watch.memory() + size_of::<Pages>() < 256);
+
+            // In proportion to the segments: 512 pages, an entry each and one more.
+            drop(watch);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            let watch = Watch::new(env, span)?;
+            watch.get(env)?;
+            ensure_eq!(watch.memory(), 513 * 16);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn memory_that_cannot_be_had_maps_nothing() -> Result {
+        with_devices(2, |env| {
+            let file = mm::File::new(15)?;
+            file.map_shared(&pages(0, 16), Prot::Write)?;
+            let watch = Watch::new(env, pages(0, 16))?;
+            ensure_eq!(watch.get(env), Err(EFAULT));
+            ensure_eq!(dma::maps(), 0);
+            let (front, back) = (pages(0, 15), pages(15, 1));
+            mm::map(&back, Prot::Read)?;
+            ensure_eq!(watch.get(env), Err(EPERM));
+            mm::unmap(&back)?;
+            ensure_eq!(watch.get(env), Err(EFAULT));
+            mm::map(&back, Prot::Write)?;
+            watch.get(env)?;
+            ensure_eq!(dma::mapped(), 2 * SZ_64K as i64);
+            ensure_eq!(front.len() + back.len(), 16 * PAGE_SIZE);
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The CPU changes its mappings at each step of a fault.
+//!
+//! Between the steps the test itself does it. In the middle of a mapping another thread does, which
+//! waits for the notifier lock: the test is called back before each segment is mapped, and goes on
+//! only after the other thread has had every chance that it will get.
+
+use crate::fixture::{
+    dma,
+    driver::{alive, bind, ctx_with, fault, look, translate},
+    mm::{self, Prot},
+    pages,
+    thread::{sleep_ms, Thread},
+    with_device,
+    with_devices,
+    Env,
+    BASE, //
+};
+use core::{cell::Cell, ops::Range};
+use gpusvm::{
+    get_pages::BATCH,
+    retry::{ATTEMPTS, TIMEOUT_MS},
+    Access,
+    Ctx,
+    Retry,
+    Stale, //
+};
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    sizes::SZ_2M,
+    sync::{
+        atomic::{Acquire, Atomic, Release},
+        Arc, //
+    },
+    time::msecs_to_jiffies, //
+};
+use kernel_ext::{dma::Call, hmm, jiffies};
+
+const ALL: Range<usize> = 0..usize::MAX;
+
+/// A thread of the process that unmaps `span` when it is told to.
+fn unmapper(env: &Env, span: Range<usize>) -> Result<(Thread, Arc<Atomic<bool>>)> {
+    let go = Arc::new(Atomic::new(false), GFP_KERNEL)?;
+    let may_go = go.clone();
+    let thread = Thread::spawn(&env.mm, move || {
+        while !may_go.load(Acquire) {
+            sleep_ms(1);
+        }
+        mm::unmap(&span)
+    })?;
+    Ok((thread, go))
+}
+
+/// Maps 2 MiB of small pages at [`BASE`] for the device, and has `other` unmapped by another thread
+/// from the first segment on. Returns the result, and at which segment the other thread was done, if
+/// it was before the end.
+fn unmap_while_mapping(env: &Env, other: Range<usize>) -> Result<(Result, Option<usize>)> {
+    let span = pages(0, 512);
+    mm::map(&span, Prot::Write)?;
+    mm::map(&other, Prot::Write)?;
+    mm::fill(&span)?;
+    let svm = env.svm()?;
+    // So that unmapping it is an invalidation of this SVM.
+    if !span.contains(&other.start) {
+        fault(&svm, other.start, Access::Write)?;
+    }
+    let (thread, go) = unmapper(env, other.clone())?;
+
+    let (segment, done_at) = (Cell::new(0), Cell::new(None));
+    let see = |call| {
+        if call == Call::Map {
+            go.store(true, Release);
+            if done_at.get().is_none() && thread.is_done() {
+                done_at.set(Some(segment.get()));
+            }
+            // Now the other thread comes to wait for the lock, and has waited so long that nobody
+            // may overtake it.
+            if segment.get() % (BATCH / 4) == 0 {
+                sleep_ms(10);
+            }
+            segment.set(segment.get() + 1);
+        }
+        Ok(())
+    };
+    let mut guard = svm.lock();
+    let ctx = Ctx::new(Access::Write);
+    let mut retry = Retry::bounded();
+    let attempt = retry.next().ok_or(EINVAL)?;
+    let mut found = guard.find_or_insert(BASE, ALL, &ctx, &attempt)?;
+    ensure_eq!(found.span(), span);
+    let result = dma::watched(&see, || found.get(&ctx, &attempt));
+    match result {
+        Ok(()) => {
+            let seen = found.commit(|view| look(&view, 0)).map_err(|_| EAGAIN)??;
+            ensure_eq!(seen.bytes, SZ_2M);
+        }
+        Err(_) => ensure!(found.commit(|_| ()).is_err()),
+    }
+    drop(guard);
+    thread.join()?;
+    Ok((result, done_at.get()))
+}
+
+#[kunit_tests(gpusvm_races)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unmapped_between_find_and_get() -> Result {
+        with_device(|env| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            let svm = env.svm()?;
+            let mut guard = svm.lock();
+            let ctx = Ctx::new(Access::Write);
+            let mut retry = Retry::bounded();
+            let attempt = retry.next().ok_or(EINVAL)?;
+            let mut found = guard.find_or_insert(BASE, ALL, &ctx, &attempt)?;
+            mm::unmap(&span)?;
+            // Look again, is the answer: something may be there by now.
+            ensure_eq!(found.get(&ctx, &attempt), Err(EAGAIN));
+            ensure_eq!(found.commit(|_| ()), Err(Stale));
+            ensure_eq!(dma::maps(), 0);
+            ensure_eq!(svm.vm().garbage(), 1);
+            // Nothing had been shown to the driver that it would have to let go of.
+            ensure_eq!(svm.vm().invalidations(), 0);
+            drop(guard);
+            ensure_eq!(fault(&svm, BASE, Access::Write).err(), Some(ENOENT));
+            ensure_eq!(alive().1, 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn replaced_between_find_and_get() -> Result {
+        with_device(|env| {
+            // A single page, so that no smaller range can be tried.
+            let span = pages(3, 1);
+            mm::map(&span, Prot::Write)?;
+            let svm = env.svm()?;
+            let mut guard = svm.lock();
+            let ctx = Ctx::new(Access::Write);
+            let mut retry = Retry::bounded();
+            let attempt = retry.next().ok_or(EINVAL)?;
+            let mut found = guard.find_or_insert(span.start, ALL, &ctx, &attempt)?;
+            // At every moment the process has memory there.
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            ensure_eq!(found.get(&ctx, &attempt), Err(EAGAIN));
+            drop(guard);
+            fault(&svm, span.start, Access::Write)?;
+            let dma = translate(&svm, 0, span.start).ok_or(EFAULT)?;
+            ensure_eq!(env.device().read(dma)?, mm::pattern(span.start));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn changed_between_look_and_get() -> Result {
+        with_device(|env| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            let svm = env.svm()?;
+            let mut guard = svm.lock();
+            // The choice of the chunk looks at the pages, and what it saw is used to map them.
+            let ctx = ctx_with(Access::Write, |ctx| ctx.check_pages_threshold = SZ_2M);
+            let mut retry = Retry::bounded();
+            let attempt = retry.next().ok_or(EINVAL)?;
+            let mut found = guard.find_or_insert(BASE, ALL, &ctx, &attempt)?;
+            ensure_eq!(found.span(), span);
+            mm::drop_pages(&pages(15, 1))?;
+            let walks = hmm::walks();
+            ensure_eq!(found.get(&ctx, &attempt), Err(EAGAIN));
+            ensure_eq!(hmm::walks(), walks);
+            ensure_eq!(dma::maps(), 0);
+            found.get(&ctx, &attempt)?;
+            ensure!(bind(&found).is_ok());
+            drop(guard);
+            let dma = translate(&svm, 0, pages(15, 1).start).ok_or(EFAULT)?;
+            ensure_eq!(env.device().read(dma)?, 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn changed_between_get_and_commit() -> Result {
+        with_device(|env| {
+            let span = pages(0, 16);
+            let svm = env.svm()?;
+            for unmap in [false, true] {
+                mm::map(&span, Prot::Write)?;
+                let mut guard = svm.lock();
+                let ctx = Ctx::new(Access::Write);
+                let mut retry = Retry::bounded();
+                let attempt = retry.next().ok_or(EINVAL)?;
+                let mut found = guard.find_or_insert(BASE, ALL, &ctx, &attempt)?;
+                found.get(&ctx, &attempt)?;
+                if unmap {
+                    mm::unmap(&pages(7, 1))?;
+                } else {
+                    mm::drop_pages(&pages(7, 1))?;
+                }
+                // No address is to be seen.
+                ensure_eq!(found.commit(|_| ()), Err(Stale));
+                ensure_eq!(dma::mapped(), 0);
+                ensure_eq!(guard.collect_garbage(), usize::from(unmap));
+                guard.remove_all(ALL);
+            }
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn unmapped_while_it_is_being_mapped() -> Result {
+        with_device(|env| {
+            // A part of the very range that is being mapped.
+            let (result, done_at) = unmap_while_mapping(env, pages(256, 256))?;
+            ensure_eq!(result, Err(EAGAIN));
+            // It did not even try to go on.
+            ensure!(done_at.is_none());
+            ensure!(dma::maps() as usize <= 3 * BATCH);
+            ensure_eq!(dma::mapped(), 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_writer_waits_for_a_few_batches_only() -> Result {
+        with_device(|env| {
+            // Memory that has nothing to do with the range.
+            let (result, done_at) = unmap_while_mapping(env, pages(2048, 16))?;
+            ensure_eq!(result, Ok(()));
+            // The writer came when the mapping began. When the lock is let go for the first time
+            // whoever reads may overtake it once more.
+            let done_at = done_at.ok_or(ETIME)?;
+            ensure!(done_at <= 3 * BATCH);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn each_segment_may_fail_to_map() -> Result {
+        with_devices(2, |env| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            let svm = env.svm()?;
+            let ctx = Ctx::new(Access::Write);
+            // Sixteen for each of two devices.
+            for nth in 0..33 {
+                let mut guard = svm.lock();
+                let mut retry = Retry::bounded();
+                let attempt = retry.next().ok_or(EINVAL)?;
+                let mut found = guard.find_or_insert(BASE, ALL, &ctx, &attempt)?;
+                let (result, failed) = dma::failing(nth, || found.get(&ctx, &attempt));
+                ensure_eq!(failed, nth < 32);
+                if failed {
+                    ensure_eq!(result, Err(EFAULT));
+                    ensure_eq!(dma::mapped(), 0);
+                    ensure_eq!(found.commit(|_| ()), Err(Stale));
+                    ensure_eq!(svm.vm().invalidations(), 0);
+                } else {
+                    result?;
+                    ensure!(bind(&found).is_ok());
+                }
+            }
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_permission_lost_before_get() -> Result {
+        with_device(|env| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            let svm = env.svm()?;
+            let mut guard = svm.lock();
+            let ctx = Ctx::new(Access::Write);
+            let mut retry = Retry::bounded();
+            let mut attempt = retry.next().ok_or(EINVAL)?;
+            let mut found = guard.find_or_insert(BASE, ALL, &ctx, &attempt)?;
+            mm::protect(&pages(8, 8), Prot::Read)?;
+            ensure_eq!(found.get(&ctx, &attempt), Err(EPERM));
+            ensure_eq!(dma::mapped(), 0);
+            // A smaller range may do, and for this address does.
+            ensure!(attempt.narrow(BASE, found.span()));
+            drop(guard);
+            fault(&svm, BASE, Access::Write)?;
+            ensure_eq!(
+                fault(&svm, pages(8, 1).start, Access::Write).err(),
+                Some(EPERM)
+            );
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn garbage_that_nobody_collects_ends_a_fault_anyway() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, 16), Prot::Write)?;
+            let svm = env.svm()?;
+            fault(&svm, BASE, Access::Write)?;
+            mm::unmap(&pages(0, 1))?;
+            // A fault in what is left of it, by a driver that forgets the garbage.
+            let mut guard = svm.lock();
+            let ctx = Ctx::new(Access::Write);
+            let mut retry = Retry::bounded();
+            let mut attempts = 0;
+            while let Some(attempt) = retry.next() {
+                let found = guard.find_or_insert(pages(5, 1).start, ALL, &ctx, &attempt);
+                ensure_eq!(found.err(), Some(EAGAIN));
+                attempts += 1;
+            }
+            ensure!(attempts <= ATTEMPTS);
+            ensure_eq!(guard.collect_garbage(), 1);
+            drop(guard);
+            ensure_eq!(
+                fault(&svm, pages(5, 1).start, Access::Write)?.span,
+                pages(5, 1)
+            );
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_fault_ends_however_often_the_cpu_interferes() -> Result {
+        with_device(|env| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            let svm = env.svm()?;
+            let stop = Arc::new(Atomic::new(false), GFP_KERNEL)?;
+            let (stopped, dropped) = (stop.clone(), span.clone());
+            mm::drop_pages(&span)?;
+            let thread = Thread::spawn(&env.mm, move || {
+                while !stopped.load(Acquire) {
+                    mm::drop_pages(&dropped)?;
+                }
+                Ok(())
+            })?;
+            let mut result = Ok(());
+            for page in 0..6 {
+                let begun = jiffies::now();
+                match fault(&svm, BASE + page * PAGE_SIZE, Access::Write) {
+                    Ok(_) => {}
+                    Err(e) if e == EBUSY => {}
+                    Err(e) => result = Err(e),
+                }
+                // The time of the attempts, and of the last that began in it.
+                if jiffies::since(begun) > msecs_to_jiffies(3 * TIMEOUT_MS) {
+                    result = Err(ETIME);
+                }
+            }
+            stop.store(true, Release);
+            thread.join()?;
+            ensure_eq!(result, Ok(()));
+            fault(&svm, BASE, Access::Write)?;
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! No range leaves the tree while it is mapped, and nothing is unmapped that the driver has not let
+//! go of; the account of each test says so for every unmapping that it does.
+
+use crate::fixture::{
+    dma,
+    driver::{alive, fault},
+    mm::{self, Prot},
+    pages,
+    with_device,
+    with_devices,
+    BASE,
+    CONFIG, //
+};
+use core::{cell::Cell, ops::Range};
+use gpusvm::{
+    get_pages::Source,
+    range::SvmRange,
+    svm::{GpuSvm, Ops},
+    Access,
+    Ctx,
+    PagesFlag,
+    RangeFlag,
+    Retry, //
+};
+use kernel::{bindings, page::PAGE_SIZE, prelude::*, sizes::SZ_64K};
+use kernel_ext::{bindings as ext, hmm::Walk};
+
+const ALL: Range<usize> = 0..usize::MAX;
+
+/// Nothing is bound in the driver of [`a_removed_range_is_not_mapped_again`].
+///
+/// # Safety
+///
+/// None.
+unsafe extern "C" fn nothing_bound(
+    _svm: *mut ext::drm_gpusvm,
+    _notifier: *mut ext::drm_gpusvm_notifier,
+    _range: *const bindings::mmu_notifier_range,
+) {
+}
+
+static NOTHING_BOUND: Ops = Ops {
+    invalidate: Some(nothing_bound),
+    ..pin_init::zeroed()
+};
+
+#[kunit_tests(gpusvm_removal)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapped_range_is_let_go_of_first() -> Result {
+        with_devices(2, |env| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            let svm = env.svm()?;
+            fault(&svm, BASE, Access::Write)?;
+            ensure_eq!(dma::mapped(), 2 * SZ_64K as i64);
+            let mut guard = svm.lock();
+            guard.find(BASE).ok_or(EINVAL)?.remove();
+            ensure_eq!(svm.vm().invalidations(), 1);
+            let told = svm.vm().last();
+            ensure!(told.locked);
+            ensure_eq!((told.ranges, told.bound), (1, 1));
+            ensure_eq!(told.span, (span.start, span.end));
+            // The CPU did not unmap it.
+            ensure!(!told.is_unmap);
+            ensure_eq!(svm.vm().garbage(), 0);
+            ensure_eq!(dma::mapped(), 0);
+            ensure!(!guard.has_mapping(ALL));
+            ensure_eq!(alive(), (1, 0));
+            drop(guard);
+            // It is made again when it is needed again.
+            ensure_eq!(fault(&svm, BASE, Access::Write)?.span, span);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_range_that_is_not_mapped_is_just_removed() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, 16), Prot::Write)?;
+            let svm = env.svm()?;
+            fault(&svm, BASE, Access::Write)?;
+            mm::drop_pages(&pages(0, 1))?;
+            ensure_eq!(svm.vm().invalidations(), 1);
+            ensure_eq!(svm.lock().remove_all(ALL), 1);
+            ensure_eq!(svm.vm().invalidations(), 1);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn an_svm_that_goes_lets_go_of_everything() -> Result {
+        with_devices(2, |env| {
+            mm::map(&pages(0, 1024), Prot::Write)?;
+            let svm = env.svm()?;
+            for page in [0, 600, 900] {
+                fault(&svm, pages(page, 1).start, Access::Read)?;
+            }
+            ensure!(dma::mapped() > 0);
+            ensure!(alive().1 >= 2);
+            drop(svm);
+            ensure_eq!(dma::mapped(), 0);
+            ensure_eq!(alive(), (0, 0));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn what_the_cpu_unmapped_is_garbage() -> Result {
+        with_device(|env| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            let svm = env.svm()?;
+            fault(&svm, BASE, Access::Write)?;
+            mm::unmap(&span)?;
+            let told = svm.vm().last();
+            ensure!(told.is_unmap && told.locked);
+            ensure_eq!((told.bound, told.changed), (1, (span.start, span.end)));
+            ensure_eq!(dma::mapped(), 0);
+            ensure_eq!(svm.vm().garbage(), 1);
+            let mut guard = svm.lock();
+            let flags = guard
+                .ranges(ALL)
+                .map(|range| {
+                    (
+                        range.has(RangeFlag::Unmapped),
+                        range.has(RangeFlag::PartialUnmap),
+                    )
+                })
+                .next();
+            ensure_eq!(flags, Some((true, false)));
+            ensure_eq!(guard.collect_garbage(), 1);
+            ensure_eq!(guard.collect_garbage(), 0);
+            ensure!(!guard.has_mapping(ALL));
+            ensure_eq!(alive().1, 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_range_unmapped_in_parts_is_garbage_once() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, 16), Prot::Write)?;
+            let svm = env.svm()?;
+            fault(&svm, BASE, Access::Write)?;
+            for page in [0, 9, 15] {
+                mm::unmap(&pages(page, 1))?;
+            }
+            // The driver let go the first time.
+            ensure_eq!(svm.vm().invalidations(), 1);
+            let mut guard = svm.lock();
+            let partial = guard
+                .ranges(ALL)
+                .all(|range| range.has(RangeFlag::PartialUnmap) && range.has(RangeFlag::Unmapped));
+            ensure!(partial);
+            ensure_eq!(guard.collect_garbage(), 1);
+            drop(guard);
+            // What is left works, in ranges that fit it; what is gone does not.
+            for page in 0..16 {
+                let served = fault(&svm, pages(page, 1).start, Access::Write);
+                match page {
+                    0 | 9 | 15 => ensure_eq!(served, Err(ENOENT)),
+                    _ => ensure_eq!(served?.span, pages(page, 1)),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn garbage_that_is_removed_is_no_garbage() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, 16), Prot::Write)?;
+            mm::map(&pages(32, 16), Prot::Write)?;
+            let svm = env.svm()?;
+            fault(&svm, BASE, Access::Write)?;
+            fault(&svm, pages(32, 1).start, Access::Write)?;
+            mm::unmap(&pages(0, 64))?;
+            let mut guard = svm.lock();
+            guard.find(BASE).ok_or(EINVAL)?.remove();
+            ensure_eq!(alive().1, 1);
+            ensure_eq!(guard.collect_garbage(), 1);
+            ensure_eq!(alive().1, 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn an_invalidated_range_stays() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, 64), Prot::Write)?;
+            let svm = env.svm()?;
+            for page in [0, 16, 32] {
+                fault(&svm, pages(page, 1).start, Access::Write)?;
+            }
+            let one = dma::mapped() / 3;
+            let mut guard = svm.lock();
+            guard.invalidate(pages(20, 20));
+            ensure_eq!(svm.vm().invalidations(), 1);
+            let told = svm.vm().last();
+            ensure_eq!((told.ranges, told.bound), (2, 2));
+            ensure!(told.locked && !told.is_unmap);
+            ensure_eq!(told.span, (pages(16, 1).start, pages(48, 1).start));
+            ensure_eq!(dma::mapped(), one);
+            ensure_eq!(guard.ranges(ALL).count(), 3);
+            ensure_eq!(guard.collect_garbage(), 0);
+            // Nothing is there to let go of any more.
+            guard.invalidate(pages(20, 20));
+            guard.invalidate(pages(64, 1000));
+            ensure_eq!(svm.vm().invalidations(), 1);
+            drop(guard);
+            fault(&svm, pages(20, 1).start, Access::Write)?;
+            ensure_eq!(dma::mapped(), 2 * one);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_removed_range_is_not_mapped_again() -> Result {
+        with_device(|env| {
+            let (one, other) = (pages(0, 16), pages(16, 16));
+            mm::map(&pages(0, 32), Prot::Write)?;
+            let init = GpuSvm::new(c"gpusvm_kunit", &env.mm, CONFIG, &NOTHING_BOUND);
+            let svm = KBox::pin_init(init, GFP_KERNEL)?;
+            let set = env.page_set()?;
+            let ctx = Ctx::new(Access::Write);
+            let mut retry = Retry::bounded();
+            let attempt = retry.next().ok_or(EINVAL)?;
+            let mut walk = Walk::new();
+            // SAFETY: There is only this thread, so that no lock is needed to keep others off. The
+            // process does not change the memory that is mapped. The ranges are removed below,
+            // and the second keeps the notifier until after the last use of it.
+            unsafe {
+                let made = svm.find_or_insert(BASE, one.clone(), &ctx, &attempt, &mut walk)?;
+                let kept = svm.find_or_insert(other.start, other, &ctx, &attempt, &mut walk);
+                let kept = match kept {
+                    Ok(kept) => kept,
+                    Err(e) => {
+                        svm.remove(made, &[], |_| ());
+                        return Err(e);
+                    }
+                };
+                let source = Source {
+                    svm: &svm,
+                    mm: &env.mm,
+                    notifier: kept.as_ref().notifier().mmu(),
+                    span: one,
+                };
+                made.as_ref().get();
+                let got = source.get(set.as_slice(), &ctx, &attempt, &mut walk);
+                let mapped = dma::mapped();
+                let told = Cell::new(None);
+                svm.remove(made, set.as_slice(), |mapped| told.set(Some(mapped)));
+                let after = (
+                    dma::mapped(),
+                    source.get(set.as_slice(), &ctx, &attempt, &mut walk),
+                );
+                let retired = set.as_slice()[0].has(PagesFlag::Unmapped);
+                svm.remove(kept, &[], |_| ());
+                SvmRange::put(made);
+                ensure_eq!(got, Ok(()));
+                ensure_eq!(mapped, SZ_64K as i64);
+                ensure_eq!(told.get(), Some(true));
+                ensure_eq!(after, (0, Err(EFAULT)));
+                ensure!(retired);
+            }
+            ensure_eq!(dma::maps() as usize, 16);
+            ensure_eq!(PAGE_SIZE * 16, SZ_64K);
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What pages at several places make together: the whole truth table.
+
+use gpusvm::{
+    scan::{classify, Place},
+    ScanResult, //
+};
+use kernel::prelude::*;
+
+const WANTED: usize = 0xaaa;
+const PLACES: [Place; 5] = [
+    Place::Absent,
+    Place::System,
+    Place::Device(WANTED),
+    Place::Device(0xbbb),
+    Place::Device(0xccc),
+];
+
+/// As the documentation of [`ScanResult`] says it.
+fn expected(places: &[Place], wanted: Option<usize>) -> ScanResult {
+    if places.is_empty() || places.contains(&Place::Absent) {
+        return ScanResult::Unpopulated;
+    }
+    let devices = |place: &&Place| **place != Place::System;
+    if places.iter().all(|place| *place == Place::System) {
+        ScanResult::System
+    } else if places.contains(&Place::System) {
+        ScanResult::Mixed
+    } else if places.windows(2).all(|pair| pair[0] == pair[1]) {
+        match places.iter().find(devices) {
+            Some(Place::Device(provider)) if Some(*provider) == wanted => ScanResult::Equal,
+            _ => ScanResult::Other,
+        }
+    } else {
+        ScanResult::MixedDevice
+    }
+}
+
+#[kunit_tests(gpusvm_scan)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_sequences_of_up_to_five_pages() -> Result {
+        for length in 0..=5usize {
+            for number in 0..PLACES.len().pow(length as u32) {
+                let mut places = [Place::Absent; 5];
+                let mut rest = number;
+                for place in &mut places[..length] {
+                    *place = PLACES[rest % PLACES.len()];
+                    rest /= PLACES.len();
+                }
+                let places = &places[..length];
+                for wanted in [None, Some(WANTED), Some(0xddd)] {
+                    ensure_eq!(
+                        classify(places.iter().copied(), wanted),
+                        expected(places, wanted)
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn results_are_cs() -> Result {
+        let all = [
+            ScanResult::Unpopulated,
+            ScanResult::Equal,
+            ScanResult::Other,
+            ScanResult::System,
+            ScanResult::MixedDevice,
+            ScanResult::Mixed,
+        ];
+        // The order of `enum drm_gpusvm_scan_result`.
+        for (value, result) in all.into_iter().enumerate() {
+            ensure_eq!(result as usize, value);
+        }
+        Ok(())
+    }
+}
