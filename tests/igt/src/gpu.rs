@@ -2,7 +2,7 @@
 
 //! A GPU with a mirrored VM and a queue, as most subtests want it.
 
-use crate::{skip, Map, PAGE};
+use crate::{skip, time::expect_prompt, Map, PAGE};
 use std::{
     cell::Cell,
     time::{Duration, Instant},
@@ -175,7 +175,7 @@ impl Gpu {
             Ok(()) => panic!("{what}: the GPU was let"),
             Err(e) => assert_eq!(e.errno(), libc::EIO, "{what}: {e}"),
         }
-        assert!(took < FAULT_DEADLINE, "{what}: -EIO only after {took:?}");
+        expect_prompt(&format!("{what}: -EIO"), took, FAULT_DEADLINE);
         assert_eq!(self.queue.is_banned(), Ok(true), "{what}: banned");
         let again = self.try_run(|c| _ = c.noop());
         assert_eq!(

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod process;
 pub mod random;
 pub mod rng;
+pub mod time;
 pub mod uffd;
 
 pub use gpu::{Gpu, Job};

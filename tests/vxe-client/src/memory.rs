@@ -74,6 +74,36 @@ impl Mapping {
         Ok(Self { start, length })
     }
 
+    /// Parts the mapping in two, each of which is unmapped on its own.
+    ///
+    /// # Panics
+    ///
+    /// If `length` is not a number of pages, or leaves one of the two without any.
+    pub fn split(self, length: usize) -> (Self, Self) {
+        assert!(
+            length % 4096 == 0 && length > 0 && length < self.length,
+            "a mapping of {:#x} bytes cannot be split after {length:#x}",
+            self.length
+        );
+        let whole = std::mem::ManuallyDrop::new(self);
+        // SAFETY: the offset is inside the mapping.
+        let second = unsafe { whole.start.add(length) };
+        (Self { start: whole.start, length }, Self { start: second, length: whole.length - length })
+    }
+
+    /// Asks for huge pages.
+    ///
+    /// # Errors
+    ///
+    /// What `madvise(2)` says.
+    pub fn advise_huge(&self) -> Result<()> {
+        // SAFETY: the range is ours, and its contents do not change.
+        match unsafe { libc::madvise(self.as_ptr().cast(), self.length, libc::MADV_HUGEPAGE) } {
+            0 => Ok(()),
+            _ => Err(Error::last("madvise")),
+        }
+    }
+
     /// Where it starts.
     pub const fn as_ptr(&self) -> *mut u8 {
         self.start.as_ptr()
@@ -141,6 +171,16 @@ mod tests {
         assert_eq!(first_difference(m.words(), |i| i as u32 * 3), None);
         m.words()[5].store(1, Ordering::Relaxed);
         assert_eq!(first_difference(m.words(), |i| i as u32 * 3), Some((5, 1)));
+    }
+
+    #[test]
+    fn a_part_can_go_without_the_other() {
+        let (a, b) = Mapping::anonymous(3 * 4096).unwrap().split(4096);
+        assert_eq!((a.len(), b.len()), (4096, 8192));
+        assert_eq!(a.address() + 4096, b.address());
+        fill(a.words(), |_| 7);
+        drop(b);
+        assert_eq!(first_difference(a.words(), |_| 7), None);
     }
 
     #[test]

@@ -186,7 +186,10 @@ fn read_dirties_no_file() {
     expect_gpu_reads(&gpu, "a hole", by_gpu, |_| 0);
     assert_eq!(dirty(by_gpu), dirty(by_cpu), "KiB dirtied by reading");
 
+    // What the GPU stores does dirty the file, at the latest when the GPU is made to let go.
     gpu.store(by_gpu.at(PAGE), 8);
+    by_gpu.protect(RO);
+    by_gpu.protect(RW);
     assert!(dirty(by_gpu) > dirty(by_cpu), "a store must dirty the file");
     expect_in_file(&file, by_gpu);
 }
