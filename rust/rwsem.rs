@@ -70,7 +70,8 @@ impl RwSemaphore {
     pub fn try_write(&self) -> Option<WriteGuard<'_>> {
         // SAFETY: The semaphore is initialized.
         let taken = unsafe { kernel::bindings::down_write_trylock(self.as_raw()) };
-        (taken != 0).then_some(WriteGuard {
+        // Not `then_some()`: it would make a guard, and drop it, when the semaphore was not taken.
+        (taken != 0).then(|| WriteGuard {
             sem: self,
             _nts: NotThreadSafe,
         })
