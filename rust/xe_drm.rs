@@ -47,7 +47,7 @@ plain! {
     drm_xe_sync: 8 + 4 + 4 + 8 + 8 + 2 * 8,
     drm_xe_vm_bind_op: 8 + 4 + 2 + 2 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 3 * 8,
     drm_xe_mem_range_attr: 8 + 8 + 8 + 8 + 8 + 8 + 2 * 8,
-    xe_vm_fault: 8 + 4 + 4 * 1 + 4 * 8,
+    xe_vm_fault: 8 + 4 + 4 + 4 * 8,
 }
 
 /// An argument of an ioctl.
