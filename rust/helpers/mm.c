@@ -56,19 +56,17 @@ struct dev_pagemap *kext_device_page_pgmap(const struct page *page)
 /*
  * Whether a store to @page through a mapping of a device is kept though the CPU's page tables
  * do not say that the page was written: reclaim drops a clean copy of what swap or a file has,
- * and what was given up by MADV_FREE. Other anonymous memory is dirtied by reclaim itself, when
- * it goes to swap.
+ * and what was given up by MADV_FREE (which may be on its way to the page still, so that
+ * the page does not tell). If @write, or if it makes no file dirty, it is made so.
  */
-bool kext_page_keeps_stores(const struct page *page)
+bool kext_page_keep_stores(struct page *page, bool write)
 {
-	const struct folio *folio = page_folio(page);
+	struct folio *folio = page_folio(page);
 
-	return folio_test_dirty(folio) ||
-	       (folio_test_anon(folio) && folio_test_swapbacked(folio) &&
-		!folio_test_swapcache(folio));
-}
-
-void kext_page_mark_dirty(struct page *page)
-{
-	folio_mark_dirty(page_folio(page));
+	if (folio_test_dirty(folio))
+		return true;
+	if (!write && !folio_test_anon(folio))
+		return false;
+	folio_mark_dirty(folio);
+	return true;
 }

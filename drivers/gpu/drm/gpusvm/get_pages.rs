@@ -279,9 +279,9 @@ impl Drop for Transaction<'_> {
 /// a fault, and no store that nobody would know of.
 ///
 /// A store of a device leaves no trace in the CPU's page tables. So the page is marked dirty when it
-/// is mapped for writing, unless its contents are kept anyway; whoever makes it clean again
-/// invalidates it first. A page that is mapped for reading is not touched: where a store would be
-/// lost it is mapped read-only, and the store faults.
+/// is mapped for writing. A page that is mapped for reading makes no file dirty: where a store would
+/// be lost it is mapped read-only, and the store faults. Whoever makes the page clean again
+/// invalidates it first.
 ///
 /// # Safety
 ///
@@ -291,16 +291,11 @@ unsafe fn direction(pfn: Pfn, access: Access) -> Direction {
         return Direction::ToDevice;
     }
     // SAFETY: The page is mapped by the CPU and stays allocated: who takes it away invalidates it,
-    // and waits for the notifier lock.
-    if unsafe { ext::page_keeps_stores(pfn.page()) } {
-        return Direction::Bidirectional;
-    }
-    match access {
-        Access::Write => {
-            // SAFETY: As above; nor can a file be truncated under it, as that unmaps it first.
-            unsafe { ext::page_mark_dirty(pfn.page()) };
-            Direction::Bidirectional
-        }
-        Access::Read => Direction::ToDevice,
+    // and waits for the notifier lock; nor can a file be truncated under it, as that unmaps it
+    // first.
+    if unsafe { ext::page_keep_stores(pfn.page(), access == Access::Write) } {
+        Direction::Bidirectional
+    } else {
+        Direction::ToDevice
     }
 }
