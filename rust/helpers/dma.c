@@ -2,16 +2,22 @@
 
 #include <linux/dma-mapping.h>
 
+/*
+ * Pages of processes: several devices, or a device for several processes, may have
+ * the same page mapped at once. DMA-API debugging is told so.
+ */
+#define KEXT_DMA_ATTRS DMA_ATTR_DEBUGGING_IGNORE_CACHELINES
+
 dma_addr_t kext_dma_map_page(struct device *dev, struct page *page, size_t offset,
 			     size_t size, enum dma_data_direction dir)
 {
-	return dma_map_page(dev, page, offset, size, dir);
+	return dma_map_page_attrs(dev, page, offset, size, dir, KEXT_DMA_ATTRS);
 }
 
 void kext_dma_unmap_page(struct device *dev, dma_addr_t addr, size_t size,
 			 enum dma_data_direction dir)
 {
-	dma_unmap_page(dev, addr, size, dir);
+	dma_unmap_page_attrs(dev, addr, size, dir, KEXT_DMA_ATTRS);
 }
 
 int kext_dma_mapping_error(struct device *dev, dma_addr_t addr)
@@ -34,7 +40,7 @@ bool kext_dma_use_iova(struct dma_iova_state *state)
 int kext_dma_iova_link(struct device *dev, struct dma_iova_state *state, phys_addr_t phys,
 		       size_t offset, size_t size, enum dma_data_direction dir)
 {
-	return dma_iova_link(dev, state, phys, offset, size, dir, 0);
+	return dma_iova_link(dev, state, phys, offset, size, dir, KEXT_DMA_ATTRS);
 }
 
 int kext_dma_iova_sync(struct device *dev, struct dma_iova_state *state, size_t offset,
@@ -46,7 +52,7 @@ int kext_dma_iova_sync(struct device *dev, struct dma_iova_state *state, size_t 
 void kext_dma_iova_unlink(struct device *dev, struct dma_iova_state *state, size_t offset,
 			  size_t size, enum dma_data_direction dir)
 {
-	dma_iova_unlink(dev, state, offset, size, dir, 0);
+	dma_iova_unlink(dev, state, offset, size, dir, KEXT_DMA_ATTRS);
 }
 
 void kext_dma_iova_free(struct device *dev, struct dma_iova_state *state)
