@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/lockdep.h>
+#include <linux/mutex.h>
 #include <linux/rwsem.h>
 #include <linux/sched/mm.h>
 
@@ -20,6 +21,11 @@ void kext_rwsem_assert_held(struct rw_semaphore *sem)
 void kext_rwsem_assert_held_write(struct rw_semaphore *sem)
 {
 	rwsem_assert_held_write(sem);
+}
+
+int kext_mutex_lock_killable(struct mutex *lock)
+{
+	return mutex_lock_killable(lock);
 }
 
 #ifdef CONFIG_LOCKDEP

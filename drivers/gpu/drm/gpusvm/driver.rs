@@ -250,6 +250,17 @@ impl<D: Driver> Svm<D> {
         Guard::new(self, self.lock.lock())
     }
 
+    /// As [`lock`](Self::lock), for a process that must be able to die while it waits: who has the
+    /// lock may wait for pages that this very process is to bring. Fails with `EINTR` if it does.
+    pub fn lock_killable(&self) -> Result<Guard<'_, D>> {
+        Ok(Guard::new(self, self.lock.lock_killable()?))
+    }
+
+    /// As [`lock`](Self::lock), but does not wait: none if somebody else has the lock.
+    pub fn try_lock(&self) -> Option<Guard<'_, D>> {
+        Some(Guard::new(self, self.lock.try_lock()?))
+    }
+
     /// Start of the part of the first CPU VMA that lies in `span`, never below `span.start`; none if
     /// there is no VMA or the process is gone. Takes the mmap lock.
     pub fn find_vma_start(&self, span: Span<usize>) -> Option<usize> {

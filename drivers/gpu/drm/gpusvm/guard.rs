@@ -16,6 +16,7 @@ use crate::{
 };
 use core::{ops::Range as Span, ptr, ptr::NonNull};
 use kernel::{
+    error::to_result,
     prelude::*,
     sync::{lock, new_mutex, Mutex}, //
 };
@@ -35,17 +36,33 @@ impl DriverLock {
         })
     }
 
+    /// The C object.
+    fn as_raw(&self) -> *mut kernel::bindings::mutex {
+        // A `Mutex<()>` is just its `struct mutex`: `Lock::from_raw()` rests on the same fact.
+        (&raw const self.mutex).cast_mut().cast()
+    }
+
     /// What lockdep knows the lock by.
     #[cfg(CONFIG_LOCKDEP)]
     pub(crate) fn dep_map(&self) -> *mut kernel::bindings::lockdep_map {
-        // A `Mutex<()>` is just its `struct mutex`: `Lock::from_raw()` rests on the same fact.
-        let mutex = (&raw const self.mutex).cast::<kernel::bindings::mutex>();
         // SAFETY: The mutex is initialized; no reference is made.
-        unsafe { (&raw const (*mutex).dep_map).cast_mut() }
+        unsafe { &raw mut (*self.as_raw()).dep_map }
     }
 
     pub(crate) fn lock(&self) -> lock::Guard<'_, (), lock::mutex::MutexBackend> {
         self.mutex.lock()
+    }
+
+    /// Fails with `EINTR` if the caller is killed before it has the lock.
+    pub(crate) fn lock_killable(&self) -> Result<lock::Guard<'_, (), lock::mutex::MutexBackend>> {
+        // SAFETY: The mutex is initialized.
+        to_result(unsafe { kernel_ext::bindings::mutex_lock_killable(self.as_raw()) })?;
+        // SAFETY: The mutex was just locked, and a mutex's guard has no state.
+        Ok(unsafe { lock::Guard::new(&self.mutex, ()) })
+    }
+
+    pub(crate) fn try_lock(&self) -> Option<lock::Guard<'_, (), lock::mutex::MutexBackend>> {
+        self.mutex.try_lock()
     }
 }
 
