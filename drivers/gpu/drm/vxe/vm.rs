@@ -93,6 +93,10 @@ const SERVICE: u64 = 0;
 /// The work that collects garbage.
 const COLLECTION: u64 = 1;
 
+/// How often the service of a fault is begun anew when it has spent its attempts or its time, both
+/// of which are bounded each time: a second is not much on a machine that is busy.
+const ROUNDS: u32 = 16;
+
 /// How a VM maps what is bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -215,6 +219,18 @@ impl Vm {
     /// to what is bound for reading, `EACCES` for an atomic where the GPU may do none, and as
     /// [`svm::fault`] and [`buffer::fault`] do.
     pub(crate) fn service(&self, fault: Fault) -> Result<Served> {
+        for _ in 1..ROUNDS {
+            match self.try_service(fault) {
+                // The CPU keeps changing its mappings, or is just slow. Others get their turn at
+                // the lock before the next round.
+                Err(EBUSY) => {}
+                done => return done,
+            }
+        }
+        self.try_service(fault)
+    }
+
+    fn try_service(&self, fault: Fault) -> Result<Served> {
         let mut svm = self.svm.lock();
         if self.is_closed() {
             return Err(ENOENT);
@@ -270,7 +286,7 @@ impl Vm {
         stale.flush(&self.aspace, &self.dev.stats);
     }
 
-    /// Prints VMAs and ranges, for debugfs. Waits for a fault that is being serviced.
+    /// Prints VMAs, and ranges unless somebody is at work on them, for debugfs.
     pub(crate) fn show(&self, m: &SeqFile) -> Result {
         let counts = self.faults.counts();
         let mode = match self.mode {
@@ -290,7 +306,10 @@ impl Vm {
             seq_print!(m, "    {}\n", vma);
         }
         seq_print!(m, "  ranges:\n");
-        let svm = self.svm.lock();
+        let Some(svm) = self.svm.try_lock() else {
+            seq_print!(m, "    busy\n");
+            return Ok(());
+        };
         for range in svm.ranges(svm::to_cpu(&SPAN)) {
             seq_print!(m, "    {}\n", svm::Line(range));
         }

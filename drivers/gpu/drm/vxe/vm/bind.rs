@@ -71,7 +71,8 @@ use kernel::{
 ///
 /// Fails as xe does: with `EINVAL` for no such VM and for operations that make no sense, `ENOENT` for no such
 /// queue or buffer, or a VM that is closed, `EBUSY` for an unmap of a mirror where ranges are mapped,
-/// `ENOBUFS` for more operations than there is memory for, `ENOMEM`, `EFAULT`.
+/// `ENOBUFS` for more operations than there is memory for, `EINTR` for a process that is killed,
+/// `ENOMEM`, `EFAULT`.
 pub(crate) fn ioctl(
     dev: &IoctlDevice,
     args: &mut uapi::drm_xe_vm_bind,
@@ -91,7 +92,7 @@ pub(crate) fn ioctl(
     }
     let resolved = resolve(dev, file, &vm, ops)?;
     let fence = sync::bind_fence(dev, args.syncs, args.num_syncs)?;
-    ensure!(dev, fence.is_none() || args.num_binds != 0, EINVAL);
+    ensure!(dev, fence.is_none() || args.num_binds != 0, EOPNOTSUPP);
 
     vm.bind(&resolved)?;
     // The last reference to a buffer may go here: no lock is held.
@@ -160,7 +161,7 @@ impl Vm {
     /// Makes all of `ops`, or none.
     fn bind(&self, ops: &[Op<ARef<Bo>>]) -> Result {
         let (retired, prefetches) = {
-            let mut svm = self.svm.lock();
+            let mut svm = self.svm.lock_killable()?;
             if self.is_closed() {
                 return Err(ENOENT);
             }
@@ -241,7 +242,7 @@ impl Vm {
     /// Maps the first range or buffer from `at` on and before `end`, if that is possible; returns
     /// the address after it. None if nothing is left.
     fn prefetch_one(&self, at: u64, end: u64) -> Option<u64> {
-        let mut svm = self.svm.lock();
+        let mut svm = self.svm.lock_killable().ok()?;
         if self.is_closed() {
             return None;
         }

@@ -147,7 +147,7 @@ fn check_atomics(atomics: Atomics, placement: u32) -> Result {
 /// MADVISE.
 ///
 /// Fails as xe does: with `EINVAL`, `ENOENT` for a VM that is closed and for a device that there is
-/// not, `EFAULT`, `ENOMEM`.
+/// not, `EINTR` for a process that is killed, `EFAULT`, `ENOMEM`.
 pub(crate) fn ioctl(
     dev: &IoctlDevice,
     args: &mut uapi::drm_xe_madvise,
@@ -190,7 +190,7 @@ pub(crate) fn ioctl(
 impl Vm {
     /// Follows `advice` on `span`: all of it, or nothing.
     fn advise(&self, span: Span, advice: Advice) -> Result {
-        let mut svm = self.svm.lock();
+        let mut svm = self.svm.lock_killable()?;
         if self.is_closed() {
             return Err(ENOENT);
         }
