@@ -67,7 +67,9 @@ enum Way {
 /// - `ENXIO` when there is no RAM at the address,
 /// - `ESTALE` when the page has been freed,
 /// - `EACCES` when the page is the kernel's own (slab, page table, kernel image), or is the zero
-///   page and would be written.
+///   page and would be written,
+/// - `EIO` when a device may reach the page, but not the kernel: it is secret memory (see
+///   `memfd_secret(2)`), or poisoned.
 ///
 /// They never sleep, and may be made in atomic context, though not in an interrupt.
 pub struct DmaMemory(Devres<Port>);
@@ -184,6 +186,10 @@ impl DmaMemory {
         // SAFETY: The offset is within the page that is mapped, and `len` bytes behind it are,
         // too, as no multiple of `ACCESS_SPAN` is crossed and pages consist of such spans.
         let ptr = unsafe { mapped.0.add(place.offset) };
+        // SAFETY: Any address is allowed.
+        if !unsafe { bindings::kernel_can_reach(ptr.cast()) } {
+            return Err(EIO);
+        }
         Ok(f(ptr))
     }
 }

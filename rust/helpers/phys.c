@@ -6,6 +6,7 @@
 #include <linux/memory_hotplug.h>
 #include <linux/mm.h>
 #include <linux/string.h>
+#include <linux/uaccess.h>
 
 /*
  * The physical address behind a DMA address of @dev, as the device itself would
@@ -56,6 +57,14 @@ bool kext_page_is_internal(struct page *page)
 
 	return PageReserved(page) || folio_test_slab(folio) ||
 	       folio_test_large_kmalloc(folio) || folio_test_pgtable(folio);
+}
+
+/* Not so for secret memory and poisoned pages, which the kernel's mapping leaves out. */
+bool kext_kernel_can_reach(const void *addr)
+{
+	char byte;
+
+	return !get_kernel_nofault(byte, (const char *)addr);
 }
 
 /* A call that the compiler of Rust code knows nothing about, and that KASAN checks. */

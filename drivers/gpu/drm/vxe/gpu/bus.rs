@@ -123,10 +123,11 @@ impl Bus {
         self.check(at, done)
     }
 
-    /// Logs an access that failed, unless the device is gone: only its driver can be to blame.
+    /// Logs an access that failed if the driver is to blame: not when the device is gone, or a
+    /// program has the GPU use memory that software cannot reach in the GPU's place.
     fn check<T>(&self, at: Target, done: Result<T>) -> Result<T> {
         done.inspect_err(|err| {
-            if *err != ENODEV {
+            if ![ENODEV, EIO].contains(err) {
                 dev_err!(self.dev, "GPU access to {at} refused: {err:?}\n");
             }
         })

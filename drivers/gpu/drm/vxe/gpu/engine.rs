@@ -8,8 +8,8 @@
 //!
 //! An access that faults is handed to the [`FaultHandler`] and tried again. A handler that reports
 //! success while the page keeps faulting is given up on in the end, so that each batch ends: by its
-//! last command, by an error, or by its `stop` flag, which is looked at before each command, each
-//! piece of a copy and each fault.
+//! last command, by an error, or by its `stop` flag, which is looked at before each access and each
+//! fault: once it is set, the batch makes one access more at most.
 
 use super::{
     address_space::{AccessError, AddressSpace},
@@ -225,6 +225,7 @@ impl Port<'_> {
         mut attempt: impl FnMut() -> Result<(), AccessError>,
     ) -> Result<(), EngineError> {
         for _ in 0..MAX_TRIES {
+            self.check_stop()?;
             match attempt() {
                 Ok(()) => return Ok(()),
                 Err(AccessError::Bus(error)) => return Err(EngineError::Bus { addr: va, error }),
@@ -292,8 +293,7 @@ impl Port<'_> {
             let piece = (len - done)
                 .min(PAGE_SIZE - from % PAGE_SIZE)
                 .min(PAGE_SIZE - to % PAGE_SIZE);
-            // CAST: A piece is not larger than a page. The address is not really unknown: there is
-            // no other piece to fail.
+            // CAST: A piece is not larger than a page, which is also why this never fails.
             let Some(data) = buffer.get_mut(..piece as usize) else {
                 return Err(EngineError::Address { addr: from });
             };

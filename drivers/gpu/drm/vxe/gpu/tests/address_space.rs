@@ -169,7 +169,7 @@ mod suite {
     #[test]
     fn invalidation_waits_for_accesses() -> Result {
         const ENGINES: u32 = 3;
-        const BATCHES: u32 = 60;
+        const BATCHES: u32 = 30;
         const ADDS: u32 = 300;
 
         let bench = Arc::new(Bench::new(48, 2)?, GFP_KERNEL)?;

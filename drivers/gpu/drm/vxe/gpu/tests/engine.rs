@@ -213,6 +213,15 @@ mod suite {
         // While it waits for a fault.
         let stop = Claims(|| bench.run.store(true, Relaxed));
         check!(bench.run(&stop, BATCH) == Err(EngineError::Stopped));
+        // The access that it waited for does not happen, though it could now.
+        bench.run.store(false, Relaxed);
+        let too_late = Claims(|| {
+            bench.run.store(true, Relaxed);
+            // Failing, it would leave the batch to fault again.
+            let _ = bench.map(DATA, 0, PteFlag::Writable.into());
+        });
+        let fence = store_qword(&bench.aspace, &too_late, DATA, 1, &bench.run);
+        check!(fence == Err(EngineError::Stopped) && bench.peek(0, 0)? == 0);
         // Before it begins.
         bench.map(BATCH, 0, PteFlags::empty())?;
         check!(bench.run(&NoFaults, BATCH) == Err(EngineError::Stopped));
