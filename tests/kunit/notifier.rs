@@ -10,22 +10,36 @@ use crate::fixture::{
     with_device,
     CONFIG, //
 };
-use core::{ops::Range, ptr::NonNull};
-use gpusvm::{notifier::Notifier, Access, Svm};
+use core::ops::Range;
+use gpusvm::{Access, Svm};
 use kernel::{bindings, prelude::*, sizes::SZ_2M};
 
 /// A sequence number that no notifier has; such are odd.
 const SEQ: usize = 0x7777;
 
+/// The notifier at `span`. The caller keeps its ranges.
+fn notifier_at(
+    svm: &Svm<Mirror>,
+    span: Range<usize>,
+) -> Result<*mut bindings::mmu_interval_notifier> {
+    let _guard = svm.lock();
+    // SAFETY: The driver's lock is held.
+    let notifier = unsafe { svm.core().notifier_find(span) }.ok_or(ENOENT)?;
+    // SAFETY: It stays as long as it has ranges.
+    Ok(unsafe { notifier.as_ref() }.mmu().as_raw())
+}
+
 /// Calls the notifier at `span` as the kernel does when `span` changes, and says whether it
 /// proceeded, and noted the sequence number.
 fn invalidate(svm: &Svm<Mirror>, span: Range<usize>, blockable: bool) -> Result<(bool, bool)> {
-    let notifier = {
-        let _guard = svm.lock();
-        // SAFETY: The driver's lock is held; no range is removed while the result is used.
-        unsafe { svm.core().notifier_find(span.clone()) }.ok_or(ENOENT)?
-    };
-    let mni = mni(notifier);
+    invalidate_by(notifier_at(svm, span.clone())?, span, blockable)
+}
+
+fn invalidate_by(
+    mni: *mut bindings::mmu_interval_notifier,
+    span: Range<usize>,
+    blockable: bool,
+) -> Result<(bool, bool)> {
     let range = bindings::mmu_notifier_range {
         start: span.start,
         end: span.end,
@@ -47,11 +61,6 @@ fn invalidate(svm: &Svm<Mirror>, span: Range<usize>, blockable: bool) -> Result<
         (*mni).invalidate_seq = before;
         Ok((proceeded, noted))
     }
-}
-
-fn mni(notifier: NonNull<Notifier>) -> *mut bindings::mmu_interval_notifier {
-    // SAFETY: The caller keeps the notifier.
-    unsafe { notifier.as_ref() }.mmu().as_raw()
 }
 
 #[kunit_tests(gpusvm_notifier)]
@@ -105,8 +114,9 @@ mod tests {
             mm::map(&pages(0, 64), Prot::Write)?;
             let svm = env.svm()?;
             fault(&svm, pages(16, 1).start, Access::Write)?;
+            let mni = notifier_at(&svm, pages(0, 16))?;
             let held = svm.core().read_lock();
-            let result = invalidate(&svm, pages(0, 16), false);
+            let result = invalidate_by(mni, pages(0, 16), false);
             drop(held);
             ensure_eq!(result?, (false, false));
             ensure_eq!(invalidate(&svm, pages(0, 16), false)?, (true, true));
