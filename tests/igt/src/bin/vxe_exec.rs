@@ -76,7 +76,7 @@ fn fence_after_batch() {
     let gpu = Gpu::new();
     let memory = Map::anon(SZ_64K);
     let last = SZ_64K - PAGE;
-    for round in 1..=iterations(30) {
+    for round in 1..=iterations(15) {
         let job = gpu
             .start(|c| {
                 for page in (0..last).step_by(PAGE) {
@@ -443,11 +443,11 @@ fn many_queues() {
     let device = device();
     let vm = Vm::mirrored(&device).expect("a VM");
     let memory = Map::anon(PAGE);
-    let queues: Vec<_> = (0..32).map(|_| Gpu::on_vm(&vm)).collect();
+    let queues: Vec<_> = (0..16).map(|_| Gpu::on_vm(&vm)).collect();
     for (i, gpu) in queues.iter().enumerate() {
         gpu.store(memory.at(i * 4), i as u32 + 1);
     }
-    let vms: Vec<_> = (0..16).map(|_| Gpu::on_device(&device)).collect();
+    let vms: Vec<_> = (0..8).map(|_| Gpu::on_device(&device)).collect();
     for gpu in &vms {
         gpu.increment(memory.at(256));
     }
@@ -455,15 +455,15 @@ fn many_queues() {
     for gpu in &vms {
         gpu.increment(memory.at(256));
     }
-    memory.expect_word("VMs", 256, 32);
-    (0..32).for_each(|i| memory.expect_word("queues", i * 4, i as u32 + 1));
+    memory.expect_word("VMs", 256, 16);
+    (0..16).for_each(|i| memory.expect_word("queues", i * 4, i as u32 + 1));
 }
 
 /// A queue is destroyed with work in it: the work ends, and the VM is as good as before.
 fn destroy_with_work() {
     let gpu = Gpu::new();
     let memory = Map::anon(SZ_64K);
-    for round in 0..iterations(8) as usize {
+    for round in 0..iterations(5) as usize {
         let counter = memory.at(round * 64);
         let queue = ExecQueue::new(gpu.vm()).expect("a queue");
         let batch = Map::anon(8 * PAGE);

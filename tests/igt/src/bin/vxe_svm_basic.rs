@@ -230,7 +230,7 @@ fn many_commands() {
 /// Memory that a finished job used can be unmapped and mapped again, many times over.
 fn churn() {
     let gpu = Gpu::new();
-    for round in 0..vxe_igt::env::iterations(60) {
+    for round in 0..vxe_igt::env::iterations(30) {
         let map = Map::anon(2 * SZ_64K);
         gpu.store(map.at(4 * round as usize), round + 1);
         map.expect("fresh", |offset| match offset / 4 {

@@ -87,11 +87,11 @@ fn two_processes() {
 /// Many processes at once.
 fn many_processes() {
     let shared = Map::shared(PAGE);
-    let children: Vec<_> = (0..12u32)
+    let children: Vec<_> = (0..8u32)
         .map(|i| {
             fork(move |_| {
                 let gpu = Gpu::new();
-                for round in 0..8u32 {
+                for round in 0..4u32 {
                     let map = Map::anon(SZ_64K);
                     gpu.run(|c| {
                         for page in (0..SZ_64K).step_by(PAGE) {
@@ -106,7 +106,7 @@ fn many_processes() {
         })
         .collect();
     children.into_iter().for_each(|c| c.expect_success());
-    shared.expect_word("all counted in shared memory", 0, 12 * 8);
+    shared.expect_word("all counted in shared memory", 0, 8 * 4);
 }
 
 /// The parent forks and goes on; so does the child, with a VM of its own on the parent's file.
@@ -208,7 +208,7 @@ fn parent_gone() {
 
 /// The file is closed while the GPU works.
 fn close_in_flight() {
-    for _ in 0..iterations(3) {
+    for _ in 0..iterations(2) {
         let memory = Map::anon(SZ_64K);
         let gpu = Gpu::new();
         let bo = Bo::system(gpu.device(), SZ_64K).expect("a buffer");
@@ -244,7 +244,7 @@ fn close_while_waiting() {
 
 /// A process is killed while its GPU works.
 fn kill_in_flight() {
-    for round in 0..iterations(6) {
+    for round in 0..iterations(3) {
         let shared = Map::shared(SZ_64K);
         let child = fork(|link| {
             let gpu = Gpu::new();
@@ -273,7 +273,7 @@ fn kill_in_flight() {
 
 /// Processes exit at once, with everything open and in use.
 fn exit_in_flight() {
-    for _ in 0..iterations(10) {
+    for _ in 0..iterations(5) {
         fork(|_| {
             let gpu = Gpu::new();
             let memory = Map::anon(SZ_64K);
@@ -291,7 +291,7 @@ fn exit_in_flight() {
 /// Another program comes in the process's place while the GPU works.
 fn exec_in_flight() {
     let shared = Map::shared(SZ_64K);
-    for _ in 0..iterations(3) {
+    for _ in 0..iterations(2) {
         shared.write(0, 0);
         let child = fork(|_| {
             let gpu = Gpu::new();
@@ -456,7 +456,7 @@ fn receive_fd(link: &Link) -> OwnedFd {
 fn fork_often() {
     let gpu = Gpu::new();
     let map = Map::aligned(SZ_64K, SZ_64K);
-    let rounds = iterations(15);
+    let rounds = iterations(10);
     for round in 1..=rounds {
         gpu.run(|c| {
             for page in (0..SZ_64K).step_by(PAGE) {
@@ -477,7 +477,7 @@ fn fork_often() {
 /// VMs and queues that nobody destroyed go with the file, one open file after the other.
 fn open_and_close() {
     let memory = Map::anon(PAGE);
-    let rounds = iterations(25);
+    let rounds = iterations(12);
     for _ in 0..rounds {
         let device = device();
         let vm = Vm::mirrored(&device).expect("a VM");

@@ -163,7 +163,7 @@ fn both_count() {
 fn discarded_while_counting() {
     let gpu = Gpu::new();
     let map = Map::aligned(SZ_64K, SZ_64K);
-    let jobs = iterations(60);
+    let jobs = iterations(20);
     for _ in 0..jobs {
         let job = gpu.start(|c| {
             for page in 0..16 {
@@ -182,7 +182,7 @@ fn discarded_while_counting() {
 fn unmapped_in_flight(size: usize) {
     let mut gpu = Gpu::new();
     let map = Map::aligned(size, SZ_2M);
-    let (mut failed, rounds) = (0, iterations(25));
+    let (mut failed, rounds) = (0, iterations(12));
     for round in 0..rounds {
         map.replace_anon(RW);
         let result = {
@@ -214,7 +214,7 @@ fn unmapped_in_flight(size: usize) {
 fn protected_in_flight() {
     let mut gpu = Gpu::new();
     let map = Map::aligned(SZ_64K, SZ_64K);
-    for round in 1..=iterations(25) {
+    for round in 1..=iterations(12) {
         let before = map.read(15 * PAGE);
         let result = {
             let job = gpu.start(|c| {
@@ -289,7 +289,7 @@ fn threads_churn() {
             let gpu = main.another();
             scope.spawn(move || {
                 let mut rng = Rng::new(thread.into());
-                for round in 0..iterations(15) {
+                for round in 0..iterations(8) {
                     let length = (1 + rng.below(40)) * PAGE;
                     let map = Map::anon(length);
                     let value = (thread << 16) | round;
@@ -315,7 +315,7 @@ fn binds_around() {
     let vm = gpu.vm().clone();
     let counter = room.at(0);
     let worker = gpu.another();
-    let jobs = iterations(60);
+    let jobs = iterations(40);
     // The first fault finds the buffer, so that no mirrored chunk ever gets in its way.
     vm.bind(&[Bind::bo(&bo, 0, other.at(0), SZ_64K as u64)]).expect("bind");
     gpu.increment(counter);
@@ -397,13 +397,13 @@ fn main() -> ExitCode {
     }
     p.subtest("mprotect-in-flight", "rights come and go under the GPU", protected_in_flight);
     p.subtest("threads-one-page", "many threads fault on one page", || {
-        threads_fault(8, 6, |i| i * 64, SZ_64K)
+        threads_fault(8, 3, |i| i * 64, SZ_64K)
     });
     p.subtest("threads-one-chunk", "many threads fault in one chunk", || {
-        threads_fault(8, 4, |i| i * SZ_2M / 8, SZ_2M)
+        threads_fault(8, 2, |i| i * SZ_2M / 8, SZ_2M)
     });
     p.subtest("threads-many-chunks", "many threads fault in as many chunks", || {
-        threads_fault(8, 2, |i| i * SZ_2M, 8 * SZ_2M)
+        threads_fault(6, 1, |i| i * SZ_2M, 6 * SZ_2M)
     });
     p.subtest("threads-churn", "threads map and unmap", threads_churn);
     p.subtest("binds-around", "binds next to where the GPU works", binds_around);

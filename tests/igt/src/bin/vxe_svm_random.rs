@@ -65,7 +65,7 @@ fn one(pages: usize, steps: u32) {
 fn two_vms() {
     let mut rng = Rng::from_environment();
     let gpus = Gpus::new(vec![Gpu::new(), Gpu::new()]);
-    Machine::new(48, gpus).run(iterations(150), &mut rng);
+    Machine::new(48, gpus).run(iterations(120), &mut rng);
 }
 
 /// Threads with a sequence each, in one VM.
@@ -76,7 +76,7 @@ fn threads() {
         for _ in 0..3 {
             let mut rng = Rng::new(rng.next_u64());
             let mut machine = Machine::new(40, Gpus::new(vec![main.another()]));
-            scope.spawn(move || machine.run(iterations(80), &mut rng));
+            scope.spawn(move || machine.run(iterations(60), &mut rng));
         }
     });
 }
@@ -86,9 +86,9 @@ fn main() -> ExitCode {
         "vxe_svm_random",
         "Random sequences of what a process and its GPU do to memory, against a model.",
     );
-    p.subtest("few-pages", "within two small chunks", || one(24, 250));
-    p.subtest("one-chunk", "within a large chunk", || one(512, 150));
-    p.subtest("many-chunks", "over several large chunks", || one(1300, 100));
+    p.subtest("few-pages", "within two small chunks", || one(24, 200));
+    p.subtest("one-chunk", "within a large chunk", || one(512, 120));
+    p.subtest("many-chunks", "over several large chunks", || one(1300, 80));
     p.subtest("two-vms", "two VMs take turns", two_vms);
     p.subtest("threads", "several sequences at once", threads);
     p.main()

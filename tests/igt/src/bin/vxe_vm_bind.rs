@@ -422,7 +422,7 @@ fn destroy_vm() {
 /// A buffer's pages come as zeroes, and no two buffers share them.
 fn buffers_are_fresh() {
     let gpu = Gpu::new();
-    let buffers: Vec<Buffer> = (0..16).map(|_| Buffer::new(&gpu, SZ_64K)).collect();
+    let buffers: Vec<Buffer> = (0..8).map(|_| Buffer::new(&gpu, SZ_64K)).collect();
     for (i, buffer) in buffers.iter().enumerate() {
         buffer.memory().expect("fresh", |_| 0);
         let place = nowhere(SZ_64K);
