@@ -8,11 +8,9 @@
 use crate::fixture::{
     dma,
     driver::{alive, bind, ctx_with, fault, Mirror},
-    failure::{each_allocation, without_memory},
+    failure::{each_allocation, with_failures, without_memory},
     mm::{self, Prot},
     pages,
-    with_device,
-    with_devices,
     BASE, //
 };
 use core::ops::Range;
@@ -58,7 +56,7 @@ mod tests {
 
     #[test]
     fn of_making_an_svm() -> Result {
-        with_devices(2, |env| {
+        with_failures(2, |env| {
             let sites = each_allocation(
                 || env.svm(),
                 |result| {
@@ -74,7 +72,7 @@ mod tests {
 
     #[test]
     fn of_making_the_first_range() -> Result {
-        with_devices(2, |env| {
+        with_failures(2, |env| {
             mm::map(&pages(0, 16), Prot::Write)?;
             mm::fill(&pages(0, 16))?;
             // The first notifier of a process makes its subscription, which stays.
@@ -103,7 +101,7 @@ mod tests {
 
     #[test]
     fn of_making_another_range() -> Result {
-        with_device(|env| {
+        with_failures(1, |env| {
             mm::map(&pages(0, 32), Prot::Write)?;
             let svm = env.svm()?;
             insert(&svm, BASE)?;
@@ -130,7 +128,7 @@ mod tests {
 
     #[test]
     fn of_mapping_for_several_devices() -> Result {
-        with_devices(2, |env| {
+        with_failures(2, |env| {
             mm::map(&pages(0, 16), Prot::Write)?;
             mm::fill(&pages(0, 16))?;
             let svm = env.svm()?;
@@ -158,7 +156,7 @@ mod tests {
 
     #[test]
     fn of_everything() -> Result {
-        with_devices(2, |env| {
+        with_failures(2, |env| {
             mm::map(&pages(0, 16), Prot::Write)?;
             mm::fill(&pages(0, 16))?;
             let svm = env.svm()?;
@@ -182,7 +180,7 @@ mod tests {
 
     #[test]
     fn of_raising_a_read_to_a_write() -> Result {
-        with_device(|env| {
+        with_failures(1, |env| {
             mm::map(&pages(0, 16), Prot::Write)?;
             let svm = env.svm()?;
             fault(&svm, BASE, Access::Read)?;
@@ -206,7 +204,7 @@ mod tests {
 
     #[test]
     fn of_a_whole_fault_on_untouched_memory() -> Result {
-        with_devices(2, |env| {
+        with_failures(2, |env| {
             let span = pages(0, 16);
             mm::map(&span, Prot::Write)?;
             let svm = env.svm()?;
@@ -230,7 +228,7 @@ mod tests {
 
     #[test]
     fn of_scanning_and_evicting() -> Result {
-        with_device(|env| {
+        with_failures(1, |env| {
             mm::map(&pages(0, 16), Prot::Write)?;
             mm::fill(&pages(0, 16))?;
             let svm = env.svm()?;
@@ -274,7 +272,7 @@ mod tests {
 
     #[test]
     fn of_arrays() -> Result {
-        with_devices(3, |env| {
+        with_failures(3, |env| {
             let array = || SegmentArray::new(8).map(drop);
             each_allocation(array, |result| is_done_or(ENOMEM, result))?;
             ensure_eq!(without_memory(array)?, Err(ENOMEM));
