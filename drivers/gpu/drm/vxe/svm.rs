@@ -98,6 +98,10 @@ pub(crate) const CONFIG: Config = Config {
     chunk_sizes: CHUNK_SIZES,
 };
 
+/// How many times a range is tried whose pages the CPU takes away meanwhile. After that only the page
+/// of the fault is mapped: the smaller, the sooner.
+const TRIES: u32 = 3;
+
 /// vxe as a driver of the gpusvm core.
 pub(crate) struct Mirror;
 
@@ -337,7 +341,8 @@ pub(crate) fn end_of_chunk(addr: u64) -> u64 {
     (addr / SZ_2M as u64 + 1) * SZ_2M as u64
 }
 
-/// Services a fault of the GPU in `vma`, a mirror.
+/// Services a fault of the GPU in `vma`, a mirror. With `page_only` it maps no more than its page, if
+/// that is not mapped yet.
 ///
 /// Fails with `ENOENT` where the process has no memory, `EPERM` for a write to what may only be
 /// read, `EIO` for the memory of some device, `EFAULT` for pages that cannot be had or a process
@@ -347,9 +352,12 @@ pub(crate) fn fault(
     svm: &mut Guard<'_, Mirror>,
     vma: &Vma,
     fault: Fault,
+    page_only: bool,
 ) -> Result<Served> {
-    vm.dev.stats.inc(Stat::SvmPagefaultCount);
-    map_at(vm, svm, vma, fault, Meter(Some(&vm.dev.stats)))
+    if !page_only {
+        vm.dev.stats.inc(Stat::SvmPagefaultCount);
+    }
+    map_at(vm, svm, vma, fault, page_only, Meter(Some(&vm.dev.stats)))
 }
 
 /// Maps the range at `addr` in `vma`, a mirror, for reading, before the GPU needs it: copies that
@@ -366,7 +374,7 @@ pub(crate) fn populate(
         addr,
         access: Access::Read,
     };
-    map_at(vm, svm, vma, read, Meter(None))
+    map_at(vm, svm, vma, read, false, Meter(None))
 }
 
 fn map_at(
@@ -374,6 +382,7 @@ fn map_at(
     svm: &mut Guard<'_, Mirror>,
     vma: &Vma,
     fault: Fault,
+    page_only: bool,
     meter: Meter<'_>,
 ) -> Result<Served> {
     let started = Instant::<Monotonic>::now();
@@ -386,8 +395,12 @@ fn map_at(
     let addr = fault.addr as usize;
 
     let mut retry = Retry::bounded();
-    let mut counted = false;
+    let (mut counted, mut lost) = (false, 0);
     while let Some(mut attempt) = retry.next() {
+        if page_only || lost >= TRIES {
+            // If the range is that small already, there is nothing better than to try again.
+            let _ = attempt.narrow(addr, window.clone());
+        }
         svm.collect_garbage();
         let mut found = match svm.find_or_insert(addr, window.clone(), &ctx, &attempt) {
             Ok(found) => found,
@@ -415,7 +428,10 @@ fn map_at(
         let get_started = Instant::<Monotonic>::now();
         match found.get(&ctx, &attempt) {
             Ok(()) => {}
-            Err(EAGAIN) => continue,
+            Err(EAGAIN) => {
+                lost += 1;
+                continue;
+            }
             Err(e) if (e == EFAULT || e == EPERM) && attempt.narrow(addr, span) => continue,
             Err(e) => {
                 // Nothing is mapped there, so that nothing is to be in the way of a bind.
@@ -430,7 +446,10 @@ fn map_at(
         let mut staged = vm.aspace.stage(span.start as u64, size as u64)?;
         let served = match found.commit(|view| bind(vm, &mut staged, vma, &found, view)) {
             Ok(served) => served?,
-            Err(Stale) => continue,
+            Err(Stale) => {
+                lost += 1;
+                continue;
+            }
         };
         meter.add_us(size, bind_started, |stats| stats.bind_us);
         if served.settles(&fault) {

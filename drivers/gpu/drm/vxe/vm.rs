@@ -219,18 +219,19 @@ impl Vm {
     /// to what is bound for reading, `EACCES` for an atomic where the GPU may do none, and as
     /// [`svm::fault`] and [`buffer::fault`] do.
     pub(crate) fn service(&self, fault: Fault) -> Result<Served> {
+        let mut done = self.try_service(fault, false);
         for _ in 1..ROUNDS {
-            match self.try_service(fault) {
-                // The CPU keeps changing its mappings, or is just slow. Others get their turn at
-                // the lock before the next round.
-                Err(EBUSY) => {}
-                done => return done,
+            // The CPU keeps changing its mappings, or is just slow. Others get their turn at the lock
+            // before the next round, which is content with one page.
+            if !matches!(done, Err(EBUSY)) {
+                break;
             }
+            done = self.try_service(fault, true);
         }
-        self.try_service(fault)
+        done
     }
 
-    fn try_service(&self, fault: Fault) -> Result<Served> {
+    fn try_service(&self, fault: Fault, page_only: bool) -> Result<Served> {
         let mut svm = self.svm.lock();
         if self.is_closed() {
             return Err(ENOENT);
@@ -244,7 +245,7 @@ impl Vm {
             return Err(EACCES);
         }
         match &vma.backing {
-            Backing::Mirror => svm::fault(self.svm.vm(), &mut svm, &vma, fault),
+            Backing::Mirror => svm::fault(self.svm.vm(), &mut svm, &vma, fault, page_only),
             Backing::Bo { bo, offset } => buffer::fault(self.svm.vm(), &vma, bo, *offset),
         }
     }
