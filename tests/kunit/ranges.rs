@@ -233,6 +233,22 @@ mod tests {
     }
 
     #[test]
+    fn a_range_that_fits_its_vma_no_more_makes_way() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, 16), Prot::Write)?;
+            let svm = env.svm()?;
+            let mut guard = svm.lock();
+            ensure_eq!(insert(&mut guard, BASE)?, pages(0, 16));
+            // Both halves are still there, but no longer as one.
+            mm::protect(&pages(8, 8), Prot::Read)?;
+            ensure_eq!(insert(&mut guard, BASE).err(), Some(EAGAIN));
+            ensure_eq!(guard.collect_garbage(), 1);
+            ensure_eq!(insert(&mut guard, BASE)?, pages(0, 1));
+            Ok(())
+        })
+    }
+
+    #[test]
     fn ranges_are_visited_in_order_across_notifiers() -> Result {
         with_device(|env| {
             let svm = env.svm_with(Config {
