@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=sh
 #
-# Runs in the guest: loads and unloads every module of ours, then runs the KUnit suites
-# of gpusvm_kunit. Prints KTAP; a line "#row NAME" says which row of the table is next.
+# Runs in the guest: loads and unloads every module of ours, has the sample mirror a shell,
+# then runs the KUnit suites of all modules. Prints KTAP; a line "#row NAME" says which row of the table is next.
 
 set -- "/lib/modules/$(uname -r)/extra"/*.ko
 
@@ -26,11 +26,16 @@ for ko in "$@"; do
 	fi
 done
 
+echo "#row sample"
+modprobe gpusvm_mirror && sh /mirror.sh
+modprobe -r gpusvm_mirror
+
 echo "#row kunit"
 kunit=/sys/kernel/debug/kunit
 ls $kunit >/tmp/before
-if ! modprobe gpusvm_kunit 2>/tmp/err; then
-	echo "gpusvm_kunit does not load: $(cat /tmp/err)" >&2
+# The suites of vxe's GPU and of the wrappers are in the modules that they test.
+if ! modprobe vxe 2>/tmp/err || ! modprobe gpusvm_kunit 2>/tmp/err; then
+	echo "the modules with KUnit suites do not load: $(cat /tmp/err)" >&2
 	exit 1
 fi
 for suite in "$kunit"/*; do

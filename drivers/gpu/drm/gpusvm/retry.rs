@@ -49,7 +49,7 @@ impl Retry {
         let first = self.left == ATTEMPTS;
         if self.left == 0 || (!first && self.remaining() == 0) {
             pr_debug!(
-                "gpusvm: gave up after {} attempts in {} jiffies\n",
+                "gave up after {} attempts in {} jiffies\n",
                 ATTEMPTS - self.left,
                 jiffies::since(self.begun)
             );

@@ -100,7 +100,7 @@ impl Config {
             || self.size == 0
             || self.start.checked_add(self.size).is_none()
         {
-            pr_debug!("gpusvm: refused a configuration whose sizes do not fit together\n");
+            pr_debug!("refused a configuration whose sizes do not fit together\n");
             return Err(EINVAL);
         }
         Ok(())
@@ -360,7 +360,7 @@ impl GpuSvm {
     /// - `ENOENT`: the CPU has no VMA there;
     /// - `EPERM`: a write to a VMA that may not be written;
     /// - `EIO`: device memory of some other driver is mapped there;
-    /// - `EAGAIN`: there is a range, but it was unmapped, or no longer fits the CPU's VMA, or is
+    /// - `EAGAIN`: there is a range, but it was unmapped, or no longer fits the CPU's VMA or the window, or is
     ///   larger than `attempt` allows. It is invalidated as if unmapped: let the garbage collector
     ///   remove it, and try again;
     /// - `ENOMEM`.
@@ -379,7 +379,7 @@ impl GpuSvm {
     ) -> Result<NonNull<SvmRange>> {
         self.assert_driver_lock();
         if !self.span().contains(&addr) || !window.contains(&addr) {
-            pr_debug!("gpusvm: {addr:#x} is outside the address space\n");
+            pr_debug!("{addr:#x} is outside the address space\n");
             return Err(EINVAL);
         }
         let mm = self.mm().and_then(Mm::mmget_not_zero).ok_or(EFAULT)?;
@@ -390,7 +390,7 @@ impl GpuSvm {
             // SAFETY: As above.
             if let Some(range) = unsafe { notifier.as_ref().find(addr..addr + 1) } {
                 // SAFETY: As above.
-                return unsafe { self.check_found(range, &mm, addr, ctx, attempt) };
+                return unsafe { self.check_found(range, &mm, addr, &window, ctx, attempt) };
             }
         }
 
@@ -443,6 +443,7 @@ impl GpuSvm {
         range: NonNull<SvmRange>,
         mm: &MmWithUser,
         addr: usize,
+        window: &Range<usize>,
         ctx: &Ctx,
         attempt: &Attempt<'_>,
     ) -> Result<NonNull<SvmRange>> {
@@ -455,6 +456,7 @@ impl GpuSvm {
             let mmap = mm.mmap_read_lock();
             let vma = lookup(&mmap, addr, ctx.access)?;
             chunk::contains(&(vma.start()..vma.end()), &this.span())
+                && chunk::contains(window, &this.span())
         };
         if !fits || this.size() > attempt.limit(addr) {
             // SAFETY: The driver's lock is held.
@@ -498,7 +500,7 @@ impl GpuSvm {
             }
             return Ok(span);
         }
-        pr_debug!("gpusvm: no chunk around {addr:#x} fits\n");
+        pr_debug!("no chunk around {addr:#x} fits\n");
         Err(EINVAL)
     }
 
