@@ -80,9 +80,10 @@ pub(crate) fn measure(op: &Operation<'_>) -> Result<[u64; FIGURES]> {
         mapped.push_within_capacity(Mapped { size, dir, addr })?;
     }
     for block in &mapped {
-        // SAFETY: It was mapped just so.
-        let (cost, ()) =
-            clock::cost(|| unsafe { ext::dma_unmap_page(dev, block.addr, block.size, block.dir) });
+        let (cost, ()) = clock::cost(|| {
+            // SAFETY: It was mapped just so.
+            unsafe { ext::dma_unmap_page(dev, block.addr, block.size, block.dir) }
+        });
         figures[callee::UNMAP] += op.clock.net(cost, 0);
     }
     figures[callee::SEGMENTS] = mapped.len() as u64;
