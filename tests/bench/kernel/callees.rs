@@ -137,10 +137,7 @@ pub(crate) fn services(op: &Operation<'_>) -> Result<[u64; FIGURES]> {
     put(service::SVM_LOCK, clock::cost(|| drop(op.svm.lock())).0);
 
     let mm = op.svm.core().mm().ok_or(EINVAL)?;
-    put(
-        service::MMGET,
-        clock::cost(|| drop(mm.mmget_not_zero())).0,
-    );
+    put(service::MMGET, clock::cost(|| drop(mm.mmget_not_zero())).0);
     let current = current!();
     let mm = current.mm().ok_or(EINVAL)?;
     let (cost, found) = clock::cost(|| mm.mmap_read_lock().vma_lookup(op.addr).is_some());

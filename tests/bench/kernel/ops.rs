@@ -11,7 +11,8 @@ use crate::{
 use core::{hint::black_box, ops::Range};
 use gpusvm::{Access, Config, Ctx, Guard, Retry, Svm};
 use kernel::{
-    bindings, current,
+    bindings,
+    current,
     ffi::c_ulong,
     page::PAGE_SIZE,
     prelude::*,

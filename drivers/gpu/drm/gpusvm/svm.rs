@@ -351,7 +351,7 @@ impl GpuSvm {
     /// The range at `addr`, made if there is none. C: `drm_gpusvm_range_find_or_insert()`.
     ///
     /// `window` is the part of the device's address space that mirrors the CPU's around `addr`. A
-    /// new range is the largest chunk that [`chunk`](crate::chunk) allows. Takes the mmap lock, and
+    /// new range is the largest chunk that [`chunk`] allows. Takes the mmap lock, and
     /// leaves in `walk` what it saw of the page tables, if it looked.
     ///
     /// Errors, after which nothing is changed but where said:
