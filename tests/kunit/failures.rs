@@ -146,9 +146,9 @@ mod tests {
                     Ok(())
                 },
             )?;
-            // What the arrays are held in; the arrays, and the result of the walk, are had from
-            // elsewhere.
-            ensure!(sites >= 2);
+            // What the arrays are held in, at least; the arrays, and the result of the walk, are had
+            // from elsewhere.
+            ensure!(sites >= 1);
             ensure_eq!(dma::mapped(), 2 * SZ_64K as i64);
             Ok(())
         })
