@@ -109,6 +109,8 @@ pub fn table(session: &Session, empty: u64, plain: &Plain) -> Outcome<Table> {
             ],
         );
     }
-    table.note("\"added\": what a mapping of a device adds to munmap in a process without a mirror.");
+    table.note(
+        "\"added\": what a mapping of a device adds to munmap in a process without a mirror.",
+    );
     Ok(table)
 }

@@ -42,8 +42,6 @@ pub struct Session {
 pub struct Sizes {
     /// A range, with what the driver of the benchmark adds (nothing).
     pub range: u64,
-    /// A notifier.
-    pub notifier: u64,
     /// A segment.
     pub segment: u64,
 }
@@ -78,8 +76,8 @@ impl Session {
     /// Makes an SVM of this process with ranges of at most `chunk` bytes, in place of the last.
     pub fn start(&self, chunk: usize) -> Outcome<Sizes> {
         let request = Request { op: op::OPEN, size: chunk as u64, ..Default::default() };
-        let [range, notifier, segment, ..] = self.call(request)?.figures;
-        Ok(Sizes { range, notifier, segment })
+        let [range, _notifier, segment, ..] = self.call(request)?.figures;
+        Ok(Sizes { range, segment })
     }
 
     /// Drops the SVM.

@@ -77,8 +77,7 @@ impl Drop for Arena {
 /// Maps fresh memory in an arena.
 fn map(addr: usize, length: usize, kind: Kind) -> Outcome<()> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags =
-        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
     // SAFETY: the addresses are an arena's, which nobody borrows from.
     let p = unsafe { libc::mmap(addr as *mut _, length, protection, flags, -1, 0) };
     let advice = match kind {

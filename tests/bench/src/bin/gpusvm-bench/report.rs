@@ -169,8 +169,10 @@ pub type Facts = Vec<(&'static str, String)>;
 
 /// All tables as JSON.
 pub fn json(facts: &Facts, tables: &[Table]) -> String {
-    let facts: Vec<String> =
-        facts.iter().map(|(name, value)| format!("  {}: {}", quoted(name), quoted(value))).collect();
+    let facts: Vec<String> = facts
+        .iter()
+        .map(|(name, value)| format!("  {}: {}", quoted(name), quoted(value)))
+        .collect();
     let tables: Vec<String> = tables.iter().map(Table::json).collect();
     format!(
         "{{\n  \"schema\": 1,\n{},\n  \"tables\": {{\n{}\n  }}\n}}\n",
@@ -224,8 +226,10 @@ mod tests {
     fn tables_are_text_and_json() {
         let mut table = Table::new("t", "Title", &[("a", "A"), ("b", "share")]);
         table.row("r", "say \"r\"", vec![12345.into(), Cell::percent(1, 4)]);
-        assert_eq!(table.text(), "Title          A   share\nsay \"r\"  12,345  25.0 %\n");
+        assert_eq!(table.text(), "Title         A   share\nsay \"r\"  12,345  25.0 %\n");
         let json = json(&vec![("unit", "x".into())], &[table]);
-        assert!(json.contains("\"r\": {\"title\": \"say \\\"r\\\"\", \"a\": 12345, \"b\": 25.0000}"));
+        assert!(
+            json.contains("\"r\": {\"title\": \"say \\\"r\\\"\", \"a\": 12345, \"b\": 25.0000}")
+        );
     }
 }

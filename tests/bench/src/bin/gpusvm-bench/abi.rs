@@ -3,7 +3,7 @@
 //! What the module and the program say to each other, from the module's source.
 
 #[allow(clippy::all)]
-#[path = "../kernel/abi.rs"]
+#[path = "../../../kernel/abi.rs"]
 mod shared;
 
 pub use shared::*;
