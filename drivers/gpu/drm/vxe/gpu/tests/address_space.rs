@@ -18,7 +18,7 @@ mod suite {
         },
         time::{delay::fsleep, Delta},
     };
-    use kernel_ext::{sched::cond_resched, workqueue::OwnedQueue};
+    use kernel_ext::workqueue::OwnedQueue;
 
     #[test]
     fn accesses_reach_memory() -> Result {
@@ -160,7 +160,8 @@ mod suite {
 
     impl FaultHandler for Wait {
         fn fault(&self, _addr: u64, _access: Access) -> Result {
-            cond_resched();
+            // Long enough for the page to come back, however busy the machine is.
+            fsleep(Delta::from_micros(200));
             Ok(())
         }
     }
