@@ -10,6 +10,7 @@ a module did not load, or the kernel complained although the command was content
 """
 
 import argparse
+import ctypes
 import os
 import re
 import select
@@ -85,6 +86,11 @@ def take_slot(cpus, say):
     return None
 
 
+def die_with_parent():
+    """Has the kernel end this process when its parent ends, even if that is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 class Guest:
     """One boot of the guest, watched until it is over."""
 
@@ -129,6 +135,7 @@ class Guest:
             stdin=None if shell else subprocess.DEVNULL,
             stdout=None if shell else subprocess.PIPE,
             stderr=open(os.path.join(self.work, "qemu.err"), "wb"),
+            preexec_fn=die_with_parent,
         )
         listener.settimeout(30)
         try:
