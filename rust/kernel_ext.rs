@@ -24,6 +24,7 @@ pub mod interval_tree;
 pub mod jiffies;
 pub mod mmu_interval;
 pub mod phys;
+pub mod print;
 pub mod rwsem;
 pub mod sched;
 pub mod sysinfo;

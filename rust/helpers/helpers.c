@@ -12,4 +12,5 @@
 #include "lock.c"
 #include "mm.c"
 #include "phys.c"
+#include "print.c"
 #include "sched.c"

@@ -26,6 +26,11 @@ use kernel::{
 use kernel_ext::bindings as ext;
 
 /// A driver that mirrors processes' address spaces.
+///
+/// An [`Svm`] owns its [`Vm`](Self::Vm). Where the callbacks need what owns the SVM in turn, such as
+/// a work item of the whole VM, the `Vm` may hold a counted reference to it, but then somebody has
+/// to break the cycle: give the reference up when the VM is closed, as vxe's `Collector` does, and
+/// the SVM goes with its owner.
 pub trait Driver: Sized + Send + Sync + 'static {
     /// Name of the driver's SVMs.
     const NAME: &'static CStr;
@@ -285,10 +290,11 @@ impl<D: Driver> Svm<D> {
     unsafe extern "C" fn range_alloc(core: *mut ext::drm_gpusvm) -> *mut ext::drm_gpusvm_range {
         // SAFETY: The core calls the operations of an SVM with that SVM.
         let this = unsafe { Self::from_core(core) };
-        this.new_range().map_or(core::ptr::null_mut(), |range| {
+        match this.new_range() {
             // SAFETY: The range is not moved until it is freed.
-            KBox::into_raw(unsafe { Pin::into_inner_unchecked(range) }).cast()
-        })
+            Ok(range) => KBox::into_raw(unsafe { Pin::into_inner_unchecked(range) }).cast(),
+            Err(e) => e.to_ptr(),
+        }
     }
 
     fn new_range(&self) -> Result<Pin<KBox<Range<D>>>> {

@@ -206,7 +206,7 @@ impl Transaction<'_> {
         // SAFETY: The page is the CPU's, by this function's requirements.
         if unsafe { ext::is_zone_device_page(block.pfn.page()) } {
             // Pages of the right owner are the pagemap's to map; all others cannot be mapped.
-            pr_debug!("page {} is a device's\n", block.index);
+            kernel_ext::debug!("page {} is a device's", block.index);
             return Err(EOPNOTSUPP);
         }
         if ctx.devmem_only {

@@ -3,7 +3,9 @@
 //! GPU shared virtual memory: a GPU uses a process's addresses directly.
 //!
 //! Pages are mapped for the device when it faults, and unmapped when the CPU changes its mappings.
-//! This crate is the core, in two levels that know nothing of each other's objects:
+//! This crate is the core, in two levels. Neither keeps objects of the other; where an operation
+//! concerns both, such as removing a range and unmapping its pages under one lock, the caller brings
+//! them together:
 //!
 //! - the *MM level*, [`svm`], [`notifier`] and [`range`](mod@range): an address space, who watches it,
 //!   and the spans that are mirrored;

@@ -15,6 +15,7 @@ use crate::{
 };
 use core::{ops::Range, ptr::NonNull};
 use kernel::{
+    error::from_err_ptr,
     prelude::*,
     sync::Refcount, //
 };
@@ -154,14 +155,14 @@ pub(crate) struct RangeMemory<'a> {
 }
 
 impl<'a> RangeMemory<'a> {
-    /// Fails with `ENOMEM`. May sleep.
+    /// Fails with `ENOMEM`, or with the error pointer that the driver's operation returns, which
+    /// may also return null for `ENOMEM`, as with the C code. May sleep.
     pub(crate) fn new(gpusvm: &'a GpuSvm) -> Result<Self> {
         let slot = match gpusvm.ops().range_alloc {
             Some(alloc) => {
                 // SAFETY: The driver's operation allocates a range.
-                NonNull::new(unsafe { alloc(gpusvm.as_raw()) })
-                    .ok_or(ENOMEM)?
-                    .cast()
+                let range = from_err_ptr(unsafe { alloc(gpusvm.as_raw()) })?;
+                NonNull::new(range).ok_or(ENOMEM)?.cast()
             }
             None => {
                 let boxed = KBox::<SvmRange>::new_uninit(GFP_KERNEL)?;

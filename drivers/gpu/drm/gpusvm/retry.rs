@@ -48,8 +48,8 @@ impl Retry {
     pub fn next(&mut self) -> Option<Attempt<'_>> {
         let first = self.left == ATTEMPTS;
         if self.left == 0 || (!first && self.remaining() == 0) {
-            pr_debug!(
-                "gave up after {} attempts in {} jiffies\n",
+            kernel_ext::debug!(
+                "gave up after {} attempts in {} jiffies",
                 ATTEMPTS - self.left,
                 jiffies::since(self.begun)
             );

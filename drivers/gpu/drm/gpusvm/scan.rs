@@ -203,7 +203,7 @@ impl GpuSvm {
             match done {
                 Err(e) if e == EINTR => return Err(e),
                 Err(e) => {
-                    pr_debug!("evicting {part:#x?} failed: {e:?}\n");
+                    kernel_ext::debug!("evicting {part:#x?} failed: {e:?}");
                     result = result.and(Err(if e == EBUSY { ETIME } else { e }));
                 }
                 Ok(()) => {}

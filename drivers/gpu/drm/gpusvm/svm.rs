@@ -100,7 +100,7 @@ impl Config {
             || self.size == 0
             || self.start.checked_add(self.size).is_none()
         {
-            pr_debug!("refused a configuration whose sizes do not fit together\n");
+            kernel_ext::debug!("refused a configuration whose sizes do not fit together");
             return Err(EINVAL);
         }
         Ok(())
@@ -379,7 +379,7 @@ impl GpuSvm {
     ) -> Result<NonNull<SvmRange>> {
         self.assert_driver_lock();
         if !self.span().contains(&addr) || !window.contains(&addr) {
-            pr_debug!("{addr:#x} is outside the address space\n");
+            kernel_ext::debug!("{addr:#x} is outside the address space");
             return Err(EINVAL);
         }
         let mm = self.mm().and_then(Mm::mmget_not_zero).ok_or(EFAULT)?;
@@ -500,7 +500,7 @@ impl GpuSvm {
             }
             return Ok(span);
         }
-        pr_debug!("no chunk around {addr:#x} fits\n");
+        kernel_ext::debug!("no chunk around {addr:#x} fits");
         Err(EINVAL)
     }
 

@@ -343,7 +343,7 @@ impl FaultHandler for Arc<Vm> {
 pub(crate) fn work(vm: &Vm) {
     let service = |fault: Fault| {
         vm.service(fault).inspect_err(|e| {
-            pr_debug!("vxe: {fault:?} failed: {e:?}\n");
+            kernel_ext::drm_dbg!(vm.dev(), "{fault:?} failed: {e:?}");
             vm.failed().add(&fault, *e);
         })
     };

@@ -201,6 +201,11 @@ impl Vm {
         &self.failed
     }
 
+    /// The device.
+    pub(crate) fn dev(&self) -> &Device {
+        &self.dev
+    }
+
     /// Has the faults that wait serviced soon.
     pub(crate) fn queue_service(self: &Arc<Self>) {
         // If the work is queued already, it has not looked for faults yet.

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: GPL-2.0
+
+#include <linux/printk.h>
+
+/* Prints Rust's fmt::Arguments if dynamic debug says so. */
+void kext_debug(const void *args)
+{
+	pr_debug("%pA\n", args);
+}
