@@ -7,8 +7,9 @@
 use core::ptr::NonNull;
 use kernel::{
     bindings,
+    ffi::c_int,
     sync::aref::AlwaysRefCounted,
-    types::Opaque, //
+    types::{NotThreadSafe, Opaque}, //
 };
 
 /// A refcounted `struct drm_device`.
@@ -56,6 +57,53 @@ impl DrmDevice {
     pub fn dma_device(&self) -> *mut bindings::device {
         // SAFETY: `dev` is written when the DRM device is made, and never after.
         unsafe { (*self.as_raw()).dev }
+    }
+
+    /// The module of the device's driver; null if the driver is built in, or has no file operations
+    /// that would tell.
+    pub fn module(&self) -> *mut bindings::module {
+        // SAFETY: `driver` is written when the DRM device is made, and never after; both it and its
+        // file operations are constant.
+        unsafe {
+            let driver = (*self.as_raw()).driver;
+            (*driver)
+                .fops
+                .as_ref()
+                .map_or(core::ptr::null_mut(), |fops| fops.owner)
+        }
+    }
+
+    /// Keeps the device from being unplugged, for a short time; none if it has been.
+    ///
+    /// While somebody is inside, `drm_dev_unplug()` waits. C: `drm_dev_enter()`.
+    pub fn enter(&self) -> Option<Entered> {
+        let mut index = 0;
+        // SAFETY: The device is valid.
+        let entered = unsafe { bindings::drm_dev_enter(self.as_raw(), &mut index) };
+        // INVARIANT: `index` is what `drm_dev_enter()` gave.
+        // Not `then_some()`: it would make the guard, and drop it, where there must be none.
+        entered.then(|| Entered {
+            index,
+            _nts: NotThreadSafe,
+        })
+    }
+}
+
+/// A device that is not being unplugged while this exists.
+///
+/// # Invariants
+///
+/// `index` is what `drm_dev_enter()` gave to this thread.
+#[must_use = "the device may be unplugged when this is dropped"]
+pub struct Entered {
+    index: c_int,
+    _nts: NotThreadSafe,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants.
+        unsafe { bindings::drm_dev_exit(self.index) }
     }
 }
 

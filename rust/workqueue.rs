@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A work queue that a driver owns.
+//! Work that its owner can wait for: a work queue that a driver owns, and a work item of a module.
 //!
-//! The kernel crate reaches the system queues only, and those cannot be waited for: work that runs a
-//! module's code must be on a queue that the module empties before it goes.
+//! The kernel crate reaches the system queues only, and waits for nothing: work that runs a
+//! module's code must be on a queue that the module empties before it goes, or be an item that it
+//! flushes.
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
@@ -14,6 +15,8 @@ use core::{
 use kernel::{
     bindings,
     prelude::*,
+    sync::LockClassKey,
+    types::Opaque,
     workqueue::Queue, //
 };
 
@@ -81,5 +84,80 @@ impl Drop for OwnedQueue {
     fn drop(&mut self) {
         // SAFETY: By the type invariant; nobody can enqueue any more.
         unsafe { bindings::destroy_workqueue(self.0.as_ptr()) }
+    }
+}
+
+/// A work item that is a static of a module, and runs a function of it.
+///
+/// However often it is scheduled before it runs, it runs once; it never runs twice at a time.
+#[repr(C)]
+pub struct StaticWork {
+    // The first field, see `run()`.
+    work: Opaque<bindings::work_struct>,
+    f: fn(),
+}
+
+// SAFETY: The work queue functions synchronise by themselves, and a function may be called by
+// any thread.
+unsafe impl Sync for StaticWork {}
+
+impl StaticWork {
+    /// A work item that runs `f`, which may sleep. It has to be made ready by [`init`](Self::init).
+    pub const fn new(f: fn()) -> Self {
+        Self {
+            work: Opaque::zeroed(),
+            f,
+        }
+    }
+
+    /// Makes the item ready.
+    ///
+    /// # Safety
+    ///
+    /// To be called once, before any other function.
+    pub unsafe fn init(&'static self, name: &'static CStr, key: Pin<&'static LockClassKey>) {
+        // SAFETY: Nobody uses the item yet, which never moves; `name` and `key` live as long.
+        unsafe {
+            bindings::init_work_with_key(
+                self.work.get(),
+                Some(Self::run),
+                false,
+                name.as_char_ptr(),
+                key.as_ptr(),
+            )
+        }
+    }
+
+    /// Has the item run, soon, on whichever CPU. May be called in any context.
+    ///
+    /// What was written before is seen by the run that follows.
+    pub fn schedule(&'static self) {
+        // SAFETY: The system's queue exists, always, and the item was made ready.
+        unsafe {
+            bindings::queue_work_on(
+                bindings::wq_misc_consts_WORK_CPU_UNBOUND as kernel::ffi::c_int,
+                bindings::system_dfl_wq,
+                self.work.get(),
+            )
+        };
+    }
+
+    /// Waits until the item has run, if it is scheduled or runs. Sleeps; must not be called by what
+    /// it runs.
+    pub fn flush(&'static self) {
+        // SAFETY: The item was made ready.
+        unsafe { bindings::flush_work(self.work.get()) };
+    }
+
+    /// What the work queue calls.
+    ///
+    /// # Safety
+    ///
+    /// `work` must be that of a `StaticWork`.
+    unsafe extern "C" fn run(work: *mut bindings::work_struct) {
+        const { assert!(core::mem::offset_of!(StaticWork, work) == 0) };
+        // SAFETY: It is the first field, which `Opaque` wraps transparently, of a static.
+        let this: &'static Self = unsafe { &*work.cast() };
+        (this.f)();
     }
 }

@@ -9,6 +9,7 @@
 #include "debugfs.c"
 #include "dma.c"
 #include "drm.c"
+#include "list.c"
 #include "lock.c"
 #include "mm.c"
 #include "phys.c"

@@ -3,17 +3,18 @@
 //! GPU shared virtual memory: a GPU uses a process's addresses directly.
 //!
 //! Pages are mapped for the device when it faults, and unmapped when the CPU changes its mappings.
-//! This crate is the core, in two levels. Neither keeps objects of the other; where an operation
-//! concerns both, such as removing a range and unmapping its pages under one lock, the caller brings
-//! them together:
+//! This crate is the core, in three levels. The first two keep no objects of each other; where an
+//! operation concerns both, such as removing a range and unmapping its pages under one
+//! lock, the caller brings them together:
 //!
 //! - the *MM level*, [`svm`], [`notifier`] and [`range`](mod@range): an address space, who watches it,
 //!   and the spans that are mirrored;
-//! - the *device level*, [`pages`] and [`get_pages`]: one device's mapping of the pages of a span.
+//! - the *device level*, [`pages`] and [`get_pages`]: one device's mapping of the pages of a span;
+//! - the *provider level*, [`pagemap`]: the memory of devices, which ranges may live in.
 //!
 //! A Rust driver implements [`driver::Driver`] and works with an [`driver::Svm`], without unsafe code.
-//! The objects of both levels have the layout of the C structures in `drm/drm_gpusvm.h`, see
-//! [`layout`].
+//! The objects of all levels have the layout of the C structures in `drm/drm_gpusvm.h` and
+//! `drm/drm_pagemap.h`, see [`layout`].
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 
@@ -28,6 +29,7 @@ pub mod get_pages;
 pub mod guard;
 pub mod layout;
 pub mod notifier;
+pub mod pagemap;
 pub mod pages;
 pub mod range;
 pub mod retry;
@@ -60,6 +62,14 @@ struct GpuSvmModule;
 
 impl kernel::Module for GpuSvmModule {
     fn init(_module: &'static ThisModule) -> Result<Self> {
+        // SAFETY: This is where the module is loaded.
+        unsafe { pagemap::hold::init() };
         Ok(Self)
+    }
+}
+
+impl Drop for GpuSvmModule {
+    fn drop(&mut self) {
+        pagemap::hold::exit();
     }
 }

@@ -9,6 +9,7 @@
 use crate::{
     flags::{PagesFlag, PagesFlags, RangeFlag, RangeFlags},
     notifier::Notifier,
+    pagemap::PageMap,
     pages::Pages,
     range::SvmRange,
     segment::{Protocol, Segment, SegmentArray},
@@ -87,6 +88,18 @@ same_layout!(
     state_offset = state_offset,
     notifier_seq = notifier_seq,
     flags = flags,
+);
+
+same_layout!(
+    PageMap,
+    ext::drm_pagemap,
+    ops = ops,
+    refcount = ref_,
+    drm = drm,
+    pagemap = pagemap,
+    dev_hold = dev_hold,
+    cache = cache,
+    shrink_link = shrink_link,
 );
 
 same_layout!(Segment, ext::drm_pagemap_addr);

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device's memory, as those see it that have pages there.
+//!
+//! A [`PageMap`] is part of a larger object of its driver, the provider. Its users hold counted
+//! references ([`PageMapRef`]): device pages through their zone-device data, mappings of such pages,
+//! VMs whose memory is to be placed there. While there are any, a [`hold`](super::hold) keeps the
+//! DRM device and the driver's module, so that the operations can be called; the device may be
+//! unbound meanwhile, and the operations then fail.
+//!
+//! # States
+//!
+//! - *In use*: there are references, and a hold.
+//! - *Dying*: there are none. A work item calls the driver's `destroy`, and then gives up the hold.
+//!
+//! # Locking
+//!
+//! References may be taken and given back in any context but interrupts; giving back the last only
+//! schedules work.
+//!
+//! C: `struct drm_pagemap`.
+
+use super::hold::{self, DevHold};
+use core::{cell::UnsafeCell, ffi::c_void, ptr::NonNull};
+use kernel::{
+    bindings,
+    prelude::*,
+    sync::{
+        aref::{ARef, AlwaysRefCounted},
+        Refcount, //
+    },
+};
+use kernel_ext::{
+    bindings as ext,
+    drm_device::DrmDevice,
+    list_head::Link,
+    llist::Linked, //
+};
+
+pub use kernel_ext::bindings::drm_pagemap_ops as Ops;
+
+/// A counted reference to a [`PageMap`]. C: a `struct drm_pagemap *` from `drm_pagemap_get()`.
+pub type PageMapRef = ARef<PageMap>;
+
+/// A device's memory; it has the layout of `struct drm_pagemap`.
+///
+/// # Invariants
+///
+/// - `ops` points to operations that live as long as the driver's module.
+/// - `drm` is valid while the provider is: `dev_hold` keeps it while there are references, and the
+///   driver after that.
+/// - `dev_hold` is there while there are references, and changed only by who has the only right to
+///   the object: who makes it, or who gave back the last reference.
+/// - `shrink_link` is the place in the list of those that are dying, when it is.
+/// - A shared reference to the object means that there is a counted reference.
+#[repr(C)]
+#[pin_data]
+pub struct PageMap {
+    pub(crate) ops: *const Ops,
+    pub(crate) refcount: Refcount,
+    pub(crate) drm: *mut bindings::drm_device,
+    pub(crate) pagemap: *mut bindings::dev_pagemap,
+    pub(crate) dev_hold: UnsafeCell<Option<KBox<DevHold>>>,
+    pub(crate) cache: *mut c_void,
+    #[pin]
+    pub(crate) shrink_link: Link,
+}
+
+// SAFETY: A pagemap may be used and destroyed from any thread.
+unsafe impl Send for PageMap {}
+// SAFETY: Its fields are immutable, or changed as the type invariants say.
+unsafe impl Sync for PageMap {}
+
+impl PageMap {
+    /// A pagemap with one reference, which keeps `device` and the module of its driver.
+    /// C: `drm_pagemap_init()`.
+    ///
+    /// Fails with `ENODEV` if the module is on its way out, or with `ENOMEM`; nothing is held then.
+    ///
+    /// # Safety
+    ///
+    /// - The first reference is the caller's, and has to be given back by the [`PageMapRef`] that
+    ///   [`from_raw`](ARef::from_raw) makes of it. Until the driver's `destroy` is called, the
+    ///   object must stay where it is; without that operation it must be in a `KBox` of its own,
+    ///   which is dropped in its place.
+    /// - `dev_pagemap` must stay valid as long.
+    /// - `ops` must be operations whose functions may be called with this object as their
+    ///   `struct drm_pagemap`, and live as long as the driver's module.
+    pub unsafe fn new(
+        device: &DrmDevice,
+        dev_pagemap: *mut bindings::dev_pagemap,
+        ops: *const Ops,
+    ) -> impl PinInit<Self, Error> + use<'_> {
+        // INVARIANT: The new object's only reference is the caller's, and there is a hold.
+        try_pin_init!(Self {
+            ops,
+            refcount: Refcount::new(1),
+            drm: device.as_raw(),
+            pagemap: dev_pagemap,
+            dev_hold: UnsafeCell::new(Some(DevHold::new(device)?)),
+            cache: core::ptr::null_mut(),
+            shrink_link <- Link::new(),
+        })
+    }
+
+    /// The C object.
+    pub fn as_raw(&self) -> *mut ext::drm_pagemap {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
+
+    /// A reference to a C object.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must be an initialized pagemap with at least one counted reference during `'a`.
+    pub unsafe fn from_raw<'a>(ptr: *mut ext::drm_pagemap) -> &'a Self {
+        // SAFETY: By this function's requirements; the layout is the same.
+        unsafe { &*ptr.cast() }
+    }
+
+    /// A counted reference to what may be without one; none if it is.
+    /// C: `drm_pagemap_get_unless_zero()`.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be an initialized pagemap that is not freed during the call.
+    pub unsafe fn get_unless_zero(this: NonNull<Self>) -> Option<PageMapRef> {
+        // SAFETY: The count is valid as long as the object.
+        let counted = unsafe {
+            ext::refcount_inc_not_zero((&raw const (*this.as_ptr()).refcount).cast_mut().cast())
+        };
+        // SAFETY: If it was counted, the reference is handed over.
+        counted.then(|| unsafe { ARef::from_raw(this) })
+    }
+
+    /// The device whose memory it is.
+    pub fn drm(&self) -> &DrmDevice {
+        // SAFETY: There is a counted reference, and so a hold on the device.
+        unsafe { DrmDevice::from_raw(self.drm) }
+    }
+
+    /// The pages of the memory, `struct dev_pagemap`.
+    pub fn dev_pagemap(&self) -> *mut bindings::dev_pagemap {
+        self.pagemap
+    }
+
+    /// Who may be mapped these pages without migrating them: the `owner` of the pages, which is
+    /// written before there are any. Compared only, never dereferenced.
+    pub fn owner(&self) -> *mut c_void {
+        // SAFETY: The pages' description lives as long as the object.
+        unsafe { (*self.pagemap).owner }
+    }
+
+    /// The driver's operations.
+    pub fn ops(&self) -> &Ops {
+        // SAFETY: There is a counted reference, and so a hold on the driver's module.
+        unsafe { &*self.ops }
+    }
+
+    /// Takes the hold out.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be a pagemap without references that nobody else works on.
+    pub(crate) unsafe fn take_hold(this: NonNull<Self>) -> Option<KBox<DevHold>> {
+        // SAFETY: Nobody else looks at the hold, by this function's requirements.
+        unsafe { (*(*this.as_ptr()).dev_hold.get()).take() }
+    }
+
+    /// Has the driver free a pagemap.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be a pagemap without references that nobody knows any more. The driver's module
+    /// must be kept meanwhile. Process context.
+    pub(crate) unsafe fn destroy(this: NonNull<Self>) {
+        // SAFETY: The operations live as long as the driver's module.
+        let destroy = unsafe { (*(*this.as_ptr()).ops).destroy };
+        match destroy {
+            // SAFETY: As `PageMap::new()` says, the object is the driver's again. This is neither
+            // atomic context nor reclaim.
+            Some(destroy) => unsafe { destroy(this.as_ptr().cast(), false) },
+            // SAFETY: Without the operation it is in a box, as `PageMap::new()` says.
+            None => drop(unsafe { KBox::from_raw(this.as_ptr()) }),
+        }
+    }
+}
+
+// SAFETY: The reference count is what keeps the object.
+unsafe impl AlwaysRefCounted for PageMap {
+    fn inc_ref(&self) {
+        self.refcount.inc();
+    }
+
+    unsafe fn dec_ref(this: NonNull<Self>) {
+        // SAFETY: The caller's reference keeps the object.
+        if unsafe { this.as_ref() }.refcount.dec_and_test() {
+            // SAFETY: That was the last reference, and the hold is still there.
+            unsafe { hold::destroy_later(this) };
+        }
+    }
+}
+
+// SAFETY: The next object is kept in the first pointer of the link, which is used for nothing else
+// when a pagemap is dying.
+unsafe impl Linked for PageMap {
+    fn next(this: NonNull<Self>) -> *mut *mut Self {
+        // SAFETY: The object is valid; no reference is made.
+        unsafe { (&raw mut (*this.as_ptr()).shrink_link).cast() }
+    }
+}
