@@ -15,6 +15,8 @@
 //! lock must not allocate with reclaim, and so must not take the map's lock, under which memory is
 //! allocated.
 
+mod meter;
+
 use crate::{
     driver::{
         Device,
@@ -86,6 +88,7 @@ use kernel::{
         Monotonic, //
     }, //
 };
+use meter::Meter;
 
 /// The sizes of ranges, in bytes: those of xe.
 const CHUNK_SIZES: &[usize] = &[SZ_2M, SZ_64K, SZ_4K];
@@ -273,68 +276,6 @@ pub(crate) fn to_cpu(span: &Span) -> Range<usize> {
     span.start as usize..span.end as usize
 }
 
-/// The counters for ranges of one size.
-struct SizeStats {
-    faults: Stat,
-    valid: Stat,
-    fault_us: Stat,
-    get_pages_us: Stat,
-    bind_us: Stat,
-}
-
-impl SizeStats {
-    /// Those for ranges of `size` bytes; xe counts no other sizes.
-    fn of(size: usize) -> Option<&'static Self> {
-        match size {
-            SZ_4K => Some(&Self {
-                faults: Stat::Svm4kPagefaultCount,
-                valid: Stat::Svm4kValidPagefaultCount,
-                fault_us: Stat::Svm4kPagefaultUs,
-                get_pages_us: Stat::Svm4kGetPagesUs,
-                bind_us: Stat::Svm4kBindUs,
-            }),
-            SZ_64K => Some(&Self {
-                faults: Stat::Svm64kPagefaultCount,
-                valid: Stat::Svm64kValidPagefaultCount,
-                fault_us: Stat::Svm64kPagefaultUs,
-                get_pages_us: Stat::Svm64kGetPagesUs,
-                bind_us: Stat::Svm64kBindUs,
-            }),
-            SZ_2M => Some(&Self {
-                faults: Stat::Svm2mPagefaultCount,
-                valid: Stat::Svm2mValidPagefaultCount,
-                fault_us: Stat::Svm2mPagefaultUs,
-                get_pages_us: Stat::Svm2mGetPagesUs,
-                bind_us: Stat::Svm2mBindUs,
-            }),
-            _ => None,
-        }
-    }
-}
-
-/// Counts on behalf of a fault; a prefetch counts nothing.
-#[derive(Clone, Copy)]
-struct Meter<'a>(Option<&'a Stats>);
-
-impl Meter<'_> {
-    fn inc(self, size: usize, stat: impl FnOnce(&SizeStats) -> Stat) {
-        if let (Some(stats), Some(of_size)) = (self.0, SizeStats::of(size)) {
-            stats.inc(stat(of_size));
-        }
-    }
-
-    fn add_us(
-        self,
-        size: usize,
-        started: Instant<Monotonic>,
-        stat: impl FnOnce(&SizeStats) -> Stat,
-    ) {
-        if let (Some(stats), Some(of_size)) = (self.0, SizeStats::of(size)) {
-            stats.add_us(stat(of_size), started);
-        }
-    }
-}
-
 /// Where the largest chunk around `addr` ends.
 pub(crate) fn end_of_chunk(addr: u64) -> u64 {
     // Does not overflow: addresses have 48 bits.
@@ -357,7 +298,7 @@ pub(crate) fn fault(
     if !page_only {
         vm.dev.stats.inc(Stat::SvmPagefaultCount);
     }
-    map_at(vm, svm, vma, fault, page_only, Meter(Some(&vm.dev.stats)))
+    map_at(vm, svm, vma, fault, page_only, Meter::of(&vm.dev.stats))
 }
 
 /// Maps the range at `addr` in `vma`, a mirror, for reading, before the GPU needs it: copies that
@@ -374,7 +315,7 @@ pub(crate) fn populate(
         addr,
         access: Access::Read,
     };
-    map_at(vm, svm, vma, read, false, Meter(None))
+    map_at(vm, svm, vma, read, false, Meter::off())
 }
 
 fn map_at(
