@@ -58,7 +58,7 @@ impl Bind {
     pub fn unmap_all(bo: &Bo) -> Self {
         let mut bind = Self::new(sys::DRM_XE_VM_BIND_OP_UNMAP_ALL, 0, 0);
         bind.op.obj = bo.handle();
-        bind
+        bind.pat(PAT_WRITE_BACK)
     }
 
     /// Maps pages before they are needed. `region` is an instance of a memory region, or -1 for

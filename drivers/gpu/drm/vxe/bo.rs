@@ -4,7 +4,7 @@
 //!
 //! An object is shmem. Its pages are got, and mapped for the device, when it is first bound, and then
 //! stay until the object goes. The CPU's caches are coherent with a GPU that runs on the CPU, so that
-//! both kinds of CPU caching are the same here.
+//! both kinds of CPU caching work the same here; they differ in what the object may be bound with.
 
 use crate::{
     check::ensure,
@@ -58,6 +58,10 @@ pub(crate) struct Segment {
 pub(crate) struct BoData {
     /// Which regions the object may be in: a bit for each.
     placement: u32,
+    /// The CPU maps it write-back.
+    cpu_cached: bool,
+    /// The GPU may compress it.
+    compressible: bool,
     /// The VM that the object was made for, and can be bound in alone.
     vm: Option<VmIdentity>,
     /// The object's part of its region.
@@ -85,6 +89,8 @@ impl VmIdentity {
 /// What an object is made of.
 pub(crate) struct BoArgs {
     placement: u32,
+    cpu_cached: bool,
+    compressible: bool,
     vm: Option<VmIdentity>,
     reservation: Reservation,
 }
@@ -96,6 +102,8 @@ impl DriverObject for BoData {
     fn new(_dev: &Device, _size: usize, args: BoArgs) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             placement: args.placement,
+            cpu_cached: args.cpu_cached,
+            compressible: args.compressible,
             vm: args.vm,
             _reservation: args.reservation,
             segments: SetOnce::new(),
@@ -108,6 +116,17 @@ impl BoData {
     /// Which regions the object may be in: a bit for each.
     pub(crate) fn placement(&self) -> u32 {
         self.placement
+    }
+
+    /// Whether the CPU's caches may have what memory has not: only a GPU that snoops them may then
+    /// use it.
+    pub(crate) fn is_cpu_cached(&self) -> bool {
+        self.cpu_cached
+    }
+
+    /// Whether the GPU may compress it.
+    pub(crate) fn is_compressible(&self) -> bool {
+        self.compressible
     }
 
     /// Whether the object was made for one VM, and that is another than `vm`.
@@ -154,6 +173,8 @@ pub(crate) type BoKind = GemKind<Bo>;
 pub(crate) fn kind(dev: &Device) -> Result<BoKind> {
     let args = BoArgs {
         placement: 1 << region::SYSTEM,
+        cpu_cached: true,
+        compressible: true,
         vm: None,
         reservation: reserve(dev, 1 << region::SYSTEM, PAGE_SIZE as u64)?,
     };
@@ -228,6 +249,8 @@ pub(crate) fn create_ioctl(
 
     let bo_args = BoArgs {
         placement: args.placement,
+        cpu_cached: caching == WB,
+        compressible: args.flags & uapi::DRM_XE_GEM_CREATE_FLAG_NO_COMPRESSION == 0,
         vm,
         reservation: reserve(dev, args.placement, args.size)?,
     };

@@ -328,7 +328,7 @@ impl Plan {
                 Ok(())
             }
             Op::Unmap { span } => self.cut(vm, changes, svm, span, None),
-            Op::UnmapAll { bo } => {
+            Op::UnmapAll { bo, .. } => {
                 let mut at = 0;
                 while let Some(vma) = changes.map().first_from(at) {
                     let (span, maps) = (vma.span.clone(), vma.maps(bo));

@@ -84,6 +84,8 @@ pub(crate) enum Op<B> {
     UnmapAll {
         /// The buffer.
         bo: B,
+        /// Caching. It has no effect, but is checked as that of a mapping is.
+        pat: PatIndex,
     },
     /// Map pages that the GPU will need.
     Prefetch {
@@ -176,7 +178,10 @@ impl Op<Handle> {
             uapi::DRM_XE_VM_BIND_OP_UNMAP_ALL => {
                 ensure!(dev, obj != 0, EINVAL);
                 ensure!(dev, raw.addr == 0 && raw.range == 0, EINVAL);
-                Op::UnmapAll { bo: Handle(obj) }
+                Op::UnmapAll {
+                    bo: Handle(obj),
+                    pat,
+                }
             }
             _ => {
                 ensure!(dev, obj == 0, EINVAL);
@@ -198,17 +203,19 @@ impl Op<Handle> {
 
     /// Looks the buffer up, and gets its pages if it is to be mapped.
     ///
-    /// Fails with `ENOENT` if there is none, `EINVAL` if the operation goes beyond its end or it was
-    /// made for another VM, and `ENOMEM`.
+    /// Fails with `ENOENT` if there is none, `EINVAL` if the operation goes beyond its end, it was
+    /// made for another VM, or its memory does not bear the caching, and `ENOMEM`.
     pub(crate) fn resolve(
         self,
         dev: &RegisteredDevice,
         file: &DrmFile,
         vm: &Arc<Vm>,
     ) -> Result<Op<ARef<Bo>>> {
-        let lookup = |handle: Handle| -> Result<ARef<Bo>> {
+        let lookup = |handle: Handle, pat: PatIndex| -> Result<ARef<Bo>> {
             let bo = bo::lookup(dev, file, handle.0)?;
             ensure!(dev, !bo.is_private_to_other(vm), EINVAL);
+            ensure!(dev, pat.is_coherent() || !bo.is_cpu_cached(), EINVAL);
+            ensure!(dev, !pat.is_compressed() || bo.is_compressible(), EINVAL);
             Ok(bo)
         };
         Ok(match self {
@@ -228,7 +235,7 @@ impl Op<Handle> {
                 offset,
                 immediate,
             } => {
-                let bo = lookup(bo)?;
+                let bo = lookup(bo, with.pat)?;
                 let (len, size) = (span.end - span.start, bo.size() as u64);
                 ensure!(dev, len <= size && offset <= size - len, EINVAL);
                 BoData::segments(&bo, dev)?;
@@ -241,7 +248,10 @@ impl Op<Handle> {
                 }
             }
             Op::Unmap { span } => Op::Unmap { span },
-            Op::UnmapAll { bo } => Op::UnmapAll { bo: lookup(bo)? },
+            Op::UnmapAll { bo, pat } => Op::UnmapAll {
+                bo: lookup(bo, pat)?,
+                pat,
+            },
             Op::Prefetch { span } => Op::Prefetch { span },
         })
     }
