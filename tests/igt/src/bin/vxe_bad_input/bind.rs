@@ -6,7 +6,7 @@ use super::{
     cases::{nothing, Cases, KERNEL},
     vm::{foreign, NO_ID},
 };
-use libc::{EFAULT, EINVAL, ENOBUFS, ENOENT};
+use libc::{EFAULT, EINVAL, ENOBUFS, ENOENT, EOPNOTSUPP};
 use vxe_client::{
     request,
     sys::{self, drm_xe_vm_bind, drm_xe_vm_bind_op},
@@ -139,6 +139,120 @@ pub fn operation() {
         });
     }
     prefetch.finish();
+}
+
+/// A buffer of 64 KiB, cached by the CPU as said; it is never closed.
+fn raw_buffer(device: &Device, caching: u32, flags: u32) -> u32 {
+    let mut create = sys::drm_xe_gem_create {
+        size: SZ_64K as u64,
+        placement: 1,
+        cpu_caching: caching as u16,
+        flags,
+        ..Default::default()
+    };
+    // SAFETY: creating a buffer touches no memory of the process.
+    unsafe { device.call(&request::GEM_CREATE, &mut create) }.expect("a buffer");
+    create.handle
+}
+
+/// Entries of the page attribute table, of which some do not go with some buffers: where the GPU
+/// does not look into the CPU's caches these must have nothing.
+pub fn caching() {
+    // Neither coherent nor compressed; coherent with the CPU's caches; compressed.
+    const ALONE: [u16; 4] = [0, 3, 6, 20];
+    const COHERENT: [u16; 6] = [1, 2, 4, 5, 22, 31];
+    const COMPRESSED: [u16; 3] = [9, 14, 29];
+
+    let (gpu, bo, place) = scene();
+    let (device, vm, length) = (gpu.device(), gpu.vm(), SZ_64K as u64);
+    let combined = raw_buffer(device, sys::DRM_XE_GEM_CPU_CACHING_WC, 0);
+    let incompressible = raw_buffer(
+        device,
+        sys::DRM_XE_GEM_CPU_CACHING_WC,
+        sys::DRM_XE_GEM_CREATE_FLAG_NO_COMPRESSION,
+    );
+    let good = args(vm, Bind::bo(&bo, 0, place.at(0), length));
+    let all = args(vm, Bind::unmap_all(&bo));
+    let mirror = args(vm, Bind::mirror(place.at(0), length));
+    let accept = |good: &drm_xe_vm_bind, obj: u32, pat: u16| {
+        let mut good = *good;
+        op(&mut good).obj = obj;
+        op(&mut good).pat_index = pat;
+        _ = Cases::new(device, &request::VM_BIND, good).accepted();
+    };
+    let reject = |good: &drm_xe_vm_bind, what: &str, obj: u32, pat: u16| {
+        let what = format!("{what} with entry {pat}");
+        Cases::new(device, &request::VM_BIND, *good)
+            .reject(EINVAL, &what, |a| {
+                op(a).obj = obj;
+                op(a).pat_index = pat;
+            })
+            .finish();
+    };
+
+    for pat in COHERENT {
+        for obj in [bo.handle(), combined, incompressible] {
+            accept(&good, obj, pat);
+        }
+    }
+    for pat in ALONE {
+        reject(&good, "a cached buffer", bo.handle(), pat);
+        reject(&all, "UNMAP_ALL of a cached buffer", bo.handle(), pat);
+        accept(&good, combined, pat);
+        accept(&good, incompressible, pat);
+    }
+    for pat in COMPRESSED {
+        reject(&good, "a cached buffer, compressed", bo.handle(), pat);
+        accept(&good, combined, pat);
+        reject(&good, "a buffer not to be compressed", incompressible, pat);
+    }
+    for pat in ALONE.into_iter().chain(COHERENT).chain(COMPRESSED) {
+        accept(&mirror, 0, pat);
+    }
+    for pat in [16, 17, 18, 19, 32, 0xffff] {
+        reject(&good, "a buffer", combined, pat);
+        reject(&mirror, "a mirror", 0, pat);
+    }
+}
+
+/// What xe can and this device cannot is refused by a name of its own, after all that is wrong
+/// with it.
+pub fn not_supported() {
+    let (gpu, bo, place) = scene();
+    let (device, vm, length) = (gpu.device(), gpu.vm(), SZ_64K as u64);
+    let memory = Map::anon(SZ_64K);
+
+    Cases::new(device, &request::VM_BIND, args(vm, Bind::null(place.at(0), length)))
+        .reject(EOPNOTSUPP, "a mapping of nothing", |_| ())
+        .reject(EINVAL, "an empty mapping of nothing", |a| op(a).range = 0)
+        .reject(EINVAL, "a mapping of nothing, shifted", |a| set_offset(a, PAGE_SIZE))
+        .finish();
+    let userptr = Bind::userptr(memory.at(0), place.at(0), length);
+    Cases::new(device, &request::VM_BIND, args(vm, userptr))
+        .reject(EOPNOTSUPP, "a user pointer", |_| ())
+        .reject(EINVAL, "a user pointer that is not coherent", |a| op(a).pat_index = 0)
+        .reject(EINVAL, "a user pointer of nothing", |a| op(a).range = 0)
+        .reject(EINVAL, "a user pointer beyond the end", |a| op(a).addr = END)
+        .finish();
+    let bind = Bind::bo(&bo, 0, place.at(0), length);
+    Cases::new(device, &request::VM_BIND, args(vm, bind))
+        .reject(EOPNOTSUPP, "decompression", |a| {
+            op(a).flags |= sys::DRM_XE_VM_BIND_FLAG_DECOMPRESS;
+        })
+        .reject(EINVAL, "decompression to what is compressed", |a| {
+            op(a).flags |= sys::DRM_XE_VM_BIND_FLAG_DECOMPRESS;
+            op(a).pat_index = 9;
+        })
+        .finish();
+
+    // Without faults there are no mirrors.
+    let long = Vm::with_flags(device, sys::DRM_XE_VM_CREATE_FLAG_LR_MODE).expect("a VM");
+    Cases::new(device, &request::VM_BIND, args(&long, bind))
+        .accepted()
+        .reject(EINVAL, "a mirror without faults", |a| {
+            *op(a) = *Bind::mirror(place.at(0), length).as_raw();
+        })
+        .finish();
 }
 
 pub fn ranges() {

@@ -25,6 +25,8 @@ fn main() -> ExitCode {
     p.subtest("get-property", "of a VM", vm::get_property);
     p.subtest("vm-bind", "reserved fields, numbers, queues", bind::header);
     p.subtest("vm-bind-op", "operations, flags, objects", bind::operation);
+    p.subtest("vm-bind-pat", "entries of the page attribute table", bind::caching);
+    p.subtest("vm-bind-unsupported", "what xe has and this has not", bind::not_supported);
     p.subtest("vm-bind-range", "misaligned, overflowing and empty ranges", bind::ranges);
     p.subtest("vm-bind-array", "arrays of binds", bind::arrays);
     p.subtest("vm-bind-sync", "syncs of binds", sync::of_bind);

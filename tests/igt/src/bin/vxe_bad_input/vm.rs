@@ -3,7 +3,7 @@
 //! VMs and advice on their memory.
 
 use super::cases::{nothing, Cases};
-use libc::{EFAULT, EINVAL, ENOENT};
+use libc::{EFAULT, EINVAL, ENOENT, EOPNOTSUPP};
 use vxe_client::{
     request,
     sys::{self, drm_xe_vm_create, drm_xe_vm_destroy},
@@ -12,6 +12,8 @@ use vxe_client::{
 use vxe_igt::{gpu::device, Map, PAGE, SZ_64K};
 
 const FAULTING: u32 = sys::DRM_XE_VM_CREATE_FLAG_LR_MODE | sys::DRM_XE_VM_CREATE_FLAG_FAULT_MODE;
+
+const SCRATCH: u32 = sys::DRM_XE_VM_CREATE_FLAG_SCRATCH_PAGE;
 
 /// A number that no object of a test has.
 pub const NO_ID: u32 = 0x7777;
@@ -37,9 +39,19 @@ pub fn create() {
         .reject(EINVAL, "faults without long runs", |a| {
             a.flags = sys::DRM_XE_VM_CREATE_FLAG_FAULT_MODE;
         })
+        .reject(EINVAL, "no overcommit and nothing else", |a| {
+            a.flags = sys::DRM_XE_VM_CREATE_FLAG_NO_VM_OVERCOMMIT;
+        })
         .reject(EINVAL, "no overcommit without faults", |a| {
             a.flags =
                 sys::DRM_XE_VM_CREATE_FLAG_LR_MODE | sys::DRM_XE_VM_CREATE_FLAG_NO_VM_OVERCOMMIT;
+        })
+        .reject(EINVAL, "scratch pages and faults", |a| a.flags |= SCRATCH)
+        // What xe has and this device has not.
+        .reject(EOPNOTSUPP, "work that ends soon", |a| a.flags = 0)
+        .reject(EOPNOTSUPP, "work that ends soon, and scratch pages", |a| a.flags = SCRATCH)
+        .reject(EOPNOTSUPP, "scratch pages", |a| {
+            a.flags = sys::DRM_XE_VM_CREATE_FLAG_LR_MODE | SCRATCH;
         })
         .reject(EINVAL, "reserved[0]", |a| a.reserved[0] = 1)
         .reject(EINVAL, "reserved[1]", |a| a.reserved[1] = 1 << 63)
