@@ -8,6 +8,7 @@
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 
 pub mod bindings;
+pub mod dev_pagemap;
 pub mod dma;
 #[cfg(CONFIG_DRM = "y")]
 pub mod drm_debugfs;
@@ -17,6 +18,7 @@ pub mod drm_print;
 pub mod faux_dma;
 #[cfg(CONFIG_DRM = "y")]
 pub mod faux_drm;
+pub mod folio;
 #[cfg(CONFIG_DRM = "y")]
 pub mod gem_kind;
 pub mod hmm;
@@ -24,6 +26,7 @@ pub mod interval_tree;
 pub mod jiffies;
 pub mod list_head;
 pub mod llist;
+pub mod migrate;
 pub mod mmu_interval;
 pub mod module_ref;
 pub mod phys;
@@ -34,3 +37,4 @@ pub mod sysinfo;
 pub mod use_mm;
 pub mod workqueue;
 pub mod xe_drm;
+pub mod zone_device;

@@ -11,6 +11,7 @@
 #include "drm.c"
 #include "list.c"
 #include "lock.c"
+#include "migrate.c"
 #include "mm.c"
 #include "phys.c"
 #include "print.c"

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0
+
+#include <linux/gfp.h>
+#include <linux/huge_mm.h>
+#include <linux/memremap.h>
+#include <linux/migrate.h>
+#include <linux/mm.h>
+#include <linux/mmap_lock.h>
+#include <linux/pagemap.h>
+
+unsigned long kext_page_to_pfn(const struct page *page)
+{
+	return page_to_pfn(page);
+}
+
+struct page *kext_pfn_to_page(unsigned long pfn)
+{
+	return pfn_to_page(pfn);
+}
+
+/* Log2 of the number of pages of the folio that @page belongs to. */
+unsigned int kext_page_folio_order(const struct page *page)
+{
+	return folio_order(page_folio(page));
+}
+
+/* The frame of the first page of the folio that @page belongs to. */
+unsigned long kext_page_folio_pfn(const struct page *page)
+{
+	return folio_pfn(page_folio(page));
+}
+
+bool kext_page_folio_is_free(const struct page *page)
+{
+	return !folio_ref_count(page_folio(page));
+}
+
+void kext_page_folio_lock(struct page *page)
+{
+	folio_lock(page_folio(page));
+}
+
+void kext_page_folio_unlock(struct page *page)
+{
+	folio_unlock(page_folio(page));
+}
+
+/* Gives a new folio back that nobody but its maker knows, and that is locked. */
+void kext_page_folio_unlock_put(struct page *page)
+{
+	struct folio *folio = page_folio(page);
+
+	folio_unlock(folio);
+	folio_put(folio);
+}
+
+bool kext_is_device_private_page(const struct page *page)
+{
+	return is_device_private_page(page);
+}
+
+void *kext_page_zone_device_data(const struct page *page)
+{
+	return folio_zone_device_data(page_folio(page));
+}
+
+void kext_page_set_zone_device_data(struct page *page, void *data)
+{
+	folio_set_zone_device_data(page_folio(page), data);
+}
+
+/* Makes @page and those behind it a folio in use: locked, with one reference. */
+void kext_zone_device_folio_init(struct page *page, struct dev_pagemap *pgmap,
+				 unsigned int order)
+{
+	zone_device_folio_init((struct folio *)page, pgmap, order);
+}
+
+/*
+ * Memory for what comes back from a device, locked: where the process wants it, if @vma
+ * is given, and such that it can be moved on. A large folio is only tried for, but harder
+ * where the caller (@hard) has no use for small ones.
+ */
+struct page *kext_ram_folio_alloc(struct vm_area_struct *vma, unsigned long addr,
+				  unsigned int order, bool hard)
+{
+	gfp_t gfp = GFP_HIGHUSER_MOVABLE;
+	struct folio *folio;
+
+	if (order)
+		gfp |= __GFP_NOWARN | (hard ? __GFP_RETRY_MAYFAIL : 0);
+	folio = vma ? vma_alloc_folio(gfp, order, vma, addr) : folio_alloc(gfp, order);
+	if (!folio)
+		return NULL;
+	folio_lock(folio);
+	return folio_page(folio, 0);
+}
+
+void kext_mmap_read_unlock(struct mm_struct *mm)
+{
+	mmap_read_unlock(mm);
+}
