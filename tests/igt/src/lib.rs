@@ -13,6 +13,7 @@ pub mod random;
 pub mod rng;
 pub mod time;
 pub mod uffd;
+pub mod vmas;
 
 pub use gpu::{Gpu, Job};
 pub use harness::Program;

@@ -56,7 +56,7 @@ pub use bo::Bo;
 pub use device::Device;
 pub use error::{errno_name, Error, Result};
 pub use fence::{monotonic_now, Fence, Timeout, Wait, WaitOp};
-pub use madvise::{Advice, AtomicAccess, Location};
+pub use madvise::{Advice, AtomicAccess, Location, Migrate};
 pub use memory::Mapping;
 pub use query::{Config, Query};
 pub use queue::ExecQueue;

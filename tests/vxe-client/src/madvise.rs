@@ -34,11 +34,21 @@ pub enum Location {
     },
 }
 
+/// Which pages move to where memory should live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Migrate {
+    /// All.
+    AllPages = sys::DRM_XE_MIGRATE_ALL_PAGES as u16,
+    /// Those that are in system memory.
+    OnlySystemPages = sys::DRM_XE_MIGRATE_ONLY_SYSTEM_PAGES as u16,
+}
+
 /// A piece of advice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Advice {
     /// Where it should live.
-    Preferred(Location),
+    Preferred(Location, Migrate),
     /// What atomics there are.
     Atomic(AtomicAccess),
     /// The entry of the page attribute table.
@@ -48,7 +58,7 @@ pub enum Advice {
 impl Advice {
     fn fill(self, args: &mut sys::drm_xe_madvise) {
         match self {
-            Self::Preferred(location) => {
+            Self::Preferred(location, migrate) => {
                 args.type_ = sys::DRM_XE_MEM_RANGE_ATTR_PREFERRED_LOC;
                 let (fd, region) = match location {
                     Location::System => (sys::DRM_XE_PREFERRED_LOC_DEFAULT_SYSTEM as u32, 0),
@@ -58,7 +68,7 @@ impl Advice {
                 args.__bindgen_anon_1.preferred_mem_loc =
                     sys::drm_xe_madvise__bindgen_ty_1__bindgen_ty_1 {
                         devmem_fd: fd,
-                        migration_policy: sys::DRM_XE_MIGRATE_ALL_PAGES as u16,
+                        migration_policy: migrate as u16,
                         region_instance: region,
                         reserved: 0,
                     };
@@ -93,6 +103,36 @@ impl Vm {
         advice.fill(&mut args);
         // SAFETY: advice changes where memory is, not what is in it.
         unsafe { self.device().call(&request::MADVISE, &mut args) }
+    }
+
+    /// Says whether the contents of the buffers in a range of addresses are needed; returns whether
+    /// they are still there.
+    ///
+    /// # Errors
+    ///
+    /// What the ioctl says.
+    pub fn set_needed(&self, start: u64, length: u64, needed: bool) -> Result<bool> {
+        let mut retained = 0u32;
+        let mut args = sys::drm_xe_madvise {
+            vm_id: self.id(),
+            start,
+            range: length,
+            type_: sys::DRM_XE_VMA_ATTR_PURGEABLE_STATE,
+            ..Default::default()
+        };
+        args.__bindgen_anon_1.purge_state_val = sys::drm_xe_madvise__bindgen_ty_1__bindgen_ty_4 {
+            val: if needed {
+                sys::DRM_XE_VMA_PURGEABLE_STATE_WILLNEED
+            } else {
+                sys::DRM_XE_VMA_PURGEABLE_STATE_DONTNEED
+            },
+            retained_ptr: &raw mut retained as u64,
+            ..Default::default()
+        };
+        // SAFETY: the kernel writes one word, which lives through the call; a buffer's contents
+        // are nothing that Rust knows of.
+        unsafe { self.device().call(&request::MADVISE, &mut args) }?;
+        Ok(retained != 0)
     }
 
     /// The attributes of the VM's memory in a range of addresses.
@@ -146,10 +186,11 @@ mod tests {
     #[test]
     fn system_memory_is_minus_one() {
         let mut args = sys::drm_xe_madvise::default();
-        Advice::Preferred(Location::System).fill(&mut args);
+        Advice::Preferred(Location::System, Migrate::OnlySystemPages).fill(&mut args);
         // SAFETY: the field was just written.
         let location = unsafe { args.__bindgen_anon_1.preferred_mem_loc };
         assert_eq!(location.devmem_fd as i32, -1);
+        assert_eq!(u32::from(location.migration_policy), sys::DRM_XE_MIGRATE_ONLY_SYSTEM_PAGES);
         assert_eq!(args.type_, sys::DRM_XE_MEM_RANGE_ATTR_PREFERRED_LOC);
     }
 }
