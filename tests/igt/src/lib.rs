@@ -4,6 +4,7 @@
 //! processes, and a GPU to do things to them.
 
 pub mod env;
+pub mod failure;
 pub mod gpu;
 pub mod harness;
 pub mod map;
