@@ -5,7 +5,10 @@
 use crate::harness::{exit, guarded};
 use std::{
     io::{self, Read, Write},
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::net::UnixStream,
+    },
     time::{Duration, Instant},
 };
 
@@ -94,6 +97,28 @@ impl Child {
     /// Its process number.
     pub const fn pid(&self) -> libc::pid_t {
         self.pid
+    }
+
+    /// A descriptor of the child's, as one of this process: what it is open for then outlives the
+    /// child.
+    #[track_caller]
+    pub fn take_fd(&self, fd: RawFd) -> OwnedFd {
+        let own = |result: libc::c_long| {
+            assert!(result >= 0, "a descriptor of a child: {}", io::Error::last_os_error());
+            // SAFETY: the descriptor is new and ours.
+            unsafe { OwnedFd::from_raw_fd(result as RawFd) }
+        };
+        // SAFETY: the call takes no pointers.
+        let pidfd = own(unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid, 0) });
+        // SAFETY: as above.
+        own(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
+    }
+
+    /// Whether its main thread sleeps in the kernel so that only its end would wake it.
+    pub fn is_blocked(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        // The name before it, in parentheses, may have anything in it.
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('D'))
     }
 
     /// Waits for its end; what `waitpid(2)` says.

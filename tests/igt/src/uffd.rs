@@ -6,7 +6,7 @@ use crate::{skip, Map};
 use std::{
     fs::File,
     io::{Error, Read},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     time::Duration,
 };
 
@@ -84,6 +84,11 @@ impl Uffd {
             libc::ioctl(self.file.as_raw_fd(), request::<T>(nr), std::ptr::from_mut(argument))
         };
         assert_eq!(result, 0, "userfaultfd request {nr:#x}: {}", Error::last_os_error());
+    }
+
+    /// Its descriptor.
+    pub fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 
     /// Waits for somebody to touch the memory; says where.

@@ -2,7 +2,11 @@
 
 //! Faults that userspace answers when it likes: they hold up nobody but those who wait for them.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+use vxe_client::{Advice, AtomicAccess, Bind};
 use vxe_igt::{
     gpu::device, process::fork, uffd::Uffd, Gpu, Job, Map, Program, PAGE, SZ_2M, SZ_64K,
 };
@@ -192,6 +196,51 @@ fn killed() {
     work_promptly(&gpu);
 }
 
+/// The process is killed while a call of its waits for the VM, which is at work on a fault that
+/// goes on being blocked: somebody else has the userfaultfd, too.
+fn killed_in(call: fn(&Gpu, Map)) {
+    let child = fork(|link| {
+        let gpu = Gpu::new();
+        let map = Map::aligned(SZ_64K, SZ_64K);
+        let uffd = Uffd::new(map);
+        let _job = gpu.start(|c| _ = c.increment(map.at(0))).expect("a job");
+        uffd.next_fault(ARRIVAL).expect("no fault arrives");
+        link.send(uffd.fd() as u64);
+        link.receive();
+        call(&gpu, Map::reserve(SZ_64K, SZ_2M));
+        // Not to be reached.
+        link.send(1);
+        link.receive();
+    });
+    let uffd = child.take_fd(child.link().receive() as i32);
+    child.link().send(0);
+    let start = Instant::now();
+    while !child.is_blocked() && start.elapsed() < ARRIVAL {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // It stays there.
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(child.is_blocked(), "the call did not wait");
+    promptly("death", || child.kill());
+    // The rest of the system does not wait for the fault, either.
+    work_promptly(&promptly("a VM", Gpu::new));
+    drop(uffd);
+    work_promptly(&promptly("a VM", Gpu::new));
+}
+
+fn bind(gpu: &Gpu, place: Map) {
+    gpu.vm().bind(&[Bind::mirror(place.at(0), SZ_64K as u64)]).expect("bind");
+}
+
+fn prefetch(gpu: &Gpu, place: Map) {
+    gpu.vm().bind(&[Bind::prefetch(place.at(0), SZ_64K as u64, 0)]).expect("prefetch");
+}
+
+fn advise(gpu: &Gpu, place: Map) {
+    let advice = Advice::Atomic(AtomicAccess::Device);
+    gpu.vm().madvise(place.at(0), SZ_64K as u64, advice).expect("advice");
+}
+
 /// The device is closed while its GPU waits for pages.
 fn closed() {
     let gpu = Gpu::new();
@@ -240,6 +289,9 @@ fn main() -> ExitCode {
     p.subtest("unmapped", "the memory goes away", unmapped);
     p.subtest("uffd-closed", "the userfaultfd goes away", uffd_closed);
     p.subtest("killed", "the process is killed", killed);
+    p.subtest("killed-in-bind", "and waits to bind", || killed_in(bind));
+    p.subtest("killed-in-prefetch", "and waits to prefetch", || killed_in(prefetch));
+    p.subtest("killed-in-madvise", "and waits to advise", || killed_in(advise));
     p.subtest("closed", "the device is closed", closed);
     p.subtest("queue-destroyed", "the queue is destroyed", queue_destroyed);
     p.main()
