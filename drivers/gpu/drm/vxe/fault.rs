@@ -47,6 +47,9 @@ use kernel::{
     }, //
 };
 
+#[cfg(CONFIG_KUNIT = "y")]
+mod tests;
+
 /// An access that is not mapped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fault {

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit suite of fault queues: every fault is answered, with what became of it.
+
+use kernel::prelude::*;
+
+#[kunit_tests(vxe_fault_queue)]
+mod suite {
+    use super::super::*;
+
+    const PAGE: u64 = 4096;
+
+    fn queue() -> Result<Pin<KBox<FaultQueue>>> {
+        KBox::pin_init(FaultQueue::new(), GFP_KERNEL)
+    }
+
+    fn submit(queue: &FaultQueue, addr: u64, access: Access) -> Result<Arc<Waiter>> {
+        queue.submit(Fault { addr, access })
+    }
+
+    fn answer(waiter: &Waiter) -> Option<Result> {
+        *waiter.answer.lock()
+    }
+
+    /// What maps the page at `addr` for `access`.
+    fn served(addr: u64, access: Access) -> Result<Served> {
+        Ok(Served {
+            span: addr..addr + PAGE,
+            access,
+        })
+    }
+
+    fn counts(queue: &FaultQueue) -> (u64, u64, u64) {
+        let counts = queue.counts();
+        (counts.served, counts.coalesced, counts.failed)
+    }
+
+    #[test]
+    fn a_failure_is_the_answer() -> Result {
+        let queue = queue()?;
+        for error in [EPERM, EACCES, EFAULT, EBUSY, ENOMEM] {
+            let waiter = submit(&queue, 0, Access::Write)?;
+            assert_eq!(answer(&waiter), None);
+            assert_eq!(queue.serve(|_| Err(error)), Some(TearDown::NotYours));
+            assert_eq!(answer(&waiter), Some(Err(error)));
+            assert_eq!(waiter.wait(), Err(error));
+        }
+        assert_eq!(queue.serve(|_| Err(EINVAL)), None);
+        assert_eq!(counts(&queue), (0, 0, 5));
+        Ok(())
+    }
+
+    #[test]
+    fn a_failure_is_shared_by_the_same_faults_only() -> Result {
+        let queue = queue()?;
+        let first = submit(&queue, PAGE, Access::Write)?;
+        let same = submit(&queue, PAGE, Access::Write)?;
+        let weaker = submit(&queue, PAGE, Access::Read)?;
+        let elsewhere = submit(&queue, 0, Access::Write)?;
+        assert_eq!(queue.serve(|_| Err(EPERM)), Some(TearDown::NotYours));
+        assert_eq!(answer(&first), Some(Err(EPERM)));
+        assert_eq!(answer(&same), Some(Err(EPERM)));
+        assert_eq!(answer(&weaker), None);
+        assert_eq!(answer(&elsewhere), None);
+        assert_eq!(counts(&queue), (0, 1, 1));
+        Ok(())
+    }
+
+    #[test]
+    fn success_is_shared_by_all_that_it_settles() -> Result {
+        let queue = queue()?;
+        let first = submit(&queue, PAGE, Access::Write)?;
+        let weaker = submit(&queue, 2 * PAGE - 1, Access::Read)?;
+        let stronger = submit(&queue, PAGE, Access::Atomic)?;
+        let below = submit(&queue, PAGE - 1, Access::Read)?;
+        let behind = submit(&queue, 2 * PAGE, Access::Read)?;
+        let done = queue.serve(|fault| {
+            assert_eq!(fault.addr, PAGE);
+            // Nobody knows before it is done.
+            assert_eq!(answer(&first), None);
+            served(PAGE, fault.access)
+        });
+        assert_eq!(done, Some(TearDown::NotYours));
+        assert_eq!(answer(&first), Some(Ok(())));
+        assert_eq!(answer(&weaker), Some(Ok(())));
+        for other in [&stronger, &below, &behind] {
+            assert_eq!(answer(other), None);
+        }
+        assert_eq!(counts(&queue), (1, 1, 0));
+        Ok(())
+    }
+
+    #[test]
+    fn a_fault_that_is_forgotten_has_failed() -> Result {
+        let queue = queue()?;
+        let waiter = submit(&queue, 0, Access::Read)?;
+        drop(queue);
+        assert_eq!(answer(&waiter), Some(Err(EIO)));
+        Ok(())
+    }
+
+    #[test]
+    fn closing_fails_all_that_wait() -> Result {
+        let queue = queue()?;
+        let waiting = [
+            submit(&queue, 0, Access::Read)?,
+            submit(&queue, PAGE, Access::Write)?,
+        ];
+        assert_eq!(queue.close(), TearDown::Yours);
+        for waiter in &waiting {
+            assert_eq!(answer(waiter), Some(Err(ENOENT)));
+        }
+        assert_eq!(queue.close(), TearDown::NotYours);
+        assert_eq!(queue.serve(|_| served(0, Access::Atomic)), None);
+        assert_eq!(submit(&queue, 0, Access::Read).err(), Some(ENOENT));
+        Ok(())
+    }
+
+    #[test]
+    fn closing_fails_what_is_being_serviced() -> Result {
+        let queue = queue()?;
+        let (first, second) = (
+            submit(&queue, 0, Access::Read)?,
+            submit(&queue, 0, Access::Read)?,
+        );
+        let done = queue.serve(|_| {
+            assert_eq!(queue.close(), TearDown::NotYours);
+            // Whoever waits is let go at once, whatever comes of the service.
+            assert_eq!(answer(&first), Some(Err(ENOENT)));
+            assert_eq!(answer(&second), Some(Err(ENOENT)));
+            assert_eq!(queue.close(), TearDown::NotYours);
+            served(0, Access::Atomic)
+        });
+        assert_eq!(done, Some(TearDown::Yours));
+        assert_eq!(answer(&first), Some(Err(ENOENT)));
+        assert_eq!(queue.close(), TearDown::NotYours);
+        Ok(())
+    }
+}
