@@ -185,6 +185,30 @@ fn dontneed(size: usize, huge: bool, from: usize, to: usize) {
     map.expect("the memory", |o| contents(o).wrapping_add(u32::from(o == from)));
 }
 
+/// One change by the CPU takes several chunks that the GPU has mapped, and its TLB holds.
+fn dontneed_several_chunks() {
+    let gpu = Gpu::new();
+    // Too small for a larger chunk.
+    let map = Map::aligned(3 * SZ_64K, SZ_2M);
+    let places = [0, SZ_64K + 8 * PAGE, 3 * SZ_64K - 4];
+    for round in 0..4 {
+        gpu.run(|c| {
+            for at in places {
+                c.store(map.at(at), 100 + round);
+            }
+        });
+        map.madvise(libc::MADV_DONTNEED);
+        gpu.run(|c| {
+            for at in places {
+                c.increment(map.at(at));
+            }
+        });
+        for at in places {
+            map.expect_word("counted from zero", at, 1);
+        }
+    }
+}
+
 /// What the GPU writes after MADV_FREE is no longer free to go.
 fn free_then_store() {
     let gpu = Gpu::new();
@@ -329,6 +353,7 @@ fn main() -> ExitCode {
             });
         }
     }
+    p.subtest("dontneed-several-64k", "MADV_DONTNEED of several chunks", dontneed_several_chunks);
     p.subtest("partial-each-page-64k", "munmap of each page in turn", || {
         holes_everywhere(SZ_64K, PAGE)
     });
