@@ -12,7 +12,7 @@ use crate::fixture::{
 };
 use core::ops::Range;
 use gpusvm::{
-    get_pages::Source,
+    get_pages::{Source, BATCH},
     pages::Pages,
     svm::GpuSvm,
     Access,
@@ -30,6 +30,7 @@ use kernel::{
 };
 use kernel_ext::{
     bindings as ext,
+    dma::Call,
     hmm::{self, Request, Walk},
     mmu_interval::{MmuIntervalNotifier, Ops}, //
 };
@@ -239,6 +240,29 @@ mod tests {
             ensure_eq!(hmm::walks(), walks);
             ensure_eq!(dma::mapped(), 0);
             ensure!(watch.pages()[0].has(PagesFlag::Unmapped));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn pages_retired_while_they_are_being_mapped() -> Result {
+        with_device(|env| {
+            let span = pages(0, 2 * BATCH);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            let watch = Watch::new(env, span)?;
+            // As by who has the lock while the mapping lets it go.
+            let see = |call| {
+                if call == Call::Map {
+                    watch.pages()[0].set_unmapped();
+                }
+                Ok(())
+            };
+            ensure_eq!(dma::watched(&see, || watch.get(env)), Err(EAGAIN));
+            ensure_eq!(dma::maps() as usize, BATCH);
+            ensure_eq!(dma::mapped(), 0);
+            ensure!(!watch.pages()[0].is_valid());
+            ensure_eq!(watch.get(env), Err(EFAULT));
             Ok(())
         })
     }

@@ -40,33 +40,40 @@ use kernel_ext::{dma::Call, hmm, jiffies};
 
 const ALL: Range<usize> = 0..usize::MAX;
 
-/// A thread of the process that unmaps `span` when it is told to.
-fn unmapper(env: &Env, span: Range<usize>) -> Result<(Thread, Arc<Atomic<bool>>)> {
+/// What the process does to a span of its memory.
+type Change = fn(&Range<usize>) -> Result;
+
+/// A thread of the process that changes `span` when it is told to.
+fn changer(env: &Env, span: Range<usize>, change: Change) -> Result<(Thread, Arc<Atomic<bool>>)> {
     let go = Arc::new(Atomic::new(false), GFP_KERNEL)?;
     let may_go = go.clone();
     let thread = Thread::spawn(&env.mm, move || {
         while !may_go.load(Acquire) {
             sleep_ms(1);
         }
-        mm::unmap(&span)
+        change(&span)
     })?;
     Ok((thread, go))
 }
 
-/// Maps 2 MiB of small pages at [`BASE`] for the device, and has `other` unmapped by another thread
+/// Maps 2 MiB of small pages at [`BASE`] for the device, and has `other` changed by another thread
 /// from the first segment on. Returns the result, and at which segment the other thread was done, if
 /// it was before the end.
-fn unmap_while_mapping(env: &Env, other: Range<usize>) -> Result<(Result, Option<usize>)> {
+fn change_while_mapping(
+    env: &Env,
+    other: Range<usize>,
+    change: Change,
+) -> Result<(Result, Option<usize>)> {
     let span = pages(0, 512);
     mm::map(&span, Prot::Write)?;
     mm::map(&other, Prot::Write)?;
     mm::fill(&span)?;
     let svm = env.svm()?;
-    // So that unmapping it is an invalidation of this SVM.
+    // So that changing it is an invalidation of this SVM.
     if !span.contains(&other.start) {
         fault(&svm, other.start, Access::Write)?;
     }
-    let (thread, go) = unmapper(env, other.clone())?;
+    let (thread, go) = changer(env, other.clone(), change)?;
 
     let (segment, done_at) = (Cell::new(0), Cell::new(None));
     let see = |call| {
@@ -214,24 +221,28 @@ mod tests {
     }
 
     #[test]
-    fn unmapped_while_it_is_being_mapped() -> Result {
-        with_device(|env| {
-            // A part of the very range that is being mapped.
-            let (result, done_at) = unmap_while_mapping(env, pages(256, 256))?;
-            ensure_eq!(result, Err(EAGAIN));
-            // It did not even try to go on.
-            ensure!(done_at.is_none());
-            ensure!(dma::maps() as usize <= 3 * BATCH);
-            ensure_eq!(dma::mapped(), 0);
-            Ok(())
-        })
+    fn changed_while_it_is_being_mapped() -> Result {
+        // Unmapped, and only taken away for now: there is memory all the time.
+        for change in [mm::unmap as Change, mm::drop_pages] {
+            with_device(|env| {
+                // A part of the very range that is being mapped.
+                let (result, done_at) = change_while_mapping(env, pages(256, 256), change)?;
+                ensure_eq!(result, Err(EAGAIN));
+                // It did not even try to go on.
+                ensure!(done_at.is_none());
+                ensure!(dma::maps() as usize <= 3 * BATCH);
+                ensure_eq!(dma::mapped(), 0);
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     #[test]
     fn a_writer_waits_for_a_few_batches_only() -> Result {
         with_device(|env| {
             // Memory that has nothing to do with the range.
-            let (result, done_at) = unmap_while_mapping(env, pages(2048, 16))?;
+            let (result, done_at) = change_while_mapping(env, pages(2048, 16), mm::unmap)?;
             ensure_eq!(result, Ok(()));
             // The writer came when the mapping began. When the lock is let go for the first time
             // whoever reads may overtake it once more.
