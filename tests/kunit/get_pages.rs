@@ -162,6 +162,34 @@ mod tests {
     }
 
     #[test]
+    fn a_write_to_what_was_clean_lets_go_first() -> Result {
+        with_device(|env| {
+            // The CPU may write the pages of the file, and with no fault. Nobody did.
+            let file = mm::File::sparse(17)?;
+            let span = pages(0, 16);
+            file.map_shared(&span, Prot::Write)?;
+            for addr in span.clone().step_by(PAGE_SIZE) {
+                ensure_eq!(mm::read(addr)?, 0);
+            }
+            let svm = env.svm()?;
+            // A read leaves them clean, so that the device must not store there unseen.
+            let served = fault(&svm, BASE, Access::Read)?;
+            ensure_eq!(served.seen.bytes, SZ_64K);
+            ensure_eq!(served.seen.writable, 0);
+
+            let served = fault(&svm, BASE, Access::Write)?;
+            ensure_eq!(served.seen.writable, served.seen.segments);
+            // The CPU changed nothing: it was for the write that the driver had to let go.
+            ensure_eq!(svm.vm().invalidations(), 1);
+            let told = svm.vm().last();
+            ensure!(told.locked && !told.is_unmap);
+            ensure_eq!((told.ranges, told.bound), (1, 1));
+            ensure_eq!(told.changed, (span.start, span.end));
+            Ok(())
+        })
+    }
+
+    #[test]
     fn memory_for_reading_is_read() -> Result {
         with_device(|env| {
             let span = pages(0, 16);
