@@ -226,7 +226,7 @@ mod tests {
             mm::map(&pages(0, 32), Prot::Write)?;
             let init = GpuSvm::new(c"gpusvm_kunit", &env.mm, CONFIG, &NOTHING_BOUND);
             let svm = KBox::pin_init(init, GFP_KERNEL)?;
-            let set = env.page_set()?;
+            let (set, others) = (env.page_set()?, env.page_set()?);
             let ctx = Ctx::new(Access::Write);
             let mut retry = Retry::bounded();
             let attempt = retry.next().ok_or(EINVAL)?;
@@ -260,11 +260,16 @@ mod tests {
                     source.get(set.as_slice(), &ctx, &attempt, &mut walk),
                 );
                 let retired = set.as_slice()[0].has(PagesFlag::Unmapped);
-                svm.remove(kept, &[], |_| ());
+                let told_of_kept = Cell::new(None);
+                svm.remove(kept, others.as_slice(), |mapped| {
+                    told_of_kept.set(Some(mapped))
+                });
                 SvmRange::put(made);
                 ensure_eq!(got, Ok(()));
                 ensure_eq!(mapped, SZ_64K as i64);
                 ensure_eq!(told.get(), Some(true));
+                // Of the other range nothing ever was mapped.
+                ensure_eq!(told_of_kept.get(), Some(false));
                 ensure_eq!(after, (0, Err(EFAULT)));
                 ensure!(retired);
             }
