@@ -90,9 +90,15 @@ impl Gpu {
     /// Replaces the queue, which was banned.
     #[track_caller]
     pub fn renew(&mut self) {
-        self.queue = ExecQueue::new(self.vm()).expect("a queue after a ban");
+        self.try_renew().expect("a queue after a ban");
+    }
+
+    /// Replaces the queue, which was banned, if the device is still there.
+    pub fn try_renew(&mut self) -> Result<()> {
+        self.queue = ExecQueue::new(self.vm())?;
         self.fence = Map::anon(PAGE);
         self.submitted.set(0);
+        Ok(())
     }
 
     /// Runs commands, with their end added, and waits.

@@ -121,6 +121,14 @@ impl Child {
         stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('D'))
     }
 
+    /// Whether it has sent something that was not received yet, or is gone.
+    pub fn has_word(&self) -> bool {
+        let mut poll =
+            libc::pollfd { fd: self.link.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: the call writes to the one entry.
+        unsafe { libc::poll(&mut poll, 1, 0) > 0 }
+    }
+
     /// Waits for its end; what `waitpid(2)` says.
     #[track_caller]
     pub fn wait(mut self) -> i32 {

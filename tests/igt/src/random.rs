@@ -2,8 +2,10 @@
 
 //! Random sequences of what a process and its GPU do to memory, checked against a pure model.
 
+mod gpus;
 mod machine;
 mod model;
 
-pub use machine::{Accelerator, Machine};
-pub use model::{Model, Op, Outcome, BLOCK_WORDS, PAGE_WORDS};
+pub use gpus::Gpus;
+pub use machine::{Accelerator, Machine, Verdict};
+pub use model::{Hint, Model, Op, Outcome, BLOCK_WORDS, PAGE_WORDS};

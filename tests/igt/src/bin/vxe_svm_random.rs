@@ -4,57 +4,11 @@
 //! against a model. `VXE_SEED` repeats one.
 
 use std::process::ExitCode;
-use vxe_client::Result;
 use vxe_igt::{
     env::iterations,
-    random::{Accelerator, Machine},
+    random::{Gpus, Machine},
     Gpu, Program, Rng,
 };
-
-/// The GPU's part of a sequence, done by one GPU or by several in turn.
-struct Gpus {
-    gpus: Vec<Gpu>,
-    turn: usize,
-}
-
-impl Gpus {
-    fn new(gpus: Vec<Gpu>) -> Self {
-        Self { gpus, turn: 0 }
-    }
-
-    fn run(&mut self, build: impl FnOnce(&mut vxe_client::Commands)) -> bool {
-        self.turn = (self.turn + 1) % self.gpus.len();
-        let gpu = &mut self.gpus[self.turn];
-        let result: Result<()> = gpu.try_run(build);
-        if let Err(e) = result {
-            assert_eq!(e.errno(), libc::EIO, "{e}");
-            gpu.renew();
-        }
-        result.is_ok()
-    }
-}
-
-impl Accelerator for Gpus {
-    fn store(&mut self, stores: &[(u64, u32)]) -> bool {
-        self.run(|c| stores.iter().for_each(|&(to, value)| _ = c.store(to, value)))
-    }
-
-    fn add(&mut self, adds: &[(u64, bool)]) -> bool {
-        self.run(|c| {
-            for &(to, up) in adds {
-                if up {
-                    c.increment(to)
-                } else {
-                    c.decrement(to)
-                };
-            }
-        })
-    }
-
-    fn copy(&mut self, from: u64, to: u64, length: usize) -> bool {
-        self.run(|c| _ = c.copy(from, to, length))
-    }
-}
 
 fn one(pages: usize, steps: u32) {
     let mut rng = Rng::from_environment();
@@ -76,7 +30,7 @@ fn threads() {
         for _ in 0..3 {
             let mut rng = Rng::new(rng.next_u64());
             let mut machine = Machine::new(40, Gpus::new(vec![main.another()]));
-            scope.spawn(move || machine.run(iterations(60), &mut rng));
+            scope.spawn(move || _ = machine.run(iterations(60), &mut rng));
         }
     });
 }

@@ -26,6 +26,17 @@ struct Page {
     words: Box<[u32]>,
 }
 
+/// Advice to the driver that changes where memory is, and nothing in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// Map it for the GPU before it is needed, where it should live.
+    Prefetch,
+    /// It should live in the GPU's memory.
+    PreferDevice,
+    /// It should live in system memory.
+    PreferSystem,
+}
+
 /// One step of a sequence. Pages and words are counted from the start of the region.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -39,6 +50,10 @@ pub enum Op {
     Discard { first: usize, count: usize },
     /// Pages that are all mapped go elsewhere, in place of what is there.
     Move { first: usize, count: usize, to: usize },
+    /// Advice on pages, mapped or not.
+    Advise { first: usize, count: usize, hint: Hint },
+    /// A child process looks at pages that it inherits, and writes to those that are private.
+    Fork { first: usize, count: usize },
     /// The CPU writes a word of a writable page.
     CpuWrite { word: usize, value: u32 },
     /// The GPU stores words.
@@ -90,6 +105,12 @@ impl Model {
         self.rights(page) != Rights::None
     }
 
+    /// Whether a page can be written, and nobody else sees it.
+    pub fn private(&self, page: usize) -> bool {
+        let private = |p: &Page| p.rights == Rights::Write && !p.shared;
+        self.pages[page].as_ref().is_some_and(private)
+    }
+
     /// What a mapped page should hold.
     pub fn contents(&self, page: usize) -> Option<&[u32]> {
         self.pages[page].as_ref().map(|p| &*p.words)
@@ -112,12 +133,25 @@ impl Model {
         }
     }
 
+    /// Whether a step may write a word: what is in it is unknown if nobody knows how far the step
+    /// came.
+    pub fn may_write(op: &Op, word: usize) -> bool {
+        match *op {
+            Op::GpuStore(ref stores) => stores.iter().any(|&(to, _)| to == word),
+            Op::GpuAdd(ref adds) => adds.iter().any(|&(to, _)| to == word),
+            Op::GpuCopy { to, blocks, .. } => {
+                (to * BLOCK_WORDS..(to + blocks) * BLOCK_WORDS).contains(&word)
+            }
+            _ => false,
+        }
+    }
+
     /// A step that makes sense in this state.
     pub fn random_op(&self, rng: &mut Rng) -> Op {
         loop {
             let (first, count) = self.random_range(rng);
             let mapped = self.pages[first..first + count].iter().all(Option::is_some);
-            let op = match rng.below(16) {
+            let op = match rng.below(19) {
                 0 => Op::Map { first, count, shared: rng.one_in(3) },
                 1 if mapped || rng.one_in(4) => Op::Unmap { first, count },
                 2 if mapped => {
@@ -159,6 +193,11 @@ impl Model {
                     }
                     Op::GpuCopy { from, to, blocks }
                 }
+                16 | 17 => {
+                    let hints = [Hint::Prefetch, Hint::PreferDevice, Hint::PreferSystem];
+                    Op::Advise { first, count, hint: hints[rng.below(3)] }
+                }
+                18 if rng.one_in(3) => Op::Fork { first, count },
                 _ => continue,
             };
             return op;
@@ -212,6 +251,7 @@ impl Model {
                     self.pages[to + i] = self.pages[first + i].take();
                 }
             }
+            Op::Advise { .. } | Op::Fork { .. } => {}
             Op::CpuWrite { word, value } => {
                 if let Some(w) = self.writable_word(word) {
                     *w = value;

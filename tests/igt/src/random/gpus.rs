@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The GPU's part of a sequence, done by one GPU or by several in turn.
+
+use super::{Accelerator, Hint, Verdict};
+use crate::Gpu;
+use vxe_client::{Advice, Bind, Commands, Location, Result};
+
+/// GPUs that take turns.
+pub struct Gpus {
+    gpus: Vec<Gpu>,
+    turn: usize,
+}
+
+impl Gpus {
+    /// These, of which there must be one at least.
+    pub const fn new(gpus: Vec<Gpu>) -> Self {
+        Self { gpus, turn: 0 }
+    }
+
+    fn next(&mut self) -> &mut Gpu {
+        self.turn = (self.turn + 1) % self.gpus.len();
+        &mut self.gpus[self.turn]
+    }
+
+    fn run(&mut self, build: impl FnOnce(&mut Commands)) -> Verdict {
+        let gpu = self.next();
+        let Err(e) = gpu.try_run(build) else {
+            return Verdict::Done;
+        };
+        // A device that is taken away may have banned the queue first.
+        let verdict = match e.errno() {
+            libc::ENODEV => return Verdict::Gone,
+            libc::EIO | libc::ECANCELED => gpu.try_renew(),
+            _ => panic!("{e}"),
+        };
+        match (verdict, e.errno()) {
+            (Ok(()), libc::EIO) => Verdict::Failed,
+            (Err(e), _) if e.errno() == libc::ENODEV => Verdict::Gone,
+            (Ok(()), _) => panic!("{e}"),
+            (Err(e), _) => panic!("a queue after a ban: {e}"),
+        }
+    }
+}
+
+impl Accelerator for Gpus {
+    fn store(&mut self, stores: &[(u64, u32)]) -> Verdict {
+        self.run(|c| stores.iter().for_each(|&(to, value)| _ = c.store(to, value)))
+    }
+
+    fn add(&mut self, adds: &[(u64, bool)]) -> Verdict {
+        self.run(|c| {
+            for &(to, up) in adds {
+                if up {
+                    c.increment(to)
+                } else {
+                    c.decrement(to)
+                };
+            }
+        })
+    }
+
+    fn copy(&mut self, from: u64, to: u64, length: usize) -> Verdict {
+        self.run(|c| _ = c.copy(from, to, length))
+    }
+
+    fn advise(&mut self, start: u64, length: usize, hint: Hint) {
+        let vm = self.next().vm();
+        let length = length as u64;
+        let _: Result<()> = match hint {
+            Hint::Prefetch => vm.bind(&[Bind::prefetch(start, length, -1)]),
+            Hint::PreferDevice => vm.madvise(start, length, Advice::Preferred(Location::Local)),
+            Hint::PreferSystem => vm.madvise(start, length, Advice::Preferred(Location::System)),
+        };
+    }
+}

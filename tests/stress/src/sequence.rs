@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One sequence of random steps: all about it follows from its seed.
+
+use crate::tally::Tally;
+use vxe_client::{Device, Error, Vm};
+use vxe_igt::{
+    random::{Gpus, Machine},
+    Gpu, Rng,
+};
+
+/// How a sequence is laid out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// How large its memory is.
+    pages: usize,
+    /// How many steps are done to it.
+    steps: u32,
+    /// How many VMs take turns.
+    vms: usize,
+    /// How many threads do the same, each to memory of its own.
+    threads: usize,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn random(rng: &mut Rng) -> Self {
+        let (pages, steps) = match rng.below(8) {
+            0 | 1 => (24, 60),
+            2..=4 => (200, 50),
+            5 | 6 => (600, 40),
+            _ => (2600, 20),
+        };
+        let vms = 1 + rng.below(3);
+        let threads = if rng.one_in(3) { 2 + rng.below(2) } else { 1 };
+        Self { pages, steps, vms, threads }
+    }
+}
+
+/// All Xe devices that are there now.
+pub fn devices() -> Vec<Device> {
+    (0..16).filter_map(|n| Device::open_path(format!("/dev/dri/card{n}")).ok()).collect()
+}
+
+/// Runs the sequence of a seed, in a process that is made for it. Panics when memory or the GPU is not
+/// as it should be.
+pub fn run(seed: u64, tally: &'static Tally) {
+    let mut rng = Rng::new(seed);
+    let plan = Plan::random(&mut rng);
+    let devices = devices();
+    assert!(!devices.is_empty(), "there is no xe device");
+    std::thread::scope(|scope| {
+        for _ in 0..plan.threads {
+            let first = rng.below(devices.len());
+            let mut rng = Rng::new(rng.next_u64());
+            let (plan, devices) = (&plan, &devices);
+            scope.spawn(move || {
+                let of_turn = |i| &devices[(first + i) % devices.len()];
+                let vms = (0..plan.vms).map(|i| Vm::mirrored(of_turn(i)).map(|vm| Gpu::on_vm(&vm)));
+                let done = match vms.collect::<Result<Vec<_>, Error>>() {
+                    Ok(gpus) => Machine::new(plan.pages, Gpus::new(gpus)).run(plan.steps, &mut rng),
+                    // A device that is taken away at once.
+                    Err(e) if e.errno() == libc::ENODEV => 0,
+                    Err(e) => panic!("{e}"),
+                };
+                tally.add(done, plan.steps);
+            });
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_repeats_the_plan() {
+        let plan = |seed| Plan::random(&mut Rng::new(seed));
+        assert!((0..100).all(|seed| plan(seed) == plan(seed)));
+        assert!((0..100).any(|seed| plan(seed) != plan(seed + 1)));
+    }
+}
