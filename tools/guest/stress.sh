@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=sh
+#
+# Runs in the guest: the stress program, as one test. Prints KTAP.
+
+echo "KTAP version 1"
+echo "1..1"
+if vxe-stress --seconds 120 >/tmp/log 2>&1; then
+	result=ok
+else
+	result="not ok"
+fi
+sed 's/^/# /' /tmp/log
+echo "$result 1 stress"
+[ "$result" = ok ]
