@@ -4,7 +4,7 @@
 
 use super::{Accelerator, Hint, Verdict};
 use crate::Gpu;
-use vxe_client::{Advice, Bind, Commands, Location, Result};
+use vxe_client::{Advice, Bind, Commands, Location, Migrate, Result};
 
 /// GPUs that take turns.
 pub struct Gpus {
@@ -67,10 +67,12 @@ impl Accelerator for Gpus {
     fn advise(&mut self, start: u64, length: usize, hint: Hint) {
         let vm = self.next().vm();
         let length = length as u64;
+        let prefer =
+            |location| vm.madvise(start, length, Advice::Preferred(location, Migrate::AllPages));
         let _: Result<()> = match hint {
             Hint::Prefetch => vm.bind(&[Bind::prefetch(start, length, -1)]),
-            Hint::PreferDevice => vm.madvise(start, length, Advice::Preferred(Location::Local)),
-            Hint::PreferSystem => vm.madvise(start, length, Advice::Preferred(Location::System)),
+            Hint::PreferDevice => prefer(Location::Local),
+            Hint::PreferSystem => prefer(Location::System),
         };
     }
 }
