@@ -57,16 +57,19 @@ pub struct Pfn(c_ulong);
 
 impl Pfn {
     /// Whether there is a page, at least readable.
+    #[inline]
     pub fn is_valid(self) -> bool {
         self.0 & bindings::hmm_pfn_flags_HMM_PFN_VALID as c_ulong != 0
     }
 
     /// Whether the CPU may write the page as it is mapped now.
+    #[inline]
     pub fn is_writable(self) -> bool {
         self.0 & bindings::hmm_pfn_flags_HMM_PFN_WRITE as c_ulong != 0
     }
 
     /// Log2 of the number of pages that the CPU maps by the entry that this page belongs to.
+    #[inline]
     pub fn map_order(self) -> u32 {
         ((self.0 >> bindings::hmm_pfn_flags_HMM_PFN_ORDER_SHIFT) & 0x1f) as u32
     }
@@ -83,6 +86,7 @@ impl Pfn {
     }
 
     /// The page. Its target is only safe to touch as the snapshot is known to be valid.
+    #[inline]
     pub fn page(self) -> *mut kernel::bindings::page {
         // SAFETY: Arithmetic on the value.
         unsafe { bindings::hmm_pfn_to_page(self.0) }
@@ -182,8 +186,15 @@ impl Walk {
     ) -> Result<bindings::hmm_range> {
         self.request = None;
         let pages = span.end.saturating_sub(span.start) >> PAGE_SHIFT;
+        // Zeroed at once, in the memory of the last walk if that is enough: what HMM finds in an entry
+        // may stay in it.
         self.pfns.clear();
-        self.pfns.resize(pages, Pfn(0), GFP_KERNEL)?;
+        self.pfns.reserve(pages, GFP_KERNEL)?;
+        // SAFETY: There is room for so many entries, and zeroes are an entry.
+        unsafe {
+            self.pfns.as_mut_ptr().write_bytes(0, pages);
+            self.pfns.inc_len(pages);
+        }
         self.span = span.clone();
         self.owner = owner;
         WALKS.fetch_add(1, Relaxed);
@@ -296,9 +307,14 @@ impl<'a> Blocks<'a> {
 impl Iterator for Blocks<'_> {
     type Item = Block;
 
+    #[inline]
     fn next(&mut self) -> Option<Block> {
         let pfn = *self.pfns.get(self.next)?;
-        let pages = block_pages(pfn, self.next, self.pfns.len());
+        let pages = match pfn.map_order() {
+            // Most pages are by themselves.
+            0 => 1,
+            _ => block_pages(pfn, self.next, self.pfns.len()),
+        };
         debug_assert!(pfn.flags() != 0 || pages == 1);
         let block = Block {
             pfn,
