@@ -14,4 +14,5 @@
 #include <linux/rwsem.h>
 #include <drm/drm_gpusvm.h>
 #include <drm/drm_pagemap.h>
+#include <drm/drm_pagemap_util.h>
 #include <uapi/drm/xe_drm.h>

@@ -28,6 +28,11 @@ int kext_mutex_lock_killable(struct mutex *lock)
 	return mutex_lock_killable(lock);
 }
 
+int kext_mutex_lock_interruptible(struct mutex *lock)
+{
+	return mutex_lock_interruptible(lock);
+}
+
 #ifdef CONFIG_LOCKDEP
 /* Warns unless the lock of @map is held; a NULL @map is no claim at all. */
 void kext_lockdep_assert_map_held(struct lockdep_map *map)

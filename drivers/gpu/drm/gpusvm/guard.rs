@@ -16,11 +16,10 @@ use crate::{
 };
 use core::{ops::Range as Span, ptr, ptr::NonNull};
 use kernel::{
-    error::to_result,
     prelude::*,
     sync::{lock, new_mutex, Mutex}, //
 };
-use kernel_ext::hmm::Walk;
+use kernel_ext::{hmm::Walk, mutex};
 
 /// The driver's SVM lock. Its class is defined here, once for all drivers.
 #[pin_data]
@@ -38,8 +37,7 @@ impl DriverLock {
 
     /// The C object.
     fn as_raw(&self) -> *mut kernel::bindings::mutex {
-        // A `Mutex<()>` is just its `struct mutex`: `Lock::from_raw()` rests on the same fact.
-        (&raw const self.mutex).cast_mut().cast()
+        mutex::as_raw(&self.mutex)
     }
 
     /// What lockdep knows the lock by.
@@ -55,10 +53,7 @@ impl DriverLock {
 
     /// Fails with `EINTR` if the caller is killed before it has the lock.
     pub(crate) fn lock_killable(&self) -> Result<lock::Guard<'_, (), lock::mutex::MutexBackend>> {
-        // SAFETY: The mutex is initialized.
-        to_result(unsafe { kernel_ext::bindings::mutex_lock_killable(self.as_raw()) })?;
-        // SAFETY: The mutex was just locked, and a mutex's guard has no state.
-        Ok(unsafe { lock::Guard::new(&self.mutex, ()) })
+        mutex::lock_killable(&self.mutex)
     }
 
     pub(crate) fn try_lock(&self) -> Option<lock::Guard<'_, (), lock::mutex::MutexBackend>> {
