@@ -9,7 +9,10 @@
 use crate::{
     flags::{PagesFlag, PagesFlags, RangeFlag, RangeFlags},
     notifier::Notifier,
-    pagemap::PageMap,
+    pagemap::{
+        owner::{OwnerList, Peer},
+        PageMap, //
+    },
     pages::Pages,
     range::SvmRange,
     segment::{Protocol, Segment, SegmentArray},
@@ -102,6 +105,16 @@ same_layout!(
     shrink_link = shrink_link,
 );
 
+same_layout!(
+    Peer,
+    ext::drm_pagemap_peer,
+    list = list,
+    link = link,
+    owner = owner,
+    private = private,
+);
+
+same_layout!(OwnerList, ext::drm_pagemap_owner_list);
 same_layout!(Segment, ext::drm_pagemap_addr);
 same_layout!(Option<SegmentArray>, *mut ext::drm_pagemap_addr);
 same_layout!(RangeFlags, ext::drm_gpusvm_range_flags);

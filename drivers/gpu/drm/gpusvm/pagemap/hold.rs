@@ -17,9 +17,13 @@
 //!
 //! C: `struct drm_pagemap_dev_hold`.
 
-use super::page_map::PageMap;
+use super::{cache::Cache, page_map::PageMap};
 use core::ptr::{self, NonNull};
-use kernel::{prelude::*, static_lock_class};
+use kernel::{
+    prelude::*,
+    static_lock_class,
+    sync::Arc, //
+};
 use kernel_ext::{
     drm_device::DrmDevice,
     llist::{Linked, LockFreeList},
@@ -33,6 +37,10 @@ use kernel_ext::{
 pub(crate) struct DevHold {
     /// The place in [`HOLDS`].
     next: *mut DevHold,
+    /// The cache that the pagemap was put into, which holds the device, too. Written once, by who
+    /// puts the pagemap in.
+    pub(super) cache: Option<Arc<Cache>>,
+    // After the cache, as the module must go last.
     _drm: DrmHold,
 }
 
@@ -52,9 +60,10 @@ unsafe impl Linked for DevHold {
 impl DevHold {
     /// Fails with `ENODEV` if the driver's module is on its way out, or with `ENOMEM`; nothing is
     /// held then. May sleep.
-    pub(crate) fn new(drm: &DrmDevice) -> Result<KBox<Self>> {
+    pub(crate) fn new(drm: &DrmDevice, cache: Option<Arc<Cache>>) -> Result<KBox<Self>> {
         let hold = Self {
             next: ptr::null_mut(),
+            cache,
             _drm: DrmHold::new(drm)?,
         };
         Ok(KBox::new(hold, GFP_KERNEL)?)

@@ -4,29 +4,40 @@
 //!
 //! A [`PageMap`] is part of a larger object of its driver, the provider. Its users hold counted
 //! references ([`PageMapRef`]): device pages through their zone-device data, mappings of such pages,
-//! VMs whose memory is to be placed there. While there are any, a [`hold`](super::hold) keeps the
-//! DRM device and the driver's module, so that the operations can be called; the device may be
-//! unbound meanwhile, and the operations then fail.
+//! VMs whose memory is to be placed there. While there are any, a [hold](super::hold) keeps the DRM
+//! device and the driver's module, so that the operations can be called; the device may be unbound
+//! meanwhile, and the operations then fail.
 //!
 //! # States
 //!
 //! - *In use*: there are references, and a hold.
+//! - *Idle*: there are none, and no hold: the pagemap waits in a [`cache`](super::cache) for somebody
+//!   to use it again. Only one that was put into a cache may be so.
 //! - *Dying*: there are none. A work item calls the driver's `destroy`, and then gives up the hold.
 //!
 //! # Locking
 //!
-//! References may be taken and given back in any context but interrupts; giving back the last only
-//! schedules work.
+//! References may be taken and given back in any context but interrupts. Giving back the last only
+//! schedules work; it takes the lock of the [`Shrinker`](super::shrinker::Shrinker), a spinlock.
 //!
 //! C: `struct drm_pagemap`.
 
-use super::hold::{self, DevHold};
-use core::{cell::UnsafeCell, ffi::c_void, ptr::NonNull};
+use super::{
+    cache::Cache,
+    hold::{self, DevHold}, //
+};
+use core::{
+    cell::UnsafeCell,
+    ffi::c_void,
+    ptr::{self, NonNull}, //
+};
 use kernel::{
     bindings,
     prelude::*,
     sync::{
         aref::{ARef, AlwaysRefCounted},
+        atomic::{Acquire, Atomic, Relaxed},
+        Arc,
         Refcount, //
     },
 };
@@ -50,8 +61,11 @@ pub type PageMapRef = ARef<PageMap>;
 /// - `drm` is valid while the provider is: `dev_hold` keeps it while there are references, and the
 ///   driver after that.
 /// - `dev_hold` is there while there are references, and changed only by who has the only right to
-///   the object: who makes it, or who gave back the last reference.
-/// - `shrink_link` is the place in the list of those that are dying, when it is.
+///   the object: who makes it, who gave back the last reference, who takes it into use again.
+/// - `cache` is null or the cache that the pagemap was put into, for good. The hold keeps it while
+///   there are references; of an idle pagemap it is not closed, which keeps it as well.
+/// - `shrink_link` is the place in the list of the idle, under the lock of that list, or among those
+///   that are dying.
 /// - A shared reference to the object means that there is a counted reference.
 #[repr(C)]
 #[pin_data]
@@ -61,7 +75,7 @@ pub struct PageMap {
     pub(crate) drm: *mut bindings::drm_device,
     pub(crate) pagemap: *mut bindings::dev_pagemap,
     pub(crate) dev_hold: UnsafeCell<Option<KBox<DevHold>>>,
-    pub(crate) cache: *mut c_void,
+    pub(crate) cache: Atomic<*const Cache>,
     #[pin]
     pub(crate) shrink_link: Link,
 }
@@ -97,15 +111,15 @@ impl PageMap {
             refcount: Refcount::new(1),
             drm: device.as_raw(),
             pagemap: dev_pagemap,
-            dev_hold: UnsafeCell::new(Some(DevHold::new(device)?)),
-            cache: core::ptr::null_mut(),
+            dev_hold: UnsafeCell::new(Some(DevHold::new(device, None)?)),
+            cache: Atomic::new(ptr::null()),
             shrink_link <- Link::new(),
         })
     }
 
     /// The C object.
     pub fn as_raw(&self) -> *mut ext::drm_pagemap {
-        core::ptr::from_ref(self).cast_mut().cast()
+        ptr::from_ref(self).cast_mut().cast()
     }
 
     /// A reference to a C object.
@@ -157,6 +171,36 @@ impl PageMap {
         unsafe { &*self.ops }
     }
 
+    /// Notes that the pagemap is in `cache` from now on, whose lock the caller holds. Fails with
+    /// `EINVAL` if it is in one already.
+    pub(super) fn enter_cache(&self, cache: &Arc<Cache>) -> Result {
+        self.cache
+            .cmpxchg(ptr::null(), Arc::as_ptr(cache), Relaxed)
+            .map_err(|_| EINVAL)?;
+        // SAFETY: There is a counted reference, the caller's, so that nobody takes the hold out;
+        // and only who wrote the pointer writes to it.
+        if let Some(hold) = unsafe { &mut *self.dev_hold.get() } {
+            hold.cache = Some(cache.clone());
+        }
+        Ok(())
+    }
+
+    /// Takes a pagemap into use again, and returns its first reference. C: `drm_pagemap_reinit()`.
+    ///
+    /// # Safety
+    ///
+    /// `this` must be a pagemap without references that nobody else works on, and in no list. The
+    /// hold must be one on its device, and on its cache if it has one.
+    pub(super) unsafe fn reinit(this: NonNull<Self>, hold: KBox<DevHold>) -> PageMapRef {
+        // SAFETY: Nobody else looks at the hold, by this function's requirements. The new count is
+        // that of the reference that is returned.
+        unsafe {
+            *(*this.as_ptr()).dev_hold.get() = Some(hold);
+            (*this.as_ptr()).refcount.set(1);
+            ARef::from_raw(this)
+        }
+    }
+
     /// Takes the hold out.
     ///
     /// # Safety
@@ -194,9 +238,26 @@ unsafe impl AlwaysRefCounted for PageMap {
 
     unsafe fn dec_ref(this: NonNull<Self>) {
         // SAFETY: The caller's reference keeps the object.
-        if unsafe { this.as_ref() }.refcount.dec_and_test() {
-            // SAFETY: That was the last reference, and the hold is still there.
-            unsafe { hold::destroy_later(this) };
+        let (refcount, cache) = unsafe { (&this.as_ref().refcount, &this.as_ref().cache) };
+        // CAST: `Refcount` is transparent over `refcount_t`.
+        let raw: *mut bindings::refcount_t = ptr::from_ref(refcount).cast_mut().cast();
+        // SAFETY: The count is valid.
+        if unsafe { bindings::refcount_dec_not_one(raw) } {
+            return;
+        }
+        // There is only the caller's reference. If the pagemap was put into a cache, whoever did it
+        // had another one then: seeing that one gone is seeing the cache.
+        refcount.as_atomic().load(Acquire);
+        // SAFETY: The hold keeps the cache while there are references.
+        match unsafe { cache.load(Relaxed).as_ref() } {
+            // SAFETY: The caller's reference is handed on.
+            Some(cache) => unsafe { Cache::put(cache, this) },
+            None => {
+                if refcount.dec_and_test() {
+                    // SAFETY: That was the last reference, and the hold is still there.
+                    unsafe { hold::destroy_later(this) };
+                }
+            }
         }
     }
 }
