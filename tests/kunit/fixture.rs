@@ -9,6 +9,7 @@ pub(crate) mod driver;
 pub(crate) mod failure;
 pub(crate) mod file;
 pub(crate) mod mm;
+pub(crate) mod provider;
 pub(crate) mod syscall;
 pub(crate) mod thread;
 

@@ -6,7 +6,8 @@
 //! [`segment`], [`blocks`], [`scan`], [`retry`]. All else is tested as drivers use it, on a real
 //! process's memory with real DRM devices ([`fixture`]): an SVM and its ranges ([`config`],
 //! [`ranges`], [`removal`], [`notifier`], [`exit`]), the mapping of pages ([`pages`], [`get_pages`],
-//! [`devices`], [`iova`], [`evict`]), and what can come in between ([`races`], [`failures`]).
+//! [`devices`], [`iova`], [`evict`]), what can come in between ([`races`], [`failures`]), and the
+//! memory of devices ([`pagemap_lifetime`], [`pagemap_owner`]).
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 
@@ -29,6 +30,8 @@ mod intervals;
 mod iova;
 mod layout;
 mod notifier;
+mod pagemap_lifetime;
+mod pagemap_owner;
 mod pages;
 mod races;
 mod random;

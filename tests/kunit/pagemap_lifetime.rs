@@ -1,0 +1,625 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Providers' lifetimes: what a pagemap holds, the cache of unused ones, the shrinker, unbinding.
+
+use crate::fixture::{
+    failure,
+    provider::{
+        destroyed,
+        devices,
+        made,
+        module_refs,
+        pagemap,
+        refs_at_destruction,
+        with_provider,
+        Going,
+        HoldUp,
+        Provider, //
+    },
+    syscall::File,
+    thread::{sleep_ms, Thread}, //
+};
+use gpusvm::{
+    pagemap::{cache::Found, hold, PageMapRef},
+    DrmDevice, //
+};
+use kernel::{
+    bindings,
+    prelude::*,
+    str::CString,
+    sync::{
+        aref::ARef,
+        atomic::{Acquire, Atomic, Relaxed, Release},
+        new_spinlock,
+        Arc, //
+    },
+};
+use kernel_ext::shrinker::Shrink;
+
+/// References to a DRM device.
+fn drm_refs(drm: &DrmDevice) -> i32 {
+    // SAFETY: The device is valid, and its count an `atomic_t`.
+    unsafe { &*(&raw const (*drm.as_raw()).ref_).cast::<Atomic<i32>>() }.load(Relaxed)
+}
+
+/// Waits until `done`, for some seconds at most.
+fn wait(done: impl Fn() -> bool) -> Result {
+    for _ in 0..5000 {
+        if done() {
+            return Ok(());
+        }
+        sleep_ms(1);
+    }
+    Err(ETIMEDOUT)
+}
+
+/// Gives something back where nothing may sleep.
+fn drop_atomically<T>(what: T) -> Result {
+    let lock = KBox::pin_init(new_spinlock!(()), GFP_KERNEL)?;
+    let _locked = lock.lock();
+    drop(what);
+    Ok(())
+}
+
+fn same(one: &PageMapRef, other: &PageMapRef) -> bool {
+    one.as_raw() == other.as_raw()
+}
+
+#[kunit_tests(gpusvm_pagemap_hold)]
+mod hold_tests {
+    use super::*;
+
+    #[test]
+    fn a_pagemap_holds_its_device_and_module() -> Result {
+        with_provider(|_, provider| {
+            let drm = drm_refs(provider.drm());
+            let one = provider.pagemap()?;
+            let held = (module_refs(), drm_refs(provider.drm()));
+            // However many references there are, it is one hold.
+            let other = one.clone();
+            let still = (module_refs(), drm_refs(provider.drm()));
+            ensure_eq!(one.drm().as_raw(), provider.drm().as_raw());
+            drop(one);
+            hold::flush();
+            let after_one = (destroyed(), module_refs());
+            drop(other);
+            hold::flush();
+            ensure_eq!(held, (2, drm + 1));
+            ensure_eq!(still, held);
+            ensure_eq!(after_one, (0, 2));
+            ensure_eq!(destroyed(), 1);
+            ensure_eq!((module_refs(), drm_refs(provider.drm())), (1, drm));
+            // Another holds anew.
+            drop((provider.pagemap()?, provider.pagemap()?));
+            hold::flush();
+            ensure_eq!((module_refs(), drm_refs(provider.drm())), (1, drm));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn nothing_is_taken_from_a_module_that_goes() -> Result {
+        with_provider(|_, provider| {
+            let drm = drm_refs(provider.drm());
+            let going = Going::now();
+            let error = provider.pagemap().err();
+            hold::flush();
+            let refs = (module_refs(), drm_refs(provider.drm()));
+            drop(going);
+            ensure_eq!(error, Some(ENODEV));
+            ensure_eq!(refs, (0, drm));
+            ensure_eq!((made(), destroyed()), (0, 0));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn the_last_reference_may_go_where_nothing_sleeps() -> Result {
+        with_provider(|_, provider| {
+            let held_up = HoldUp::new();
+            drop_atomically(provider.pagemap()?)?;
+            // It is not destroyed there, and the module is kept until it is.
+            let refs = (destroyed(), module_refs());
+            drop(held_up);
+            hold::flush();
+            ensure_eq!(refs, (0, 2));
+            ensure_eq!(destroyed(), 1);
+            ensure_eq!(refs_at_destruction(), 2);
+            ensure_eq!(module_refs(), 1);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_pagemap_may_be_the_last_to_know_its_device() -> Result {
+        with_provider(|_, provider| {
+            let pagemap = provider.pagemap()?;
+            drop(provider);
+            let held = (devices(), module_refs());
+            let other = pagemap.clone();
+            drop(pagemap);
+            drop_atomically(other)?;
+            hold::flush();
+            ensure_eq!(held, (1, 2));
+            ensure_eq!((devices(), module_refs()), (0, 1));
+            ensure_eq!(refs_at_destruction(), 2);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn what_is_in_no_cache_is_not_kept() -> Result {
+        with_provider(|_, provider| {
+            let cached = provider.cached()?;
+            let other = provider.pagemap()?;
+            drop(other);
+            hold::flush();
+            ensure_eq!(destroyed(), 1);
+            ensure_eq!(provider.shrinker.count(), 0);
+            drop(cached);
+            Ok(())
+        })
+    }
+}
+
+#[kunit_tests(gpusvm_pagemap_cache)]
+mod cache_tests {
+    use super::*;
+
+    #[test]
+    fn an_unused_pagemap_is_found_again() -> Result {
+        with_provider(|_, provider| {
+            let drm = drm_refs(provider.drm());
+            let one = provider.cached()?;
+            let raw = one.as_raw();
+            let used = (module_refs(), drm_refs(provider.drm()));
+            drop_atomically(one)?;
+            hold::flush();
+            // Unused, it holds nothing, and is there.
+            let unused = (module_refs(), drm_refs(provider.drm()));
+            ensure_eq!(provider.shrinker.count(), 1);
+            ensure!(provider.cache.get_if_active().is_none());
+            for _ in 0..3 {
+                let again = provider.cached()?;
+                ensure_eq!(again.as_raw(), raw);
+                ensure_eq!(provider.shrinker.count(), 0);
+                ensure_eq!((module_refs(), drm_refs(provider.drm())), used);
+                drop(again);
+                hold::flush();
+                ensure_eq!((module_refs(), drm_refs(provider.drm())), unused);
+            }
+            ensure_eq!(used, (2, drm + 1));
+            ensure_eq!(unused, (1, drm));
+            ensure_eq!((made(), destroyed()), (1, 0));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_pagemap_in_use_is_shared() -> Result {
+        with_provider(|_, provider| {
+            ensure!(provider.cache.get_if_active().is_none());
+            let one = provider.cached()?;
+            let other = provider.cached()?;
+            let third = provider.cache.get_if_active().ok_or(ENOENT)?;
+            ensure!(same(&one, &other) && same(&one, &third));
+            ensure_eq!((made(), module_refs()), (1, 2));
+            ensure_eq!(provider.shrinker.count(), 0);
+            // Nothing is unused that reclaim could have.
+            ensure_eq!(provider.shrinker.scan(10), 0);
+            drop((one, other));
+            ensure_eq!(provider.shrinker.count(), 0);
+            drop(third);
+            ensure_eq!(provider.shrinker.count(), 1);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn reclaim_has_what_is_unused() -> Result {
+        with_provider(|_, provider| {
+            let one = provider.cached()?;
+            let raw = one.as_raw();
+            drop(one);
+            ensure_eq!(provider.shrinker.scan(0), 0);
+            ensure_eq!(provider.shrinker.count(), 1);
+            ensure_eq!(provider.shrinker.scan(10), 1);
+            ensure_eq!(provider.shrinker.count(), 0);
+            ensure_eq!(provider.shrinker.scan(10), 0);
+            hold::flush();
+            ensure_eq!((made(), destroyed()), (1, 1));
+            let next = provider.cached()?;
+            ensure_eq!(made(), 2);
+            // It is what the cache has now.
+            ensure!(same(&next, &provider.cached()?));
+            ensure!(next.as_raw() != raw || destroyed() == 1);
+            Ok(())
+        })
+    }
+
+    /// Row 5 of the C code's weaknesses, step by step: reclaim takes the unused pagemap; before it
+    /// is destroyed, a lookup makes another.
+    #[test]
+    fn a_late_shrinker_loses_no_pagemap_in_use() -> Result {
+        with_provider(|_, provider| {
+            drop(provider.cached()?);
+            let held_up = HoldUp::new();
+            ensure_eq!(provider.shrinker.scan(1), 1);
+            // The old one is not destroyed, and not found.
+            ensure!(provider.cache.get_if_active().is_none());
+            let new = provider.cached()?;
+            ensure_eq!((made(), destroyed()), (2, 0));
+            drop(held_up);
+            hold::flush();
+            ensure_eq!(destroyed(), 1);
+            let active = provider.cache.get_if_active().ok_or(ENOENT)?;
+            ensure!(same(&new, &active));
+            ensure!(same(&new, &provider.cached()?));
+            ensure_eq!(made(), 2);
+            Ok(())
+        })
+    }
+
+    /// As above; the last reference is given back again before the old one is destroyed.
+    #[test]
+    fn a_late_shrinker_has_only_what_it_took() -> Result {
+        with_provider(|_, provider| {
+            drop(provider.cached()?);
+            let held_up = HoldUp::new();
+            ensure_eq!(provider.shrinker.scan(1), 1);
+            let new = provider.cached()?;
+            let raw = new.as_raw();
+            drop(new);
+            ensure_eq!(provider.shrinker.count(), 1);
+            drop(held_up);
+            hold::flush();
+            ensure_eq!(destroyed(), 1);
+            ensure_eq!(provider.shrinker.count(), 1);
+            ensure_eq!(provider.cached()?.as_raw(), raw);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_lookup_waits_for_the_one_before() -> Result {
+        with_provider(|env, provider| {
+            let Found::Vacant(vacant) = provider.cache.lookup()? else {
+                return Err(EINVAL);
+            };
+            let found = Arc::new(Atomic::new(false), GFP_KERNEL)?;
+            let (cache, is_found) = (provider.cache.clone(), found.clone());
+            let other = Thread::spawn(&env.mm, move || {
+                let _pagemap = cache.get_or_create(|| Err(EINVAL))?;
+                is_found.store(true, Release);
+                Ok(())
+            })?;
+            sleep_ms(20);
+            let early = found.load(Acquire);
+            let pagemap = provider.pagemap()?;
+            vacant.fill(&pagemap)?;
+            other.join()?;
+            ensure!(!early);
+            ensure!(found.load(Acquire));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn only_a_new_pagemap_of_the_device_fits() -> Result {
+        with_provider(|_, provider| {
+            let stranger = Provider::new(1)?;
+            let used = provider.cached()?;
+            let cache = provider.another_cache()?;
+            for (unfit, raw) in [
+                (&used, used.as_raw()),
+                (&stranger.pagemap()?, used.as_raw()),
+            ] {
+                let Found::Vacant(vacant) = cache.lookup()? else {
+                    return Err(EEXIST);
+                };
+                ensure_eq!(vacant.fill(unfit), Err(EINVAL));
+                ensure!(cache.get_if_active().is_none());
+                // All is as before in the other cache.
+                ensure_eq!(provider.cached()?.as_raw(), raw);
+            }
+            // There may be several caches.
+            let other = cache.get_or_create(|| provider.pagemap())?;
+            ensure!(!same(&used, &other));
+            drop((used, other));
+            ensure_eq!(provider.shrinker.count(), 2);
+            ensure_eq!(provider.shrinker.scan(1), 1);
+            ensure_eq!(provider.shrinker.count(), 1);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn an_error_of_the_maker_leaves_the_cache_empty() -> Result {
+        with_provider(|_, provider| {
+            ensure_eq!(provider.cache.get_or_create(|| Err(EIO)).err(), Some(EIO));
+            ensure!(provider.cache.get_if_active().is_none());
+            drop(provider.cached()?);
+            Ok(())
+        })
+    }
+
+    /// Row 8, in the cache: an unused pagemap whose module goes stays unused.
+    #[test]
+    fn a_lookup_takes_nothing_from_a_module_that_goes() -> Result {
+        with_provider(|_, provider| {
+            drop(provider.cached()?);
+            hold::flush();
+            let drm = drm_refs(provider.drm());
+            let going = Going::now();
+            let error = provider.cached().err();
+            hold::flush();
+            let after = (
+                module_refs(),
+                drm_refs(provider.drm()),
+                provider.shrinker.count(),
+            );
+            drop(going);
+            ensure_eq!(error, Some(ENODEV));
+            ensure_eq!(after, (0, drm, 1));
+            drop(provider.cached()?);
+            ensure_eq!((made(), destroyed()), (1, 0));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn nothing_is_found_after_unplug() -> Result {
+        with_provider(|_, provider| {
+            let pagemap = provider.cached()?;
+            provider.unplug();
+            ensure_eq!(provider.cached().err(), Some(ENODEV));
+            drop(pagemap);
+            ensure_eq!(provider.cached().err(), Some(ENODEV));
+            drop(provider);
+            ensure_eq!((made(), destroyed()), (1, 1));
+            Ok(())
+        })
+    }
+}
+
+/// What is written to a shrinker's file in debugfs: of no cgroup, on node 0, up to 10 objects.
+const SCAN: &[u8] = b"0 0 10\n";
+
+/// Has the shrinker of this name scan, as reclaim does. Fails with `ENOENT` if it is not registered.
+fn reclaim(name: &str) -> Result {
+    for id in 0..500 {
+        let path = CString::try_from_fmt(fmt!("/sys/kernel/debug/shrinker/{name}-{id}/scan"))?;
+        if let Ok(mut file) = File::open(&path, bindings::O_WRONLY) {
+            return file.write(SCAN);
+        }
+    }
+    Err(ENOENT)
+}
+
+#[kunit_tests(gpusvm_pagemap_unbind)]
+mod unbind_tests {
+    use super::*;
+
+    #[test]
+    fn unbinding_destroys_what_is_unused() -> Result {
+        with_provider(|_, provider| {
+            drop(provider.cached()?);
+            hold::flush();
+            let drm: ARef<DrmDevice> = provider.drm().into();
+            let (cache, shrinker) = provider.unbind();
+            // It is done when the device is unbound, as the driver may go then.
+            ensure_eq!(destroyed(), 1);
+            ensure_eq!(shrinker.count(), 0);
+            ensure!(cache.get_if_active().is_none());
+            ensure_eq!(cache.lookup().err(), Some(ENODEV));
+            ensure_eq!(cache.get_or_create(|| pagemap(&drm)).err(), Some(ENODEV));
+            ensure_eq!(made(), 1);
+            Ok(())
+        })
+    }
+
+    /// Row 6: what the shrinker took out is on its way when the device is unbound.
+    #[test]
+    fn unbinding_waits_for_what_reclaim_took() -> Result {
+        with_provider(|env, provider| {
+            drop(provider.cached()?);
+            let held_up = HoldUp::new();
+            ensure_eq!(provider.shrinker.scan(1), 1);
+            let helper = Thread::spawn(&env.mm, move || {
+                sleep_ms(50);
+                drop(held_up);
+                Ok(())
+            })?;
+            // The cache, and all else of the device, is gone after this.
+            drop(provider);
+            let then = destroyed();
+            helper.join()?;
+            ensure_eq!(then, 1);
+            Ok(())
+        })
+    }
+
+    /// Row 7: the last reference is given back after the cache is gone, and all that it was in.
+    #[test]
+    fn a_pagemap_in_use_outlives_its_device() -> Result {
+        with_provider(|_, provider| {
+            let one = provider.cached()?;
+            let other = one.clone();
+            drop(provider);
+            let held = (destroyed(), devices(), module_refs());
+            drop(one);
+            hold::flush();
+            let still = (destroyed(), devices(), module_refs());
+            drop_atomically(other)?;
+            hold::flush();
+            ensure_eq!(held, (0, 1, 2));
+            ensure_eq!(still, held);
+            ensure_eq!((destroyed(), devices(), module_refs()), (1, 0, 1));
+            ensure_eq!(refs_at_destruction(), 2);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_pagemap_that_is_made_too_late_is_in_no_cache() -> Result {
+        with_provider(|_, provider| {
+            let pagemap = provider.pagemap()?;
+            let cache = provider.cache.clone();
+            let Found::Vacant(vacant) = cache.lookup()? else {
+                return Err(EEXIST);
+            };
+            drop(provider);
+            ensure_eq!(vacant.fill(&pagemap), Err(ENODEV));
+            ensure!(cache.get_if_active().is_none());
+            drop(pagemap);
+            hold::flush();
+            ensure_eq!(destroyed(), 1);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_pagemap_unused_since_unplug_goes_with_the_device() -> Result {
+        with_provider(|_, provider| {
+            let pagemap = provider.cached()?;
+            provider.unplug();
+            drop(pagemap);
+            drop(provider);
+            ensure_eq!((made(), destroyed()), (1, 1));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_device_may_be_bound_again() -> Result {
+        with_provider(|_, provider| {
+            let old = provider.cached()?;
+            drop(provider);
+            let provider = Provider::new(0)?;
+            let new = provider.cached()?;
+            ensure!(!same(&old, &new));
+            drop(old);
+            ensure!(same(&new, &provider.cached()?));
+            drop(new);
+            ensure_eq!(provider.shrinker.count(), 1);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn reclaim_calls_until_unbind() -> Result {
+        if cfg!(not(CONFIG_SHRINKER_DEBUG)) {
+            crate::check::skip("the kernel has no CONFIG_SHRINKER_DEBUG");
+            return Ok(());
+        }
+        with_provider(|_, provider| {
+            let name = "gpusvm-pagemap:gpusvm_kunit.0";
+            let used = provider.cached()?;
+            reclaim(name)?;
+            hold::flush();
+            let spared = destroyed();
+            drop(used);
+            reclaim(name)?;
+            hold::flush();
+            ensure_eq!((spared, destroyed()), (0, 1));
+            let kept = provider.cached()?;
+            drop(provider);
+            ensure_eq!(reclaim(name), Err(ENOENT));
+            drop(kept);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn each_allocation_may_fail() -> Result {
+        if cfg!(not(CONFIG_FAILSLAB)) {
+            crate::check::skip("the kernel has no CONFIG_FAILSLAB");
+            return Ok(());
+        }
+        with_provider(|_, provider| {
+            let drm = drm_refs(provider.drm());
+            let failed = failure::each_allocation(
+                || provider.pagemap(),
+                |made| {
+                    let error = made.err();
+                    ensure!(error.is_none() || error == Some(ENOMEM));
+                    hold::flush();
+                    ensure_eq!((module_refs(), drm_refs(provider.drm())), (1, drm));
+                    Ok(())
+                },
+            )?;
+            ensure!(failed >= 3);
+            drop(provider.cached()?);
+            hold::flush();
+            let failed = failure::each_allocation(
+                || provider.cached(),
+                |found| {
+                    let error = found.err();
+                    ensure!(error.is_none() || error == Some(ENOMEM));
+                    hold::flush();
+                    // It is as unused as it was.
+                    ensure_eq!(provider.shrinker.count(), 1);
+                    ensure_eq!((module_refs(), drm_refs(provider.drm())), (1, drm));
+                    Ok(())
+                },
+            )?;
+            ensure!(failed >= 1);
+            let failed = failure::each_allocation(
+                || provider.another_cache(),
+                |cache| {
+                    let error = cache.err();
+                    ensure!(error.is_none() || error == Some(ENOMEM));
+                    Ok(())
+                },
+            )?;
+            ensure!(failed >= 2);
+            Ok(())
+        })
+    }
+
+    /// Rows 5, 6 and 7 as they happen: lookups and last references in two threads, reclaim in a
+    /// third, and the device is unbound in the midst of it.
+    #[test]
+    fn lookups_race_reclaim_and_unbinding() -> Result {
+        for round in 0..20 {
+            with_provider(|env, provider| {
+                let stop = Arc::new(Atomic::new(false), GFP_KERNEL)?;
+                let found = Arc::new(Atomic::new(0i64), GFP_KERNEL)?;
+                let mut threads = KVec::new();
+                for _ in 0..2 {
+                    let drm: ARef<DrmDevice> = provider.drm().into();
+                    let (cache, found) = (provider.cache.clone(), found.clone());
+                    let look = move || loop {
+                        let one = match cache.get_or_create(|| pagemap(&drm)) {
+                            Err(ENODEV) => return Ok(()),
+                            one => one?,
+                        };
+                        // While it is used it is what the cache has, until that is closed.
+                        match cache.get_if_active() {
+                            Some(other) => ensure!(same(&one, &other)),
+                            None => ensure_eq!(cache.lookup().err(), Some(ENODEV)),
+                        }
+                        found.fetch_add(1, Relaxed);
+                    };
+                    threads.push(Thread::spawn(&env.mm, look)?, GFP_KERNEL)?;
+                }
+                let (shrinker, stopped) = (provider.shrinker.clone(), stop.clone());
+                let shrink = move || {
+                    while !stopped.load(Acquire) {
+                        shrinker.scan(1);
+                    }
+                    Ok(())
+                };
+                threads.push(Thread::spawn(&env.mm, shrink)?, GFP_KERNEL)?;
+                wait(|| found.load(Relaxed) > 10 * round)?;
+                drop(provider);
+                stop.store(true, Release);
+                for thread in threads {
+                    thread.join()?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}
