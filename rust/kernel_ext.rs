@@ -14,10 +14,10 @@ pub mod dma;
 pub mod drm_debugfs;
 pub mod drm_device;
 #[cfg(CONFIG_DRM = "y")]
+pub mod drm_platform;
+#[cfg(CONFIG_DRM = "y")]
 pub mod drm_print;
 pub mod faux_dma;
-#[cfg(CONFIG_DRM = "y")]
-pub mod faux_drm;
 pub mod folio;
 #[cfg(CONFIG_DRM = "y")]
 pub mod gem_kind;
@@ -31,6 +31,7 @@ pub mod mmu_interval;
 pub mod module_ref;
 pub mod mutex;
 pub mod phys;
+pub mod platform_device;
 pub mod print;
 pub mod rwsem;
 pub mod sched;

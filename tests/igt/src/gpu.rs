@@ -51,19 +51,28 @@ impl Gpu {
     /// A VM that mirrors the process, and a queue, on an open device.
     #[track_caller]
     pub fn on_device(device: &Device) -> Self {
-        Self::on_vm(&Vm::mirrored(device).expect("a mirrored VM"))
+        Self::try_on_device(device).expect("a mirrored VM and a queue")
+    }
+
+    /// The same, on a device that may be gone.
+    pub fn try_on_device(device: &Device) -> Result<Self> {
+        Self::try_on_vm(&Vm::mirrored(device)?)
     }
 
     /// A queue on a VM.
     #[track_caller]
     pub fn on_vm(vm: &Vm) -> Self {
-        Self {
-            queue: ExecQueue::new(vm).expect("a queue"),
+        Self::try_on_vm(vm).expect("a queue")
+    }
+
+    fn try_on_vm(vm: &Vm) -> Result<Self> {
+        Ok(Self {
+            queue: ExecQueue::new(vm)?,
             batches: Map::anon(BATCH_AREA),
             cursor: Cell::new(0),
             fence: Map::anon(PAGE),
             submitted: Cell::new(0),
-        }
+        })
     }
 
     /// One more queue on the same VM: for another thread, say.

@@ -12,6 +12,7 @@ pub mod memory;
 pub mod process;
 pub mod random;
 pub mod rng;
+pub mod sysfs;
 pub mod time;
 pub mod uffd;
 pub mod vmas;

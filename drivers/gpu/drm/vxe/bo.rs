@@ -28,8 +28,8 @@ use kernel::{
         BaseObject,
         DriverObject, //
     },
-    faux,
     page::PAGE_SIZE,
+    platform,
     prelude::*,
     sync::{
         aref::ARef,
@@ -143,7 +143,7 @@ impl BoData {
     pub(crate) fn segments<'a>(bo: &'a Bo, dev: &RegisteredDevice) -> Result<&'a [Segment]> {
         let _filling = bo.filling.lock();
         if bo.segments.as_ref().is_none() {
-            let parent: &faux::Device<Bound> = dev.as_ref();
+            let parent: &platform::Device<Bound> = dev.as_ref();
             let mut segments = KVVec::new();
             for entry in bo.sg_table(parent.as_ref())?.iter() {
                 let segment = Segment {

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The DRM driver and its devices.
+//! The DRM driver, its platform devices and its DRM devices.
 //!
-//! A [`Gpu`] is a device while it is there: the module makes it and drops it. What the rest of the
-//! driver works with is its DRM device, [`Device`], which dereferences to its [`Data`].
+//! The module makes platform devices, each with its [`Board`]; the driver core binds them, when they
+//! are made or by the hand of somebody in sysfs, and each time that makes a DRM device, [`Device`],
+//! which dereferences to its [`Data`]. When a platform device is unbound its DRM device is unplugged:
+//! its VMs are closed, its jobs fail, and files that are open only serve to be closed.
 
 use crate::{
     bo::{
@@ -20,23 +22,24 @@ use crate::{
     ioctl,
     region::Regions,
     stats::Stats,
-    sync::FenceWaiters, //
+    sync::FenceWaiters,
+    VxeModule, //
 };
 use kernel::{
     device,
     drm,
-    faux,
+    platform,
     prelude::*,
-    str::CString,
     sync::{
-        aref::ARef,
         Arc,
         SetOnce, //
-    }, //
+    },
+    ModuleMetadata, //
 };
 use kernel_ext::{
-    faux_dma,
-    faux_drm::FauxDrm,
+    drm_debugfs::Tree,
+    drm_platform,
+    platform_device,
     workqueue::OwnedQueue, //
 };
 
@@ -55,7 +58,7 @@ pub(crate) struct VxeDriver;
 /// A DRM device of this driver.
 pub(crate) type Device = drm::Device<VxeDriver>;
 
-/// The same while it is registered: its faux device is bound.
+/// The same while it is registered: its platform device is bound.
 pub(crate) type RegisteredDevice = drm::Device<VxeDriver, drm::Registered>;
 
 /// The same in an ioctl: it may be registered, which `registration_guard()` tells.
@@ -81,6 +84,34 @@ pub(crate) struct Data {
     /// The VMs that are open.
     #[pin]
     pub(crate) vms: VmList,
+    /// Where its work is done.
+    pub(crate) queues: Arc<Queues>,
+}
+
+impl Data {
+    fn new(
+        parent: &device::Device<device::Bound>,
+        board: &Board,
+    ) -> Result<impl PinInit<Self, Error> + use<>> {
+        let bus = Bus::new(parent)?;
+        let queues = board.queues.clone();
+        Ok(try_pin_init!(Self {
+            bus,
+            regions: Regions::new()?,
+            bo_kind: SetOnce::new(),
+            stats: Stats::new(),
+            fences <- FenceWaiters::new(),
+            vms <- VmList::new(),
+            queues,
+        }))
+    }
+}
+
+/// The work queues of a board.
+///
+/// They are there as long as the board, bound or not: the end of work may have to wait for userspace
+/// long after its device is gone.
+pub(crate) struct Queues {
     /// Runs the jobs of exec queues, one work item a queue. Such work may take long, and blocks in
     /// page faults: nothing that a fault needs may run here.
     pub(crate) jobs: OwnedQueue,
@@ -91,20 +122,33 @@ pub(crate) struct Data {
     pub(crate) work: OwnedQueue,
 }
 
-impl Data {
-    fn new(parent: &device::Device<device::Bound>) -> Result<impl PinInit<Self, Error> + use<>> {
-        let bus = Bus::new(parent)?;
-        Ok(try_pin_init!(Self {
-            bus,
-            regions: Regions::new()?,
-            bo_kind: SetOnce::new(),
-            stats: Stats::new(),
-            fences <- FenceWaiters::new(),
-            vms <- VmList::new(),
+/// What a platform device of this driver consists of, before anybody drives it.
+pub(crate) struct Board {
+    queues: Arc<Queues>,
+}
+
+impl Board {
+    /// The platform device with this number.
+    pub(crate) fn register(index: u16) -> Result<platform_device::Registration<Self>> {
+        let queues = Queues {
             jobs: OwnedQueue::new_unbound(c"vxe-jobs")?,
             faults: OwnedQueue::new_unbound(c"vxe-faults")?,
             work: OwnedQueue::new_unbound(c"vxe-work")?,
-        }))
+        };
+        let board = Self {
+            queues: Arc::new(queues, GFP_KERNEL)?,
+        };
+        platform_device::Registration::new(VxeModule::NAME, index, board)
+    }
+}
+
+impl Drop for Board {
+    fn drop(&mut self) {
+        // The device is unbound, and no file is open: each holds a reference to the module. What is
+        // left is the end of work that nobody waited for, and references to devices that it holds.
+        self.queues.jobs.drain();
+        self.queues.faults.drain();
+        self.queues.work.drain();
     }
 }
 
@@ -123,44 +167,37 @@ impl drm::Driver for VxeDriver {
     type RegistrationData<'a> = ();
     type Object = Bo;
     type File = File;
-    type ParentDevice<Ctx: device::DeviceContext> = faux::Device<Ctx>;
+    type ParentDevice<Ctx: device::DeviceContext> = platform::Device<Ctx>;
 
     const INFO: drm::DriverInfo = INFO;
     const IOCTLS: &'static [drm::ioctl::DrmIoctlDescriptor] = ioctl::IOCTLS;
     const FEAT_RENDER: bool = true;
 }
 
-/// A device that is there.
-pub(crate) struct Gpu {
-    _registered: FauxDrm<VxeDriver>,
-    // Dropped last: what was still at work held references, too.
-    dev: ARef<Device>,
-}
+/// The driver, as the driver core knows it.
+pub(crate) type PlatformDriver = platform::Adapter<drm_platform::Adapter<VxeDriver>>;
 
-impl Gpu {
-    /// Makes the device with this number and shows it to userspace.
-    pub(crate) fn new(index: usize) -> Result<Self> {
-        let name = CString::try_from_fmt(fmt!("vxe.{}", index))?;
-        let faux = faux_dma::Registration::new(&name, None)?;
-        let mut registered = FauxDrm::<VxeDriver>::new(faux, Data::new, |dev| {
-            dev.bo_kind.populate(bo::kind(dev)?);
-            Ok(())
-        })?;
-        let dev: ARef<Device> = registered.device().into();
-        debugfs::init(registered.debugfs(), &dev)?;
-        Ok(Self {
-            _registered: registered,
-            dev,
-        })
+impl drm_platform::Driver for VxeDriver {
+    fn data(parent: &platform::Device<device::Bound>) -> Result<impl PinInit<Data, Error>> {
+        Data::new(parent.as_ref(), platform_device::board(parent)?)
     }
-}
 
-impl Drop for Gpu {
-    fn drop(&mut self) {
-        // No file is open: each holds a reference to the module. What is left is the end of work
-        // that closing a file did not wait for, and references to the device that it holds.
-        self.dev.jobs.drain();
-        self.dev.faults.drain();
-        self.dev.work.drain();
+    fn prepare(dev: &Device) -> Result {
+        dev.bo_kind.populate(bo::kind(dev)?);
+        Ok(())
+    }
+
+    fn files(dev: &Device, tree: &mut Tree) -> Result {
+        debugfs::init(tree, dev)
+    }
+
+    fn gone(dev: &Device) {
+        // Nothing is mapped any more, and jobs fail with their next access.
+        dev.vms.close_all();
+        dev.fences.signal();
+        // A fault that is being serviced is waited for: its worker takes the rest of its VM down.
+        dev.queues.jobs.flush();
+        dev.queues.faults.flush();
+        dev.queues.work.flush();
     }
 }

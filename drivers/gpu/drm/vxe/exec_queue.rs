@@ -207,7 +207,7 @@ impl ExecQueue {
         if jobs.activity == Activity::Idle {
             jobs.activity = Activity::Queued;
             // The work item may be about to return from its last run, and still takes this.
-            let _ = self.dev.jobs.enqueue(self.clone());
+            let _ = self.dev.queues.jobs.enqueue(self.clone());
         }
         Ok(())
     }

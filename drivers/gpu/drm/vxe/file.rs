@@ -177,6 +177,18 @@ impl VmList {
         drop(removed);
     }
 
+    /// Closes all of them. No new one may be added any more. Sleeps.
+    pub(crate) fn close_all(&self) {
+        loop {
+            // Closing takes locks of the VM, so that the list's must not be held.
+            let listed = self.vms.lock().pop();
+            match listed {
+                Some(listed) => listed.vm.close(),
+                None => return,
+            }
+        }
+    }
+
     /// Prints all VMs.
     pub(crate) fn show(&self, m: &SeqFile) -> Result {
         // Showing a VM takes its locks, so that the list's must not be held.

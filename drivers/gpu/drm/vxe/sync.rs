@@ -156,7 +156,7 @@ impl UserFence {
     pub(crate) fn signal(self: Arc<Self>) {
         let dev = self.dev.clone();
         // If it is queued already, the fence is about to be signalled as asked.
-        let _ = dev.work.enqueue(self);
+        let _ = dev.queues.work.enqueue(self);
     }
 
     /// Writes the value. Fails with `ESRCH` if the process is gone, with `EFAULT` if the address

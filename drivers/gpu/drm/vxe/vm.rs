@@ -209,13 +209,17 @@ impl Vm {
     /// Has the faults that wait serviced soon.
     pub(crate) fn queue_service(self: &Arc<Self>) {
         // If the work is queued already, it has not looked for faults yet.
-        let _ = self.dev.faults.enqueue::<_, SERVICE>(self.clone());
+        let _ = self.dev.queues.faults.enqueue::<_, SERVICE>(self.clone());
     }
 
     /// Has garbage collected soon. Does not sleep.
     pub(crate) fn queue_collection(self: &Arc<Self>) {
         // If the work is queued already, it has not collected yet.
-        let _ = self.dev.faults.enqueue::<_, COLLECTION>(self.clone());
+        let _ = self
+            .dev
+            .queues
+            .faults
+            .enqueue::<_, COLLECTION>(self.clone());
     }
 
     /// Services a fault: makes its access possible.

@@ -19,7 +19,11 @@
 
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs)]
 
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    ModuleMetadata, //
+};
+use kernel_ext::platform_device;
 
 mod bo;
 mod check;
@@ -49,22 +53,45 @@ module! {
     authors: ["The gpusvm authors"],
     description: "Virtual Xe device",
     license: "GPL",
+    params: {
+        devices: u8 {
+            default: 1,
+            description: "Number of devices, 1 to 8",
+        },
+    },
 }
 
-/// How many devices there are.
-const DEVICES: usize = 1;
+/// How many devices there may be.
+const MAX_DEVICES: u8 = 8;
 
-/// The module, while it is loaded: its devices.
+/// The module, while it is loaded: its driver, and the devices that it drives.
+#[pin_data]
 struct VxeModule {
-    _gpus: KVec<driver::Gpu>,
+    // Dropped before the driver, so that a device is unbound once.
+    _boards: KVec<platform_device::Registration<driver::Board>>,
+    #[pin]
+    driver: kernel::driver::Registration<driver::PlatformDriver>,
 }
 
-impl kernel::Module for VxeModule {
-    fn init(_module: &'static ThisModule) -> Result<Self> {
-        let mut gpus = KVec::new();
-        for index in 0..DEVICES {
-            gpus.push(driver::Gpu::new(index)?, GFP_KERNEL)?;
-        }
-        Ok(Self { _gpus: gpus })
+impl kernel::InPlaceModule for VxeModule {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            driver <- kernel::driver::Registration::new(Self::NAME, module),
+            // The driver is there, so that each device is bound when it is made.
+            _boards: boards(module_parameters::devices.value())?,
+        })
     }
+}
+
+/// As many devices as that.
+fn boards(count: u8) -> Result<KVec<platform_device::Registration<driver::Board>>> {
+    if !(1..=MAX_DEVICES).contains(&count) {
+        pr_err!("there can be 1 to {MAX_DEVICES} devices, not {count}\n");
+        return Err(EINVAL);
+    }
+    let mut boards = KVec::new();
+    for index in 0..count {
+        boards.push(driver::Board::register(index.into())?, GFP_KERNEL)?;
+    }
+    Ok(boards)
 }

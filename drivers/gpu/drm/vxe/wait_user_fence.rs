@@ -8,8 +8,8 @@
 use crate::{
     check::ensure,
     driver::{
-        Device,
-        DrmFile, //
+        DrmFile,
+        IoctlDevice, //
     },
     sync::Waited,
     uapi, //
@@ -67,9 +67,10 @@ impl Condition {
 /// restarted with it.
 ///
 /// Fails with `EINVAL`, with `EFAULT`, with `ENOENT` for a queue that is none, with `ETIME` when the
-/// time is up, with `EIO` when the queue is dead, and with `ERESTARTSYS` on a signal.
+/// time is up, with `EIO` when the queue is dead, with `ENODEV` when the device is gone, and with
+/// `ERESTARTSYS` on a signal.
 pub(crate) fn ioctl(
-    dev: &Device,
+    dev: &IoctlDevice,
     args: &mut uapi::drm_xe_wait_user_fence,
     file: &DrmFile,
 ) -> Result<u32> {
@@ -109,6 +110,7 @@ pub(crate) fn ioctl(
                 kernel_ext::drm_dbg!(dev, "waiting for an exec queue that is dead");
                 break Err(EIO);
             }
+            Ok(false) if dev.registration_guard().is_none() => break Err(ENODEV),
             Ok(false) if timeout == 0 => break Err(ETIME),
             Ok(false) => {}
             Err(error) => break Err(error),
