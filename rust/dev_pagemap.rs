@@ -4,7 +4,7 @@
 //!
 //! C header: [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
 
-use core::{cell::UnsafeCell, ffi::c_void, ops::Range};
+use core::{cell::UnsafeCell, ffi::c_void, ops::Range, ptr::NonNull};
 use kernel::{
     bindings,
     error::from_err_ptr,
@@ -29,7 +29,8 @@ unsafe impl Send for DevPagemap {}
 unsafe impl Sync for DevPagemap {}
 
 impl DevPagemap {
-    /// Makes frames and pages for `size` bytes, at addresses where nothing is. `owner` is not null.
+    /// Makes frames and pages for `size` bytes, at addresses where nothing is. Without an `owner` it
+    /// is its own.
     ///
     /// Sleeps. Fails with `ENOMEM`, `ERANGE` when there are no such addresses, `EINVAL` for a size
     /// that is not a multiple of the page size.
@@ -37,8 +38,12 @@ impl DevPagemap {
     /// # Safety
     ///
     /// `ops` must have all operations of device-private memory.
-    pub unsafe fn new(size: usize, owner: *mut c_void, ops: &'static Ops) -> Result<Self> {
-        if size == 0 || size % PAGE_SIZE != 0 || owner.is_null() {
+    pub unsafe fn new(
+        size: usize,
+        owner: Option<NonNull<c_void>>,
+        ops: &'static Ops,
+    ) -> Result<Self> {
+        if size == 0 || size % PAGE_SIZE != 0 {
             return Err(EINVAL);
         }
         let boxed = KBox::new(
@@ -58,7 +63,7 @@ impl DevPagemap {
         let mapped = unsafe {
             (*raw).type_ = bindings::memory_type_MEMORY_DEVICE_PRIVATE;
             (*raw).ops = ops;
-            (*raw).owner = owner;
+            (*raw).owner = owner.map_or(raw.cast(), NonNull::as_ptr);
             (*raw).nr_range = 1;
             *(*raw).__bindgen_anon_1.range.as_mut() = bindings::range {
                 start: (*region).start,

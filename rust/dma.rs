@@ -21,6 +21,8 @@ pub enum Direction {
     Bidirectional,
     /// Read only.
     ToDevice,
+    /// Write only.
+    FromDevice,
 }
 
 impl Direction {
@@ -29,7 +31,17 @@ impl Direction {
         match self {
             Direction::Bidirectional => kernel::bindings::dma_data_direction::DMA_BIDIRECTIONAL.0,
             Direction::ToDevice => kernel::bindings::dma_data_direction::DMA_TO_DEVICE.0,
+            Direction::FromDevice => kernel::bindings::dma_data_direction::DMA_FROM_DEVICE.0,
         }
+    }
+
+    /// The direction of a value of C's `enum dma_data_direction`; [`Bidirectional`](Self::Bidirectional)
+    /// for none of them.
+    pub fn from_raw(raw: i32) -> Self {
+        [Direction::ToDevice, Direction::FromDevice]
+            .into_iter()
+            .find(|dir| dir.raw() == raw)
+            .unwrap_or(Direction::Bidirectional)
     }
 
     fn c(self) -> kernel::bindings::dma_data_direction {

@@ -220,13 +220,6 @@ impl<'a> Migration<'a> {
         &self.dst
     }
 
-    /// Leaves something where it is.
-    pub fn leave(&mut self, index: usize) {
-        if let Some(entry) = self.src.get_mut(index) {
-            entry.0 &= !MIGRATE;
-        }
-    }
-
     /// Notes where something is migrated to. `folio` is filled before [`migrate`](Self::migrate).
     ///
     /// A huge folio goes to a huge folio, or, if [it can be split](Self::can_split), to single

@@ -12,3 +12,11 @@ pub fn cond_resched() {
     // kernel warns if not.
     unsafe { bindings::cond_resched() }
 }
+
+/// Sleeps for so many jiffies, or until the thread is killed.
+pub fn sleep_killable(jiffies: usize) {
+    // CAST: Longer than this is for ever.
+    let jiffies = jiffies.min(isize::MAX as usize) as isize;
+    // SAFETY: Has no requirements, but that the caller may sleep.
+    unsafe { kernel::bindings::schedule_timeout_killable(jiffies) };
+}

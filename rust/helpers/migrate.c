@@ -76,6 +76,12 @@ void kext_zone_device_folio_init(struct page *page, struct dev_pagemap *pgmap,
 	zone_device_folio_init((struct folio *)page, pgmap, order);
 }
 
+/* A folio that is split off another belongs to the same device. */
+void kext_folio_share_pgmap(struct folio *to, const struct folio *from)
+{
+	to->pgmap = from->pgmap;
+}
+
 /*
  * Memory for what comes back from a device, locked: where the process wants it, if @vma
  * is given, and such that it can be moved on. A large folio is only tried for, but harder

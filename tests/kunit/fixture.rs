@@ -12,6 +12,7 @@ pub(crate) mod mm;
 pub(crate) mod provider;
 pub(crate) mod syscall;
 pub(crate) mod thread;
+pub(crate) mod vram;
 
 use core::ops::Range;
 use device::Device;

@@ -31,6 +31,7 @@ mod iova;
 mod layout;
 mod notifier;
 mod pagemap_lifetime;
+mod pagemap_migrate;
 mod pagemap_owner;
 mod pages;
 mod races;

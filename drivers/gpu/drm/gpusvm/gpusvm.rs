@@ -63,13 +63,13 @@ struct GpuSvmModule;
 impl kernel::Module for GpuSvmModule {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         // SAFETY: This is where the module is loaded.
-        unsafe { pagemap::hold::init() };
+        unsafe { pagemap::init() };
         Ok(Self)
     }
 }
 
 impl Drop for GpuSvmModule {
     fn drop(&mut self) {
-        pagemap::hold::exit();
+        pagemap::exit();
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     flags::{PagesFlag, PagesFlags, RangeFlag, RangeFlags},
     notifier::Notifier,
     pagemap::{
+        devmem::Allocation,
         owner::{OwnerList, Peer},
         PageMap, //
     },
@@ -115,6 +116,20 @@ same_layout!(
 );
 
 same_layout!(OwnerList, ext::drm_pagemap_owner_list);
+
+same_layout!(
+    Allocation,
+    ext::drm_pagemap_devmem,
+    dev = dev,
+    mm = mm,
+    detached = detached,
+    ops = ops,
+    dpagemap = dpagemap,
+    size = size,
+    timeslice_expiration = timeslice_expiration,
+    pre_migrate_fence = pre_migrate_fence,
+);
+
 same_layout!(Segment, ext::drm_pagemap_addr);
 same_layout!(Option<SegmentArray>, *mut ext::drm_pagemap_addr);
 same_layout!(RangeFlags, ext::drm_gpusvm_range_flags);

@@ -5,15 +5,48 @@
 //! - [`page_map`]: a device's memory as others see it, refcounted;
 //! - [`hold`]: what keeps the device and its driver's module until the last reference is gone;
 //! - [`cache`] and [`shrinker`]: pagemaps that nobody uses now, kept until memory is short;
-//! - [`owner`]: groups of devices that reach each other's memory.
+//! - [`owner`]: groups of devices that reach each other's memory;
+//! - [`devmem`]: allocations of device memory; [`zdd`]: which of them a device page is part of;
+//! - [`to_device`]: moving a process's pages there; `fault` and `evict`: bringing them back, when a
+//!   CPU touches them, and when the memory is needed;
+//! - [`provider`]: what a Rust driver implements for that, and gets.
 
 pub mod cache;
+mod claims;
+pub mod devmem;
+mod evict;
+mod fault;
 pub mod hold;
+mod mapping;
+mod owned;
 pub mod owner;
 pub mod page_map;
+pub mod provider;
 pub mod shrinker;
+pub mod to_device;
+mod to_ram;
+pub mod zdd;
 
 pub use cache::Cache;
 pub use owner::{Member, Owners};
 pub use page_map::{PageMap, PageMapRef};
 pub use shrinker::Shrinker;
+
+/// Makes the work items ready.
+///
+/// # Safety
+///
+/// To be called once, when the module is loaded.
+pub(crate) unsafe fn init() {
+    // SAFETY: By this function's requirements.
+    unsafe {
+        hold::init();
+        owned::init();
+    }
+}
+
+/// Waits for the work items. To be called once, when the module is unloaded.
+pub(crate) fn exit() {
+    owned::flush();
+    hold::exit();
+}

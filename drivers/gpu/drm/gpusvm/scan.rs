@@ -101,10 +101,20 @@ pub(crate) fn first_vma<'a>(
     mm: &MmWithUser,
     span: Range<usize>,
 ) -> Option<&'a VmaRef> {
+    // SAFETY: The mmap lock is held.
+    unsafe { first_vma_locked(mm, span) }
+}
+
+/// The first VMA that overlaps `span`.
+///
+/// # Safety
+///
+/// The mmap lock must be held during `'a`.
+pub(crate) unsafe fn first_vma_locked<'a>(mm: &Mm, span: Range<usize>) -> Option<&'a VmaRef> {
     if span.start >= span.end {
         return None;
     }
-    // SAFETY: The mmap lock is held.
+    // SAFETY: By this function's requirements.
     let vma = unsafe {
         ext::find_vma_intersection(mm.as_raw(), span.start as c_ulong, span.end as c_ulong)
     };

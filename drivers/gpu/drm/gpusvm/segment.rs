@@ -13,7 +13,7 @@ use kernel::{
     page::PAGE_SIZE,
     prelude::*, //
 };
-use kernel_ext::dma::Direction;
+use kernel_ext::{bindings as ext, dma::Direction};
 
 /// Who understands a device address, `enum drm_interconnect_protocol`; drivers may have values of
 /// their own.
@@ -23,8 +23,15 @@ pub struct Protocol(u64);
 
 impl Protocol {
     /// System memory: a DMA address of the device that it was mapped for.
-    pub const SYSTEM: Self =
-        Self(kernel_ext::bindings::drm_interconnect_protocol_DRM_INTERCONNECT_SYSTEM as u64);
+    pub const SYSTEM: Self = Self(ext::drm_interconnect_protocol_DRM_INTERCONNECT_SYSTEM as u64);
+
+    /// An address that the driver of the device understands; number `n` of as many kinds as that
+    /// driver has.
+    pub const fn driver(n: u32) -> Self {
+        let first = ext::drm_interconnect_protocol_DRM_INTERCONNECT_DRIVER;
+        // CAST: A wider type.
+        Self(first as u64 + n as u64)
+    }
 }
 
 const PROTO_BITS: u32 = 54;
@@ -51,6 +58,17 @@ impl Segment {
         }
     }
 
+    /// What an operation of C's returns that could not map: `DMA_MAPPING_ERROR`.
+    pub(crate) fn failed() -> Self {
+        Self { addr: !0, bits: 0 }
+    }
+
+    /// The C object.
+    pub(crate) fn into_raw(self) -> ext::drm_pagemap_addr {
+        // SAFETY: Both are 16 bytes of integers.
+        unsafe { core::mem::transmute::<Self, ext::drm_pagemap_addr>(self) }
+    }
+
     /// Device address in bytes; its meaning is that of the protocol.
     pub fn addr(&self) -> u64 {
         self.addr
@@ -73,11 +91,8 @@ impl Segment {
 
     /// What the device may do with it.
     pub fn dir(&self) -> Direction {
-        if (self.bits >> (PROTO_BITS + ORDER_BITS)) as i32 == Direction::ToDevice.raw() {
-            Direction::ToDevice
-        } else {
-            Direction::Bidirectional
-        }
+        // CAST: Two bits.
+        Direction::from_raw((self.bits >> (PROTO_BITS + ORDER_BITS)) as i32)
     }
 }
 

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The two sides of a copy: pages of a device's memory, and RAM that the copying device is given
+//! access to.
+//!
+//! Both are arrays with an entry for each page of a span, as C's operations want them. An entry of
+//! the second may stand for several pages, those behind are empty then.
+
+use crate::segment::{Protocol, Segment};
+use core::ptr::{self, NonNull};
+use kernel::{
+    bindings::{device, page},
+    page::PAGE_SIZE,
+    prelude::*, //
+};
+use kernel_ext::{
+    bindings as ext,
+    dma::{self, Direction}, //
+};
+
+/// Whether RAM is mapped at an entry of a copy. Any address may be that of a page, 0 as well; but
+/// copies have one direction, so that what is mapped never has the entry that stands for nothing.
+pub(crate) fn is_mapped(segment: &Segment) -> bool {
+    segment.dir() != Direction::Bidirectional
+}
+
+/// The two sides of a copy. Dropped, the device has no access any more.
+///
+/// # Invariants
+///
+/// Those entries of `addrs` that are [mapped](is_mapped) are mapped for `dev`.
+pub(crate) struct Mapping {
+    dev: *mut device,
+    dir: Direction,
+    pages: KVVec<*mut page>,
+    addrs: KVVec<Segment>,
+}
+
+impl Mapping {
+    /// Sides for a copy of up to `pages` pages, with nothing in them. `dir` is
+    /// [`ToDevice`](Direction::ToDevice) or [`FromDevice`](Direction::FromDevice). Fails with
+    /// `ENOMEM`.
+    ///
+    /// # Safety
+    ///
+    /// `dev` must be a device with a DMA mask that outlives the result.
+    pub(crate) unsafe fn new(dev: *mut device, dir: Direction, pages: usize) -> Result<Self> {
+        // INVARIANT: Nothing is mapped.
+        Ok(Self {
+            dev,
+            dir,
+            pages: KVVec::from_elem(ptr::null_mut(), pages, GFP_KERNEL)?,
+            addrs: KVVec::from_elem(Segment::default(), pages, GFP_KERNEL)?,
+        })
+    }
+
+    /// Notes a page of device memory. Fails with `EINVAL` if there is no such entry.
+    pub(crate) fn set_page(&mut self, index: usize, page: NonNull<page>) -> Result {
+        *self.pages.get_mut(index).ok_or(EINVAL)? = page.as_ptr();
+        Ok(())
+    }
+
+    /// Maps RAM, `1 << order` pages from `page` on, for the device. Fails with `EFAULT` when that
+    /// cannot be done, `EINVAL` if there is no such entry.
+    ///
+    /// # Safety
+    ///
+    /// The pages must be contiguous RAM that stays allocated until the mapping is dropped. Each entry
+    /// is mapped once.
+    pub(crate) unsafe fn map(&mut self, index: usize, page: NonNull<page>, order: u32) -> Result {
+        let slot = self.addrs.get_mut(index).ok_or(EINVAL)?;
+        let size = PAGE_SIZE << order;
+        // SAFETY: By this function's requirements, and those of `new()`.
+        let addr = unsafe { dma::map_page(self.dev, page.as_ptr(), size, self.dir) }?;
+        // INVARIANT: What was mapped is noted.
+        *slot = Segment::new(addr, Protocol::SYSTEM, order, self.dir);
+        Ok(())
+    }
+
+    /// The arguments of the operations that copy: the pages, the addresses, and their number.
+    pub(crate) fn arguments(&mut self) -> (*mut *mut page, *mut ext::drm_pagemap_addr, usize) {
+        (
+            self.pages.as_mut_ptr(),
+            self.addrs.as_mut_ptr().cast(),
+            self.pages.len(),
+        )
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        for segment in self.addrs.iter().filter(|segment| is_mapped(segment)) {
+            // SAFETY: By the type invariants.
+            unsafe { dma::unmap_page(self.dev, segment.addr(), segment.size(), self.dir) };
+        }
+    }
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What device-private folios carry: whose memory they are.
+//!
+//! All folios that one migration fills share one [`Zdd`]. It goes with the last of them, wherever a
+//! folio may be freed; then the allocation is told that nothing of it is in use any more, and its
+//! release is the provider's.
+//!
+//! In the word of a folio there is also a bit that says that its contents were moved to RAM: such a
+//! folio is only waiting for its last reference, and must not be moved again.
+//!
+//! C: `struct drm_pagemap_zdd`.
+
+use super::{
+    devmem::Allocation,
+    page_map::{PageMap, PageMapRef}, //
+};
+use core::{ffi::c_void, ptr::NonNull};
+use kernel::{
+    bindings::page,
+    prelude::*,
+    sync::{Arc, ArcBorrow}, //
+};
+use kernel_ext::zone_device;
+
+const RETIRED: usize = 1;
+
+/// What the device-private folios of one migration have in common.
+///
+/// # Invariants
+///
+/// The allocation is valid, and one reference to it is owned.
+pub struct Zdd {
+    allocation: NonNull<Allocation>,
+    pagemap: PageMapRef,
+}
+
+// SAFETY: It may be used and given back from any thread, as what it refers to may.
+unsafe impl Send for Zdd {}
+// SAFETY: As above.
+unsafe impl Sync for Zdd {}
+
+// The bit is free.
+static_assert!(core::mem::align_of::<Zdd>() > RETIRED);
+
+impl Zdd {
+    /// Takes over a reference to `allocation`, which is released with the last folio; at once if
+    /// this fails, with `ENOMEM`.
+    ///
+    /// # Safety
+    ///
+    /// The reference must be the caller's.
+    pub(crate) unsafe fn new(
+        allocation: NonNull<Allocation>,
+        pagemap: &PageMap,
+    ) -> Result<Arc<Self>> {
+        // INVARIANT: The reference is handed over. (It is dropped where this fails.)
+        let zdd = Self {
+            allocation,
+            pagemap: pagemap.into(),
+        };
+        Ok(Arc::new(zdd, GFP_KERNEL)?)
+    }
+
+    /// The allocation that the folios are part of.
+    pub(crate) fn allocation(&self) -> &Allocation {
+        // SAFETY: By the type invariants.
+        unsafe { self.allocation.as_ref() }
+    }
+
+    /// The memory that the folios are part of.
+    pub(crate) fn pagemap(&self) -> &PageMap {
+        &self.pagemap
+    }
+
+    /// The word of a folio that carries a new reference.
+    pub(crate) fn into_data(self: Arc<Self>) -> *mut c_void {
+        Arc::into_raw(self).cast_mut().cast()
+    }
+
+    /// The word of a folio without the bit.
+    fn pointer(data: *mut c_void) -> *const Self {
+        data.map_addr(|addr| addr & !RETIRED).cast()
+    }
+
+    /// What the folio of a page carries.
+    ///
+    /// # Safety
+    ///
+    /// The page must be a device-private page of a pagemap of this core, whose reference the caller
+    /// holds during `'a`.
+    pub(crate) unsafe fn of<'a>(page: NonNull<page>) -> ArcBorrow<'a, Self> {
+        // SAFETY: A folio in use carries a counted reference.
+        unsafe { ArcBorrow::from_raw(Self::pointer(zone_device::data(page))) }
+    }
+
+    /// Whether the contents of a page's folio were moved to RAM.
+    ///
+    /// # Safety
+    ///
+    /// As for [`of`](Self::of).
+    pub(crate) unsafe fn is_retired(page: NonNull<page>) -> bool {
+        // SAFETY: By this function's requirements.
+        unsafe { zone_device::data(page) }.addr() & RETIRED != 0
+    }
+
+    /// Notes that the contents of a page's folio were moved to RAM.
+    ///
+    /// # Safety
+    ///
+    /// As for [`of`](Self::of); the folio must be locked.
+    pub(crate) unsafe fn retire(page: NonNull<page>) {
+        // SAFETY: By this function's requirements.
+        unsafe {
+            let data = zone_device::data(page);
+            zone_device::set_data(page, data.map_addr(|addr| addr | RETIRED));
+        }
+    }
+
+    /// Takes back what a folio carries that is free now.
+    ///
+    /// # Safety
+    ///
+    /// The folio must be free, and this be done once.
+    pub(crate) unsafe fn take(page: NonNull<page>) -> Arc<Self> {
+        // SAFETY: The reference was the folio's, which carries it no more.
+        unsafe { Arc::from_raw(Self::pointer(zone_device::data(page))) }
+    }
+
+    /// Has a folio that was split off another carry the same.
+    ///
+    /// # Safety
+    ///
+    /// Both must be locked, `from` carry a reference and `to` none yet.
+    pub(crate) unsafe fn share(from: NonNull<page>, to: NonNull<page>) {
+        // SAFETY: By this function's requirements.
+        unsafe {
+            let retired = zone_device::data(from).addr() & RETIRED;
+            let data = Arc::from(Self::of(from)).into_data();
+            zone_device::set_data(to, data.map_addr(|addr| addr | retired));
+        }
+    }
+}
+
+impl Drop for Zdd {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants; no page is left, and the reference is given up. The
+        // operations can be called, as the pagemap is let go only after this.
+        unsafe { Allocation::release(self.allocation) };
+    }
+}
+
+/// The memory that a page is part of. C: `drm_pagemap_page_to_dpagemap()`.
+///
+/// # Safety
+///
+/// As for [`Zdd::of`].
+pub unsafe fn pagemap_of_page<'a>(page: NonNull<page>) -> &'a PageMap {
+    // SAFETY: By this function's requirements; the reference keeps what is borrowed for `'a`.
+    unsafe { PageMap::from_raw(Zdd::of(page).pagemap().as_raw()) }
+}
