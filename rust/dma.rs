@@ -187,7 +187,10 @@ pub enum Call {
 }
 
 /// Where tests come in: a probe sees each [`Call`] before it is made, and what it refuses fails.
-#[cfg(CONFIG_KUNIT = "y")]
+///
+/// There is none on kernels without `CONFIG_DMA_API_DEBUG`. With it everything is unmapped that was
+/// mapped, so that a probe sees both.
+#[cfg(CONFIG_DMA_API_DEBUG)]
 pub mod probe {
     use super::*;
     use kernel::sync::atomic::{Acquire, Atomic, Release};
@@ -215,7 +218,7 @@ pub mod probe {
     }
 }
 
-#[cfg(not(CONFIG_KUNIT = "y"))]
+#[cfg(not(CONFIG_DMA_API_DEBUG))]
 mod probe {
     use super::*;
 
