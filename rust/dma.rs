@@ -75,6 +75,21 @@ pub unsafe fn map_page(
     Ok(addr)
 }
 
+/// Whether what [`map_page`] mapped must be undone by [`unmap_page`]: not where a device reaches all
+/// memory directly and nothing has to be copied or written back, `dma_need_unmap()`.
+///
+/// The answer is for what was mapped before it was asked for. It is yes with DMA-API debugging, which
+/// keeps an account.
+///
+/// # Safety
+///
+/// `dev` must be a valid device.
+#[inline]
+pub unsafe fn need_unmap(dev: *mut device) -> bool {
+    // SAFETY: By this function's requirements.
+    unsafe { bindings::dma_need_unmap(dev) }
+}
+
 /// Undoes [`map_page`].
 ///
 /// # Safety

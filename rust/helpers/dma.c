@@ -20,6 +20,14 @@ void kext_dma_unmap_page(struct device *dev, dma_addr_t addr, size_t size,
 	dma_unmap_page_attrs(dev, addr, size, dir, KEXT_DMA_ATTRS);
 }
 
+bool kext_dma_need_unmap(struct device *dev)
+{
+	/* Without DMA_NEED_SYNC the answer is "no" for devices behind an IOMMU, too. */
+	if (IS_ENABLED(CONFIG_IOMMU_DMA) && !IS_ENABLED(CONFIG_DMA_NEED_SYNC))
+		return true;
+	return dma_need_unmap(dev);
+}
+
 int kext_dma_mapping_error(struct device *dev, dma_addr_t addr)
 {
 	return dma_mapping_error(dev, addr);

@@ -96,7 +96,7 @@ pub mod callee {
     pub const HMM: usize = 0;
     /// Mapping all that was found for DMA.
     pub const MAP: usize = 1;
-    /// Unmapping it.
+    /// Unmapping it, or learning that this device needs none.
     pub const UNMAP: usize = 2;
     /// Not a cost: how many segments that were.
     pub const SEGMENTS: usize = 3;

@@ -79,7 +79,10 @@ pub(crate) fn measure(op: &Operation<'_>) -> Result<[u64; FIGURES]> {
         }
         mapped.push_within_capacity(Mapped { size, dir, addr })?;
     }
-    for block in &mapped {
+    // SAFETY: The device is valid, and everything is mapped.
+    let (cost, need_unmap) = clock::cost(|| unsafe { dma::need_unmap(dev) });
+    figures[callee::UNMAP] = op.clock.net(cost, 0);
+    for block in mapped.iter().filter(|_| need_unmap) {
         let (cost, ()) = clock::cost(|| {
             // SAFETY: It was mapped just so.
             unsafe { ext::dma_unmap_page(dev, block.addr, block.size, block.dir) }

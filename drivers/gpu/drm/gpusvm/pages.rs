@@ -248,7 +248,8 @@ impl Pages {
                 unlink(dev, state, mapped);
                 dma::iova_free(dev, state);
             }
-        } else {
+        // SAFETY: The device is valid, and what is mapped was mapped before.
+        } else if !mapped.is_empty() && unsafe { dma::need_unmap(dev) } {
             for segment in mapped {
                 // SAFETY: By the type invariants the segment is mapped, just so.
                 unsafe { dma::unmap_page(dev, segment.addr(), segment.size(), segment.dir()) };
