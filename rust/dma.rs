@@ -37,6 +37,7 @@ impl Direction {
 
     /// The direction of a value of C's `enum dma_data_direction`; [`Bidirectional`](Self::Bidirectional)
     /// for none of them.
+    #[inline]
     pub fn from_raw(raw: i32) -> Self {
         [Direction::ToDevice, Direction::FromDevice]
             .into_iter()
@@ -59,6 +60,7 @@ impl Direction {
 /// `dev` must be a device with a DMA mask that stays valid until the mapping is undone; `page` must
 /// be the first of physically contiguous pages of at least `size` bytes that stay allocated so
 /// long.
+#[inline]
 pub unsafe fn map_page(
     dev: *mut device,
     page: *mut page,
@@ -96,6 +98,7 @@ pub unsafe fn need_unmap(dev: *mut device) -> bool {
 ///
 /// `addr` must be the result of [`map_page`] with the same device, size and direction, and be
 /// undone only once.
+#[inline]
 pub unsafe fn unmap_page(dev: *mut device, addr: u64, size: usize, dir: Direction) {
     let _ = probe::call(dev, Call::Unmap, size);
     // SAFETY: By this function's requirements.
@@ -118,6 +121,7 @@ pub unsafe fn iova_try_alloc(
 }
 
 /// Whether `state` holds a reservation.
+#[inline]
 pub fn use_iova(state: &mut IovaState) -> bool {
     // SAFETY: Reads the state.
     unsafe { bindings::dma_use_iova(state) }

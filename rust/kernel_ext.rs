@@ -37,6 +37,7 @@ pub mod rwsem;
 pub mod sched;
 pub mod shrinker;
 pub mod sysinfo;
+pub mod thin_array;
 pub mod use_mm;
 pub mod workqueue;
 pub mod xe_drm;

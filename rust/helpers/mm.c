@@ -4,6 +4,7 @@
 #include <linux/hugetlb.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
+#include <linux/slab.h>
 
 bool kext_mmu_interval_read_retry(struct mmu_interval_notifier *mni, unsigned long seq)
 {
@@ -33,6 +34,11 @@ phys_addr_t kext_hmm_pfn_to_phys(unsigned long hmm_pfn)
 bool kext_is_zone_device_page(const struct page *page)
 {
 	return is_zone_device_page(page);
+}
+
+void *kext_kvmalloc_array(size_t n, size_t size)
+{
+	return kvmalloc_array(n, size, GFP_KERNEL);
 }
 
 bool kext_vma_is_anonymous(struct vm_area_struct *vma)

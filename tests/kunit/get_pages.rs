@@ -153,9 +153,10 @@ mod tests {
             // The zero page is as it was.
             mm::map(&pages(64, 1), Prot::Write)?;
             ensure_eq!(mm::read(pages(64, 1).start)?, 0);
-            // It may be written now, and is not mapped again to be read.
+            // It may be written now, and is not mapped again for either.
             let maps = dma::maps();
             fault(&svm, BASE, Access::Read)?;
+            fault(&svm, BASE, Access::Write)?;
             ensure_eq!(dma::maps(), maps);
             Ok(())
         })
@@ -226,6 +227,11 @@ mod tests {
                     .all(|segment| segment.writable == (segment.va < pages(8, 1).start))
             });
             ensure_eq!(right, Ok(true));
+            drop(guard);
+            // One page that may not be written is enough for a write to map all of them anew.
+            let served = fault(&svm, BASE, Access::Write)?;
+            ensure_eq!(served.seen.writable, served.seen.segments);
+            ensure_eq!(svm.vm().invalidations(), 1);
             Ok(())
         })
     }

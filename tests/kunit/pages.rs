@@ -140,10 +140,15 @@ impl Watch {
         });
     }
 
-    /// What the addresses of the first device take.
-    fn memory(&self) -> usize {
-        // SAFETY: The notifier lock is held.
-        self.locked(|| unsafe { self.pages()[0].memory() })
+    /// What the allocator gave for the addresses of the first device, in bytes, or nothing.
+    fn memory(&self) -> Result<usize> {
+        let pages: *const Pages = &raw const self.pages()[0];
+        // SAFETY: Pages have the layout of the C structure, and the notifier lock is held.
+        let array = self.locked(|| unsafe { (*pages.cast::<ext::drm_gpusvm_pages>()).dma_addr });
+        // SAFETY: Compares addresses. What is so small is kmalloc()'s, unless memory is short.
+        ensure!(!unsafe { bindings::is_vmalloc_addr(array.cast()) });
+        // SAFETY: Null, or from kmalloc(), and there is nobody who would free it.
+        Ok(unsafe { bindings::ksize(array.cast()) })
     }
 }
 
@@ -189,7 +194,7 @@ mod tests {
             let pages = &watch.pages()[0];
             // New.
             ensure!(!pages.is_valid());
-            ensure_eq!(watch.memory(), 0);
+            ensure_eq!(watch.memory()?, 0);
             ensure_eq!(pages.notifier_seq(), isize::MAX as usize);
             for flag in [
                 PagesFlag::Unmapped,
@@ -205,7 +210,7 @@ mod tests {
                 ensure!(pages.has(PagesFlag::HasDmaMapping));
                 ensure!(!pages.has(PagesFlag::HasDevmemPages));
                 ensure_eq!(dma::mapped(), SZ_64K as i64);
-                ensure!(watch.memory() >= 16 * 16);
+                ensure_eq!(watch.memory()?, 16 * 16);
                 ensure!(!watch.mmu.read_retry(pages.notifier_seq()));
                 // Unmapped, by the CPU.
                 mm::drop_pages(&span)?;
@@ -342,15 +347,15 @@ mod tests {
             ensure_eq!(dma::maps(), 1);
             ensure_eq!(dma::mapped(), SZ_2M as i64);
             // All that a device's mapping of 2 MiB takes.
-            ensure!(watch.memory() + size_of::<Pages>() < 256);
+            ensure!(watch.memory()? + size_of::<Pages>() < 256);
 
-            // In proportion to the segments: 512 pages, an entry each and one more.
+            // In proportion to the segments: 512 pages, an entry each, and nothing besides.
             drop(watch);
             mm::map(&span, Prot::Write)?;
             mm::fill(&span)?;
             let watch = Watch::new(env, span)?;
             watch.get(env)?;
-            ensure_eq!(watch.memory(), 513 * 16);
+            ensure_eq!(watch.memory()?, 512 * 16);
             Ok(())
         })
     }

@@ -21,6 +21,7 @@ use crate::{
 };
 use core::ops::Range;
 use kernel::{
+    bindings::page,
     mm::Mm,
     prelude::*, //
 };
@@ -128,17 +129,13 @@ impl Source<'_> {
     ///
     /// As for [`get`](Self::get).
     unsafe fn map(&self, pages: &[Pages], ctx: &Ctx, walk: &Walk) -> Result {
-        let segments = walk.blocks().count();
-        let mut arrays = KVec::with_capacity(pages.len(), GFP_KERNEL)?;
-        for _ in pages {
-            arrays.push(SegmentArray::new(segments)?, GFP_KERNEL)?;
-        }
-
-        // Old arrays are freed when all locks are gone.
-        let mut old = KVec::with_capacity(pages.len(), GFP_KERNEL)?;
+        let room = walk.blocks().count();
+        // Goes after the transaction: what is replaced is freed when all locks are gone.
+        let mut arrays = Arrays::new(pages.len(), room)?;
         let mut transaction = Transaction {
             source: self,
             pages,
+            room,
             done: 0,
             committed: false,
             lock: Some(self.svm.read_lock()),
@@ -147,12 +144,12 @@ impl Source<'_> {
         if unsafe { transaction.check(ctx) }? || self.notifier.read_retry(walk.seq()) {
             return Err(EAGAIN);
         }
-        for (pages, array) in pages.iter().zip(arrays.drain_all()) {
+        for (pages, array) in pages.iter().zip(arrays.as_mut_slice()) {
             // SAFETY: Both locks are held; pages that are not valid have nothing mapped, as no
             // transaction is under way, and those that are were invalidated.
             unsafe {
                 pages.unmap();
-                old.push_within_capacity(pages.install(array))?;
+                pages.install(array);
                 pages.reserve(self.span.end - self.span.start);
             }
         }
@@ -172,11 +169,40 @@ impl Source<'_> {
     }
 }
 
+/// An array for each of the pages objects of a transaction.
+enum Arrays {
+    One(Option<SegmentArray>),
+    Many(KVec<Option<SegmentArray>>),
+}
+
+impl Arrays {
+    /// `count` arrays, each for `segments` segments.
+    fn new(count: usize, segments: usize) -> Result<Self> {
+        if count == 1 {
+            return Ok(Self::One(Some(SegmentArray::new(segments)?)));
+        }
+        let mut arrays = KVec::with_capacity(count, GFP_KERNEL)?;
+        for _ in 0..count {
+            arrays.push(Some(SegmentArray::new(segments)?), GFP_KERNEL)?;
+        }
+        Ok(Self::Many(arrays))
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [Option<SegmentArray>] {
+        match self {
+            Self::One(array) => core::slice::from_mut(array),
+            Self::Many(arrays) => arrays,
+        }
+    }
+}
+
 /// Pages that are being mapped. Dropped, it undoes what it did, unless committed.
 struct Transaction<'a> {
     source: &'a Source<'a>,
     pages: &'a [Pages],
-    /// How many blocks are mapped, for each of `pages`.
+    /// How many blocks there are, for which the arrays of `pages` were made.
+    room: usize,
+    /// How many of them are mapped, for each of `pages`.
     done: usize,
     committed: bool,
     /// The notifier lock; always there but inside `breathe()`.
@@ -203,8 +229,9 @@ impl Transaction<'_> {
     ///
     /// As for [`Source::get`], with the notifier lock held for reading.
     unsafe fn map(&mut self, block: &Block, ctx: &Ctx) -> Result {
+        let page = block.pfn.page();
         // SAFETY: The page is the CPU's, by this function's requirements.
-        if unsafe { ext::is_zone_device_page(block.pfn.page()) } {
+        if unsafe { ext::is_zone_device_page(page) } {
             // Pages of the right owner are the pagemap's to map; all others cannot be mapped.
             kernel_ext::debug!("page {} is a device's", block.index);
             return Err(EOPNOTSUPP);
@@ -213,10 +240,10 @@ impl Transaction<'_> {
             return Err(EFAULT);
         }
         // SAFETY: By this function's requirements.
-        let dir = unsafe { direction(block.pfn, ctx.access) };
+        let dir = unsafe { direction(block.pfn, page, ctx.access) };
         for pages in self.pages {
             // SAFETY: By this function's requirements.
-            unsafe { pages.map_system(block, dir) }?;
+            unsafe { pages.mapping(self.room)?.system(block, page, dir) }?;
         }
         self.done += 1;
         Ok(())
@@ -285,15 +312,17 @@ impl Drop for Transaction<'_> {
 ///
 /// # Safety
 ///
-/// The page must be known to be the CPU's still: under the notifier lock, with the walk valid.
-unsafe fn direction(pfn: Pfn, access: Access) -> Direction {
+/// `page` must be that of `pfn`, and known to be the CPU's still: under the notifier lock, with the
+/// walk valid.
+#[inline]
+unsafe fn direction(pfn: Pfn, page: *mut page, access: Access) -> Direction {
     if !pfn.is_writable() {
         return Direction::ToDevice;
     }
     // SAFETY: The page is mapped by the CPU and stays allocated: who takes it away invalidates it,
     // and waits for the notifier lock; nor can a file be truncated under it, as that unmaps it
     // first.
-    if unsafe { ext::page_keep_stores(pfn.page(), access == Access::Write) } {
+    if unsafe { ext::page_keep_stores(page, access == Access::Write) } {
         Direction::Bidirectional
     } else {
         Direction::ToDevice

@@ -23,7 +23,7 @@
 use crate::{
     ctx::Access,
     flags::{PagesFlag, PagesFlags},
-    segment::{Protocol, Segment, SegmentArray}, //
+    segment::{Appender, Protocol, Segment, SegmentArray}, //
 };
 use core::cell::UnsafeCell;
 use kernel::{
@@ -44,9 +44,9 @@ use kernel_ext::{
 ///
 /// # Invariants
 ///
-/// The mapped segments of `segments` are exactly what is mapped for the device. If `state` holds a
-/// reservation, the segments of system memory are linked in it without gaps from its start, in
-/// `state_offset` bytes altogether.
+/// The first `mapped` of `segments` are exactly what is mapped for the device, and `read_only` is set if
+/// one of them may not be written. If `state` holds a reservation, the segments of system memory are
+/// linked in it without gaps from its start, in `state_offset` bytes altogether.
 #[repr(C)]
 pub struct Pages {
     pub(crate) drm: ARef<DrmDevice>,
@@ -56,6 +56,9 @@ pub struct Pages {
     pub(crate) state_offset: UnsafeCell<usize>,
     pub(crate) notifier_seq: Atomic<usize>,
     pub(crate) flags: PagesFlags,
+    // What follows is padding in C.
+    read_only: UnsafeCell<bool>,
+    mapped: UnsafeCell<u32>,
 }
 
 // SAFETY: Pages may be used and freed from any thread.
@@ -76,6 +79,8 @@ impl Pages {
             state_offset: UnsafeCell::new(0),
             notifier_seq: Atomic::new(isize::MAX as usize),
             flags: PagesFlags::new(),
+            read_only: UnsafeCell::new(false),
+            mapped: UnsafeCell::new(0),
         }
     }
 
@@ -102,14 +107,19 @@ impl Pages {
     /// The caller must hold the notifier lock as long as it uses the result.
     pub(crate) unsafe fn mapped(&self) -> &[Segment] {
         // SAFETY: Nobody writes while the lock is held, but who has the driver's lock as well, and
-        // does not call this meanwhile.
-        unsafe { (*self.segments.get()).as_ref() }.map_or(&[], SegmentArray::mapped)
+        // does not call this meanwhile. By the type invariants so many segments are mapped.
+        unsafe {
+            match &*self.segments.get() {
+                Some(array) => array.first(*self.mapped.get()),
+                None => &[],
+            }
+        }
     }
 
     /// Whether any page is mapped, by a transaction under way as well. The notifier lock is held.
     pub(crate) fn is_any_mapped(&self) -> bool {
         // SAFETY: The notifier lock is held.
-        !unsafe { self.mapped() }.is_empty()
+        unsafe { *self.mapped.get() != 0 }
     }
 
     /// Whether the pages are mapped, all of them, for `access`.
@@ -121,19 +131,17 @@ impl Pages {
         self.is_valid()
             && (access == Access::Read
                 // SAFETY: As this function requires.
-                || unsafe { self.mapped() }
-                    .iter()
-                    .all(|segment| segment.dir() == Direction::Bidirectional))
+                || unsafe { !*self.read_only.get() })
     }
 
-    /// Makes room for `segments` segments, to be mapped next.
+    /// Takes `array` for the segments that are mapped next, and gives the old one.
     ///
     /// # Safety
     ///
     /// The caller must hold the driver's SVM lock and the notifier lock; nothing may be mapped.
-    pub(crate) unsafe fn install(&self, array: SegmentArray) -> Option<SegmentArray> {
+    pub(crate) unsafe fn install(&self, array: &mut Option<SegmentArray>) {
         // SAFETY: The caller excludes all others.
-        unsafe { (*self.segments.get()).replace(array) }
+        unsafe { core::ptr::swap(self.segments.get(), array) }
     }
 
     /// Reserves IOVA space for `size` bytes, if the device has an IOMMU that this works with.
@@ -149,44 +157,31 @@ impl Pages {
         }
     }
 
-    /// Maps one block of system memory for `dir`, and notes it.
-    ///
-    /// Fails with `EFAULT` when it cannot be mapped, `ENOSPC` when there is no room to note it; then
-    /// nothing is changed.
+    /// What it takes to map blocks one after the other. Fails with `ENOSPC` when no array was
+    /// installed.
     ///
     /// # Safety
     ///
-    /// The caller must hold the driver's SVM lock and the notifier lock, and know that the block's
-    /// pages are what the CPU has mapped: so that who takes them away will invalidate, and wait for
-    /// the lock, first.
-    pub(crate) unsafe fn map_system(&self, block: &Block, dir: Direction) -> Result {
-        let dev = self.drm.dma_device();
-        let size = kernel::page::PAGE_SIZE << block.order;
-        // SAFETY: The caller excludes all others.
-        let (segments, state, offset) = unsafe {
-            (
-                (*self.segments.get()).as_mut().ok_or(ENOSPC)?,
-                &mut *self.state.get(),
-                &mut *self.state_offset.get(),
-            )
-        };
-        if segments.mapped().len() >= segments.capacity() {
-            return Err(ENOSPC);
+    /// As for [`install`](Self::install), as long as the result is there; but segments may be mapped.
+    /// The array that was installed must have been made for `room` segments.
+    #[inline]
+    pub(crate) unsafe fn mapping(&self, room: usize) -> Result<Mapping<'_>> {
+        // SAFETY: The caller excludes all others; by the type invariants so many segments were added
+        // to the array.
+        unsafe {
+            let array = (*self.segments.get()).as_mut().ok_or(ENOSPC)?;
+            let state = &mut *self.state.get();
+            Ok(Mapping {
+                dev: self.drm.dma_device(),
+                iova: dma::use_iova(state).then_some((state, &mut *self.state_offset.get())),
+                segments: Appender::new(
+                    array,
+                    room,
+                    &mut *self.mapped.get(),
+                    &mut *self.read_only.get(),
+                ),
+            })
         }
-        let addr = if dma::use_iova(state) {
-            // SAFETY: The reservation is of the size of the range, of which this block is a part;
-            // all that is linked ends at `offset`.
-            unsafe { dma::iova_link(dev, state, block.pfn.phys(), *offset, size, dir) }?;
-            let addr = state.addr.wrapping_add(*offset as u64);
-            *offset += size;
-            addr
-        } else {
-            // SAFETY: The device lives as long as its DRM device; the pages are contiguous, and
-            // allocated until an invalidation, which unmaps first.
-            unsafe { dma::map_page(dev, block.pfn.page(), size, dir) }?
-        };
-        // INVARIANT: What was mapped is noted.
-        segments.push(Segment::new(addr, Protocol::SYSTEM, block.order, dir))
     }
 
     /// Ends a transaction well: from now on the pages are mapped, all of them.
@@ -231,16 +226,9 @@ impl Pages {
     pub unsafe fn unmap(&self) {
         let dev = self.drm.dma_device();
         // SAFETY: The caller excludes all others.
-        let (segments, state, offset) = unsafe {
-            (
-                (*self.segments.get()).as_mut(),
-                &mut *self.state.get(),
-                &mut *self.state_offset.get(),
-            )
-        };
+        let (mapped, state) = unsafe { (self.mapped(), &mut *self.state.get()) };
         self.flags
             .update(&[], &[PagesFlag::HasDmaMapping, PagesFlag::HasDevmemPages]);
-        let mapped = segments.as_ref().map_or(&[][..], |array| array.mapped());
         if dma::use_iova(state) {
             // SAFETY: By the type invariants the segments are linked, without gaps; the
             // reservation is empty after.
@@ -255,10 +243,12 @@ impl Pages {
                 unsafe { dma::unmap_page(dev, segment.addr(), segment.size(), segment.dir()) };
             }
         }
-        *offset = 0;
         // INVARIANT: Nothing is mapped, and nothing is noted.
-        if let Some(segments) = segments {
-            segments.clear();
+        // SAFETY: The caller excludes all others.
+        unsafe {
+            *self.mapped.get() = 0;
+            *self.read_only.get() = false;
+            *self.state_offset.get() = 0;
         }
     }
 
@@ -278,16 +268,6 @@ impl Pages {
         unsafe { self.unmap() };
         self.set_unmapped();
     }
-
-    /// What the addresses take, in bytes.
-    ///
-    /// # Safety
-    ///
-    /// The caller must hold the notifier lock.
-    pub unsafe fn memory(&self) -> usize {
-        // SAFETY: As this function requires.
-        unsafe { (*self.segments.get()).as_ref() }.map_or(0, SegmentArray::memory)
-    }
 }
 
 impl Drop for Pages {
@@ -297,6 +277,54 @@ impl Drop for Pages {
             // SAFETY: Nobody else has the pages.
             unsafe { self.unmap() };
         }
+    }
+}
+
+/// Pages that are being mapped: all that mapping a block needs, looked up once for many of them.
+pub(crate) struct Mapping<'a> {
+    dev: *mut kernel::bindings::device,
+    /// The reservation, if there is one, and how much of it is linked.
+    iova: Option<(&'a mut IovaState, &'a mut usize)>,
+    segments: Appender<'a>,
+}
+
+impl Mapping<'_> {
+    /// Maps one block of system memory, whose first page is `page`, for `dir`, and notes it.
+    ///
+    /// Fails with `EFAULT` when it cannot be mapped, `ENOSPC` when there is no room to note it; then
+    /// nothing is changed.
+    ///
+    /// # Safety
+    ///
+    /// The caller must know that the block's pages are what the CPU has mapped: so that who takes
+    /// them away will invalidate, and wait for the notifier lock, first.
+    #[inline]
+    pub(crate) unsafe fn system(
+        &mut self,
+        block: &Block,
+        page: *mut kernel::bindings::page,
+        dir: Direction,
+    ) -> Result {
+        if self.segments.is_full() {
+            return Err(ENOSPC);
+        }
+        let size = kernel::page::PAGE_SIZE << block.order;
+        let addr = match &mut self.iova {
+            Some((state, offset)) => {
+                // SAFETY: The reservation is of the size of the range, of which this block is a
+                // part; all that is linked ends at `offset`.
+                unsafe { dma::iova_link(self.dev, state, block.pfn.phys(), **offset, size, dir) }?;
+                let addr = state.addr.wrapping_add(**offset as u64);
+                **offset += size;
+                addr
+            }
+            // SAFETY: The device lives as long as its DRM device; the pages are contiguous, and
+            // allocated until an invalidation, which unmaps first.
+            None => unsafe { dma::map_page(self.dev, page, size, dir) }?,
+        };
+        // INVARIANT: What was mapped is noted.
+        self.segments
+            .push(Segment::new(addr, Protocol::SYSTEM, block.order, dir))
     }
 }
 

@@ -4,16 +4,18 @@
 //!
 //! C: `struct drm_pagemap_addr`, and the `dma_addr` array of `struct drm_gpusvm_pages`. C allocates
 //! 16 bytes for every page of a range; here an array has as many entries as the CPU's mapping has
-//! blocks, and one more in front of them which says how many are mapped. A C driver that walks the
-//! array by the orders of its entries, as all do, sees no difference.
+//! blocks. A C driver that walks the array by the orders of its entries, as all do, sees no
+//! difference.
 
-use core::ptr::NonNull;
 use kernel::{
-    alloc::{KVVec, Vec},
     page::PAGE_SIZE,
     prelude::*, //
 };
-use kernel_ext::{bindings as ext, dma::Direction};
+use kernel_ext::{
+    bindings as ext,
+    dma::Direction,
+    thin_array::ThinArray, //
+};
 
 /// Who understands a device address, `enum drm_interconnect_protocol`; drivers may have values of
 /// their own.
@@ -48,6 +50,7 @@ pub struct Segment {
 
 impl Segment {
     /// A piece of `PAGE_SIZE << order` bytes at the device address `addr`.
+    #[inline]
     pub fn new(addr: u64, proto: Protocol, order: u32, dir: Direction) -> Self {
         let order = u64::from(order) & ((1 << ORDER_BITS) - 1);
         Self {
@@ -70,119 +73,129 @@ impl Segment {
     }
 
     /// Device address in bytes; its meaning is that of the protocol.
+    #[inline]
     pub fn addr(&self) -> u64 {
         self.addr
     }
 
     /// Who understands the address.
+    #[inline]
     pub fn proto(&self) -> Protocol {
         Protocol(self.bits & ((1 << PROTO_BITS) - 1))
     }
 
     /// Log2 of the number of pages.
+    #[inline]
     pub fn order(&self) -> u32 {
         ((self.bits >> PROTO_BITS) & ((1 << ORDER_BITS) - 1)) as u32
     }
 
     /// Size in bytes.
+    #[inline]
     pub fn size(&self) -> usize {
         PAGE_SIZE << self.order()
     }
 
     /// What the device may do with it.
+    #[inline]
     pub fn dir(&self) -> Direction {
         // CAST: Two bits.
         Direction::from_raw((self.bits >> (PROTO_BITS + ORDER_BITS)) as i32)
     }
 }
 
-/// The segments of one pages object, in ascending order of CPU address.
+/// Memory for the segments of one pages object, in ascending order of CPU address, `dma_addr` of
+/// `struct drm_gpusvm_pages`.
+///
+/// How many of them are initialized is noted in the pages object, and how many there is room for is
+/// known to the transaction that maps.
 ///
 /// # Invariants
 ///
-/// Points to entry 1 of a `KVVec<Segment>` of at least one entry. Of entry 0, `addr` is the capacity
-/// of the vector in entries, and `bits` the number of segments that are mapped, which are the first
-/// of those that follow and initialized.
+/// Was made for no more than `u32::MAX` segments.
 #[repr(transparent)]
-pub struct SegmentArray(NonNull<Segment>);
-
-// SAFETY: The array owns its memory, which may be used and freed from any thread.
-unsafe impl Send for SegmentArray {}
-// SAFETY: Nothing changes through a shared reference.
-unsafe impl Sync for SegmentArray {}
+pub struct SegmentArray(ThinArray<Segment>);
 
 impl SegmentArray {
-    /// Memory for `segments` segments, none of them mapped. Fails with `ENOMEM`. May sleep.
+    /// Memory for `segments` segments. Fails with `ENOMEM`. May sleep.
     pub fn new(segments: usize) -> Result<Self> {
-        let entries = segments.checked_add(1).ok_or(ENOMEM)?;
-        let mut vec = KVVec::<Segment>::with_capacity(entries, GFP_KERNEL)?;
-        let header = Segment {
-            addr: vec.capacity() as u64,
-            bits: 0,
-        };
-        vec.push(header, GFP_KERNEL)?;
-        let (ptr, _, _) = vec.into_raw_parts();
-        // INVARIANT: Entry 0 was just written; no segment is mapped.
-        // SAFETY: The vector has room for at least entry 0, so that this is at most its end.
-        Ok(Self(unsafe { NonNull::new_unchecked(ptr.add(1)) }))
+        // INVARIANT: More are not counted, and refused.
+        u32::try_from(segments).map_err(|_| ENOMEM)?;
+        Ok(Self(ThinArray::new(segments)?))
     }
 
-    fn header(&self) -> &Segment {
-        // SAFETY: By the type invariants entry 0 is in front of the first segment.
-        unsafe { self.0.sub(1).as_ref() }
-    }
-
-    fn header_mut(&mut self) -> &mut Segment {
-        // SAFETY: By the type invariants entry 0 is in front of the first segment.
-        unsafe { self.0.sub(1).as_mut() }
-    }
-
-    /// How many segments there is room for.
-    pub fn capacity(&self) -> usize {
-        (self.header().addr as usize).saturating_sub(1)
-    }
-
-    /// The segments that are mapped.
-    pub fn mapped(&self) -> &[Segment] {
-        // SAFETY: By the type invariants so many segments are initialized.
-        unsafe { core::slice::from_raw_parts(self.0.as_ptr(), self.header().bits as usize) }
-    }
-
-    /// Adds a segment that is mapped now. Fails with `ENOSPC` when there is no room.
-    pub fn push(&mut self, segment: Segment) -> Result {
-        let mapped = self.header().bits as usize;
-        if mapped >= self.capacity() {
-            return Err(ENOSPC);
-        }
-        // INVARIANT: One segment more is initialized, and counted.
-        // SAFETY: There is room for it.
-        unsafe { self.0.add(mapped).write(segment) };
-        self.header_mut().bits += 1;
-        Ok(())
-    }
-
-    /// Says that no segment is mapped any more.
-    pub fn clear(&mut self) {
-        self.header_mut().bits = 0;
-    }
-
-    /// What the array takes, in bytes.
-    pub fn memory(&self) -> usize {
-        self.header().addr as usize * core::mem::size_of::<Segment>()
+    /// The first `count` segments.
+    ///
+    /// # Safety
+    ///
+    /// So many must have been added, see [`Appender`].
+    #[inline]
+    pub unsafe fn first(&self, count: u32) -> &[Segment] {
+        // SAFETY: By this function's requirements so many are initialized.
+        unsafe { core::slice::from_raw_parts(self.0.as_ptr(), count as usize) }
     }
 }
 
-impl Drop for SegmentArray {
-    fn drop(&mut self) {
-        let capacity = self.header().addr as usize;
-        // SAFETY: By the type invariants these are the parts of a vector that nobody else owns;
-        // entries need no drop, so that its length does not matter.
-        drop(unsafe {
-            Vec::<Segment, kernel::alloc::allocator::KVmalloc>::from_raw_parts(
-                self.0.as_ptr().sub(1),
-                0,
-                capacity,
-            )
-        });
+/// Adds segments to an array, and keeps count.
+///
+/// # Invariants
+///
+/// `array` was made for `room` segments; no more than that are counted, and the first of the array
+/// are initialized, as many as are counted.
+pub struct Appender<'a> {
+    array: &'a mut SegmentArray,
+    room: usize,
+    count: &'a mut u32,
+    read_only: &'a mut bool,
+}
+
+impl<'a> Appender<'a> {
+    /// Adds to `array` behind its first `count` segments. `read_only` is set when one is added that
+    /// may not be written.
+    ///
+    /// # Safety
+    ///
+    /// The array must have been made for `room` segments, and its first `count` have been added.
+    #[inline]
+    pub unsafe fn new(
+        array: &'a mut SegmentArray,
+        room: usize,
+        count: &'a mut u32,
+        read_only: &'a mut bool,
+    ) -> Self {
+        // INVARIANT: By this function's requirements.
+        Self {
+            array,
+            room,
+            count,
+            read_only,
+        }
+    }
+
+    /// Whether there is no room for another segment.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        *self.count as usize >= self.room
+    }
+
+    /// Adds a segment that is mapped now. Fails with `ENOSPC` when there is no room.
+    #[inline]
+    pub fn push(&mut self, segment: Segment) -> Result {
+        if self.is_full() {
+            return Err(ENOSPC);
+        }
+        // SAFETY: By the type invariants there is memory for it.
+        unsafe {
+            self.array
+                .0
+                .as_ptr()
+                .add(*self.count as usize)
+                .write(segment)
+        };
+        *self.read_only |= segment.dir() != Direction::Bidirectional;
+        // INVARIANT: One more is initialized. The sum is at most `room`, for which an array was made,
+        // and so a `u32`.
+        *self.count += 1;
+        Ok(())
     }
 }
