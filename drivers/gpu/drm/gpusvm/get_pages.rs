@@ -28,7 +28,7 @@ use kernel::{
 use kernel_ext::{
     bindings as ext,
     dma::Direction,
-    hmm::{Block, Pfn, Walk},
+    hmm::{Blocks, Pfn, Walk},
     mmu_interval::MmuIntervalNotifier,
     rwsem::ReadGuard, //
 };
@@ -153,14 +153,16 @@ impl Source<'_> {
                 pages.reserve(self.span.end - self.span.start);
             }
         }
-        for (index, block) in walk.blocks().enumerate() {
-            if index != 0 && index % BATCH == 0 {
-                // SAFETY: As above.
-                unsafe { transaction.breathe() }?;
-            }
+        let mut blocks = walk.blocks();
+        loop {
             // SAFETY: As above; the walk is valid, as the notifier lock is held and nothing of the
             // span was invalidated since.
-            unsafe { transaction.map(&block, ctx) }?;
+            unsafe { transaction.map(&mut blocks, ctx) }?;
+            if transaction.done == room {
+                break;
+            }
+            // SAFETY: As above.
+            unsafe { transaction.breathe() }?;
         }
         // SAFETY: As above; all blocks are mapped.
         let result = unsafe { transaction.commit(walk.seq()) };
@@ -223,29 +225,37 @@ impl Transaction<'_> {
         }
     }
 
-    /// Maps the next block for each device.
+    /// Maps the next [`BATCH`] of `blocks`, or what is left of them, for each device.
     ///
     /// # Safety
     ///
-    /// As for [`Source::get`], with the notifier lock held for reading.
-    unsafe fn map(&mut self, block: &Block, ctx: &Ctx) -> Result {
-        let page = block.pfn.page();
-        // SAFETY: The page is the CPU's, by this function's requirements.
-        if unsafe { ext::is_zone_device_page(page) } {
-            // Pages of the right owner are the pagemap's to map; all others cannot be mapped.
-            kernel_ext::debug!("page {} is a device's", block.index);
-            return Err(EOPNOTSUPP);
-        }
-        if ctx.devmem_only {
-            return Err(EFAULT);
-        }
-        // SAFETY: By this function's requirements.
-        let dir = unsafe { direction(block.pfn, page, ctx.access) };
+    /// As for [`Source::get`], with the notifier lock held for reading. An array must have been
+    /// installed in all pages.
+    unsafe fn map(&mut self, blocks: &mut Blocks<'_>, ctx: &Ctx) -> Result {
+        let first = blocks.clone();
         for pages in self.pages {
+            let mut batch = first.clone();
             // SAFETY: By this function's requirements.
-            unsafe { pages.mapping(self.room)?.system(block, page, dir) }?;
+            let mut mapping = unsafe { pages.mapping(self.room) }?;
+            for block in batch.by_ref().take(BATCH) {
+                let page = block.pfn.page();
+                // SAFETY: The page is the CPU's, by this function's requirements.
+                if unsafe { ext::is_zone_device_page(page) } {
+                    // Pages of the right owner are the pagemap's to map; all others cannot be mapped.
+                    kernel_ext::debug!("page {} is a device's", block.index);
+                    return Err(EOPNOTSUPP);
+                }
+                if ctx.devmem_only {
+                    return Err(EFAULT);
+                }
+                // SAFETY: By this function's requirements.
+                let dir = unsafe { direction(block.pfn, page, ctx.access) };
+                // SAFETY: As above.
+                unsafe { mapping.system(&block, page, dir) }?;
+            }
+            *blocks = batch;
         }
-        self.done += 1;
+        self.done = (self.done + BATCH).min(self.room);
         Ok(())
     }
 

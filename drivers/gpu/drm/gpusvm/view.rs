@@ -87,6 +87,7 @@ pub struct Segments<'v> {
 impl Iterator for Segments<'_> {
     type Item = Mapped;
 
+    #[inline]
     fn next(&mut self) -> Option<Mapped> {
         let (segment, rest) = self.rest.split_first()?;
         let mapped = Mapped {
