@@ -7,7 +7,7 @@
 //! process's memory with real DRM devices ([`fixture`]): an SVM and its ranges ([`config`],
 //! [`ranges`], [`removal`], [`notifier`], [`exit`]), the mapping of pages ([`pages`], [`get_pages`],
 //! [`devices`], [`iova`], [`evict`]), what can come in between ([`races`], [`failures`]), and the
-//! memory of devices ([`pagemap_lifetime`], [`pagemap_owner`]).
+//! memory of devices ([`pagemap_lifetime`], [`pagemap_unbind`], [`pagemap_owner`]).
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 
@@ -33,6 +33,7 @@ mod notifier;
 mod pagemap_lifetime;
 mod pagemap_migrate;
 mod pagemap_owner;
+mod pagemap_unbind;
 mod pages;
 mod races;
 mod random;
