@@ -40,6 +40,9 @@ impl LockedFolio {
     /// A folio of RAM with `1 << order` pages, movable, its contents undefined. Sleeps, may
     /// reclaim. None when there is no memory.
     pub fn ram(place: Place<'_>, order: u32) -> Option<Self> {
+        if !probe::allows(order) {
+            return None;
+        }
         let (vma, addr) = match place {
             Place::Process(vma, addr) => (vma.as_ptr(), addr),
             Place::Anywhere => (ptr::null_mut(), 0),
@@ -109,5 +112,37 @@ impl Drop for LockedFolio {
     fn drop(&mut self) {
         // SAFETY: By the type invariants.
         unsafe { bindings::page_folio_unlock_put(self.page.as_ptr()) }
+    }
+}
+
+/// Where tests come in: a probe sees each folio of RAM before it is allocated, and there is none that
+/// it refuses.
+#[cfg(CONFIG_KUNIT = "y")]
+pub mod probe {
+    use kernel::sync::atomic::{Acquire, Atomic, Release};
+
+    /// Is given the order.
+    pub type Probe = fn(u32) -> bool;
+
+    /// 0, or a [`Probe`].
+    static PROBE: Atomic<usize> = Atomic::new(0);
+
+    /// Has all folios from now on seen by `probe`, or by nobody.
+    pub fn set(probe: Option<Probe>) {
+        PROBE.store(probe.map_or(0, |probe| probe as usize), Release);
+    }
+
+    pub(super) fn allows(order: u32) -> bool {
+        let probe = PROBE.load(Acquire);
+        // SAFETY: Whatever is not 0 was a `Probe` when it was stored.
+        probe == 0 || unsafe { core::mem::transmute::<usize, Probe>(probe) }(order)
+    }
+}
+
+#[cfg(not(CONFIG_KUNIT = "y"))]
+mod probe {
+    #[inline(always)]
+    pub(super) fn allows(_order: u32) -> bool {
+        true
     }
 }

@@ -30,6 +30,8 @@ mod intervals;
 mod iova;
 mod layout;
 mod notifier;
+mod pagemap_evict;
+mod pagemap_fault;
 mod pagemap_lifetime;
 mod pagemap_migrate;
 mod pagemap_owner;

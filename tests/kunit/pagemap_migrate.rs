@@ -3,30 +3,37 @@
 //! Pages move to a device and back, with what is in them.
 
 use crate::fixture::{
-    mm::{self, Prot},
+    mm::{self, Pinned, Prot},
     pages,
     vram::{alive, vram, Done, Mood, Vram, HUGE},
     with_device,
     Env, //
 };
 use core::ops::Range;
-use gpusvm::pagemap::{hold, provider::Pagemap, to_device::Moved};
+use gpusvm::pagemap::{provider::Pagemap, to_device::Moved};
 use kernel::{page::PAGE_SIZE, prelude::*};
 
 /// Runs a test with a device that has memory of its own, and checks that it is all given back.
-pub(crate) fn with_vram(pages: usize, test: impl FnOnce(&Env, &Pagemap<Vram>) -> Result) -> Result {
-    with_device(|env| {
-        let result = {
-            let pagemap = vram(env.device(), pages)?;
-            test(env, &pagemap)
-        };
-        // What the test mapped goes, and with it what is on the device.
-        mm::unmap(&crate::fixture::pages(0, 1 << 20))?;
-        hold::flush();
-        result?;
-        ensure_eq!(alive(), (0, 0));
-        Ok(())
-    })
+pub(crate) fn with_vram(size: usize, test: impl FnOnce(&Env, &Pagemap<Vram>) -> Result) -> Result {
+    with_device(|env| run(env, size, test))
+}
+
+/// The same in an environment that is there.
+pub(crate) fn run(
+    env: &Env,
+    size: usize,
+    test: impl FnOnce(&Env, &Pagemap<Vram>) -> Result,
+) -> Result {
+    let result = {
+        let pagemap = vram(env.device(), size)?;
+        test(env, &pagemap)
+    };
+    // What the test mapped goes, and with it what is on the device.
+    mm::unmap(&pages(0, 1 << 20))?;
+    gpusvm::pagemap::flush();
+    result?;
+    ensure_eq!(alive(), (0, 0));
+    Ok(())
 }
 
 /// Moves a span to the device.
@@ -34,10 +41,28 @@ pub(crate) fn to_device(env: &Env, pagemap: &Pagemap<Vram>, span: &Range<usize>)
     pagemap.populate(&env.mm, span.clone(), 0)
 }
 
+/// That so many pages moved of so many, and so many were copied for that.
+pub(crate) fn moved(moved: usize, copied: usize, of: usize) -> Moved {
+    Moved {
+        moved: moved * PAGE_SIZE,
+        copied: copied * PAGE_SIZE,
+        left: (of - moved) * PAGE_SIZE,
+    }
+}
+
 /// Checks what [`mm::fill`] wrote.
 pub(crate) fn check(span: &Range<usize>) -> Result {
     for addr in span.clone().step_by(PAGE_SIZE) {
         ensure_eq!(mm::read(addr)?, mm::pattern(addr));
+    }
+    Ok(())
+}
+
+/// Checks that a span is zero.
+fn check_zero(span: &Range<usize>) -> Result {
+    for addr in span.clone().step_by(PAGE_SIZE) {
+        ensure_eq!(mm::read(addr)?, 0);
+        ensure_eq!(mm::read(addr + PAGE_SIZE - 8)?, 0);
     }
     Ok(())
 }
@@ -52,44 +77,32 @@ mod tests {
             let span = pages(0, HUGE);
             mm::map_huge(&span)?;
             mm::fill(&span)?;
-            let moved = to_device(env, pagemap, &span)?;
-            let all = span.len();
-            ensure_eq!(
-                moved,
-                Moved {
-                    moved: all,
-                    copied: all,
-                    left: 0
-                }
-            );
+            ensure_eq!(to_device(env, pagemap, &span)?, moved(HUGE, HUGE, HUGE));
             let vram = pagemap.provider();
-            ensure_eq!(
-                vram.take_done(),
-                Done {
-                    to_device: HUGE,
-                    pieces: 1,
-                    ..Done::default()
-                }
-            );
+            let done = Done {
+                to_device: HUGE,
+                pieces: 1,
+                ..Done::default()
+            };
+            ensure_eq!(vram.take_done(), done);
             ensure_eq!(vram.used(), HUGE);
-            let handles = vram.handles()?;
-            ensure_eq!(handles.len(), 1);
-            for (index, page) in handles[0].memory().pages().iter().enumerate() {
-                ensure_eq!(
-                    vram.read(*page)?,
-                    mm::pattern(span.start + index * PAGE_SIZE)
-                );
-            }
-            drop(handles);
-            check(&span)?;
-            ensure_eq!(
-                vram.take_done(),
-                Done {
-                    to_ram: HUGE,
-                    pieces: 1,
-                    ..Done::default()
+            {
+                let handles = vram.handles()?;
+                ensure_eq!(handles.len(), 1);
+                let pages = handles[0].memory().pages();
+                for (page, addr) in pages.iter().zip(span.clone().step_by(PAGE_SIZE)) {
+                    ensure_eq!(vram.read(*page)?, mm::pattern(addr));
                 }
-            );
+            }
+            check(&span)?;
+            let done = Done {
+                to_ram: HUGE,
+                pieces: 1,
+                ..Done::default()
+            };
+            ensure_eq!(vram.take_done(), done);
+            gpusvm::pagemap::flush();
+            ensure_eq!(vram.used(), 0);
             Ok(())
         })
     }
@@ -100,30 +113,25 @@ mod tests {
             let span = pages(3, 20);
             mm::map(&span, Prot::Write)?;
             mm::fill(&span)?;
-            let moved = to_device(env, pagemap, &span)?;
-            ensure_eq!((moved.moved, moved.left), (span.len(), 0));
+            ensure_eq!(to_device(env, pagemap, &span)?, moved(20, 20, 20));
             check(&span)?;
+            ensure_eq!(pagemap.provider().take_done().to_ram, 20);
             Ok(())
         })
     }
 
     #[test]
-    fn eviction_brings_all_back() -> Result {
-        with_vram(2 * HUGE, |env, pagemap| {
-            let span = pages(0, HUGE);
-            mm::map_huge(&span)?;
+    fn huge_and_single_pages_together() -> Result {
+        with_vram(4 * HUGE, |env, pagemap| {
+            let span = pages(0, 2 * HUGE + 8);
+            mm::map(&pages(0, 2 * HUGE), Prot::Write)?;
+            mm::map_huge(&pages(HUGE, HUGE))?;
+            mm::map(&pages(2 * HUGE, 8), Prot::Write)?;
             mm::fill(&span)?;
-            to_device(env, pagemap, &span)?;
-            let vram = pagemap.provider();
-            vram.take_done();
-            for handle in vram.handles()? {
-                handle.evict()?;
-                ensure!(handle.is_detached());
-            }
-            ensure_eq!(vram.take_done().to_ram, HUGE);
-            ensure_eq!(vram.used(), 0);
+            let all = 2 * HUGE + 8;
+            ensure_eq!(to_device(env, pagemap, &span)?, moved(all, all, all));
             check(&span)?;
-            ensure_eq!(vram.take_done(), Done::default());
+            ensure_eq!(pagemap.provider().take_done().to_ram, all);
             Ok(())
         })
     }
@@ -139,10 +147,156 @@ mod tests {
                 scattered: true,
                 ..Mood::default()
             });
-            let moved = to_device(env, pagemap, &span)?;
-            ensure_eq!((moved.moved, moved.left), (span.len(), 0));
+            ensure_eq!(to_device(env, pagemap, &span)?, moved(HUGE, HUGE, HUGE));
             ensure_eq!(vram.take_done().pieces, HUGE);
             check(&span)
+        })
+    }
+
+    #[test]
+    fn what_was_never_written_is_cleared() -> Result {
+        with_vram(4 * HUGE, |env, pagemap| {
+            // Some pages are written, some read, and some were never touched.
+            mm::map(&pages(0, 12), Prot::Write)?;
+            mm::fill(&pages(4, 2))?;
+            mm::read(pages(8, 1).start)?;
+            let span = pages(0, 12);
+            ensure_eq!(to_device(env, pagemap, &span)?, moved(12, 2, 12));
+            let done = pagemap.provider().take_done();
+            ensure_eq!((done.to_device, done.cleared), (2, 10));
+            check(&pages(4, 2))?;
+            check_zero(&pages(0, 4))?;
+            check_zero(&pages(6, 6))
+        })
+    }
+
+    #[test]
+    fn a_huge_page_that_was_never_written() -> Result {
+        with_vram(4 * HUGE, |env, pagemap| {
+            for touched in [false, true] {
+                let span = pages(0, HUGE);
+                mm::map_huge(&span)?;
+                if touched {
+                    // Maps the huge page of zeroes.
+                    mm::read(span.start)?;
+                }
+                ensure_eq!(to_device(env, pagemap, &span)?, moved(HUGE, 0, HUGE));
+                let done = Done {
+                    cleared: HUGE,
+                    pieces: 1,
+                    ..Done::default()
+                };
+                ensure_eq!(pagemap.provider().take_done(), done);
+                check_zero(&span)?;
+                pagemap.provider().take_done();
+                mm::unmap(&span)?;
+            }
+            // And where there is no huge page on the device.
+            let span = pages(0, HUGE);
+            mm::map_huge(&span)?;
+            pagemap.provider().set_mood(Mood {
+                scattered: true,
+                ..Mood::default()
+            });
+            ensure_eq!(to_device(env, pagemap, &span)?, moved(HUGE, 0, HUGE));
+            ensure_eq!(pagemap.provider().take_done().cleared, HUGE);
+            check_zero(&span)
+        })
+    }
+
+    #[test]
+    fn a_pinned_page_costs_itself() -> Result {
+        with_vram(64, |env, pagemap| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            let pinned = Pinned::new(pages(5, 1).start)?;
+            ensure_eq!(to_device(env, pagemap, &span)?, moved(15, 15, 16));
+            ensure_eq!(pagemap.provider().used(), 15);
+            drop(pinned);
+            check(&span)?;
+            ensure_eq!(pagemap.provider().take_done().to_ram, 15);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn what_is_there_already_costs_nothing() -> Result {
+        with_vram(64, |env, pagemap| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            to_device(env, pagemap, &pages(4, 4))?;
+            let vram = pagemap.provider();
+            ensure_eq!(vram.take_done().to_device, 4);
+            ensure_eq!(to_device(env, pagemap, &span)?, moved(12, 12, 16));
+            ensure_eq!(vram.take_done().to_device, 12);
+            ensure_eq!(vram.used(), 16);
+            ensure_eq!(to_device(env, pagemap, &span)?, moved(0, 0, 16));
+            ensure_eq!(vram.take_done(), Done::default());
+            check(&span)
+        })
+    }
+
+    #[test]
+    fn places_without_memory_and_files_stay() -> Result {
+        with_vram(64, |env, pagemap| {
+            mm::map(&pages(0, 4), Prot::Write)?;
+            mm::fill(&pages(0, 4))?;
+            let file = mm::File::new(4)?;
+            file.map_shared(&pages(4, 4), Prot::Write)?;
+            mm::map(&pages(12, 4), Prot::Write)?;
+            mm::fill(&pages(12, 4))?;
+            // The hole of 4 pages is nobody's.
+            ensure_eq!(to_device(env, pagemap, &pages(0, 16))?, moved(8, 8, 12));
+            check(&pages(0, 4))?;
+            check(&pages(12, 4))?;
+            ensure_eq!(mm::read(pages(5, 1).start)?, 1);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_page_that_is_given_away_twice_is_refused() -> Result {
+        with_vram(64, |env, pagemap| {
+            let span = pages(0, 4);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            let vram = pagemap.provider();
+            vram.set_mood(Mood {
+                confused: true,
+                ..Mood::default()
+            });
+            ensure_eq!(to_device(env, pagemap, &span), Err(EINVAL));
+            ensure_eq!(vram.used(), 0);
+            // One is refused only where it is in use.
+            ensure_eq!(to_device(env, pagemap, &pages(0, 1))?, moved(1, 1, 1));
+            vram.set_mood(Mood::default());
+            check(&span)
+        })
+    }
+
+    #[test]
+    fn what_is_unmapped_on_the_device_is_free() -> Result {
+        with_vram(2 * HUGE, |env, pagemap| {
+            let span = pages(0, HUGE);
+            mm::map_huge(&span)?;
+            mm::fill(&span)?;
+            to_device(env, pagemap, &span)?;
+            let vram = pagemap.provider();
+            // A part of a huge page keeps all of it; the rest comes back right.
+            mm::unmap(&pages(0, 100))?;
+            check(&pages(100, HUGE - 100))?;
+            gpusvm::pagemap::flush();
+            ensure_eq!(vram.used(), 0);
+
+            mm::map_huge(&span)?;
+            to_device(env, pagemap, &span)?;
+            ensure_eq!(vram.used(), HUGE);
+            mm::unmap(&span)?;
+            gpusvm::pagemap::flush();
+            ensure_eq!(vram.used(), 0);
+            Ok(())
         })
     }
 }

@@ -45,6 +45,14 @@ pub(crate) unsafe fn init() {
     }
 }
 
+/// Waits until providers were told of all allocations that no page is in any more, and pagemaps
+/// without references are gone, with what they held. Sleeps; not to be called by a provider that is
+/// being told, nor by the end of a device.
+pub fn flush() {
+    owned::flush();
+    hold::flush();
+}
+
 /// Waits for the work items. To be called once, when the module is unloaded.
 pub(crate) fn exit() {
     owned::flush();

@@ -7,7 +7,10 @@
 //!
 //! C: `drm_pagemap_evict_to_ram()`.
 
-use super::{devmem::Allocation, to_ram::Wanted};
+use super::{
+    devmem::Allocation,
+    to_ram::{Came, Wanted}, //
+};
 use kernel::prelude::*;
 use kernel_ext::{folio::Place, migrate::Migration, sched};
 
@@ -28,7 +31,7 @@ const ATTEMPTS: u32 = 3;
 /// The frames must be those of the allocation, which the caller holds a reference to that is not the
 /// folios'.
 pub(crate) unsafe fn evict(allocation: &Allocation, frames: &[usize]) -> Result {
-    let mut result = Ok(0);
+    let mut result = Ok(Came::Back);
     for _ in 0..ATTEMPTS {
         if allocation.is_detached() {
             return Ok(());

@@ -5,7 +5,10 @@
 //!
 //! C: `drm_pagemap_migrate_to_ram()`, `drm_pagemap_folio_free()`, `drm_pagemap_folio_split()`.
 
-use super::{to_ram::Wanted, zdd::Zdd};
+use super::{
+    to_ram::{Came, Wanted},
+    zdd::Zdd, //
+};
 use core::{ops::Range, ptr::NonNull};
 use kernel::{
     bindings::{self, folio, vm_fault, vm_fault_t},
@@ -25,6 +28,10 @@ use kernel_ext::{
 
 /// How long a fault sleeps at most before it looks again, in milliseconds.
 const WAIT_MS: u32 = 20;
+
+/// How often a fault is tried, before it is left to the CPU to fault again: a huge page may have to
+/// be split first.
+const ATTEMPTS: u32 = 2;
 
 /// The operations of all device-private memory. C: `drm_pagemap_pagemap_ops_get()`.
 pub(crate) static OPS: dev_pagemap::Ops = dev_pagemap::Ops {
@@ -104,22 +111,26 @@ unsafe fn fault(vmf: &vm_fault) -> Result<vm_fault_t> {
     }
 
     let span = span(vma, addr, allocation.span_size());
-    // SAFETY: The mmap lock is held; the page is locked and referenced by the caller.
-    let mut migration = unsafe {
-        Migration::collect(
-            vma,
-            span.clone(),
-            Select::DevicePrivate,
-            zdd.pagemap().owner(),
-            Some(page),
-        )
-    }?;
     let wanted = Wanted {
         allocation,
         needed: Some((addr - span.start) >> PAGE_SHIFT),
         memory: |index| Place::Process(vma, span.start + (index << PAGE_SHIFT)),
     };
-    wanted.bring_back(&mut migration)?;
+    for _ in 0..ATTEMPTS {
+        // SAFETY: The mmap lock is held; the page is locked and referenced by the caller.
+        let mut migration = unsafe {
+            Migration::collect(
+                vma,
+                span.clone(),
+                Select::DevicePrivate,
+                zdd.pagemap().owner(),
+                Some(page),
+            )
+        }?;
+        if wanted.bring_back(&mut migration)? == Came::Back {
+            break;
+        }
+    }
     Ok(0)
 }
 

@@ -23,6 +23,15 @@ use kernel_ext::{
     zone_device, //
 };
 
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Came {
+    /// What is needed is back, or was not there.
+    Back,
+    /// Only the mapping of a huge folio was split, for want of huge RAM; to be tried again.
+    Split,
+}
+
 /// What is to come back, and where to.
 pub(crate) struct Wanted<'a, F: Fn(usize) -> Place<'a>> {
     /// The allocation; pages of others stay.
@@ -51,59 +60,90 @@ fn source(entry: Entry, allocation: &Allocation) -> Option<NonNull<page>> {
 }
 
 impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
-    /// Brings what was collected back to RAM, and says how many pages have moved.
+    /// Brings what was collected back to RAM, and says what came of it.
     ///
     /// Sleeps. Errors, after which everything is where it was:
-    /// - `ENOMEM`: there is no RAM for what is needed;
+    /// - `ENOMEM`: there is no RAM for what is needed; if that is all, what there is RAM for came
+    ///   back;
     /// - `EFAULT`: the device cannot reach the RAM;
     /// - an error of the provider's.
-    pub(crate) fn bring_back(&self, migration: &mut Migration<'_>) -> Result<usize> {
+    pub(crate) fn bring_back(&self, migration: &mut Migration<'_>) -> Result<Came> {
         let pages = migration.entries().len();
         // SAFETY: The device lives as long as the allocation.
         let mut mapping =
             unsafe { Mapping::new(self.allocation.dma_device(), Direction::FromDevice, pages) }?;
+        let mut came = Came::Back;
+        let mut short = false;
         let mut any = false;
-        // What is needed comes first, and what there is memory for is had.
-        if let Some(needed) = self.needed {
-            let head = self.entry_of(migration, needed);
-            if let Some(head) = head {
-                let filled = self.prepare(migration, &mut mapping, head)?;
-                if head + filled <= needed {
+        // What is needed comes first; then, what there is memory for.
+        if let Some(head) = self
+            .needed
+            .and_then(|place| self.entry_of(migration, place))
+        {
+            if !self.prepare(migration, &mut mapping, head)? {
+                // Nobody can split a folio that a fault holds, but its mapping is split when it is
+                // tried. After that it can be.
+                if !self.prepare_single(migration, &mut mapping, head, 0)? {
                     return Err(ENOMEM);
                 }
-                any = true;
+                if migration
+                    .entries()
+                    .get(head)
+                    .is_some_and(|entry| entry.is_huge())
+                {
+                    came = Came::Split;
+                }
             }
+            any = true;
         }
-        let mut short = false;
         for index in 0..pages {
-            if short && self.needed.is_some() {
+            if came == Came::Split || (short && self.needed.is_some()) {
                 break;
             }
-            let Some(entry) = migration.entries().get(index).copied() else {
-                break;
-            };
-            let done = migration
+            let has_destination = migration
                 .destinations()
                 .get(index)
                 .is_some_and(|entry| entry.page().is_some());
-            if done || source(entry, self.allocation).is_none() {
+            if has_destination || self.source(migration, index).is_none() {
                 continue;
             }
-            let filled = self.prepare(migration, &mut mapping, index)?;
-            any |= filled != 0;
-            short |= filled < entry.pages();
+            let order = self.order(migration, index);
+            let mut count = 0;
+            if self.prepare(migration, &mut mapping, index)? {
+                count = 1 << order;
+            } else if order != 0 && migration.can_split() {
+                while count < 1 << order
+                    && self.prepare_single(migration, &mut mapping, index, count)?
+                {
+                    count += 1;
+                }
+            }
+            any |= count != 0;
+            short |= count < 1 << order;
         }
-        if !any {
-            return if short { Err(ENOMEM) } else { Ok(0) };
+        if any {
+            self.copy(&mut mapping)?;
+            drop(mapping);
+            migration.migrate();
+            retire(migration);
         }
-        self.copy(&mut mapping)?;
-        drop(mapping);
-        let moved = migration.migrate();
-        retire(migration);
         if short && self.needed.is_none() {
             return Err(ENOMEM);
         }
-        Ok(moved)
+        Ok(came)
+    }
+
+    /// The page of an entry, if it is to come back.
+    fn source(&self, migration: &Migration<'_>, index: usize) -> Option<NonNull<page>> {
+        source(*migration.entries().get(index)?, self.allocation)
+    }
+
+    /// Log2 of the number of pages of an entry's folio.
+    fn order(&self, migration: &Migration<'_>, index: usize) -> u32 {
+        self.source(migration, index).map_or(0, |page| {
+            // SAFETY: The migration holds the folio.
+            unsafe { zone_device::order_of(page) }
+        })
     }
 
     /// The entry whose folio has the page at a place.
@@ -124,43 +164,49 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
             .filter(|&index| is_there(index) && index + zone_device::HUGE_PAGES > place)
     }
 
-    /// Allocates and maps RAM for the folio of an entry: a folio like it, or, if there is none,
-    /// single pages. Returns for how many pages there was memory.
+    /// Allocates and maps RAM for the folio of an entry, a folio like it; says whether there is any.
     fn prepare(
         &self,
         migration: &mut Migration<'_>,
         mapping: &mut Mapping,
         index: usize,
-    ) -> Result<usize> {
-        let entry = migration.entries().get(index).copied().unwrap_or_default();
-        let Some(page) = source(entry, self.allocation) else {
-            return Ok(0);
+    ) -> Result<bool> {
+        let order = self.order(migration, index);
+        self.prepare_folio(migration, mapping, index, 0, order)
+    }
+
+    /// The same for one page of the folio, which will be split.
+    fn prepare_single(
+        &self,
+        migration: &mut Migration<'_>,
+        mapping: &mut Mapping,
+        index: usize,
+        offset: usize,
+    ) -> Result<bool> {
+        self.prepare_folio(migration, mapping, index, offset, 0)
+    }
+
+    fn prepare_folio(
+        &self,
+        migration: &mut Migration<'_>,
+        mapping: &mut Mapping,
+        index: usize,
+        offset: usize,
+        order: u32,
+    ) -> Result<bool> {
+        let place = index + offset;
+        let page = self.source(migration, index).ok_or(EINVAL)?;
+        let Some(folio) = LockedFolio::ram((self.memory)(place), order) else {
+            return Ok(false);
         };
-        // SAFETY: The migration holds the folio.
-        let (order, frame) = unsafe { (zone_device::order_of(page), zone_device::frame_of(page)) };
-        if let Some(folio) = LockedFolio::ram((self.memory)(index), order) {
-            mapping.set_page(index, page)?;
-            // SAFETY: The folio is RAM, and the migration's from now on, which gives it back only
-            // when the mapping is gone.
-            unsafe { mapping.map(index, folio.page(), order) }?;
-            migration.set_destination(index, folio)?;
-            return Ok(1 << order);
-        }
-        if order == 0 || !migration.can_split() {
-            return Ok(0);
-        }
-        for offset in 0..1 << order {
-            let place = index + offset;
-            let Some(folio) = LockedFolio::ram((self.memory)(place), 0) else {
-                return Ok(offset);
-            };
-            // SAFETY: The folio's pages are contiguous.
-            mapping.set_page(place, unsafe { zone_device::page_of(frame + offset) })?;
-            // SAFETY: As above.
-            unsafe { mapping.map(place, folio.page(), 0) }?;
-            migration.set_destination(place, folio)?;
-        }
-        Ok(1 << order)
+        // SAFETY: The pages of a folio are contiguous.
+        let page = unsafe { zone_device::page_of(zone_device::frame_of(page) + offset) };
+        mapping.set_page(place, page)?;
+        // SAFETY: The folio is RAM, and the migration's from now on, which gives it back only when
+        // the mapping is gone.
+        unsafe { mapping.map(place, folio.page(), order) }?;
+        migration.set_destination(place, folio)?;
+        Ok(true)
     }
 
     /// Has the provider fill the RAM.

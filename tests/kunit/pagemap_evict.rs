@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Device memory is taken back from whoever uses it.
+
+use crate::{
+    fixture::{
+        mm::{self, Pinned, Prot},
+        pages,
+        thread::Thread,
+        vram::{with_ram, Done, Mood, Vram, HUGE}, //
+    },
+    pagemap_migrate::{check, moved, to_device, with_vram},
+};
+use gpusvm::pagemap::provider::Pagemap;
+use kernel::{
+    prelude::*,
+    sync::{Arc, Completion}, //
+};
+use kernel_ext::workqueue::OwnedQueue;
+
+/// Evicts all allocations, the oldest first, and stops at an error.
+fn evict_all(pagemap: &Pagemap<Vram>) -> Result {
+    for handle in pagemap.provider().handles()? {
+        handle.evict()?;
+        ensure!(handle.is_detached());
+    }
+    Ok(())
+}
+
+#[kunit_tests(gpusvm_pagemap_evict)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brings_all_back() -> Result {
+        with_vram(2 * HUGE, |env, pagemap| {
+            let span = pages(0, HUGE + 7);
+            mm::map_huge(&pages(0, HUGE))?;
+            mm::map(&pages(HUGE, 7), Prot::Write)?;
+            mm::fill(&span)?;
+            to_device(env, pagemap, &span)?;
+            let vram = pagemap.provider();
+            vram.take_done();
+            evict_all(pagemap)?;
+            ensure_eq!(vram.take_done().to_ram, HUGE + 7);
+            ensure_eq!(vram.used(), 0);
+            ensure_eq!(vram.handles()?.len(), 0);
+            check(&span)?;
+            ensure_eq!(vram.take_done(), Done::default());
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn needs_no_process() -> Result {
+        with_vram(64, |env, pagemap| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            to_device(env, pagemap, &span)?;
+            // A worker has none.
+            let queue = OwnedQueue::new_unbound(c"gpusvm_kunit")?;
+            let handles = pagemap.provider().handles()?;
+            let done = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
+            let is_done = done.clone();
+            queue.try_spawn(GFP_KERNEL, move || {
+                if handles.iter().all(|handle| handle.evict().is_ok()) {
+                    is_done.complete_all();
+                }
+            })?;
+            queue.flush();
+            done.wait_for_completion();
+            ensure_eq!(pagemap.provider().used(), 0);
+            ensure_eq!(pagemap.provider().take_done().to_ram, 16);
+            check(&span)
+        })
+    }
+
+    #[test]
+    fn after_the_process_is_gone() -> Result {
+        with_vram(64, |_env, pagemap| {
+            let process = mm::process()?;
+            let (mm, there) = (process.clone(), pagemap.clone());
+            Thread::spawn(&process, move || {
+                let span = pages(0, 16);
+                mm::map(&span, Prot::Write)?;
+                mm::fill(&span)?;
+                ensure_eq!(there.populate(&mm, span, 0)?, moved(16, 16, 16));
+                Ok(())
+            })?
+            .join()?;
+            let vram = pagemap.provider();
+            ensure_eq!(vram.used(), 16);
+            let handles = vram.handles()?;
+            ensure_eq!(handles.len(), 1);
+            drop(process);
+            // It frees its pages: there is nothing to evict any more, and nothing fails.
+            handles[0].evict()?;
+            ensure_eq!(vram.take_done().to_ram, 0);
+            drop(handles);
+            ensure_eq!(vram.used(), 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn parts_that_the_process_gave_up() -> Result {
+        with_vram(2 * HUGE, |env, pagemap| {
+            let span = pages(0, HUGE);
+            mm::map_huge(&span)?;
+            mm::fill(&span)?;
+            to_device(env, pagemap, &span)?;
+            mm::unmap(&pages(0, 100))?;
+            evict_all(pagemap)?;
+            ensure_eq!(pagemap.provider().used(), 0);
+            check(&pages(100, HUGE - 100))
+        })
+    }
+
+    #[test]
+    fn pages_that_came_back_alone() -> Result {
+        with_vram(64, |env, pagemap| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            to_device(env, pagemap, &span)?;
+            mm::unmap(&pages(3, 5))?;
+            evict_all(pagemap)?;
+            ensure_eq!(pagemap.provider().used(), 0);
+            ensure_eq!(pagemap.provider().take_done().to_ram, 11);
+            check(&pages(0, 3))?;
+            check(&pages(8, 8))
+        })
+    }
+
+    #[test]
+    fn without_memory_nothing_is_lost() -> Result {
+        with_vram(64, |env, pagemap| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            to_device(env, pagemap, &span)?;
+            ensure_eq!(with_ram(0, true, || evict_all(pagemap)), Err(ENOMEM));
+            ensure_eq!(pagemap.provider().used(), 16);
+            // What there is memory for comes back.
+            ensure_eq!(with_ram(10, true, || evict_all(pagemap)), Err(ENOMEM));
+            ensure_eq!(pagemap.provider().take_done().to_ram, 10);
+            evict_all(pagemap)?;
+            ensure_eq!(pagemap.provider().used(), 0);
+            check(&span)
+        })
+    }
+
+    #[test]
+    fn a_copy_that_fails_loses_nothing() -> Result {
+        with_vram(2 * HUGE, |env, pagemap| {
+            let span = pages(0, HUGE);
+            mm::map_huge(&span)?;
+            mm::fill(&span)?;
+            to_device(env, pagemap, &span)?;
+            let vram = pagemap.provider();
+            vram.set_mood(Mood {
+                broken: true,
+                ..Mood::default()
+            });
+            ensure_eq!(evict_all(pagemap), Err(EIO));
+            ensure_eq!(vram.used(), HUGE);
+            vram.set_mood(Mood::default());
+            evict_all(pagemap)?;
+            check(&span)
+        })
+    }
+
+    #[test]
+    fn a_victim_that_fails_does_not_harm_others() -> Result {
+        with_vram(64, |env, pagemap| {
+            let (first, second) = (pages(0, 4), pages(16, 4));
+            for span in [&first, &second] {
+                mm::map(span, Prot::Write)?;
+                mm::fill(span)?;
+                to_device(env, pagemap, span)?;
+            }
+            let handles = pagemap.provider().handles()?;
+            ensure_eq!(handles.len(), 2);
+            ensure_eq!(with_ram(0, true, || handles[0].evict()), Err(ENOMEM));
+            handles[1].evict()?;
+            ensure!(!handles[0].is_detached());
+            ensure!(handles[1].is_detached());
+            drop(handles);
+            check(&first)?;
+            // Comes back by itself, when it is to be pinned.
+            drop(Pinned::new(second.start)?);
+            check(&second)
+        })
+    }
+}

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A CPU touches what is on a device.
+
+use crate::{
+    fixture::{
+        mm::{self, Prot},
+        pages,
+        thread::{sleep_ms, Thread},
+        vram::{with_ram, Mood, Vram, HUGE},
+        Env, //
+    },
+    pagemap_migrate::{check, to_device, with_vram},
+};
+use core::ptr;
+use gpusvm::pagemap::provider::Pagemap;
+use kernel::{
+    bindings,
+    ffi::c_int,
+    prelude::*,
+    sync::{
+        atomic::{Acquire, Atomic, Release},
+        Arc, //
+    },
+    task::Task,
+    time::{Delta, Instant, Monotonic}, //
+};
+
+const SIGKILL: c_int = bindings::SIGKILL as c_int;
+
+extern "C" {
+    /// What `allow_signal()` and `disallow_signal()` do; the handler is one of the constants below.
+    fn kernel_sigaction(signal: c_int, handler: usize);
+}
+
+const SIG_IGN: usize = 1;
+const SIG_KTHREAD: usize = 2;
+
+/// This thread can be killed as long as this is there, and lives on.
+struct Killable(());
+
+impl Killable {
+    fn new() -> Self {
+        // SAFETY: The thread is a kernel thread, which handles no signals.
+        unsafe { kernel_sigaction(SIGKILL, SIG_KTHREAD) };
+        Self(())
+    }
+}
+
+impl Drop for Killable {
+    fn drop(&mut self) {
+        // SAFETY: As above; the thread is the current one.
+        unsafe {
+            kernel_sigaction(SIGKILL, SIG_IGN);
+            bindings::flush_signals(Task::current_raw());
+        }
+    }
+}
+
+fn elapsed_ms(since: Instant<Monotonic>) -> i64 {
+    since.elapsed().as_millis()
+}
+
+/// How long a test waits for what does not come, in milliseconds.
+const LONG_MS: u32 = 20_000;
+
+fn is_short(since: Instant<Monotonic>) -> bool {
+    since.elapsed() < Delta::from_millis(i64::from(LONG_MS / 2))
+}
+
+/// Maps and fills some pages and moves them, to stay for so many milliseconds.
+fn keep(env: &Env, pagemap: &Pagemap<Vram>, ms: u32) -> Result {
+    let span = pages(0, 4);
+    mm::map(&span, Prot::Write)?;
+    mm::fill(&span)?;
+    let moved = pagemap.populate(&env.mm, span.clone(), ms)?;
+    ensure_eq!(moved.moved, span.len());
+    Ok(())
+}
+
+#[kunit_tests(gpusvm_pagemap_fault)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brings_the_allocation_back() -> Result {
+        with_vram(64, |env, pagemap| {
+            let (first, second) = (pages(0, 8), pages(8, 8));
+            mm::map(&pages(0, 16), Prot::Write)?;
+            mm::fill(&pages(0, 16))?;
+            to_device(env, pagemap, &first)?;
+            to_device(env, pagemap, &second)?;
+            let vram = pagemap.provider();
+            vram.take_done();
+            ensure_eq!(mm::read(pages(5, 1).start)?, mm::pattern(pages(5, 1).start));
+            ensure_eq!(vram.take_done().to_ram, 8);
+            gpusvm::pagemap::flush();
+            ensure_eq!(vram.used(), 8);
+            mm::write(pages(9, 1).start, 7)?;
+            ensure_eq!(vram.take_done().to_ram, 8);
+            ensure_eq!(mm::read(pages(9, 1).start)?, 7);
+            check(&first)
+        })
+    }
+
+    #[test]
+    fn leaves_others_pages_where_they_are() -> Result {
+        with_vram(64, |env, pagemap| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            // The second allocation is for the span of both.
+            to_device(env, pagemap, &pages(4, 4))?;
+            to_device(env, pagemap, &span)?;
+            let vram = pagemap.provider();
+            vram.take_done();
+            mm::read(span.start)?;
+            ensure_eq!(vram.take_done().to_ram, 12);
+            gpusvm::pagemap::flush();
+            ensure_eq!(vram.used(), 4);
+            check(&span)
+        })
+    }
+
+    #[test]
+    fn without_huge_pages() -> Result {
+        with_vram(2 * HUGE, |env, pagemap| {
+            let span = pages(0, HUGE);
+            mm::map_huge(&span)?;
+            mm::fill(&span)?;
+            to_device(env, pagemap, &span)?;
+            let vram = pagemap.provider();
+            vram.take_done();
+            with_ram(i64::MAX, false, || check(&span))?;
+            // The first page is copied once more, for its mapping to be split.
+            ensure_eq!(vram.take_done().to_ram, HUGE + 1);
+            gpusvm::pagemap::flush();
+            ensure_eq!(vram.used(), 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn with_memory_for_a_part_of_a_huge_page() -> Result {
+        with_vram(2 * HUGE, |env, pagemap| {
+            let span = pages(0, HUGE);
+            mm::map_huge(&span)?;
+            mm::fill(&span)?;
+            to_device(env, pagemap, &span)?;
+            let at = pages(20, 1).start;
+            let vram = pagemap.provider();
+            vram.take_done();
+            ensure_eq!(with_ram(0, false, || mm::fault(at, false)), Err(ENOMEM));
+            ensure_eq!((vram.used(), vram.take_done().to_ram), (HUGE, 0));
+            // For what was touched, and a little more.
+            with_ram(8, false, || mm::fault(at, false))?;
+            ensure_eq!(vram.take_done().to_ram, 8);
+            ensure_eq!(mm::read(at)?, mm::pattern(at));
+            ensure_eq!(vram.take_done().to_ram, 0);
+            check(&span)?;
+            gpusvm::pagemap::flush();
+            ensure_eq!(vram.used(), 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn without_memory() -> Result {
+        with_vram(64, |env, pagemap| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            to_device(env, pagemap, &span)?;
+            let at = pages(5, 1).start;
+            ensure_eq!(with_ram(0, true, || mm::fault(at, false)), Err(ENOMEM));
+            ensure_eq!(pagemap.provider().used(), 16);
+            // There is one page: it is for what was touched.
+            with_ram(1, true, || mm::fault(at, false))?;
+            ensure_eq!(pagemap.provider().take_done().to_ram, 1);
+            check(&span)
+        })
+    }
+
+    #[test]
+    fn a_copy_that_fails() -> Result {
+        with_vram(64, |env, pagemap| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            to_device(env, pagemap, &span)?;
+            let vram = pagemap.provider();
+            vram.set_mood(Mood {
+                broken: true,
+                ..Mood::default()
+            });
+            ensure_eq!(mm::fault(span.start, false), Err(EFAULT));
+            ensure_eq!(vram.used(), 16);
+            vram.set_mood(Mood::default());
+            check(&span)
+        })
+    }
+
+    #[test]
+    fn waits_for_the_end_of_the_timeslice() -> Result {
+        with_vram(64, |env, pagemap| {
+            keep(env, pagemap, 300)?;
+            let begun = Instant::<Monotonic>::now();
+            check(&pages(0, 4))?;
+            ensure!(elapsed_ms(begun) >= 250);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn waits_without_the_mmap_lock() -> Result {
+        with_vram(64, |env, pagemap| {
+            mm::map(&pages(100, 1), Prot::Write)?;
+            keep(env, pagemap, 2000)?;
+            let seen = Arc::new(Atomic::new(0u64), GFP_KERNEL)?;
+            let see = seen.clone();
+            let reader = Thread::spawn(&env.mm, move || {
+                see.store(mm::read(pages(1, 1).start)?, Release);
+                Ok(())
+            })?;
+            // The reader sleeps; whoever changes mappings need not wait for it.
+            sleep_ms(100);
+            let begun = Instant::<Monotonic>::now();
+            mm::unmap(&pages(100, 1))?;
+            ensure!(elapsed_ms(begun) < 1000);
+            ensure_eq!(seen.load(Acquire), 0);
+            reader.join()?;
+            ensure_eq!(seen.load(Acquire), mm::pattern(pages(1, 1).start));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn who_cannot_wait_does_not() -> Result {
+        with_vram(64, |env, pagemap| {
+            keep(env, pagemap, LONG_MS)?;
+            let begun = Instant::<Monotonic>::now();
+            mm::fault(pages(2, 1).start, false)?;
+            ensure!(is_short(begun));
+            check(&pages(0, 4))
+        })
+    }
+
+    #[test]
+    fn who_waits_can_be_killed() -> Result {
+        with_vram(64, |env, pagemap| {
+            keep(env, pagemap, LONG_MS)?;
+            let killable = Killable::new();
+            // The test's thread waits for its helper, and so is there.
+            let task = Task::current_raw() as usize;
+            let killer = Thread::spawn(&env.mm, move || {
+                sleep_ms(100);
+                let task = ptr::with_exposed_provenance_mut(task);
+                // SAFETY: The thread is there, see above.
+                unsafe { bindings::send_sig(SIGKILL, task, 1) };
+                Ok(())
+            })?;
+            let begun = Instant::<Monotonic>::now();
+            let result = mm::read(pages(0, 1).start);
+            let is_short = is_short(begun);
+            killer.join()?;
+            drop(killable);
+            ensure_eq!(result, Err(EFAULT));
+            ensure!(is_short);
+            // Nothing moved.
+            ensure_eq!(pagemap.provider().take_done().to_ram, 0);
+            for handle in pagemap.provider().handles()? {
+                handle.evict()?;
+            }
+            check(&pages(0, 4))
+        })
+    }
+}
