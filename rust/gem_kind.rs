@@ -8,6 +8,7 @@
 //!
 //! C header: [`include/drm/drm_gem.h`](srctree/include/drm/drm_gem.h)
 
+use crate::gem_mapping::Mapping;
 use core::{
     marker::PhantomData,
     ptr::NonNull, //
@@ -17,8 +18,13 @@ use kernel::{
     drm::{
         self,
         driver::AllocImpl,
-        gem::IntoGEMObject, //
+        gem::{
+            shmem,
+            DriverObject,
+            IntoGEMObject, //
+        }, //
     },
+    page::Page,
     prelude::*,
     sync::aref::{
         ARef,
@@ -26,14 +32,26 @@ use kernel::{
     }, //
 };
 
+/// An object whose pages may be the driver's own.
+pub trait CpuPages: DriverObject {
+    /// The page with this number, for the CPU to map; none if there is no such page. It stays the
+    /// object's as long as that lives.
+    fn page(&self, index: usize) -> Option<&Page>;
+
+    /// The kind of such objects, in the data of their device: from when objects are made.
+    fn kind(data: &<Self::Driver as drm::Driver>::Data) -> Option<&GemKind<shmem::Object<Self>>>;
+}
+
 /// What all objects of type `O` have in common, and no other objects.
 ///
 /// # Invariants
 ///
-/// `funcs` are the functions of objects of type `O`. The type keeps them to itself, so that an object
-/// that has them is an `O`.
+/// `funcs` are the functions of objects of type `O` as DRM makes them. The type keeps them to itself,
+/// so that an object that has them is an `O`; and so is one that has `own`.
 pub struct GemKind<O> {
     funcs: *const bindings::drm_gem_object_funcs,
+    /// For objects whose pages are the driver's own.
+    own: KBox<bindings::drm_gem_object_funcs>,
     _objects: PhantomData<fn() -> O>,
 }
 
@@ -42,17 +60,38 @@ unsafe impl<O> Send for GemKind<O> {}
 // SAFETY: The functions are constant.
 unsafe impl<O> Sync for GemKind<O> {}
 
-impl<O: IntoGEMObject> GemKind<O> {
-    /// The kind of `object`.
-    pub fn of(object: &O) -> Self {
-        // INVARIANT: `object` is an `O`.
-        Self {
-            // SAFETY: The object is valid, and its functions never change.
-            funcs: unsafe { (*object.as_raw()).funcs },
+impl<T: CpuPages> GemKind<shmem::Object<T>> {
+    /// The kind of `object`. Fails with `ENOMEM`.
+    pub fn of(object: &shmem::Object<T>) -> Result<Self> {
+        // SAFETY: The object is valid, and its functions never change.
+        let funcs = unsafe { (*object.as_raw()).funcs };
+        // SAFETY: As above.
+        let own = Mapping::<T>::functions(unsafe { &*funcs });
+        // INVARIANT: `object` is such an object; `own` is nobody else's.
+        Ok(Self {
+            funcs,
+            own: KBox::new(own, GFP_KERNEL)?,
             _objects: PhantomData,
-        }
+        })
     }
 
+    /// Makes an object of `size` bytes that the CPU maps by [`CpuPages::page`]. It never gets pages
+    /// of shmem. Fails with `ENOMEM`, and with `ENODEV` before the device has its kind.
+    pub fn with_own_pages(
+        dev: &drm::Device<T::Driver>,
+        size: usize,
+        args: T::Args,
+    ) -> Result<ARef<shmem::Object<T>>> {
+        let own = &*T::kind(dev).ok_or(ENODEV)?.own;
+        let object = shmem::Object::<T>::new(dev, size, shmem::ObjectConfig::default(), args)?;
+        // SAFETY: Nobody else knows the object yet. Its functions are borrowed from the data of its
+        // device, which outlives the object.
+        unsafe { (*object.as_raw()).funcs = own };
+        Ok(object)
+    }
+}
+
+impl<O: IntoGEMObject> GemKind<O> {
     /// The object that `handle` names in `file`.
     ///
     /// Fails with `ENOENT` if there is none, or if it is of another kind.
@@ -69,7 +108,8 @@ impl<O: IntoGEMObject> GemKind<O> {
             return Err(ENOENT);
         }
         // SAFETY: The lookup took a reference.
-        if unsafe { (*object).funcs } != self.funcs {
+        let funcs = unsafe { (*object).funcs };
+        if funcs != self.funcs && !core::ptr::eq(funcs, &*self.own) {
             // SAFETY: This is that reference.
             unsafe { bindings::drm_gem_object_put(object) };
             return Err(ENOENT);

@@ -9,6 +9,7 @@
 
 pub mod bindings;
 pub mod dev_pagemap;
+pub mod device_ram;
 pub mod dma;
 #[cfg(CONFIG_DRM = "y")]
 pub mod drm_debugfs;
@@ -21,6 +22,8 @@ pub mod faux_dma;
 pub mod folio;
 #[cfg(CONFIG_DRM = "y")]
 pub mod gem_kind;
+#[cfg(CONFIG_DRM = "y")]
+mod gem_mapping;
 pub mod hmm;
 pub mod interval_tree;
 pub mod jiffies;

@@ -165,6 +165,26 @@ impl DmaMemory {
         self.with(addr, size_of::<T>(), Way::Write, |ptr| f(ptr.cast()))
     }
 
+    /// Runs `f` with a pointer to the `len` bytes at `addr`, to be read only. As [`Self::with`].
+    pub(crate) fn with_readable<R>(
+        &self,
+        addr: DmaAddress,
+        len: usize,
+        f: impl FnOnce(*const u8) -> R,
+    ) -> Result<R> {
+        self.with(addr, len, Way::Read, |ptr| f(ptr))
+    }
+
+    /// Runs `f` with a pointer to the `len` bytes at `addr`, to be written. As [`Self::with`].
+    pub(crate) fn with_writable<R>(
+        &self,
+        addr: DmaAddress,
+        len: usize,
+        f: impl FnOnce(*mut u8) -> R,
+    ) -> Result<R> {
+        self.with(addr, len, Way::Write, f)
+    }
+
     /// Runs `f` with a pointer to the `len` bytes at `addr`, which are RAM in use and aligned as
     /// `addr` is. The pointer may be used within `f` only, which must not sleep.
     fn with<R>(
@@ -243,12 +263,17 @@ static_assert!(size_of::<device::Device>() == size_of::<kernel::bindings::device
 
 /// A page in the kernel's address space, until it is dropped: in this thread, which must not
 /// sleep, and in the reverse of the order in which pages were mapped.
-struct Mapped(*mut u8);
+pub(crate) struct Mapped(*mut u8);
 
 impl Mapped {
-    fn new(page: NonNull<kernel::bindings::page>) -> Self {
+    pub(crate) fn new(page: NonNull<kernel::bindings::page>) -> Self {
         // SAFETY: A page of online RAM can be mapped; that never fails.
         Self(unsafe { kernel::bindings::kmap_local_page(page.as_ptr()) }.cast())
+    }
+
+    /// Where it begins.
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.0
     }
 }
 

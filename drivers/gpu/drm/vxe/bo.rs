@@ -9,17 +9,24 @@
 use crate::{
     check::ensure,
     driver::{
+        Data,
         Device,
         DrmFile,
         RegisteredDevice,
         VxeDriver, //
     },
+    gpu::{
+        Run,
+        Target, //
+    },
     region::{
         self,
+        Region,
         Reservation, //
     },
     uapi,
-    vm::Vm, //
+    vm::Vm,
+    vram::Allocation, //
 };
 use kernel::{
     device::Bound,
@@ -28,7 +35,10 @@ use kernel::{
         BaseObject,
         DriverObject, //
     },
-    page::PAGE_SIZE,
+    page::{
+        Page,
+        PAGE_SIZE, //
+    },
     platform,
     prelude::*,
     sync::{
@@ -39,7 +49,10 @@ use kernel::{
         SetOnce, //
     }, //
 };
-use kernel_ext::gem_kind::GemKind;
+use kernel_ext::gem_kind::{
+    CpuPages,
+    GemKind, //
+};
 
 /// A buffer object.
 pub(crate) type Bo = shmem::Object<BoData>;
@@ -47,8 +60,8 @@ pub(crate) type Bo = shmem::Object<BoData>;
 /// A contiguous piece of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
-    /// The address by which the device reaches it.
-    pub(crate) dma: u64,
+    /// Where the device reaches it.
+    pub(crate) target: Target,
     /// In bytes; whole pages.
     pub(crate) len: u64,
 }
@@ -65,12 +78,20 @@ pub(crate) struct BoData {
     /// The VM that the object was made for, and can be bound in alone.
     vm: Option<VmIdentity>,
     /// The object's part of its region.
-    _reservation: Reservation,
+    memory: Memory,
     /// Where its memory is, from when it was first asked for.
     segments: SetOnce<KVVec<Segment>>,
     /// Held to fill `segments`.
     #[pin]
     filling: Mutex<()>,
+}
+
+/// What an object has of its region.
+enum Memory {
+    /// The right to so much of the system's.
+    System(#[expect(dead_code, reason = "only dropped")] Reservation),
+    /// A part of the device's.
+    Vram(Allocation),
 }
 
 /// Which VM a VM is, without a reference to it: an object may go while the memory of a process is
@@ -92,7 +113,7 @@ pub(crate) struct BoArgs {
     cpu_cached: bool,
     compressible: bool,
     vm: Option<VmIdentity>,
-    reservation: Reservation,
+    memory: Memory,
 }
 
 impl DriverObject for BoData {
@@ -105,7 +126,7 @@ impl DriverObject for BoData {
             cpu_cached: args.cpu_cached,
             compressible: args.compressible,
             vm: args.vm,
-            _reservation: args.reservation,
+            memory: args.memory,
             segments: SetOnce::new(),
             filling <- new_mutex!((), "BoData::filling"),
         })
@@ -143,11 +164,15 @@ impl BoData {
     pub(crate) fn segments<'a>(bo: &'a Bo, dev: &RegisteredDevice) -> Result<&'a [Segment]> {
         let _filling = bo.filling.lock();
         if bo.segments.as_ref().is_none() {
+            if let Memory::Vram(allocation) = &bo.memory {
+                bo.segments.populate(vram_segments(allocation)?);
+                return Ok(bo.segments.as_ref().ok_or(ENOMEM)?);
+            }
             let parent: &platform::Device<Bound> = dev.as_ref();
             let mut segments = KVVec::new();
             for entry in bo.sg_table(parent.as_ref())?.iter() {
                 let segment = Segment {
-                    dma: entry.dma_address(),
+                    target: Target::System(entry.dma_address()),
                     len: entry.dma_len(),
                 };
                 segments.push(segment, GFP_KERNEL)?;
@@ -166,6 +191,33 @@ impl BoData {
     }
 }
 
+/// The segments of an object in the device's memory.
+fn vram_segments(allocation: &Allocation) -> Result<KVVec<Segment>> {
+    let mut segments = KVVec::new();
+    for extent in allocation.extents() {
+        let segment = Segment {
+            target: extent.target(),
+            len: extent.len,
+        };
+        segments.push(segment, GFP_KERNEL)?;
+    }
+    Ok(segments)
+}
+
+impl CpuPages for BoData {
+    fn page(&self, index: usize) -> Option<&Page> {
+        match &self.memory {
+            Memory::Vram(allocation) => allocation.page(index),
+            // Shmem maps these.
+            Memory::System(_) => None,
+        }
+    }
+
+    fn kind(data: &Data) -> Option<&BoKind> {
+        data.bo_kind.as_ref()
+    }
+}
+
 /// What tells an object of this driver from others that a file may have handles of.
 pub(crate) type BoKind = GemKind<Bo>;
 
@@ -173,13 +225,13 @@ pub(crate) type BoKind = GemKind<Bo>;
 pub(crate) fn kind(dev: &Device) -> Result<BoKind> {
     let args = BoArgs {
         placement: 1 << region::SYSTEM,
-        cpu_cached: true,
-        compressible: true,
         vm: None,
-        reservation: reserve(dev, 1 << region::SYSTEM, PAGE_SIZE as u64)?,
+        cpu_cached: true,
+        compressible: false,
+        memory: place(dev, 1 << region::SYSTEM, PAGE_SIZE as u64)?,
     };
     let bo = Bo::new(dev, PAGE_SIZE, shmem::ObjectConfig::default(), args)?;
-    Ok(GemKind::of(&*bo))
+    GemKind::of(&*bo)
 }
 
 /// The object that `handle` names in `file`, if it is one of this driver's. Fails with `ENOENT`.
@@ -188,14 +240,32 @@ pub(crate) fn lookup(dev: &Device, file: &DrmFile, handle: u32) -> Result<ARef<B
     kind.lookup(file, handle)
 }
 
-/// Reserves memory in the first region of `placement` that has enough. Fails with `ENOMEM`.
-fn reserve(dev: &Device, placement: u32, size: u64) -> Result<Reservation> {
-    dev.regions
-        .iter()
-        .enumerate()
-        .filter(|(instance, _)| placement >> instance & 1 != 0)
-        .find_map(|(_, region)| region.reserve(size).ok())
+/// Gets memory in a region of `placement` that has enough: the device's own, if it may be there, as
+/// with xe. Fails with `ENOMEM`.
+fn place(dev: &Device, placement: u32, size: u64) -> Result<Memory> {
+    let regions = dev.regions.iter().enumerate().rev();
+    let mut allowed = regions.filter(|(instance, _)| placement >> instance & 1 != 0);
+    allowed
+        .find_map(|(_, region)| match region {
+            Region::System(system) => system.reserve(size).ok().map(Memory::System),
+            Region::Vram(vram) => vram.allocate(size).ok().map(Memory::Vram),
+        })
         .ok_or(ENOMEM)
+}
+
+/// Makes an object, all zeros. Fails with `ENOMEM`, and `ENODEV` if the device is gone.
+fn create(dev: &Device, size: usize, args: BoArgs) -> Result<ARef<Bo>> {
+    let Memory::Vram(allocation) = &args.memory else {
+        return Bo::new(dev, size, shmem::ObjectConfig::default(), args);
+    };
+    // Whoever had the memory before is nobody's business.
+    dev.copies
+        .run(allocation.extents().iter().map(|extent| Run {
+            from: None,
+            to: extent.target(),
+            len: extent.len,
+        }))?;
+    GemKind::with_own_pages(dev, size, args)
 }
 
 /// `DRM_IOCTL_XE_GEM_CREATE`.
@@ -252,9 +322,9 @@ pub(crate) fn create_ioctl(
         cpu_cached: caching == WB,
         compressible: args.flags & uapi::DRM_XE_GEM_CREATE_FLAG_NO_COMPRESSION == 0,
         vm,
-        reservation: reserve(dev, args.placement, args.size)?,
+        memory: place(dev, args.placement, args.size)?,
     };
-    let bo = Bo::new(dev, size, shmem::ObjectConfig::default(), bo_args)?;
+    let bo = create(dev, size, bo_args)?;
     args.handle = bo.create_handle(file)?;
     Ok(0)
 }

@@ -18,11 +18,15 @@ use crate::{
         File,
         VmList, //
     },
-    gpu::Bus,
+    gpu::{
+        Bus,
+        CopyEngine, //
+    },
     ioctl,
     region::Regions,
     stats::Stats,
     sync::FenceWaiters,
+    vram::Vram,
     VxeModule, //
 };
 use kernel::{
@@ -72,6 +76,8 @@ pub(crate) type DrmFile = drm::File<File>;
 pub(crate) struct Data {
     /// The way from the GPU to memory.
     pub(crate) bus: Arc<Bus>,
+    /// Moves memory.
+    pub(crate) copies: CopyEngine,
     /// The memory regions.
     pub(crate) regions: Regions,
     /// What tells buffer objects of this driver from others.
@@ -93,11 +99,13 @@ impl Data {
         parent: &device::Device<device::Bound>,
         board: &Board,
     ) -> Result<impl PinInit<Self, Error> + use<>> {
-        let bus = Bus::new(parent)?;
+        let vram = board.vram.clone();
+        let bus = Bus::new(parent, vram.as_ref().map(|vram| vram.ram().clone()))?;
         let queues = board.queues.clone();
         Ok(try_pin_init!(Self {
+            copies: CopyEngine::new(bus.clone()),
             bus,
-            regions: Regions::new()?,
+            regions: Regions::new(vram)?,
             bo_kind: SetOnce::new(),
             stats: Stats::new(),
             fences <- FenceWaiters::new(),
@@ -125,11 +133,14 @@ pub(crate) struct Queues {
 /// What a platform device of this driver consists of, before anybody drives it.
 pub(crate) struct Board {
     queues: Arc<Queues>,
+    /// Its memory, if it has any.
+    vram: Option<Arc<Vram>>,
 }
 
 impl Board {
-    /// The platform device with this number.
-    pub(crate) fn register(index: u16) -> Result<platform_device::Registration<Self>> {
+    /// The platform device with this number, and so many bytes of memory. Fails with `EINVAL` unless
+    /// that is a number of large pages.
+    pub(crate) fn register(index: u16, vram: u64) -> Result<platform_device::Registration<Self>> {
         let queues = Queues {
             jobs: OwnedQueue::new_unbound(c"vxe-jobs")?,
             faults: OwnedQueue::new_unbound(c"vxe-faults")?,
@@ -137,6 +148,10 @@ impl Board {
         };
         let board = Self {
             queues: Arc::new(queues, GFP_KERNEL)?,
+            vram: match vram {
+                0 => None,
+                size => Some(Vram::new(size)?),
+            },
         };
         platform_device::Registration::new(VxeModule::NAME, index, board)
     }

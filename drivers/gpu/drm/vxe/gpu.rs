@@ -11,7 +11,9 @@
 //!   address_space  what a batch can reach: the driver maps, zaps and invalidates here
 //!     tlb            translations that were used last, until they are invalidated
 //!     page_table     translations, changed in place
-//!   bus            memory, by addresses that the DMA API gave out for this device
+//!   copy           moves memory between the device's own and the system's
+//!   bus            memory: the system's, by addresses that the DMA API gave out for this device, and
+//!                  the device's own
 //! ```
 //!
 //! Nothing here tries to be forgiving. A page table entry that is gone while its translation is
@@ -24,6 +26,7 @@
 mod address_space;
 mod bus;
 mod command;
+mod copy;
 mod engine;
 mod page_table;
 #[cfg(CONFIG_KUNIT = "y")]
@@ -32,5 +35,6 @@ mod tlb;
 
 pub(crate) use address_space::AddressSpace;
 pub(crate) use bus::{Bus, Target};
+pub(crate) use copy::{CopyEngine, Run};
 pub(crate) use engine::{run, store_qword, EngineError, FaultHandler};
 pub(crate) use page_table::{Access, PteFlag, PteFlags, Staged, LARGE_PAGE_SIZE, PAGE_SIZE};

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The memory regions of a device: what there is, and how much of it buffer objects use.
+//! The memory regions of a device: what there is, and how much of it is used.
 
-use crate::uapi;
+use crate::{
+    uapi,
+    vram::Vram, //
+};
 use kernel::{
     page::PAGE_SIZE,
     prelude::*,
@@ -24,6 +27,8 @@ pub(crate) const SYSTEM: usize = 0;
 pub(crate) enum Kind {
     /// The system's memory.
     System,
+    /// The device's own.
+    Vram,
 }
 
 impl Kind {
@@ -32,13 +37,21 @@ impl Kind {
         match self {
             // CAST: The uAPI's field has 16 bits for its few classes.
             Kind::System => uapi::drm_xe_memory_class_DRM_XE_MEM_REGION_CLASS_SYSMEM as u16,
+            Kind::Vram => uapi::drm_xe_memory_class_DRM_XE_MEM_REGION_CLASS_VRAM as u16,
         }
     }
 }
 
 /// A memory region.
-pub(crate) struct Region {
-    kind: Kind,
+pub(crate) enum Region {
+    /// The system's memory.
+    System(Arc<System>),
+    /// The device's own.
+    Vram(Arc<Vram>),
+}
+
+/// The system's memory, as far as buffer objects use it.
+pub(crate) struct System {
     /// In bytes.
     total: u64,
     /// What buffer objects have reserved, in bytes; not more than `total`.
@@ -47,30 +60,36 @@ pub(crate) struct Region {
 
 impl Region {
     /// The system's memory. Objects may reserve three quarters of it, as with xe.
-    fn system() -> Result<Arc<Self>> {
-        Ok(Arc::new(
-            Self {
-                kind: Kind::System,
-                total: sysinfo::total_ram() / 4 * 3,
-                used: Atomic::new(0),
-            },
-            GFP_KERNEL,
-        )?)
+    fn system() -> Result<Self> {
+        let system = System {
+            total: sysinfo::total_ram() / 4 * 3,
+            used: Atomic::new(0),
+        };
+        Ok(Self::System(Arc::new(system, GFP_KERNEL)?))
     }
 
     /// Where the memory is.
     pub(crate) fn kind(&self) -> Kind {
-        self.kind
+        match self {
+            Self::System(_) => Kind::System,
+            Self::Vram(_) => Kind::Vram,
+        }
     }
 
     /// Its size in bytes.
     pub(crate) fn total(&self) -> u64 {
-        self.total
+        match self {
+            Self::System(system) => system.total,
+            Self::Vram(vram) => vram.size(),
+        }
     }
 
     /// How much of it is used, in bytes.
     pub(crate) fn used(&self) -> u64 {
-        self.used.load(Relaxed)
+        match self {
+            Self::System(system) => system.used.load(Relaxed),
+            Self::Vram(vram) => vram.used(),
+        }
     }
 
     /// The smallest unit in which it is given out, in bytes.
@@ -79,20 +98,25 @@ impl Region {
         PAGE_SIZE as u32
     }
 
-    /// How much of it the CPU can reach, in bytes; 0 for the system's memory, as with xe.
+    /// How much of it the CPU can reach, in bytes: all of the device's memory; 0 for the system's, as
+    /// with xe.
     pub(crate) fn cpu_visible_size(&self) -> u64 {
-        match self.kind {
-            Kind::System => 0,
+        match self {
+            Self::System(_) => 0,
+            Self::Vram(vram) => vram.size(),
         }
     }
 
     /// How much of what the CPU can reach is used, in bytes; 0 for the system's memory.
     pub(crate) fn cpu_visible_used(&self) -> u64 {
-        match self.kind {
-            Kind::System => 0,
+        match self {
+            Self::System(_) => 0,
+            Self::Vram(vram) => vram.used(),
         }
     }
+}
 
+impl System {
     /// Reserves `size` bytes. Fails with `ENOMEM` if so much is not left.
     pub(crate) fn reserve(self: &Arc<Self>, size: u64) -> Result<Reservation> {
         let mut used = self.used.load(Relaxed);
@@ -107,39 +131,42 @@ impl Region {
             }
         }
         Ok(Reservation {
-            region: self.clone(),
+            system: self.clone(),
             size,
         })
     }
 }
 
-/// Memory of a region that is spoken for; dropping it gives it back.
+/// System memory that is spoken for; dropping it gives it back.
 pub(crate) struct Reservation {
-    region: Arc<Region>,
+    system: Arc<System>,
     size: u64,
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         // What is given back was reserved, so this does not wrap.
-        let _ = self.region.used.fetch_sub(self.size, Relaxed);
+        let _ = self.system.used.fetch_sub(self.size, Relaxed);
     }
 }
 
 /// All regions of a device. A region's number is its `instance` in the uAPI, and its bit in a
 /// placement mask.
-pub(crate) struct Regions(KVec<Arc<Region>>);
+pub(crate) struct Regions(KVec<Region>);
 
 impl Regions {
-    /// The regions that every device has.
-    pub(crate) fn new() -> Result<Self> {
+    /// The regions of a device that has memory of its own, or not.
+    pub(crate) fn new(vram: Option<Arc<Vram>>) -> Result<Self> {
         let mut regions = KVec::new();
         regions.push(Region::system()?, GFP_KERNEL)?;
+        if let Some(vram) = vram {
+            regions.push(Region::Vram(vram), GFP_KERNEL)?;
+        }
         Ok(Self(regions))
     }
 
     /// All of them, by number.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Region>> {
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &Region> + ExactSizeIterator {
         self.0.iter()
     }
 

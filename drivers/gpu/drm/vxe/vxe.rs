@@ -10,7 +10,7 @@
 //!   driver file    devices and open files
 //!   exec_queue     jobs in order, each run by the GPU
 //!   sync           user fences and who waits for them
-//!   region stats debugfs
+//!   vram region stats debugfs
 //!   gpu            the hardware: address spaces, an engine, and no notion of processes
 //! ```
 //!
@@ -45,6 +45,7 @@ mod svm;
 mod sync;
 mod uapi;
 mod vm;
+mod vram;
 mod wait_user_fence;
 
 module! {
@@ -58,11 +59,18 @@ module! {
             default: 1,
             description: "Number of devices, 1 to 8",
         },
+        vram_mb: u32 {
+            default: 256,
+            description: "Memory of each device in MiB, even; 0 for none",
+        },
     },
 }
 
 /// How many devices there may be.
 const MAX_DEVICES: u8 = 8;
+
+/// The most memory that a device may have, in MiB.
+const MAX_VRAM_MB: u32 = 1 << 16;
 
 /// The module, while it is loaded: its driver, and the devices that it drives.
 #[pin_data]
@@ -78,20 +86,32 @@ impl kernel::InPlaceModule for VxeModule {
         try_pin_init!(Self {
             driver <- kernel::driver::Registration::new(Self::NAME, module),
             // The driver is there, so that each device is bound when it is made.
-            _boards: boards(module_parameters::devices.value())?,
+            _boards: boards(
+                module_parameters::devices.value(),
+                module_parameters::vram_mb.value(),
+            )?,
         })
     }
 }
 
-/// As many devices as that.
-fn boards(count: u8) -> Result<KVec<platform_device::Registration<driver::Board>>> {
+/// As many devices as that, each with `vram_mb` MiB of memory.
+fn boards(count: u8, vram_mb: u32) -> Result<KVec<platform_device::Registration<driver::Board>>> {
     if !(1..=MAX_DEVICES).contains(&count) {
         pr_err!("there can be 1 to {MAX_DEVICES} devices, not {count}\n");
         return Err(EINVAL);
     }
+    if vram_mb > MAX_VRAM_MB || vram_mb % 2 != 0 {
+        pr_err!(
+            "a device can have up to {MAX_VRAM_MB} MiB of memory, in large pages, not {vram_mb}\n"
+        );
+        return Err(EINVAL);
+    }
     let mut boards = KVec::new();
     for index in 0..count {
-        boards.push(driver::Board::register(index.into())?, GFP_KERNEL)?;
+        boards.push(
+            driver::Board::register(index.into(), u64::from(vram_mb) << 20)?,
+            GFP_KERNEL,
+        )?;
     }
     Ok(boards)
 }

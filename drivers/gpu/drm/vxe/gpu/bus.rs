@@ -15,35 +15,46 @@ use kernel::{
     prelude::*,
     sync::{aref::ARef, Arc}, //
 };
-use kernel_ext::phys::DmaMemory;
+use kernel_ext::{device_ram::DeviceRam, phys::DmaMemory};
 
 /// An address as the device puts it on its bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     /// System memory, by an address that the DMA API mapped for the device.
     System(DmaAddress),
+    /// The device's own memory, by its address there.
+    Vram(u64),
 }
 
 impl Target {
-    /// The address `bytes` further on, in the same memory; it wraps around.
-    pub(super) fn offset(self, bytes: u64) -> Self {
+    /// The same kind of memory, at another address.
+    fn with(self, addr: u64) -> Self {
         match self {
-            Target::System(addr) => Target::System(addr.wrapping_add(bytes)),
+            Target::System(_) => Target::System(addr),
+            Target::Vram(_) => Target::Vram(addr),
         }
     }
 
-    /// The address `bytes` further on, unless that would wrap around.
-    pub(super) fn checked_offset(self, bytes: u64) -> Option<Self> {
+    /// The address, in whatever memory.
+    pub(super) fn addr(self) -> u64 {
         match self {
-            Target::System(addr) => addr.checked_add(bytes).map(Target::System),
+            Target::System(addr) | Target::Vram(addr) => addr,
         }
+    }
+
+    /// The address `bytes` further on, in the same memory; it wraps around.
+    pub(crate) fn offset(self, bytes: u64) -> Self {
+        self.with(self.addr().wrapping_add(bytes))
+    }
+
+    /// The address `bytes` further on, unless that would wrap around.
+    pub(crate) fn checked_offset(self, bytes: u64) -> Option<Self> {
+        Some(self.with(self.addr().checked_add(bytes)?))
     }
 
     /// Whether the address is a multiple of `size`.
     pub(super) fn is_aligned(self, size: u64) -> bool {
-        match self {
-            Target::System(addr) => addr % size == 0,
-        }
+        self.addr() % size == 0
     }
 }
 
@@ -51,75 +62,127 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Target::System(addr) => f.write_fmt(fmt!("system {addr:#x}")),
+            Target::Vram(addr) => f.write_fmt(fmt!("vram {addr:#x}")),
         }
     }
 }
 
 /// The port of one device to all memory that it can reach. All its address spaces share it.
 ///
-/// Accesses lie within one page. They fail as [`DmaMemory`] says.
+/// Accesses lie within one page. They fail as [`DmaMemory`] says for system memory, and
+/// [`DeviceRam`] for the device's own.
 pub(crate) struct Bus {
     dev: ARef<device::Device>,
     system: DmaMemory,
+    vram: Option<Arc<DeviceRam>>,
 }
 
 impl Bus {
-    /// The bus of `dev`. When the device is unbound from its driver, accesses begin to fail with
-    /// `ENODEV`, and none is in flight any more.
+    /// The bus of `dev`, which has memory of its own or not. When the device is unbound from its
+    /// driver, accesses to system memory begin to fail with `ENODEV`, and none is in flight any more.
     ///
     /// Fails with `ENOMEM`. May sleep.
-    pub(crate) fn new(dev: &device::Device<Bound>) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        dev: &device::Device<Bound>,
+        vram: Option<Arc<DeviceRam>>,
+    ) -> Result<Arc<Self>> {
         let bus = Self {
             dev: dev.into(),
             system: DmaMemory::new(dev)?,
+            vram,
         };
         Ok(Arc::new(bus, GFP_KERNEL)?)
     }
 
+    fn vram(&self) -> Result<&DeviceRam> {
+        Ok(self.vram.as_deref().ok_or(ENXIO)?)
+    }
+
     /// Reads `buf.len()` bytes. Not atomic.
     pub(super) fn read(&self, at: Target, buf: &mut [u8]) -> Result {
-        let Target::System(addr) = at;
-        // SAFETY: Addresses come from the page tables of this device, into which its driver puts
-        // what the DMA API mapped for it.
-        let done = unsafe { self.system.read(addr, buf) };
+        let done = match at {
+            // SAFETY: Addresses come from the page tables of this device, into which its driver puts
+            // what the DMA API mapped for it.
+            Target::System(addr) => unsafe { self.system.read(addr, buf) },
+            Target::Vram(addr) => self.vram().and_then(|vram| vram.read(addr, buf)),
+        };
         self.check(at, done)
     }
 
     /// Writes all of `data`. Not atomic.
     pub(super) fn write(&self, at: Target, data: &[u8]) -> Result {
-        let Target::System(addr) = at;
-        // SAFETY: Addresses come from the page tables of this device, into which its driver puts
-        // what the DMA API mapped for it, and marks as writable what may be written; that is
-        // memory of user programs, which no Rust reference covers.
-        let done = unsafe { self.system.write(addr, data) };
+        let done = match at {
+            // SAFETY: Addresses come from the page tables of this device, into which its driver puts
+            // what the DMA API mapped for it, and marks as writable what may be written; that is
+            // memory of user programs, which no Rust reference covers.
+            Target::System(addr) => unsafe { self.system.write(addr, data) },
+            Target::Vram(addr) => self.vram().and_then(|vram| vram.write(addr, data)),
+        };
         self.check(at, done)
     }
 
     /// Stores a 32-bit value at once. The address must be aligned.
     pub(super) fn store_u32(&self, at: Target, value: u32) -> Result {
-        let Target::System(addr) = at;
-        // SAFETY: As for `write`: an address from the page tables of this device, marked as
-        // writable by its driver, of memory that no Rust reference covers.
-        let done = unsafe { self.system.store_u32(addr, value) };
+        let done = match at {
+            // SAFETY: As for `write`: an address from the page tables of this device, marked as
+            // writable by its driver, of memory that no Rust reference covers.
+            Target::System(addr) => unsafe { self.system.store_u32(addr, value) },
+            Target::Vram(addr) => self.vram().and_then(|vram| vram.store_u32(addr, value)),
+        };
         self.check(at, done)
     }
 
     /// Stores a 64-bit value at once. The address must be aligned.
     pub(super) fn store_u64(&self, at: Target, value: u64) -> Result {
-        let Target::System(addr) = at;
-        // SAFETY: As for `write`: an address from the page tables of this device, marked as
-        // writable by its driver, of memory that no Rust reference covers.
-        let done = unsafe { self.system.store_u64(addr, value) };
+        let done = match at {
+            // SAFETY: As for `write`: an address from the page tables of this device, marked as
+            // writable by its driver, of memory that no Rust reference covers.
+            Target::System(addr) => unsafe { self.system.store_u64(addr, value) },
+            Target::Vram(addr) => self.vram().and_then(|vram| vram.store_u64(addr, value)),
+        };
         self.check(at, done)
     }
 
     /// Adds `delta` to a 32-bit value, wrapping, atomically towards GPU and CPUs; returns what it
     /// was. The address must be aligned.
     pub(super) fn fetch_add_u32(&self, at: Target, delta: u32) -> Result<u32> {
-        let Target::System(addr) = at;
-        // SAFETY: As for `write`: an address from the page tables of this device, marked as
-        // writable by its driver, of memory that no Rust reference covers.
-        let done = unsafe { self.system.fetch_add_u32(addr, delta) };
+        let done = match at {
+            // SAFETY: As for `write`: an address from the page tables of this device, marked as
+            // writable by its driver, of memory that no Rust reference covers.
+            Target::System(addr) => unsafe { self.system.fetch_add_u32(addr, delta) },
+            Target::Vram(addr) => self.vram().and_then(|vram| vram.fetch_add_u32(addr, delta)),
+        };
+        self.check(at, done)
+    }
+
+    /// Copies `len` bytes, within a page on both sides, of which one at least is the device's own
+    /// memory. Not atomic. Fails with `EOPNOTSUPP` for two places in system memory.
+    pub(super) fn copy(&self, from: Target, to: Target, len: usize) -> Result {
+        let done = match (from, to) {
+            (Target::Vram(from), Target::Vram(to)) => self
+                .vram()
+                .and_then(|vram| vram.copy_from(to, vram, from, len)),
+            (Target::System(from), Target::Vram(to)) => self.vram().and_then(|vram| {
+                // SAFETY: The driver gives the copy engine what the DMA API mapped for this device.
+                unsafe { vram.copy_from_dma(to, &self.system, from, len) }
+            }),
+            (Target::Vram(from), Target::System(to)) => self.vram().and_then(|vram| {
+                // SAFETY: As above, and mapped for the device to write; what is copied to is memory
+                // of user programs, or on its way there, which no Rust reference covers.
+                unsafe { vram.copy_to_dma(from, &self.system, to, len) }
+            }),
+            (Target::System(_), Target::System(_)) => Err(EOPNOTSUPP),
+        };
+        self.check(from, done)
+    }
+
+    /// Writes `len` zeros, within a page of the device's own memory. Fails with `EOPNOTSUPP` for
+    /// system memory.
+    pub(super) fn clear(&self, at: Target, len: usize) -> Result {
+        let done = match at {
+            Target::Vram(addr) => self.vram().and_then(|vram| vram.clear(addr, len)),
+            Target::System(_) => Err(EOPNOTSUPP),
+        };
         self.check(at, done)
     }
 

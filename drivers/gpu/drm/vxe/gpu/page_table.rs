@@ -73,16 +73,26 @@ pub(super) struct Pte(u64);
 
 impl Pte {
     const FLAGS: u64 = PteFlags::all_bits();
+    /// The page is in the device's own memory.
+    const VRAM: u64 = bit_u64(2);
 
     /// The translation to `target`, which is aligned to pages.
     pub(super) fn new(target: Target, flags: PteFlags) -> Self {
-        let Target::System(addr) = target;
-        Self((addr & !(PAGE_SIZE - 1)) | u64::from(flags))
+        let kind = match target {
+            Target::System(_) => 0,
+            Target::Vram(_) => Self::VRAM,
+        };
+        Self((target.addr() & !(PAGE_SIZE - 1)) | kind | u64::from(flags))
     }
 
     /// Where the page is.
     pub(super) fn target(self) -> Target {
-        Target::System(self.0 & !(PAGE_SIZE - 1))
+        let addr = self.0 & !(PAGE_SIZE - 1);
+        if self.0 & Self::VRAM != 0 {
+            Target::Vram(addr)
+        } else {
+            Target::System(addr)
+        }
     }
 
     /// What it allows.
@@ -106,6 +116,9 @@ impl Pte {
         }
     }
 }
+
+// Kinds and rights have bits of their own.
+const _: () = assert!(Pte::VRAM & Pte::FLAGS == 0 && Pte::VRAM < PAGE_SIZE);
 
 /// A page table.
 #[pin_data]

@@ -14,4 +14,5 @@ macro_rules! check {
 
 mod address_space;
 mod bench;
+mod copy;
 mod engine;

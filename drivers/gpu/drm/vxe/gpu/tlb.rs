@@ -184,15 +184,7 @@ mod tests {
 
     /// What an access of a page translates to, if the page table has `entry` for it.
     fn translate(tlb: &Tlb, page: u64, access: Access, entry: Option<Pte>) -> Option<u64> {
-        tlb.access(
-            page,
-            access,
-            || entry,
-            |pte| {
-                let Target::System(addr) = pte.target();
-                addr
-            },
-        )
+        tlb.access(page, access, || entry, |pte| pte.target().addr())
     }
 
     fn read(tlb: &Tlb, page: u64, entry: Option<Pte>) -> Option<u64> {

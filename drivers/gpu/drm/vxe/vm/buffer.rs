@@ -17,7 +17,6 @@ use crate::{
         AddressSpace,
         PteFlag,
         Staged,
-        Target,
         LARGE_PAGE_SIZE, //
     },
     stats::Stat,
@@ -75,7 +74,7 @@ pub(super) fn write(
         if len == 0 {
             break;
         }
-        let target = Target::System(segment.dma + skip);
+        let target = segment.target.offset(skip);
         match vm.aspace.map(&mut staged, at, len, target, flags) {
             Ok(changed) => stale.add(changed),
             Err(e) => {

@@ -36,8 +36,7 @@ mod suite {
     }
 
     fn addr(table: &PageTable, va: u64) -> Option<u64> {
-        let Target::System(addr) = table.translate(va)?.target();
-        Some(addr)
+        Some(table.translate(va)?.target().addr())
     }
 
     /// The size of the leaf that maps `va`.

@@ -10,11 +10,14 @@ use kernel::{
     prelude::*,
     sync::{atomic::AtomicFlag, Arc},
 };
-use kernel_ext::phys::page_to_phys;
+use kernel_ext::{device_ram::DeviceRam, phys::page_to_phys};
 
 /// Where batches are, and what they work on.
 pub(super) const BATCH: u64 = 0x10_0000;
 pub(super) const DATA: u64 = 0x7fff_ffe0_0000;
+
+/// How much memory of its own the GPU has, in bytes.
+pub(super) const VRAM: u64 = 8 * PAGE_SIZE;
 
 pub(super) const END: u32 = 0x0500_0000;
 pub(super) const STORE: u32 = 0x1000_0002;
@@ -29,6 +32,7 @@ pub(super) struct Bench {
     pub(super) aspace: Arc<AddressSpace>,
     pub(super) bus: Arc<Bus>,
     pub(super) pages: KVec<Page>,
+    pub(super) vram: Arc<DeviceRam>,
     pub(super) device: faux::Registration,
     pub(super) run: AtomicFlag,
 }
@@ -37,7 +41,8 @@ impl Bench {
     pub(super) fn new(va_bits: u32, count: usize) -> Result<Self> {
         let device = faux::Registration::new(c"vxe-gpu-kunit", None)?;
         let faux: &faux::Device<kernel::device::Bound> = device.as_ref();
-        let bus = Bus::new(faux.as_ref())?;
+        let vram = Arc::new(DeviceRam::new(VRAM)?, GFP_KERNEL)?;
+        let bus = Bus::new(faux.as_ref(), Some(vram.clone()))?;
         let mut pages = KVec::with_capacity(count, GFP_KERNEL)?;
         for _ in 0..count {
             pages.push(Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?, GFP_KERNEL)?;
@@ -46,6 +51,7 @@ impl Bench {
             aspace: AddressSpace::new(bus.clone(), va_bits)?,
             bus,
             pages,
+            vram,
             device,
             run: AtomicFlag::new(false),
         })

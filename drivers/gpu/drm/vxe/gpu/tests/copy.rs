@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit suite of the device's own memory: by address spaces, and by the copy engine.
+
+use kernel::prelude::*;
+
+#[kunit_tests(vxe_gpu_vram)]
+mod suite {
+    use super::super::{
+        super::{
+            address_space::AccessError,
+            copy::{CopyEngine, Moved, Run},
+            *,
+        },
+        bench::*,
+    };
+    use kernel::{
+        prelude::*,
+        sync::{
+            atomic::{Atomic, Full, Relaxed},
+            Arc, //
+        },
+    };
+    use kernel_ext::workqueue::OwnedQueue;
+
+    const FULL: fn() -> PteFlags = || PteFlag::Writable | PteFlag::Atomic;
+
+    fn map(bench: &Bench, va: u64, target: Target) -> Result {
+        let mut staged = bench.aspace.stage(va, PAGE_SIZE)?;
+        let stale = bench
+            .aspace
+            .map(&mut staged, va, PAGE_SIZE, target, FULL())?;
+        if let Some(stale) = stale {
+            bench
+                .aspace
+                .invalidate_tlb(stale.start, stale.end - stale.start);
+        }
+        Ok(())
+    }
+
+    fn peek(bench: &Bench, addr: u64) -> Result<u32> {
+        let mut word = [0; 4];
+        bench.vram.read(addr, &mut word)?;
+        Ok(u32::from_le_bytes(word))
+    }
+
+    #[test]
+    fn accesses_reach_the_devices_memory() -> Result {
+        let bench = Bench::new(48, 1)?;
+        bench.vram.give(PAGE_SIZE..3 * PAGE_SIZE)?;
+        map(&bench, DATA, Target::Vram(PAGE_SIZE))?;
+        map(&bench, DATA + PAGE_SIZE, bench.target(0)?)?;
+        check!(bench.aspace.store_u32(DATA + 8, 5).is_ok());
+        check!(bench.aspace.add_u32(DATA + 8, 2).is_ok());
+        check!(bench.aspace.store_u64(DATA + 16, 3 << 32).is_ok());
+        check!(bench.aspace.write(DATA + 4092, &[1, 0, 0, 0]).is_ok());
+        check!(bench.read_u32(DATA + 8) == Ok(7));
+        check!(peek(&bench, PAGE_SIZE + 8) == Ok(7) && peek(&bench, PAGE_SIZE + 20) == Ok(3));
+        check!(peek(&bench, 2 * PAGE_SIZE - 4) == Ok(1));
+        // The same address in system memory is another place.
+        check!(bench.peek(0, 8)? == 0);
+        Ok(())
+    }
+
+    #[test]
+    fn what_nobody_has_is_not_reached() -> Result {
+        let bench = Bench::new(48, 1)?;
+        bench.vram.give(0..PAGE_SIZE)?;
+        let refused = |error| Err(AccessError::Bus(error));
+        map(&bench, DATA, Target::Vram(PAGE_SIZE))?;
+        check!(bench.read_u32(DATA) == Err(AccessError::Bus(ESTALE)));
+        check!(bench.aspace.store_u32(DATA, 1) == refused(ESTALE));
+        map(&bench, DATA, Target::Vram(VRAM))?;
+        check!(bench.aspace.store_u64(DATA, 1) == refused(ENXIO));
+        map(&bench, DATA, Target::Vram(0))?;
+        check!(bench.aspace.add_u32(DATA, 1).is_ok());
+        // It is taken back while the translation is in use.
+        bench.vram.take_back(0..PAGE_SIZE);
+        check!(bench.aspace.add_u32(DATA, 1) == refused(ESTALE));
+        Ok(())
+    }
+
+    #[test]
+    fn runs_are_moved() -> Result {
+        let bench = Bench::new(48, 3)?;
+        bench.vram.give(0..4 * PAGE_SIZE)?;
+        let copies = CopyEngine::new(bench.bus.clone());
+        for page in 0..3u32 {
+            // CAST: Small.
+            map(&bench, DATA, bench.target(page as usize)?)?;
+            check!(bench.aspace.store_u32(DATA + 4088, page + 1).is_ok());
+        }
+        let run = |from, to, len| Run { from, to, len };
+        // Two pages, each into the halves of two others.
+        let half = PAGE_SIZE / 2;
+        copies.run([
+            run(None, Target::Vram(0), 4 * PAGE_SIZE),
+            run(Some(bench.target(0)?), Target::Vram(half), PAGE_SIZE),
+            run(
+                Some(bench.target(1)?),
+                Target::Vram(half + PAGE_SIZE),
+                PAGE_SIZE,
+            ),
+        ])?;
+        check!(peek(&bench, half + 4088) == Ok(1));
+        check!(peek(&bench, half + PAGE_SIZE + 4088) == Ok(2));
+        copies.run([
+            run(
+                Some(Target::Vram(half)),
+                Target::Vram(3 * PAGE_SIZE),
+                PAGE_SIZE,
+            ),
+            run(
+                Some(Target::Vram(3 * PAGE_SIZE)),
+                bench.target(2)?,
+                PAGE_SIZE,
+            ),
+            run(Some(Target::Vram(0)), bench.target(1)?, 0),
+        ])?;
+        check!(bench.peek(2, 4088)? == 1 && bench.peek(1, 4088)? == 2);
+        check!(
+            copies.moved()
+                == Moved {
+                    to_vram: 2 * PAGE_SIZE,
+                    to_system: PAGE_SIZE,
+                    within: PAGE_SIZE,
+                    cleared: 4 * PAGE_SIZE,
+                }
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_moved() -> Result {
+        let bench = Bench::new(48, 2)?;
+        bench.vram.give(0..2 * PAGE_SIZE)?;
+        let copies = CopyEngine::new(bench.bus.clone());
+        let (a, b) = (bench.target(0)?, bench.target(1)?);
+        let run = |from, to| {
+            copies.run([Run {
+                from,
+                to,
+                len: PAGE_SIZE,
+            }])
+        };
+        check!(run(Some(a), b) == Err(EOPNOTSUPP));
+        check!(run(None, a) == Err(EOPNOTSUPP));
+        check!(run(Some(a), Target::Vram(2 * PAGE_SIZE)) == Err(ESTALE));
+        check!(run(Some(Target::Vram(VRAM)), b) == Err(ENXIO));
+        check!(run(Some(Target::System(1 << 51)), Target::Vram(0)) == Err(ENXIO));
+        check!(run(None, Target::Vram(u64::MAX - 8)) == Err(EINVAL));
+        // Half of it is there.
+        check!(run(None, Target::Vram(PAGE_SIZE + 8)) == Err(ESTALE));
+        Ok(())
+    }
+
+    /// Pages go back and forth on several threads at once, while engines use others.
+    #[test]
+    fn copies_run_in_parallel() -> Result {
+        const THREADS: u32 = 3;
+        const ROUNDS: u32 = 200;
+
+        let bench = Arc::new(Bench::new(48, 4)?, GFP_KERNEL)?;
+        bench.vram.give(0..VRAM)?;
+        let copies = Arc::new(CopyEngine::new(bench.bus.clone()), GFP_KERNEL)?;
+        let (running, wrong) = (Atomic::new(THREADS), Atomic::new(0u32));
+        let state = Arc::new((running, wrong), GFP_KERNEL)?;
+        for page in 0..THREADS {
+            // CAST: Small.
+            map(&bench, DATA, bench.target(page as usize)?)?;
+            check!(bench.aspace.store_u32(DATA + 64, 100 + page).is_ok());
+        }
+        map(&bench, DATA, Target::Vram(7 * PAGE_SIZE))?;
+        // Dropped, it waits.
+        let queue = OwnedQueue::new_unbound(c"vxe-copy-kunit")?;
+        for page in 0..THREADS {
+            let (bench, copies, state) = (bench.clone(), copies.clone(), state.clone());
+            let at = Target::Vram(u64::from(page) * 2 * PAGE_SIZE);
+            let next = at.offset(PAGE_SIZE);
+            queue.try_spawn(GFP_KERNEL, move || {
+                for _ in 0..ROUNDS {
+                    // CAST: Small.
+                    let done = bench.target(page as usize).and_then(|system| {
+                        let run = |from, to| Run {
+                            from: Some(from),
+                            to,
+                            len: PAGE_SIZE,
+                        };
+                        copies.run([run(system, at), run(at, next), run(next, system)])
+                    });
+                    if done.is_err() {
+                        state.1.fetch_add(1, Relaxed);
+                    }
+                }
+                state.0.fetch_sub(1, Full);
+            })?;
+        }
+        let mut adds = 0u32;
+        while state.0.load(Relaxed) != 0 {
+            check!(bench.aspace.add_u32(DATA, 1).is_ok());
+            adds += 1;
+            kernel_ext::sched::cond_resched();
+        }
+        drop(queue);
+        check!(state.1.load(Relaxed) == 0);
+        check!(peek(&bench, 7 * PAGE_SIZE) == Ok(adds));
+        for page in 0..THREADS {
+            check!(bench.peek(page as usize, 64)? == 100 + page);
+        }
+        let bytes = u64::from(THREADS * ROUNDS) * PAGE_SIZE;
+        let moved = copies.moved();
+        check!((moved.to_vram, moved.within, moved.to_system) == (bytes, bytes, bytes));
+        Ok(())
+    }
+}
