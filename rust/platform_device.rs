@@ -46,7 +46,7 @@ struct Board<T> {
 ///
 /// # Invariants
 ///
-/// The device is registered, its type is [`DEVICE_TYPE`], and its platform data is `board`.
+/// The device is registered, its type is `DEVICE_TYPE`, and its platform data is `board`.
 pub struct Registration<T> {
     pdev: NonNull<bindings::platform_device>,
     // Dropped after the device is unbound.

@@ -35,16 +35,11 @@ impl DriverLock {
         })
     }
 
-    /// The C object.
-    fn as_raw(&self) -> *mut kernel::bindings::mutex {
-        mutex::as_raw(&self.mutex)
-    }
-
     /// What lockdep knows the lock by.
     #[cfg(CONFIG_LOCKDEP)]
     pub(crate) fn dep_map(&self) -> *mut kernel::bindings::lockdep_map {
         // SAFETY: The mutex is initialized; no reference is made.
-        unsafe { &raw mut (*self.as_raw()).dep_map }
+        unsafe { &raw mut (*mutex::as_raw(&self.mutex)).dep_map }
     }
 
     pub(crate) fn lock(&self) -> lock::Guard<'_, (), lock::mutex::MutexBackend> {

@@ -13,7 +13,7 @@
 //! 2. holds are given up.
 //!
 //! Both are this module's code, which the provider's module depends on. It may be unloaded as soon
-//! as the last provider is, which is from within the second work item: [`exit`] waits for it.
+//! as the last provider is, which is from within the second work item: `exit()` waits for it.
 //!
 //! C: `struct drm_pagemap_dev_hold`.
 

@@ -4,7 +4,7 @@
 //!
 //! A [`PageMap`] is part of a larger object of its driver, the provider. Its users hold counted
 //! references ([`PageMapRef`]): device pages through their zone-device data, mappings of such pages,
-//! VMs whose memory is to be placed there. While there are any, a [hold](super::hold) keeps the DRM
+//! VMs whose memory is to be placed there. While there are any, a [`hold`] keeps the DRM
 //! device and the driver's module, so that the operations can be called; the device may be unbound
 //! meanwhile, and the operations then fail.
 //!

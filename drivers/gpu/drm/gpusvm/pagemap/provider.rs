@@ -84,7 +84,7 @@ pub trait Provider: Send + Sync + Sized + 'static {
     }
 }
 
-/// Something to do in a [`Copy`].
+/// Something to do in a [`struct@Copy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Piece {
     /// Copy between device pages and RAM.

@@ -131,8 +131,8 @@ pub(crate) unsafe fn migrate(
     let mut frames = KVVec::from_elem(0usize, pages, GFP_KERNEL)?;
 
     // SAFETY: The lock is held, and the span within the VMA.
-    let mut migration =
-        unsafe { Migration::collect(vma, span, Select::System, pagemap.owner(), None) }?;
+    let collected = unsafe { Migration::collect(vma, span, Select::System, pagemap.owner(), None) };
+    let mut migration = collected?;
     for (index, entry) in migration.entries().iter().enumerate() {
         if entry.is_migrating() {
             pieces.push(piece(index, *entry), GFP_KERNEL)?;

@@ -69,9 +69,9 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
     /// - an error of the provider's.
     pub(crate) fn bring_back(&self, migration: &mut Migration<'_>) -> Result<Came> {
         let pages = migration.entries().len();
+        let device = self.allocation.dma_device();
         // SAFETY: The device lives as long as the allocation.
-        let mut mapping =
-            unsafe { Mapping::new(self.allocation.dma_device(), Direction::FromDevice, pages) }?;
+        let mut mapping = unsafe { Mapping::new(device, Direction::FromDevice, pages) }?;
         let mut came = Came::Back;
         let mut short = false;
         let mut any = false;

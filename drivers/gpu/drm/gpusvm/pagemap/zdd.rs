@@ -154,7 +154,7 @@ impl Drop for Zdd {
 ///
 /// # Safety
 ///
-/// As for [`Zdd::of`].
+/// As for `Zdd::of()`.
 pub unsafe fn pagemap_of_page<'a>(page: NonNull<page>) -> &'a PageMap {
     // SAFETY: By this function's requirements; the reference keeps what is borrowed for `'a`.
     unsafe { PageMap::from_raw(Zdd::of(page).pagemap().as_raw()) }

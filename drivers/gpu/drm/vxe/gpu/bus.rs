@@ -95,7 +95,7 @@ impl Bus {
     }
 
     fn vram(&self) -> Result<&DeviceRam> {
-        Ok(self.vram.as_deref().ok_or(ENXIO)?)
+        self.vram.as_deref().ok_or(ENXIO)
     }
 
     /// Reads `buf.len()` bytes. Not atomic.
