@@ -7,7 +7,8 @@
 //! process's memory with real DRM devices ([`fixture`]): an SVM and its ranges ([`config`],
 //! [`ranges`], [`removal`], [`notifier`], [`exit`]), the mapping of pages ([`pages`], [`get_pages`],
 //! [`devices`], [`iova`], [`evict`]), what can come in between ([`races`], [`failures`]), and the
-//! memory of devices ([`pagemap_lifetime`], [`pagemap_unbind`], [`pagemap_owner`]).
+//! memory of devices ([`pagemap_lifetime`], [`pagemap_unbind`], [`pagemap_owner`],
+//! [`pagemap_migrate`], [`pagemap_cached`]).
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 
@@ -30,6 +31,7 @@ mod intervals;
 mod iova;
 mod layout;
 mod notifier;
+mod pagemap_cached;
 mod pagemap_evict;
 mod pagemap_fault;
 mod pagemap_lifetime;

@@ -9,7 +9,8 @@
 //! - [`devmem`]: allocations of device memory; [`zdd`]: which of them a device page is part of;
 //! - [`to_device`]: moving a process's pages there; `fault` and `evict`: bringing them back, when a
 //!   CPU touches them, and when the memory is needed;
-//! - [`provider`]: what a Rust driver implements for that, and gets.
+//! - [`provider`]: what a Rust driver implements for that, and gets; [`provider_cache`]: a cache of
+//!   that.
 
 pub mod cache;
 mod claims;
@@ -22,6 +23,7 @@ mod owned;
 pub mod owner;
 pub mod page_map;
 pub mod provider;
+pub mod provider_cache;
 pub mod shrinker;
 pub mod to_device;
 mod to_ram;
@@ -30,6 +32,7 @@ pub mod zdd;
 pub use cache::Cache;
 pub use owner::{Member, Owners};
 pub use page_map::{PageMap, PageMapRef};
+pub use provider_cache::PagemapCache;
 pub use shrinker::Shrinker;
 
 /// Makes the work items ready.

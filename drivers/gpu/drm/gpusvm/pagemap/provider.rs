@@ -590,8 +590,9 @@ impl<P: Provider> Clone for Pagemap<P> {
 }
 
 impl<P: Provider> Pagemap<P> {
-    /// The memory of `device`, `size` bytes. The provider is dropped with the last reference, by a
-    /// work item; until then the device and its driver's module are kept.
+    /// The memory of `device`, `size` bytes. As long as there are references the device and its
+    /// driver's module are kept. The provider is dropped after the last, by a work item; one that
+    /// was put into a cache when that has no use for it any more.
     ///
     /// `owner` says who may be mapped the pages, and is only compared: that of a group of devices
     /// (see [`Member`](super::Member)), which the provider keeps, or none for nobody else.
@@ -626,6 +627,20 @@ impl<P: Provider> Pagemap<P> {
             let page_map = NonNull::new_unchecked(inner).cast();
             Ok(Self(ARef::from_raw(page_map), PhantomData))
         }
+    }
+
+    /// The reference without its type.
+    pub(super) fn into_page_map(self) -> PageMapRef {
+        self.0
+    }
+
+    /// The reference with its type.
+    ///
+    /// # Safety
+    ///
+    /// The pagemap must have been made by [`new`](Self::new) of this very type.
+    pub(super) unsafe fn from_page_map(pagemap: PageMapRef) -> Self {
+        Self(pagemap, PhantomData)
     }
 
     fn inner(&self) -> &Inner<P> {

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The [`Cache`] of a Rust provider: what comes out of it is a [`Pagemap`] of the provider's type.
+//!
+//! Only a type and nothing else: locks and states are those of the cache.
+
+use super::{
+    cache::Cache,
+    provider::{Pagemap, Provider},
+    shrinker::Shrinker, //
+};
+use core::marker::PhantomData;
+use kernel::{
+    device::{Bound, Device},
+    prelude::*,
+    sync::Arc, //
+};
+use kernel_ext::drm_device::DrmDevice;
+
+/// A cache of a device's memory with a provider of type `P`.
+///
+/// # Invariants
+///
+/// Nothing but [`get_or_create`](Self::get_or_create) puts a pagemap into the cache.
+pub struct PagemapCache<P: Provider> {
+    cache: Arc<Cache>,
+    _provider: PhantomData<fn() -> P>,
+}
+
+impl<P: Provider> Clone for PagemapCache<P> {
+    fn clone(&self) -> Self {
+        Self {
+            cache: self.cache.clone(),
+            _provider: PhantomData,
+        }
+    }
+}
+
+impl<P: Provider> PagemapCache<P> {
+    /// An empty cache, which is closed when `dev` is unbound. Fails as [`Cache::new_devm`] does.
+    pub fn new_devm(
+        dev: &Device<Bound>,
+        drm: &DrmDevice,
+        shrinker: &Arc<Shrinker>,
+    ) -> Result<Self> {
+        // INVARIANT: Nobody else knows the new cache.
+        Ok(Self {
+            cache: Cache::new_devm(dev, drm, shrinker)?,
+            _provider: PhantomData,
+        })
+    }
+
+    /// The memory, which `make` makes if it is not there. Errors are those of
+    /// [`Cache::get_or_create`].
+    pub fn get_or_create(&self, make: impl FnOnce() -> Result<Pagemap<P>>) -> Result<Pagemap<P>> {
+        let pagemap = self
+            .cache
+            .get_or_create(|| make().map(Pagemap::into_page_map))?;
+        // SAFETY: By the type invariants it was made by a `make` of this type.
+        Ok(unsafe { Pagemap::from_page_map(pagemap) })
+    }
+
+    /// The memory, if it is in use. Never sleeps.
+    pub fn get_if_active(&self) -> Option<Pagemap<P>> {
+        let pagemap = self.cache.get_if_active()?;
+        // SAFETY: By the type invariants it was made by a `make` of this type.
+        Some(unsafe { Pagemap::from_page_map(pagemap) })
+    }
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A provider's memory in a cache, while pages of a process are there and after that.
+
+use crate::fixture::{
+    mm::{self, Prot},
+    pages,
+    provider::wait,
+    vram::{alive, vram, Vram},
+    with_device,
+    Env, //
+};
+use core::ops::Range;
+use gpusvm::pagemap::{hold, provider::Pagemap, PagemapCache, Shrinker};
+use kernel::{prelude::*, sync::Arc};
+use kernel_ext::shrinker::Shrink;
+
+const PAGES: usize = 64;
+
+/// What a driver keeps of its memory.
+struct Cached<'a> {
+    env: &'a Env,
+    shrinker: Arc<Shrinker>,
+    cache: PagemapCache<Vram>,
+}
+
+impl Cached<'_> {
+    /// The memory, made if there is none.
+    fn get(&self) -> Result<Pagemap<Vram>> {
+        self.cache.get_or_create(|| vram(self.env.device(), PAGES))
+    }
+
+    /// Has pages of the process moved to the memory.
+    fn fill(&self, span: &Range<usize>) -> Result {
+        mm::map(span, Prot::Write)?;
+        mm::fill(span)?;
+        let moved = self.get()?.populate(&self.env.mm, span.clone(), 0)?;
+        ensure_eq!(moved.moved, span.len());
+        Ok(())
+    }
+
+    /// Waits until nobody uses the memory.
+    fn wait_unused(&self) -> Result {
+        wait(|| self.cache.get_if_active().is_none())
+    }
+}
+
+/// Runs a test with a cache, and checks that nothing is left when the device is unbound.
+fn with_cache(test: impl FnOnce(&Cached<'_>) -> Result) -> Result {
+    with_device(|env| {
+        let (dev, drm) = (env.device().parent()?, env.device().drm());
+        let shrinker = Shrinker::new_devm(dev, drm)?;
+        let cached = Cached {
+            env,
+            cache: PagemapCache::new_devm(dev, drm, &shrinker)?,
+            shrinker,
+        };
+        let result = test(&cached);
+        mm::unmap(&pages(0, PAGES))?;
+        result?;
+        cached.wait_unused()
+    })?;
+    ensure_eq!(alive(), (0, 0));
+    Ok(())
+}
+
+fn check(span: &Range<usize>) -> Result {
+    for addr in span.clone().step_by(kernel::page::PAGE_SIZE) {
+        ensure_eq!(mm::read(addr)?, mm::pattern(addr));
+    }
+    Ok(())
+}
+
+#[kunit_tests(gpusvm_pagemap_cached)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_in_it_keep_the_memory_in_use() -> Result {
+        with_cache(|cached| {
+            let span = pages(0, 16);
+            cached.fill(&span)?;
+            // Nobody has a reference but the pages. Reclaim gets nothing.
+            ensure_eq!(cached.shrinker.count(), 0);
+            ensure_eq!(cached.shrinker.scan(10), 0);
+            let pagemap = cached.cache.get_if_active().ok_or(ENOENT)?;
+            ensure_eq!(pagemap.provider().used(), 16);
+            drop(pagemap);
+            // The CPU takes them back; the last of them is the last reference.
+            check(&span)?;
+            cached.wait_unused()?;
+            ensure_eq!(cached.shrinker.count(), 1);
+            ensure_eq!(alive(), (1, 0));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn memory_is_used_again_as_it_is() -> Result {
+        with_cache(|cached| {
+            let span = pages(0, 16);
+            for _ in 0..3 {
+                cached.fill(&span)?;
+                let frames = cached.get()?.page_map().dev_pagemap();
+                check(&span)?;
+                cached.wait_unused()?;
+                let again = cached.get()?;
+                ensure_eq!(again.page_map().dev_pagemap(), frames);
+                ensure_eq!(again.provider().used(), 0);
+                ensure_eq!(alive(), (1, 0));
+            }
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn reclaim_frees_unused_memory() -> Result {
+        with_cache(|cached| {
+            let span = pages(0, 16);
+            cached.fill(&span)?;
+            check(&span)?;
+            cached.wait_unused()?;
+            ensure_eq!(cached.shrinker.scan(1), 1);
+            hold::flush();
+            ensure_eq!(alive(), (0, 0));
+            // And it is there again when it is wanted.
+            cached.fill(&span)?;
+            ensure_eq!(alive(), (1, 1));
+            check(&span)
+        })
+    }
+
+    #[test]
+    fn what_is_evicted_leaves_the_memory_unused() -> Result {
+        with_cache(|cached| {
+            let span = pages(0, 16);
+            cached.fill(&span)?;
+            let pagemap = cached.get()?;
+            for handle in pagemap.provider().handles()? {
+                handle.evict()?;
+            }
+            drop(pagemap);
+            cached.wait_unused()?;
+            ensure_eq!(cached.shrinker.count(), 1);
+            check(&span)
+        })
+    }
+}
