@@ -204,7 +204,7 @@ mod tests {
                     Ok(())
                 },
             )?;
-            ensure!(failed >= 3);
+            ensure!(failed >= 2);
             drop(provider.cached()?);
             hold::flush();
             let failed = failure::each_allocation(
