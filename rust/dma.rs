@@ -45,7 +45,8 @@ impl Direction {
             .unwrap_or(Direction::Bidirectional)
     }
 
-    fn c(self) -> kernel::bindings::dma_data_direction {
+    /// The C value.
+    pub fn c(self) -> kernel::bindings::dma_data_direction {
         kernel::bindings::dma_data_direction(self.raw())
     }
 }

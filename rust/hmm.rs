@@ -8,7 +8,11 @@
 //!
 //! C header: [`include/linux/hmm.h`](srctree/include/linux/hmm.h)
 
-use crate::{bindings, mmu_interval::MmuIntervalNotifier};
+use crate::{
+    bindings,
+    mmu_interval::MmuIntervalNotifier,
+    zone_device::{HUGE_ORDER, HUGE_PAGES}, //
+};
 use core::{ffi::c_void, ops::Range, ptr};
 use kernel::{
     error::to_result,
@@ -95,6 +99,11 @@ impl Pfn {
     /// What the flags of this entry are, its frame number left out; see [`Walk::run`].
     fn flags(self) -> c_ulong {
         self.0 & bindings::hmm_pfn_flags_HMM_PFN_FLAGS as c_ulong
+    }
+
+    /// The same of another frame.
+    fn moved_to(self, frame: usize) -> Self {
+        Self(self.flags() | frame as c_ulong)
     }
 
     /// An entry made from its parts, for tests of what is computed from entries.
@@ -210,6 +219,25 @@ impl Walk {
         })
     }
 
+    /// Notes how a walk that succeeded was done.
+    fn finish(&mut self, seq: usize, request: Request) {
+        self.seq = seq;
+        self.request = Some(request);
+        // HMM takes the first page of a huge page of device memory for that at the start of the span,
+        // wherever in the huge page that is. (Of huge pages of RAM it does not.)
+        let offset = (self.span.start >> PAGE_SHIFT) % HUGE_PAGES;
+        let Some(first) = self.pfns.first().copied() else {
+            return;
+        };
+        if offset == 0 || first.map_order() != HUGE_ORDER || first.frame() % HUGE_PAGES == offset {
+            return;
+        }
+        let right = first.frame() - first.frame() % HUGE_PAGES + offset;
+        for (index, pfn) in self.pfns.iter_mut().take(HUGE_PAGES - offset).enumerate() {
+            *pfn = pfn.moved_to(right + index);
+        }
+    }
+
     /// Walks `span` and faults in what `request` demands, `hmm_range_fault_unlocked_timeout()`.
     ///
     /// `timeout` is in jiffies and not 0. Takes the mmap lock. Fails with `EBUSY` when
@@ -234,8 +262,7 @@ impl Walk {
         to_result(unsafe {
             bindings::hmm_range_fault_unlocked_timeout(&raw mut range, timeout.max(1) as c_ulong)
         })?;
-        self.seq = range.notifier_seq;
-        self.request = Some(request);
+        self.finish(range.notifier_seq, request);
         Ok(())
     }
 
@@ -259,8 +286,7 @@ impl Walk {
         // SAFETY: `range` is complete, its array has an entry for each page, and the mmap lock is
         // held.
         to_result(unsafe { bindings::hmm_range_fault(&raw mut range) })?;
-        self.seq = range.notifier_seq;
-        self.request = Some(Request::Snapshot);
+        self.finish(range.notifier_seq, Request::Snapshot);
         Ok(())
     }
 

@@ -281,6 +281,7 @@ mod tests {
                 segments: 1,
                 bytes: SZ_2M,
                 writable: 1,
+                device: 0,
             };
             ensure_eq!(served.seen, one);
             ensure_eq!(dma::maps(), 1);

@@ -5,7 +5,7 @@
 use crate::fixture::{
     mm::{self, Pinned, Prot},
     pages,
-    vram::{alive, vram, Done, Mood, Vram, HUGE},
+    vram::{alive, vram, Done, Mood, Open, Vram, HUGE},
     with_device,
     Env, //
 };
@@ -26,13 +26,20 @@ pub(crate) fn run(
 ) -> Result {
     let result = {
         let pagemap = vram(env.device(), size)?;
-        test(env, &pagemap)
+        let result = test(env, &pagemap);
+        result.and_then(|()| is_unmapped(&pagemap))
     };
     // What the test mapped goes, and with it what is on the device.
     mm::unmap(&pages(0, 1 << 20))?;
     gpusvm::pagemap::flush();
     result?;
     ensure_eq!(alive(), (0, 0));
+    Ok(())
+}
+
+/// Checks that nothing of the memory is mapped for devices.
+pub(crate) fn is_unmapped(pagemap: &Pagemap<Vram>) -> Result {
+    ensure_eq!(pagemap.provider().open(), Open::default());
     Ok(())
 }
 

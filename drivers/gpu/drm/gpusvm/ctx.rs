@@ -36,7 +36,8 @@ pub struct Ctx {
     pub devmem_possible: bool,
     /// Only device memory will do: system pages are an error, `EFAULT`.
     pub devmem_only: bool,
-    /// Device memory of one provider and system memory may be mixed in a range.
+    /// Device memory of one provider and system memory may be mixed in a range. (Without this C
+    /// refuses to mix allocations of one provider, too.)
     pub allow_mixed: bool,
     owner: *mut c_void,
 }
@@ -52,6 +53,12 @@ impl Ctx {
             allow_mixed: false,
             owner: ptr::null_mut(),
         }
+    }
+
+    /// The same parameters, where device-private pages of `owner` need not come back to system memory:
+    /// [`PageMap::owner`](crate::pagemap::PageMap::owner). It is only compared.
+    pub const fn with_owner(self, owner: *mut c_void) -> Self {
+        Self { owner, ..self }
     }
 
     /// The owner of the device-private pages that need not come back to system memory; null says

@@ -9,7 +9,7 @@
 //! unmapped, for whatever reason, so that it cannot be forgotten.
 
 use crate::{
-    flags::RangeFlag,
+    flags::{PagesFlag, RangeFlag},
     garbage::{Garbage, Link},
     guard::{DriverLock, Guard},
     notifier::Notifier,
@@ -132,6 +132,13 @@ impl<D: Driver> Range<D> {
     /// Whether a flag of the range is set, at some recent time.
     pub fn has(&self, flag: RangeFlag) -> bool {
         self.base.has(flag)
+    }
+
+    /// Whether some of what the devices have mapped is device memory, at some recent time.
+    pub fn has_device_memory(&self) -> bool {
+        self.pages()
+            .iter()
+            .any(|pages| pages.has(PagesFlag::HasDevmemPages))
     }
 
     /// Whether all devices have all pages mapped, at some recent time.

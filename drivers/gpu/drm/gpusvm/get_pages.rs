@@ -9,17 +9,23 @@
 //! invalidates the range in between undoes what was mapped so far; the transaction sees that and
 //! begins anew. Not committed, it undoes the rest itself.
 //!
+//! Pages of a device's memory are mapped by its pagemap, which the pages object then keeps.
+//!
 //! C: `drm_gpusvm_get_pages()`.
 
 use crate::{
     ctx::{Access, Ctx},
     flags::PagesFlag,
-    pages::Pages,
+    pagemap,
+    pages::{Mapping, Pages},
     retry::Attempt,
     segment::SegmentArray,
     svm::GpuSvm, //
 };
-use core::ops::Range;
+use core::{
+    ops::Range,
+    ptr::{self, NonNull},
+};
 use kernel::{
     bindings::page,
     mm::Mm,
@@ -28,7 +34,7 @@ use kernel::{
 use kernel_ext::{
     bindings as ext,
     dma::Direction,
-    hmm::{Blocks, Pfn, Walk},
+    hmm::{Block, Blocks, Pfn, Walk},
     mmu_interval::MmuIntervalNotifier,
     rwsem::ReadGuard, //
 };
@@ -99,6 +105,23 @@ impl Source<'_> {
                 )
             }?;
         }
+        // A page of the owner's is taken as it is, even one that may not be written: shared with a
+        // child, say. What breaks that is a fault of the CPU, which brings the page back.
+        if ctx.access == Access::Write
+            && !ctx.owner().is_null()
+            && !walk.pfns().iter().all(|pfn| pfn.is_writable())
+        {
+            // SAFETY: As above.
+            unsafe {
+                walk.fault(
+                    self.notifier,
+                    &self.span,
+                    ctx.access.into(),
+                    ptr::null_mut(),
+                    attempt.timeout(),
+                )
+            }?;
+        }
         drop(mm);
 
         // SAFETY: As this function requires.
@@ -144,13 +167,21 @@ impl Source<'_> {
         if unsafe { transaction.check(ctx) }? || self.notifier.read_retry(walk.seq()) {
             return Err(EAGAIN);
         }
+        // Device memory needs no addresses of the IOMMU's. Where there is any, it mostly comes first.
+        let reserve = walk
+            .blocks()
+            .next()
+            // SAFETY: The walk is valid, and stays so as the notifier lock is held.
+            .is_some_and(|block| !unsafe { ext::is_zone_device_page(block.pfn.page()) });
         for (pages, array) in pages.iter().zip(arrays.as_mut_slice()) {
             // SAFETY: Both locks are held; pages that are not valid have nothing mapped, as no
             // transaction is under way, and those that are were invalidated.
             unsafe {
                 pages.unmap();
                 pages.install(array);
-                pages.reserve(self.span.end - self.span.start);
+                if reserve {
+                    pages.reserve(self.span.end - self.span.start);
+                }
             }
         }
         let mut blocks = walk.blocks();
@@ -237,19 +268,21 @@ impl Transaction<'_> {
             let mut batch = first.clone();
             // SAFETY: By this function's requirements.
             let mut mapping = unsafe { pages.mapping(self.room) }?;
+            let mut refused = refuses_system(ctx, &mapping);
             for block in batch.by_ref().take(BATCH) {
                 let page = block.pfn.page();
-                // SAFETY: The page is the CPU's, by this function's requirements.
-                if unsafe { ext::is_zone_device_page(page) } {
-                    // Pages of the right owner are the pagemap's to map; all others cannot be mapped.
-                    kernel_ext::debug!("page {} is a device's", block.index);
-                    return Err(EOPNOTSUPP);
-                }
-                if ctx.devmem_only {
-                    return Err(EFAULT);
-                }
                 // SAFETY: By this function's requirements.
                 let dir = unsafe { direction(block.pfn, page, ctx.access) };
+                // SAFETY: The page is the CPU's, by this function's requirements.
+                if unsafe { ext::is_zone_device_page(page) } {
+                    // SAFETY: As above.
+                    unsafe { map_device(&mut mapping, &block, page, dir, ctx) }?;
+                    refused = refuses_system(ctx, &mapping);
+                    continue;
+                }
+                if let Some(error) = refused {
+                    return Err(error);
+                }
                 // SAFETY: As above.
                 unsafe { mapping.system(&block, page, dir) }?;
             }
@@ -310,6 +343,45 @@ impl Drop for Transaction<'_> {
             unsafe { pages.unmap() };
         }
     }
+}
+
+/// Whether a block of system memory cannot be mapped next, and why.
+fn refuses_system(ctx: &Ctx, mapping: &Mapping<'_>) -> Option<Error> {
+    if ctx.devmem_only {
+        Some(EFAULT)
+    } else if !ctx.allow_mixed && mapping.has_device_memory() {
+        Some(EOPNOTSUPP)
+    } else {
+        None
+    }
+}
+
+/// Maps a block of device memory. Pages of the owner that the walk was for are their pagemap's to map;
+/// all others cannot be mapped.
+///
+/// # Safety
+///
+/// `page` must be the first of `block`, which is as [`Mapping::system`] requires.
+#[cold]
+unsafe fn map_device(
+    mapping: &mut Mapping<'_>,
+    block: &Block,
+    page: *mut page,
+    dir: Direction,
+    ctx: &Ctx,
+) -> Result {
+    let page = NonNull::new(page).ok_or(EINVAL)?;
+    // SAFETY: The page is the CPU's still, by this function's requirements.
+    let pagemap = unsafe { pagemap::of_page(page) };
+    let Some(pagemap) = pagemap.filter(|pagemap| pagemap.owner() == ctx.owner()) else {
+        kernel_ext::debug!("page {} is another device's", block.index);
+        return Err(EOPNOTSUPP);
+    };
+    if !ctx.allow_mixed && block.index != 0 && !mapping.has_device_memory() {
+        return Err(EOPNOTSUPP);
+    }
+    // SAFETY: By this function's requirements.
+    unsafe { mapping.device(block, page, pagemap, dir) }
 }
 
 /// What the devices may do with a page that was walked for `access`: as much as the CPU may without

@@ -7,6 +7,7 @@ use crate::{
     driver::{Driver, Range, Svm},
     flags::RangeFlag,
     get_pages::Source,
+    pagemap::PageMap,
     pages::Pages,
     range::SvmRange,
     retry::Attempt,
@@ -14,8 +15,9 @@ use crate::{
     svm::{Event, GpuSvm, PROTECTION_PAGE},
     view::View, //
 };
-use core::{ops::Range as Span, ptr, ptr::NonNull};
+use core::{ffi::c_void, ops::Range as Span, ptr, ptr::NonNull};
 use kernel::{
+    bindings,
     prelude::*,
     sync::{lock, new_mutex, Mutex}, //
 };
@@ -292,16 +294,27 @@ impl<D: Driver> Found<'_, '_, D> {
 
     /// Where the pages are, without device memory of any provider; see [`GpuSvm::scan`].
     pub fn scan(&mut self, attempt: &Attempt<'_>) -> ScanResult {
+        self.scan_with(ptr::null_mut(), ptr::null(), attempt)
+    }
+
+    /// Where the pages are: whether [all of them](ScanResult::Equal) are in the memory of `pagemap`,
+    /// in particular; see [`GpuSvm::scan`].
+    pub fn scan_for(&mut self, pagemap: &PageMap, attempt: &Attempt<'_>) -> ScanResult {
+        self.scan_with(pagemap.owner(), pagemap.dev_pagemap(), attempt)
+    }
+
+    fn scan_with(
+        &mut self,
+        owner: *mut c_void,
+        wanted: *const bindings::dev_pagemap,
+        attempt: &Attempt<'_>,
+    ) -> ScanResult {
         let mut walk = core::mem::take(&mut self.walk);
         // SAFETY: The driver's SVM lock is held, and the notifier lock is not.
         let result = unsafe {
-            self.guard.core().scan(
-                self.range().base(),
-                ptr::null_mut(),
-                ptr::null(),
-                attempt,
-                &mut walk,
-            )
+            self.guard
+                .core()
+                .scan(self.range().base(), owner, wanted, attempt, &mut walk)
         };
         self.walk = walk;
         result

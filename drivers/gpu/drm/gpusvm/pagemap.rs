@@ -6,7 +6,7 @@
 //! - [`hold`]: what keeps the device and its driver's module until the last reference is gone;
 //! - [`cache`] and [`shrinker`]: pagemaps that nobody uses now, kept until memory is short;
 //! - [`owner`]: groups of devices that reach each other's memory;
-//! - [`devmem`]: allocations of device memory; [`zdd`]: which of them a device page is part of;
+//! - [`devmem`]: allocations of device memory; `zdd`: which of them a device page is part of;
 //! - [`to_device`]: moving a process's pages there; `fault` and `evict`: bringing them back, when a
 //!   CPU touches them, and when the memory is needed;
 //! - [`provider`]: what a Rust driver implements for that, and gets; [`provider_cache`]: a cache of
@@ -27,13 +27,14 @@ pub mod provider_cache;
 pub mod shrinker;
 pub mod to_device;
 mod to_ram;
-pub mod zdd;
+mod zdd;
 
 pub use cache::Cache;
 pub use owner::{Member, Owners};
 pub use page_map::{PageMap, PageMapRef};
 pub use provider_cache::PagemapCache;
 pub use shrinker::Shrinker;
+pub(crate) use zdd::find_pagemap as of_page;
 
 /// Makes the work items ready.
 ///

@@ -23,9 +23,10 @@
 use crate::{
     ctx::Access,
     flags::{PagesFlag, PagesFlags},
+    pagemap::{PageMap, PageMapRef},
     segment::{Appender, Protocol, Segment, SegmentArray}, //
 };
-use core::cell::UnsafeCell;
+use core::{cell::UnsafeCell, ptr::NonNull};
 use kernel::{
     prelude::*,
     sync::{
@@ -34,7 +35,6 @@ use kernel::{
     },
 };
 use kernel_ext::{
-    bindings as ext,
     dma::{self, Direction, IovaState},
     drm_device::DrmDevice,
     hmm::Block, //
@@ -46,12 +46,13 @@ use kernel_ext::{
 ///
 /// The first `mapped` of `segments` are exactly what is mapped for the device, and `read_only` is set if
 /// one of them may not be written. If `state` holds a reservation, the segments of system memory are
-/// linked in it without gaps from its start, in `state_offset` bytes altogether.
+/// linked in it without gaps from its start, in `state_offset` bytes altogether. All segments that are
+/// not of system memory are of `dpagemap`, which is there while there are any.
 #[repr(C)]
 pub struct Pages {
     pub(crate) drm: ARef<DrmDevice>,
     pub(crate) segments: UnsafeCell<Option<SegmentArray>>,
-    pub(crate) dpagemap: UnsafeCell<*mut ext::drm_pagemap>,
+    pub(crate) dpagemap: UnsafeCell<Option<PageMapRef>>,
     pub(crate) state: UnsafeCell<IovaState>,
     pub(crate) state_offset: UnsafeCell<usize>,
     pub(crate) notifier_seq: Atomic<usize>,
@@ -74,7 +75,7 @@ impl Pages {
         Self {
             drm: drm.into(),
             segments: UnsafeCell::new(None),
-            dpagemap: UnsafeCell::new(core::ptr::null_mut()),
+            dpagemap: UnsafeCell::new(None),
             state: UnsafeCell::new(IovaState::default()),
             state_offset: UnsafeCell::new(0),
             notifier_seq: Atomic::new(isize::MAX as usize),
@@ -174,6 +175,7 @@ impl Pages {
             Ok(Mapping {
                 dev: self.drm.dma_device(),
                 iova: dma::use_iova(state).then_some((state, &mut *self.state_offset.get())),
+                pagemap: &mut *self.dpagemap.get(),
                 segments: Appender::new(
                     array,
                     room,
@@ -201,7 +203,13 @@ impl Pages {
                 dma::iova_sync(self.drm.dma_device(), state, 0, offset)?;
             }
         }
-        self.flags.update(&[PagesFlag::HasDmaMapping], &[]);
+        // SAFETY: The caller excludes all others.
+        if unsafe { &*self.dpagemap.get() }.is_some() {
+            self.flags
+                .update(&[PagesFlag::HasDmaMapping, PagesFlag::HasDevmemPages], &[]);
+        } else {
+            self.flags.update(&[PagesFlag::HasDmaMapping], &[]);
+        }
         self.set_seq(seq);
         Ok(())
     }
@@ -226,22 +234,32 @@ impl Pages {
     pub unsafe fn unmap(&self) {
         let dev = self.drm.dma_device();
         // SAFETY: The caller excludes all others.
-        let (mapped, state) = unsafe { (self.mapped(), &mut *self.state.get()) };
+        let (mapped, state, pagemap) = unsafe {
+            (
+                self.mapped(),
+                &mut *self.state.get(),
+                (*self.dpagemap.get()).take(),
+            )
+        };
         self.flags
             .update(&[], &[PagesFlag::HasDmaMapping, PagesFlag::HasDevmemPages]);
         if dma::use_iova(state) {
-            // SAFETY: By the type invariants the segments are linked, without gaps; the
-            // reservation is empty after.
+            // SAFETY: By the type invariants the segments of system memory are linked, without
+            // gaps; the reservation is empty after.
             unsafe {
                 unlink(dev, state, mapped);
                 dma::iova_free(dev, state);
             }
         // SAFETY: The device is valid, and what is mapped was mapped before.
         } else if !mapped.is_empty() && unsafe { dma::need_unmap(dev) } {
-            for segment in mapped {
+            for segment in mapped.iter().filter(|segment| segment.is_system()) {
                 // SAFETY: By the type invariants the segment is mapped, just so.
                 unsafe { dma::unmap_page(dev, segment.addr(), segment.size(), segment.dir()) };
             }
+        }
+        if let Some(pagemap) = pagemap {
+            // SAFETY: By the type invariants the segments are mapped, by the pagemap's operations.
+            unsafe { unmap_device(dev, &pagemap, mapped) };
         }
         // INVARIANT: Nothing is mapped, and nothing is noted.
         // SAFETY: The caller excludes all others.
@@ -285,6 +303,8 @@ pub(crate) struct Mapping<'a> {
     dev: *mut kernel::bindings::device,
     /// The reservation, if there is one, and how much of it is linked.
     iova: Option<(&'a mut IovaState, &'a mut usize)>,
+    /// Whose device memory is mapped.
+    pagemap: &'a mut Option<PageMapRef>,
     segments: Appender<'a>,
 }
 
@@ -326,21 +346,77 @@ impl Mapping<'_> {
         self.segments
             .push(Segment::new(addr, Protocol::SYSTEM, block.order, dir))
     }
+
+    /// Maps one block of the memory of `pagemap`, whose first page is `page`, for `dir`, and notes it.
+    ///
+    /// Fails as [`PageMap::map_for`] does, with `EOPNOTSUPP` also if memory of another is mapped, with
+    /// `ENOSPC` when there is no room to note it; then nothing is mapped.
+    ///
+    /// # Safety
+    ///
+    /// As for [`system`](Self::system); the pages must be of the pagemap.
+    #[cold]
+    pub(crate) unsafe fn device(
+        &mut self,
+        block: &Block,
+        page: NonNull<kernel::bindings::page>,
+        pagemap: &PageMap,
+        dir: Direction,
+    ) -> Result {
+        if self.segments.is_full() {
+            return Err(ENOSPC);
+        }
+        match self.pagemap {
+            Some(known) if !core::ptr::eq(&**known, pagemap) => return Err(EOPNOTSUPP),
+            Some(_) => {}
+            None => *self.pagemap = Some(pagemap.into()),
+        }
+        // SAFETY: The page is of the pagemap, and is not moved before an invalidation, which unmaps
+        // first.
+        let segment = unsafe { pagemap.map_for(self.dev, page, block.order, dir) }?;
+        // INVARIANT: What was mapped is noted, and its pagemap.
+        self.segments.push(segment)
+    }
+
+    /// Whether device memory is mapped.
+    pub(crate) fn has_device_memory(&self) -> bool {
+        self.pagemap.is_some()
+    }
 }
 
-/// Unlinks segments that are linked in `state` without gaps, a run of the same direction at once.
+/// Unlinks segments of system memory that are linked in `state` without gaps, a run of the same
+/// direction at once.
 ///
 /// # Safety
 ///
 /// So they must be, from offset 0 on, for the device `dev`.
 unsafe fn unlink(dev: *mut kernel::bindings::device, state: &mut IovaState, mapped: &[Segment]) {
     let mut offset = 0;
-    for run in mapped.chunk_by(|a, b| a.dir() == b.dir()) {
-        let Some(first) = run.first() else { continue };
-        let size = run.iter().map(Segment::size).sum();
+    let mut system = mapped
+        .iter()
+        .filter(|segment| segment.is_system())
+        .peekable();
+    while let Some(first) = system.next() {
+        let mut size = first.size();
+        while let Some(next) = system.next_if(|next| next.dir() == first.dir()) {
+            size += next.size();
+        }
         // SAFETY: The run is linked at `offset`, with this direction.
         unsafe { dma::iova_unlink(dev, state, offset, size, first.dir()) };
         offset += size;
+    }
+}
+
+/// Has a pagemap unmap the segments that are not of system memory.
+///
+/// # Safety
+///
+/// They must be mapped by `pagemap`, for the device `dev`.
+#[cold]
+unsafe fn unmap_device(dev: *mut kernel::bindings::device, pagemap: &PageMap, mapped: &[Segment]) {
+    for segment in mapped.iter().filter(|segment| !segment.is_system()) {
+        // SAFETY: By this function's requirements.
+        unsafe { pagemap.unmap_for(dev, segment) };
     }
 }
 

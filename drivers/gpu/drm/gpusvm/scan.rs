@@ -132,6 +132,9 @@ impl GpuSvm {
     /// after that the answer is [`ScanResult::Unpopulated`]. Faults nothing in; takes the mmap lock.
     /// What it saw stays in `walk`.
     ///
+    /// Device memory of others than `owner` looks as if nothing were there. Without a provider that is
+    /// `wanted`, nothing is [`Equal`](ScanResult::Equal): C says that of system memory then.
+    ///
     /// # Safety
     ///
     /// The caller must hold the driver's SVM lock, and not the notifier lock; `owner` must be null

@@ -66,6 +66,23 @@ impl Segment {
         Self { addr: !0, bits: 0 }
     }
 
+    /// Whether it is what such an operation returns.
+    pub(crate) fn is_failed(&self) -> bool {
+        self.addr == !0
+    }
+
+    /// Whether it is of system memory.
+    #[inline]
+    pub(crate) fn is_system(&self) -> bool {
+        self.proto() == Protocol::SYSTEM
+    }
+
+    /// A C object.
+    pub(crate) fn from_raw(raw: ext::drm_pagemap_addr) -> Self {
+        // SAFETY: Both are 16 bytes of integers.
+        unsafe { core::mem::transmute::<ext::drm_pagemap_addr, Self>(raw) }
+    }
+
     /// The C object.
     pub(crate) fn into_raw(self) -> ext::drm_pagemap_addr {
         // SAFETY: Both are 16 bytes of integers.

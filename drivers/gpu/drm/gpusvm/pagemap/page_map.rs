@@ -26,6 +26,7 @@ use super::{
     cache::Cache,
     hold::{self, DevHold}, //
 };
+use crate::segment::Segment;
 use core::{
     cell::UnsafeCell,
     ffi::c_void,
@@ -43,6 +44,7 @@ use kernel::{
 };
 use kernel_ext::{
     bindings as ext,
+    dma::Direction,
     drm_device::DrmDevice,
     list_head::Link,
     llist::Linked, //
@@ -169,6 +171,54 @@ impl PageMap {
     pub fn ops(&self) -> &Ops {
         // SAFETY: There is a counted reference, and so a hold on the driver's module.
         unsafe { &*self.ops }
+    }
+
+    /// Maps `1 << order` pages from `page` on for a device, the memory's own or another, until
+    /// [`unmap_for`](Self::unmap_for). Must not sleep for long, nor allocate memory with reclaim. C:
+    /// `device_map` of `struct drm_pagemap_ops`.
+    ///
+    /// Fails with `EOPNOTSUPP` if the driver maps nothing, `EFAULT` if that device cannot reach the pages.
+    ///
+    /// # Safety
+    ///
+    /// `dev` must be a device, and the pages be contiguous, of this memory and in use, until they are
+    /// unmapped.
+    #[cold]
+    pub(crate) unsafe fn map_for(
+        &self,
+        dev: *mut bindings::device,
+        page: NonNull<bindings::page>,
+        order: u32,
+        dir: Direction,
+    ) -> Result<Segment> {
+        let map = self.ops().device_map.ok_or(EOPNOTSUPP)?;
+        // SAFETY: By this function's requirements.
+        let raw = unsafe { map(self.as_raw(), dev, page.as_ptr(), order, dir.c()) };
+        let segment = Segment::from_raw(raw);
+        if segment.is_failed() {
+            return Err(EFAULT);
+        }
+        // It is unmapped by what it says.
+        if segment.is_system() || segment.order() != order || segment.dir() != dir {
+            kernel::pr_warn_once!("a pagemap maps its memory as what it is not\n");
+            // SAFETY: It was mapped just now.
+            unsafe { self.unmap_for(dev, &segment) };
+            return Err(EFAULT);
+        }
+        Ok(segment)
+    }
+
+    /// Undoes [`map_for`](Self::map_for), under the same conditions. C: `device_unmap`.
+    ///
+    /// # Safety
+    ///
+    /// The segment must be what was mapped for this device, and be unmapped once.
+    #[cold]
+    pub(crate) unsafe fn unmap_for(&self, dev: *mut bindings::device, segment: &Segment) {
+        if let Some(unmap) = self.ops().device_unmap {
+            // SAFETY: By this function's requirements; the layout is the same.
+            unsafe { unmap(self.as_raw(), dev, ptr::from_ref(segment).cast()) };
+        }
     }
 
     /// Notes that the pagemap is in `cache` from now on, whose lock the caller holds. Fails with

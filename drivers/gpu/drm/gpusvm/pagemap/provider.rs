@@ -63,11 +63,13 @@ pub trait Provider: Send + Sync + Sized + 'static {
     /// [`allocate`](Self::allocate).
     fn copy(&self, copy: &Copy<'_>) -> Result;
 
-    /// Maps device pages for a device, its own or another, until [`unmap`](Self::unmap). Called
-    /// under the notifier lock: must not sleep for long, nor allocate. Errors come out as `EFAULT`.
+    /// Maps device pages for a device, its own or another, until [`unmap`](Self::unmap). The
+    /// protocol says what the address means to that device, and is not
+    /// [`SYSTEM`](Protocol::SYSTEM). Called under the notifier lock: must not sleep for long, nor
+    /// allocate. Errors come out as `EFAULT`.
     fn map(&self, request: &Mapping<'_>) -> Result<(u64, Protocol)>;
 
-    /// Undoes [`map`](Self::map).
+    /// Undoes [`map`](Self::map), once for each that succeeded, under the same conditions.
     fn unmap(&self, device: &Device, segment: &Segment) {
         let _ = (device, segment);
     }

@@ -13,6 +13,7 @@
 
 use super::{
     devmem::Allocation,
+    fault,
     page_map::{PageMap, PageMapRef}, //
 };
 use core::{ffi::c_void, ptr::NonNull};
@@ -30,7 +31,7 @@ const RETIRED: usize = 1;
 /// # Invariants
 ///
 /// The allocation is valid, and one reference to it is owned.
-pub struct Zdd {
+pub(crate) struct Zdd {
     allocation: NonNull<Allocation>,
     pagemap: PageMapRef,
 }
@@ -155,7 +156,21 @@ impl Drop for Zdd {
 /// # Safety
 ///
 /// As for `Zdd::of()`.
-pub unsafe fn pagemap_of_page<'a>(page: NonNull<page>) -> &'a PageMap {
+pub(crate) unsafe fn pagemap_of_page<'a>(page: NonNull<page>) -> &'a PageMap {
     // SAFETY: By this function's requirements; the reference keeps what is borrowed for `'a`.
     unsafe { PageMap::from_raw(Zdd::of(page).pagemap().as_raw()) }
+}
+
+/// The memory that a page is part of; none if that is no pagemap of this core.
+///
+/// # Safety
+///
+/// The page must be in use, and stay so during `'a`.
+pub(crate) unsafe fn find_pagemap<'a>(page: NonNull<page>) -> Option<&'a PageMap> {
+    // SAFETY: The page stays as it is, by this function's requirements. With these operations it
+    // carries a reference.
+    unsafe {
+        let pagemap = NonNull::new(zone_device::pagemap_of(page))?;
+        core::ptr::eq(pagemap.as_ref().ops, &fault::OPS).then(|| pagemap_of_page(page))
+    }
 }

@@ -1,0 +1,590 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Ranges whose pages are in a device's memory: what devices see of them.
+
+use crate::{
+    fixture::{
+        dma,
+        driver::{ctx_with, fault, fault_with, Mirror},
+        mm::{self, Prot},
+        pages,
+        vram::{self, vram_of, Mood, Vram, HUGE},
+        with_devices,
+        with_iommu_device,
+        Env,
+        BASE, //
+    },
+    pagemap_migrate::{check, is_unmapped, moved, run, to_device, with_vram},
+};
+use core::{ffi::c_void, ops::Range, ptr::NonNull};
+use gpusvm::{
+    pagemap::{provider::Pagemap, PageMap},
+    Access,
+    Ctx,
+    Mapped,
+    Retry,
+    ScanResult,
+    Stale,
+    Svm, //
+};
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    sizes::{SZ_2M, SZ_64K},
+    sync::atomic::{Atomic, Relaxed}, //
+};
+use kernel_ext::hmm;
+
+const ALL: Range<usize> = 0..usize::MAX;
+
+/// An owner that several memories have in common.
+fn owner() -> Option<NonNull<c_void>> {
+    static OWNER: u64 = 0;
+    Some(NonNull::from(&OWNER).cast())
+}
+
+/// Parameters of a driver that takes pages of `pagemap` where they are, together with system memory.
+fn ctx(access: Access, pagemap: &Pagemap<Vram>) -> Ctx {
+    ctx_with(access, |ctx| ctx.allow_mixed = true).with_owner(pagemap.page_map().owner())
+}
+
+/// The segments of the range at [`BASE`], as the device with this index sees them.
+fn segments(svm: &Svm<Mirror>, device: usize) -> Result<KVec<Mapped>> {
+    let mut segments = KVec::with_capacity(HUGE, GFP_KERNEL)?;
+    let mut guard = svm.lock();
+    let found = guard.find(BASE).ok_or(EINVAL)?;
+    let noted = found.commit(|view| {
+        view.of(device)
+            .try_for_each(|segment| segments.push_within_capacity(segment))
+    });
+    noted.map_err(|Stale| EAGAIN)??;
+    Ok(segments)
+}
+
+/// Maps the range at [`BASE`], made if there is none, as a driver does that does not try again.
+fn get(svm: &Svm<Mirror>, ctx: &Ctx) -> Result {
+    let mut guard = svm.lock();
+    let mut retry = Retry::bounded();
+    let attempt = retry.next().ok_or(EINVAL)?;
+    let mut found = guard.find_or_insert(BASE, ALL, ctx, &attempt)?;
+    found.get(ctx, &attempt)
+}
+
+/// Whether the range at [`BASE`] has pages in device memory.
+fn has_device_memory(svm: &Svm<Mirror>) -> bool {
+    svm.lock()
+        .ranges(BASE..BASE + 1)
+        .any(|range| range.has_device_memory())
+}
+
+/// Where the pages of the range at [`BASE`] are.
+fn scan(svm: &Svm<Mirror>, pagemap: Option<&PageMap>) -> Result<ScanResult> {
+    let mut guard = svm.lock();
+    let mut retry = Retry::bounded();
+    let attempt = retry.next().ok_or(EINVAL)?;
+    let mut found = guard.find(BASE).ok_or(EINVAL)?;
+    Ok(match pagemap {
+        Some(pagemap) => found.scan_for(pagemap, &attempt),
+        None => found.scan(&attempt),
+    })
+}
+
+/// References to a pagemap.
+fn references(pagemap: &PageMap) -> i32 {
+    // SAFETY: The pagemap is referred to; its count is an `atomic_t`.
+    let count = unsafe { &*(&raw const (*pagemap.as_raw()).ref_).cast::<Atomic<i32>>() };
+    count.load(Relaxed)
+}
+
+/// Maps and fills a span, and moves parts of it, each by itself.
+fn place(
+    env: &Env,
+    pagemap: &Pagemap<Vram>,
+    span: &Range<usize>,
+    there: &[Range<usize>],
+) -> Result {
+    mm::map(span, Prot::Write)?;
+    mm::fill(span)?;
+    for part in there {
+        let moved = to_device(env, pagemap, part)?;
+        ensure_eq!(moved.moved, part.len());
+    }
+    pagemap.provider().take_done();
+    Ok(())
+}
+
+/// Checks that a mapping failed and left nothing behind.
+fn is_undone(pagemap: &Pagemap<Vram>) -> Result {
+    ensure_eq!(dma::mapped(), 0);
+    is_unmapped(pagemap)
+}
+
+#[kunit_tests(gpusvm_pagemap_pages)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_huge_page_is_mapped_by_its_pagemap() -> Result {
+        with_vram(4 * HUGE, |env, pagemap| {
+            // Not at address 0, of which another test is.
+            mm::map(&pages(4 * HUGE, 1), Prot::Write)?;
+            to_device(env, pagemap, &pages(4 * HUGE, 1))?;
+            let span = pages(0, HUGE);
+            mm::map_huge(&span)?;
+            mm::fill(&span)?;
+            ensure_eq!(to_device(env, pagemap, &span)?, moved(HUGE, HUGE, HUGE));
+            let vram = pagemap.provider();
+            vram.take_done();
+            let page = vram.handles()?[1].memory().pages()[0];
+            ensure!(page != 0);
+
+            let svm = env.svm()?;
+            let (walks, maps) = (hmm::walks(), dma::maps());
+            let served = fault_with(&svm, BASE + 5, &ctx(Access::Write, pagemap))?;
+            ensure_eq!(hmm::walks() - walks, 1);
+            ensure_eq!((served.span, served.retries), (span.clone(), 0));
+            let all = segments(&svm, 0)?;
+            ensure_eq!(all.len(), 1);
+            let whole = Mapped {
+                va: BASE,
+                // CAST: An address.
+                addr: (page * PAGE_SIZE) as u64,
+                len: SZ_2M,
+                writable: true,
+                proto: vram::PROTOCOL,
+            };
+            ensure_eq!(all[0], whole);
+            ensure!(has_device_memory(&svm));
+            // Nothing moved, and the system's memory has no part in it.
+            ensure_eq!(dma::maps(), maps);
+            let done = vram.take_done();
+            ensure_eq!((done.mapped, done.unmapped, done.to_ram), (HUGE, 0, 0));
+            // What is mapped is mapped.
+            let walks = hmm::walks();
+            fault_with(&svm, BASE, &ctx(Access::Write, pagemap))?;
+            ensure_eq!(hmm::walks(), walks);
+
+            svm.lock().invalidate(ALL);
+            ensure!(!has_device_memory(&svm));
+            ensure_eq!(vram.take_done().unmapped, HUGE);
+            is_unmapped(pagemap)?;
+            check(&span)
+        })
+    }
+
+    #[test]
+    fn a_part_of_a_huge_page_at_address_0() -> Result {
+        with_vram(HUGE, |env, pagemap| {
+            let span = pages(0, HUGE);
+            mm::map_huge(&span)?;
+            mm::fill(&span)?;
+            to_device(env, pagemap, &span)?;
+            let svm = env.svm()?;
+            for first in [0, 48] {
+                let mut guard = svm.lock();
+                let mut retry = Retry::bounded();
+                let attempt = retry.next().ok_or(EINVAL)?;
+                let window = pages(first, 16);
+                let ctx = ctx(Access::Write, pagemap);
+                let mut found =
+                    guard.find_or_insert(window.start, window.clone(), &ctx, &attempt)?;
+                ensure_eq!(found.span(), window);
+                found.get(&ctx, &attempt)?;
+                let only = found.commit(|view| (view.segments().count(), view.segments().next()));
+                let (count, segment) = only.map_err(|Stale| EAGAIN)?;
+                let segment = segment.ok_or(EINVAL)?;
+                ensure_eq!((count, segment.len), (1, SZ_64K));
+                // CAST: An address.
+                ensure_eq!(segment.addr, (first * PAGE_SIZE) as u64);
+                found.remove();
+                is_unmapped(pagemap)?;
+            }
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn pages_that_are_scattered() -> Result {
+        with_vram(2 * HUGE, |env, pagemap| {
+            let vram = pagemap.provider();
+            vram.set_mood(Mood {
+                scattered: true,
+                ..Mood::default()
+            });
+            let span = pages(0, HUGE);
+            place(env, pagemap, &span, &[span.clone()])?;
+            let handles = vram.handles()?;
+            let there = handles[0].memory().pages();
+            // In more than one hold of the lock.
+            let svm = env.svm()?;
+            fault_with(&svm, BASE, &ctx(Access::Write, pagemap))?;
+            let all = segments(&svm, 0)?;
+            ensure_eq!(all.len(), HUGE);
+            for (segment, page) in all.iter().zip(there) {
+                // CAST: An address.
+                ensure_eq!(segment.addr, (page * PAGE_SIZE) as u64);
+            }
+            ensure_eq!(vram.take_done().mapped, HUGE);
+            drop(handles);
+            svm.lock().remove_all(ALL);
+            ensure_eq!(vram.take_done().unmapped, HUGE);
+            check(&span)
+        })
+    }
+
+    #[test]
+    fn others_pages_come_back() -> Result {
+        with_devices(2, |env| {
+            run(env, 64, |env, pagemap| {
+                let other = vram_of(&env.devices[1], 64, None)?;
+                let span = pages(0, 16);
+                place(env, pagemap, &span, &[pages(4, 4)])?;
+                let svm = env.svm()?;
+                for ctx in [Ctx::new(Access::Read), ctx(Access::Write, &other)] {
+                    let served = fault_with(&svm, BASE, &ctx)?;
+                    ensure_eq!((served.seen.bytes, served.seen.device), (SZ_64K, 0));
+                    ensure!(!has_device_memory(&svm));
+                    let done = pagemap.provider().take_done();
+                    ensure_eq!((done.mapped, done.to_ram), (0, 4));
+                    svm.lock().remove_all(ALL);
+                    // Back to where it began.
+                    to_device(env, pagemap, &pages(4, 4))?;
+                    pagemap.provider().take_done();
+                }
+                Ok(())
+            })
+        })
+    }
+
+    #[test]
+    fn both_kinds_together() -> Result {
+        // System memory first, and last.
+        for there in [pages(8, 8), pages(0, 8)] {
+            with_vram(64, |env, pagemap| {
+                let span = pages(0, 16);
+                place(env, pagemap, &span, &[there.clone()])?;
+                let svm = env.svm()?;
+                let refs = references(pagemap.page_map());
+                let served = fault_with(&svm, BASE, &ctx(Access::Write, pagemap))?;
+                ensure_eq!(
+                    (served.seen.bytes, served.seen.device),
+                    (SZ_64K, SZ_64K / 2)
+                );
+                ensure_eq!(served.seen.writable, 16);
+                ensure!(has_device_memory(&svm));
+                ensure_eq!(dma::mapped(), SZ_64K as i64 / 2);
+                ensure_eq!(pagemap.provider().open().pieces, 8);
+                for segment in segments(&svm, 0)? {
+                    let is_there = segment.proto == vram::PROTOCOL;
+                    ensure_eq!(is_there, there.contains(&segment.va));
+                }
+                // One reference, however many pages.
+                ensure_eq!(references(pagemap.page_map()), refs + 1);
+                svm.lock().invalidate(ALL);
+                ensure_eq!(references(pagemap.page_map()), refs);
+                ensure!(!has_device_memory(&svm));
+                is_undone(pagemap)?;
+
+                // And where they may not be.
+                svm.lock().remove_all(ALL);
+                let strict = Ctx::new(Access::Write).with_owner(pagemap.page_map().owner());
+                ensure_eq!(get(&svm, &strict), Err(EOPNOTSUPP));
+                is_undone(pagemap)?;
+                let mut only = ctx(Access::Write, pagemap);
+                only.devmem_only = true;
+                ensure_eq!(get(&svm, &only), Err(EFAULT));
+                is_undone(pagemap)?;
+                ensure_eq!(references(pagemap.page_map()), refs);
+                check(&span)
+            })?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn device_memory_only() -> Result {
+        with_vram(64, |env, pagemap| {
+            // Of two allocations.
+            let span = pages(0, 16);
+            place(env, pagemap, &span, &[pages(0, 8), pages(8, 8)])?;
+            let svm = env.svm()?;
+            let mut only = ctx(Access::Write, pagemap);
+            only.devmem_only = true;
+            only.allow_mixed = false;
+            let served = fault_with(&svm, BASE, &only)?;
+            ensure_eq!((served.seen.bytes, served.seen.device), (SZ_64K, SZ_64K));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn each_piece_may_fail() -> Result {
+        with_vram(64, |env, pagemap| {
+            let span = pages(0, 16);
+            place(env, pagemap, &span, &[pages(2, 5), pages(9, 4)])?;
+            let svm = env.svm()?;
+            let vram = pagemap.provider();
+            let refs = references(pagemap.page_map());
+            let ctx = ctx(Access::Write, pagemap);
+            for nth in 0..=9 {
+                let mut guard = svm.lock();
+                let mut retry = Retry::bounded();
+                let attempt = retry.next().ok_or(EINVAL)?;
+                let mut found = guard.find_or_insert(BASE, ALL, &ctx, &attempt)?;
+                vram.set_mood(Mood {
+                    maps: Some(nth),
+                    ..Mood::default()
+                });
+                let result = found.get(&ctx, &attempt);
+                if nth == 9 {
+                    result?;
+                    ensure_eq!(references(pagemap.page_map()), refs + 1);
+                    ensure_eq!(vram.open().pieces, 9);
+                } else {
+                    ensure_eq!(result, Err(EFAULT));
+                    is_undone(pagemap)?;
+                    ensure_eq!(references(pagemap.page_map()), refs);
+                    ensure_eq!(found.commit(|_| ()), Err(Stale));
+                }
+            }
+            // The other pages may fail as well.
+            svm.lock().invalidate(ALL);
+            vram.set_mood(Mood::default());
+            for nth in 0..7 {
+                let mut guard = svm.lock();
+                let mut retry = Retry::bounded();
+                let attempt = retry.next().ok_or(EINVAL)?;
+                let mut found = guard.find(BASE).ok_or(EINVAL)?;
+                let (result, failed) = dma::failing(nth, || found.get(&ctx, &attempt));
+                ensure_eq!((result, failed), (Err(EFAULT), true));
+                is_undone(pagemap)?;
+            }
+            check(&span)
+        })
+    }
+
+    #[test]
+    fn memory_of_two_providers_in_a_range() -> Result {
+        with_devices(2, |env| {
+            let (one, two) = (
+                vram_of(&env.devices[0], 64, owner())?,
+                vram_of(&env.devices[1], 64, owner())?,
+            );
+            let peers = Mood {
+                peers: true,
+                ..Mood::default()
+            };
+            one.provider().set_mood(peers);
+            two.provider().set_mood(peers);
+            let span = pages(0, 16);
+            place(env, &one, &span, &[pages(0, 8)])?;
+            to_device(env, &two, &pages(8, 8))?;
+            {
+                let svm = env.svm()?;
+                let ctx = ctx(Access::Write, &one);
+                ensure_eq!(get(&svm, &ctx), Err(EOPNOTSUPP));
+                is_undone(&one)?;
+                is_undone(&two)?;
+                ensure_eq!(scan(&svm, Some(one.page_map()))?, ScanResult::MixedDevice);
+
+                // Memory of one of them is mapped for both devices.
+                check(&pages(8, 8))?;
+                fault_with(&svm, BASE, &ctx)?;
+                for (device, proto) in [(0, vram::PROTOCOL), (1, vram::PEER)] {
+                    let there = segments(&svm, device)?;
+                    ensure!(there[..8].iter().all(|segment| segment.proto == proto));
+                }
+                ensure_eq!(one.provider().open().pieces, 16);
+                svm.lock().remove_all(ALL);
+                is_undone(&one)?;
+
+                // One that the other device does not reach is not mapped for either.
+                one.provider().set_mood(Mood::default());
+                ensure_eq!(get(&svm, &ctx), Err(EFAULT));
+                is_undone(&one)?;
+            }
+            check(&span)?;
+            gpusvm::pagemap::flush();
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn what_moves_is_let_go_of() -> Result {
+        with_vram(64, |env, pagemap| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            let svm = env.svm()?;
+            let ctx = ctx(Access::Write, pagemap);
+            let vram = pagemap.provider();
+            let expect = |told: usize, device: usize| -> Result {
+                let before = svm.vm().invalidations();
+                ensure_eq!(before, told);
+                ensure_eq!(fault_with(&svm, BASE, &ctx)?.seen.device, device);
+                Ok(())
+            };
+            expect(0, 0)?;
+            // To the device, which says so once.
+            to_device(env, pagemap, &pages(0, 4))?;
+            ensure_eq!(dma::mapped(), 0);
+            ensure!(!svm.vm().last().is_unmap && svm.vm().last().locked);
+            expect(1, 4 * PAGE_SIZE)?;
+            // Back, by a fault of the CPU,
+            mm::read(BASE)?;
+            ensure_eq!(vram.open().pieces, 0);
+            expect(2, 0)?;
+            // and by an eviction: all that is mapped of it is told, page by page.
+            to_device(env, pagemap, &span)?;
+            expect(3, SZ_64K)?;
+            for handle in vram.handles()? {
+                handle.evict()?;
+            }
+            ensure_eq!((vram.open().pieces, vram.used()), (0, 0));
+            expect(4, 0)?;
+            // And taken away while it is there.
+            to_device(env, pagemap, &span)?;
+            expect(5, SZ_64K)?;
+            mm::unmap(&pages(3, 1))?;
+            ensure_eq!(vram.open().pieces, 0);
+            ensure!(svm.vm().last().is_unmap);
+            svm.lock().collect_garbage();
+            check(&pages(4, 12))
+        })
+    }
+
+    #[test]
+    fn a_write_to_what_may_only_be_read() -> Result {
+        with_vram(64, |env, pagemap| {
+            let span = pages(0, 16);
+            place(env, pagemap, &span, &[span.clone()])?;
+            // The pages on the device may not be written any more, without a fault.
+            mm::protect(&span, Prot::Read)?;
+            mm::protect(&span, Prot::Write)?;
+            let svm = env.svm()?;
+            let vram = pagemap.provider();
+            let served = fault_with(&svm, BASE, &ctx(Access::Read, pagemap))?;
+            ensure_eq!((served.seen.device, served.seen.writable), (SZ_64K, 0));
+            ensure_eq!(vram.take_done().to_ram, 0);
+            // The CPU's fault is what allows it.
+            let served = fault_with(&svm, BASE, &ctx(Access::Write, pagemap))?;
+            ensure_eq!((served.seen.device, served.seen.writable), (0, 16));
+            ensure_eq!(served.retries, 0);
+            ensure_eq!(vram.take_done().to_ram, 16);
+            check(&span)
+        })
+    }
+
+    #[test]
+    fn a_scan_tells_where_pages_are() -> Result {
+        with_devices(2, |env| {
+            run(env, 64, |env, pagemap| {
+                let other = vram_of(
+                    &env.devices[1],
+                    64,
+                    Some(NonNull::new(pagemap.page_map().owner()).ok_or(EINVAL)?),
+                )?;
+                let (one, two) = (Some(pagemap.page_map()), Some(other.page_map()));
+                let span = pages(0, 16);
+                mm::map(&span, Prot::Write)?;
+                mm::fill(&span)?;
+                let svm = env.svm()?;
+                fault(&svm, BASE, Access::Read)?;
+                ensure_eq!(scan(&svm, one)?, ScanResult::System);
+                to_device(env, pagemap, &pages(0, 8))?;
+                ensure_eq!(scan(&svm, one)?, ScanResult::Mixed);
+                ensure_eq!(scan(&svm, two)?, ScanResult::Mixed);
+                to_device(env, pagemap, &pages(8, 8))?;
+                ensure_eq!(scan(&svm, one)?, ScanResult::Equal);
+                ensure_eq!(scan(&svm, two)?, ScanResult::Other);
+                // Who asks for nobody sees nothing of it, and brings nothing back.
+                ensure_eq!(scan(&svm, None)?, ScanResult::Unpopulated);
+                check(&pages(8, 8))?;
+                to_device(env, &other, &pages(8, 8))?;
+                ensure_eq!(scan(&svm, one)?, ScanResult::MixedDevice);
+                ensure_eq!(scan(&svm, two)?, ScanResult::MixedDevice);
+                mm::drop_pages(&pages(15, 1))?;
+                ensure_eq!(scan(&svm, one)?, ScanResult::Unpopulated);
+                mm::unmap(&span)
+            })
+        })
+    }
+
+    #[test]
+    fn what_a_scan_saw_is_mapped_without_another_walk() -> Result {
+        with_vram(64, |env, pagemap| {
+            let span = pages(0, 16);
+            place(env, pagemap, &span, &[span.clone()])?;
+            let svm = env.svm()?;
+            let ctx = ctx(Access::Write, pagemap);
+            let mut guard = svm.lock();
+            let mut retry = Retry::bounded();
+            let attempt = retry.next().ok_or(EINVAL)?;
+            let mut found = guard.find_or_insert(BASE, ALL, &ctx, &attempt)?;
+            let walks = hmm::walks();
+            let seen = found.scan_for(pagemap.page_map(), &attempt);
+            ensure_eq!(seen, ScanResult::Equal);
+            found.get(&ctx, &attempt)?;
+            ensure_eq!(hmm::walks() - walks, 1);
+            ensure_eq!(pagemap.provider().open().pieces, 16);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn behind_an_iommu() -> Result {
+        with_iommu_device(|env| {
+            // The memory is another device's.
+            let device = crate::fixture::device::Device::new(7)?;
+            let pagemap = vram_of(&device, 64, None)?;
+            let peers = Mood {
+                peers: true,
+                ..Mood::default()
+            };
+            pagemap.provider().set_mood(peers);
+            // A reservation is made for what begins with system memory.
+            for (there, runs) in [
+                ([pages(3, 4), pages(9, 2)], 1),
+                ([pages(0, 4), pages(9, 2)], 0),
+            ] {
+                let span = pages(0, 16);
+                place(env, &pagemap, &span, &there)?;
+                let svm = env.svm()?;
+                let served = fault_with(&svm, BASE, &ctx(Access::Write, &pagemap))?;
+                ensure_eq!(
+                    (served.seen.bytes, served.seen.device),
+                    (SZ_64K, 6 * PAGE_SIZE)
+                );
+                ensure_eq!(dma::mapped(), (10 * PAGE_SIZE) as i64);
+                // What is reserved is one piece, with nothing left out for the device's.
+                let all = segments(&svm, 0)?;
+                let mut system = all.iter().filter(|segment| segment.proto != vram::PEER);
+                if runs == 1 {
+                    let first = system.next().ok_or(EINVAL)?;
+                    let mut next = first.addr + first.len as u64;
+                    for segment in system {
+                        ensure_eq!(segment.addr, next);
+                        next += segment.len as u64;
+                    }
+                }
+                drop(svm);
+                is_undone(&pagemap)?;
+                // And where it fails.
+                let svm = env.svm()?;
+                for nth in 0..6 {
+                    pagemap.provider().set_mood(Mood {
+                        maps: Some(nth),
+                        ..peers
+                    });
+                    let ctx = ctx(Access::Write, &pagemap);
+                    ensure_eq!(get(&svm, &ctx), Err(EFAULT));
+                    is_undone(&pagemap)?;
+                }
+                pagemap.provider().set_mood(peers);
+                check(&span)?;
+            }
+            gpusvm::pagemap::flush();
+            Ok(())
+        })
+    }
+}
