@@ -43,7 +43,8 @@ pub mod op {
     /// Drops the SVM. Figures: the cost.
     pub const CLOSE: u32 = 1;
     /// Serves a fault at `addr`, as a driver does; ranges may not reach out of `size` bytes from
-    /// `addr`. Figures: [`super::fault`].
+    /// `addr`. If `count` is not 0 what is there moves to the device's memory first. Figures:
+    /// [`super::fault`].
     pub const FAULT: u32 = 2;
     /// What a fault calls, alone: on `size` bytes from `addr`, for which the SVM must have a
     /// notifier. Figures: [`super::callee`].
@@ -66,6 +67,16 @@ pub mod op {
     pub const COLLECT: u32 = 9;
     /// What the kernel itself takes for what the core asks of it. Figures: [`super::service`].
     pub const SERVICES: u32 = 10;
+    /// Gives the device memory of its own, `size` bytes, in place of what it has; none for 0. What
+    /// moves there needs it, and fails with `ENODEV` without it.
+    pub const MEMORY: u32 = 11;
+    /// Moves `size` bytes from `addr` to the device's memory. Figures: [`super::migration`].
+    pub const POPULATE: u32 = 12;
+    /// Brings all that is in the device's memory back. Figures: [`super::migration`].
+    pub const EVICT: u32 = 13;
+    /// What was copied since this, or another operation that says it, was last called. Figures:
+    /// [`super::migration`], without the total.
+    pub const COPIED: u32 = 14;
 }
 
 /// Figures of [`op::FAULT`].
@@ -86,8 +97,22 @@ pub mod fault {
     pub const SEGMENTS: usize = 6;
     /// Not a cost: the size of the range in bytes.
     pub const SIZE: usize = 7;
-    /// Not a cost: how many page-table walks were done.
+    /// Not a cost: how many page-table walks were done; a migration's is none of them.
     pub const WALKS: usize = 8;
+    /// What copying to the device's memory took.
+    pub const COPY: usize = 9;
+    /// Not a cost: how much was copied, in bytes.
+    pub const COPIED: usize = 10;
+}
+
+/// Figures of what moves memory.
+pub mod migration {
+    /// All of it.
+    pub const TOTAL: usize = 0;
+    /// What copying and clearing took of that.
+    pub const COPY: usize = 1;
+    /// Not a cost: how much was copied, in bytes.
+    pub const COPIED: usize = 2;
 }
 
 /// Figures of [`op::CALLEES`].

@@ -112,7 +112,7 @@ impl drm::Driver for BenchDrm {
 pub(crate) struct Gpu {
     // Goes before the device that it sits on.
     drm: ARef<drm::Device<BenchDrm>>,
-    _faux: faux_dma::Registration,
+    faux: faux_dma::Registration,
 }
 
 impl Gpu {
@@ -123,8 +123,14 @@ impl Gpu {
         let drm = drm::UnregisteredDevice::<BenchDrm>::new(parent, Ok::<(), Error>(()))?;
         Ok(Self {
             drm: (&*drm).into(),
-            _faux: faux,
+            faux,
         })
+    }
+
+    /// The device that it sits on.
+    pub(crate) fn parent(&self) -> &device::Device<device::Bound> {
+        let parent: &faux::Device<device::Bound> = self.faux.as_ref();
+        parent.as_ref()
     }
 
     /// The DRM device.

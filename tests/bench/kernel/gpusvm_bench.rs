@@ -34,6 +34,7 @@ pub mod abi;
 mod callees;
 mod clock;
 mod driver;
+mod memory;
 mod ops;
 
 module! {

@@ -7,9 +7,10 @@ use crate::{
     callees,
     clock::{self, Clock},
     driver::{Bench, Gpu, Vm},
+    memory::Vram,
 };
 use core::{hint::black_box, ops::Range};
-use gpusvm::{Access, Config, Ctx, Guard, Retry, Svm};
+use gpusvm::{pagemap::provider::Pagemap, Access, Config, Ctx, Guard, Retry, Svm};
 use kernel::{
     bindings,
     current,
@@ -30,6 +31,7 @@ const CHUNKS: &[usize] = &[SZ_2M, SZ_64K, PAGE_SIZE];
 pub(crate) struct State {
     // Goes before the device that it maps for.
     svm: Option<Pin<KBox<Svm<Bench>>>>,
+    memory: Option<Pagemap<Vram>>,
     gpu: Gpu,
 }
 
@@ -38,6 +40,7 @@ impl State {
     pub(crate) fn new() -> Result<Self> {
         Ok(Self {
             svm: None,
+            memory: None,
             gpu: Gpu::new()?,
         })
     }
@@ -53,9 +56,16 @@ impl State {
                 let (cost, ()) = clock::cost(|| drop(svm));
                 put(&mut figures, &[clock.net(cost, 0)]);
             }
+            op::MEMORY => {
+                self.memory = match request.size as usize {
+                    0 => None,
+                    size => Some(Vram::new(self.gpu.drm(), self.gpu.parent(), size)?),
+                };
+            }
             _ => {
                 let operation = Operation {
                     svm: self.svm.as_deref().ok_or(ENXIO)?,
+                    memory: self.memory.as_ref(),
                     clock: &clock,
                     addr: request.addr as usize,
                     size: request.size as usize,
@@ -109,6 +119,7 @@ fn put(figures: &mut [u64; FIGURES], values: &[u64]) {
 pub(crate) struct Operation<'a> {
     /// The SVM.
     pub(crate) svm: &'a Svm<Bench>,
+    memory: Option<&'a Pagemap<Vram>>,
     /// Began with the operation.
     pub(crate) clock: &'a Clock,
     /// First address, in bytes.
@@ -133,6 +144,9 @@ impl Operation<'_> {
             op::FILL => put(figures, &self.fill()?),
             op::COLLECT => put(figures, &self.collect()),
             op::SERVICES => put(figures, &callees::services(self)?),
+            op::POPULATE => put(figures, &self.moving(|memory| self.populate(memory))?),
+            op::EVICT => put(figures, &self.moving(Self::evict)?),
+            op::COPIED => put(figures, &self.moving(|_| Ok(()))?),
             _ => return Err(EINVAL),
         }
         Ok(())
@@ -147,7 +161,15 @@ impl Operation<'_> {
     /// process's mappings.
     fn fault(&self) -> Result<[u64; FIGURES]> {
         let window = self.span()?;
-        let ctx = Ctx::new(self.access);
+        let mut ctx = Ctx::new(self.access);
+        let target = match self.count {
+            0 => None,
+            _ => Some(self.memory.ok_or(ENODEV)?),
+        };
+        if let Some(memory) = target {
+            ctx = ctx.with_owner(memory.page_map().owner());
+            memory.provider().take_copied();
+        }
         let walks = hmm::walks();
         let mut retry = Retry::bounded();
         let attempt = retry.next().ok_or(EBUSY)?;
@@ -158,6 +180,10 @@ impl Operation<'_> {
         let begun = clock::now();
         let mut found = guard.find_or_insert(self.addr, window, &ctx, &attempt)?;
         let there = clock::now();
+        if let Some(memory) = target {
+            self.populate(memory)?;
+        }
+        let populated = clock::now();
         found.get(&ctx, &attempt)?;
         let mapped = clock::now();
         let segments = found.commit(|view| {
@@ -176,16 +202,44 @@ impl Operation<'_> {
         let segments = segments.map_err(|_| EAGAIN)?;
         let net = |from: u64, to: u64| self.clock.net(to.wrapping_sub(from), 0);
         let mut figures = [0; FIGURES];
-        figures[fault::TOTAL] = self.clock.net(end.wrapping_sub(begin), 4);
+        figures[fault::TOTAL] = self.clock.net(end.wrapping_sub(begin), 5);
         figures[fault::BEGIN] = net(begin, begun);
         figures[fault::FIND_OR_INSERT] = net(begun, there);
-        figures[fault::GET] = net(there, mapped);
+        figures[fault::GET] = net(populated, mapped);
         figures[fault::COMMIT] = net(mapped, committed);
         figures[fault::END] = net(committed, end);
         figures[fault::SEGMENTS] = segments as u64;
         figures[fault::SIZE] = size as u64;
         figures[fault::WALKS] = hmm::walks().wrapping_sub(walks);
+        if let Some(memory) = target {
+            let copied = memory.provider().take_copied();
+            figures[fault::COPY] = copied.cost;
+            figures[fault::COPIED] = copied.bytes;
+        }
         Ok(figures)
+    }
+
+    /// Moves what is there to the device's memory. What does not move is not an error.
+    fn populate(&self, memory: &Pagemap<Vram>) -> Result {
+        let mm = self.svm.core().mm().ok_or(EINVAL)?;
+        memory.populate(mm, self.span()?, 0).map(|_| ())
+    }
+
+    /// Brings all that is in the device's memory back.
+    fn evict(memory: &Pagemap<Vram>) -> Result {
+        while let Some(handle) = memory.provider().handle() {
+            handle.evict()?;
+        }
+        Ok(())
+    }
+
+    /// What moving memory costs.
+    fn moving(&self, what: impl FnOnce(&Pagemap<Vram>) -> Result) -> Result<[u64; 3]> {
+        let memory = self.memory.ok_or(ENODEV)?;
+        let (cost, moved) = clock::cost(|| what(memory));
+        moved?;
+        let copied = memory.provider().take_copied();
+        Ok([self.clock.net(cost, 0), copied.cost, copied.bytes])
     }
 
     fn find(&self) -> Result<[u64; 2]> {

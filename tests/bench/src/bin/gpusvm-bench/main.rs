@@ -15,6 +15,7 @@ mod counter;
 mod faults;
 mod kept;
 mod memory;
+mod migration;
 mod report;
 mod samples;
 mod scaling;
@@ -34,7 +35,7 @@ Usage: gpusvm-bench [--any-clock] [TABLE]...
 Measures what operations of gpusvm cost, in instructions.
 
   --any-clock   measure where the counter does not count instructions, too
-  TABLE         faults, unmap, growth, memory, services: only that (default: all)
+  TABLE         faults, migration, unmap, growth, memory, services: only that (default: all)
 
 Environment: BENCH_JSON=path, a file for all figures.";
 
@@ -50,7 +51,9 @@ impl Options {
         for arg in env::args().skip(1) {
             match arg.as_str() {
                 "--any-clock" => options.any_clock = true,
-                "faults" | "unmap" | "growth" | "memory" | "services" => options.only.push(arg),
+                "faults" | "migration" | "unmap" | "growth" | "memory" | "services" => {
+                    options.only.push(arg);
+                }
                 _ => return Err(USAGE.into()),
             }
         }
@@ -105,6 +108,9 @@ fn run(options: &Options) -> Outcome<()> {
     };
     if options.wants("faults") {
         add(faults::tables(&session)?);
+    }
+    if options.wants("migration") {
+        add(vec![migration::table(&session, empty)?]);
     }
     if options.wants("unmap") {
         add(vec![unmap::table(&session, empty, &plain)?]);

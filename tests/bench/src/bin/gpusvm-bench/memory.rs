@@ -128,6 +128,12 @@ pub fn peek(addr: usize) {
     unsafe { ptr::read_volatile(addr as *const u8) };
 }
 
+/// Writes to the byte at `addr`, in an arena's slot, and says what that cost.
+pub fn poke(empty: u64, addr: usize) -> u64 {
+    // SAFETY: as above.
+    counter::cost(empty, || unsafe { ptr::write_volatile(addr as *mut u8, 2) })
+}
+
 /// Gives the pages of `size` bytes from `addr` back, and says what that cost.
 pub fn discard(empty: u64, addr: usize, size: usize) -> u64 {
     // SAFETY: the addresses are a slot's, and nobody borrows from them.

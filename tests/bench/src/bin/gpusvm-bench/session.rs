@@ -90,6 +90,38 @@ impl Session {
         self.on(op::FAULT, addr, size, Some(u64::from(write)))
     }
 
+    /// Has the device write to `addr`, where it has `size` bytes moved to its memory first.
+    pub fn migrating_fault(&self, addr: usize, size: usize) -> Result<Measured, Refused> {
+        self.call(Request {
+            op: op::FAULT,
+            write: 1,
+            addr: addr as u64,
+            size: size as u64,
+            count: 1,
+            ..Default::default()
+        })
+    }
+
+    /// Gives the device `size` bytes of memory, or none.
+    pub fn memory(&self, size: usize) -> Result<Measured, Refused> {
+        self.on(op::MEMORY, 0, size, None)
+    }
+
+    /// Moves memory to the device.
+    pub fn populate(&self, addr: usize, size: usize) -> Result<Measured, Refused> {
+        self.on(op::POPULATE, addr, size, None)
+    }
+
+    /// Brings everything back from the device.
+    pub fn evict(&self) -> Result<Measured, Refused> {
+        self.on(op::EVICT, 0, 0, None)
+    }
+
+    /// What was copied last.
+    pub fn copied(&self) -> Result<Measured, Refused> {
+        self.on(op::COPIED, 0, 0, None)
+    }
+
     /// What the fault would call, alone.
     pub fn callees(&self, addr: usize, size: usize, write: bool) -> Result<Measured, Refused> {
         self.on(op::CALLEES, addr, size, Some(u64::from(write)))
