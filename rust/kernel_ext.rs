@@ -29,6 +29,7 @@ pub mod interval_tree;
 pub mod jiffies;
 pub mod list_head;
 pub mod llist;
+pub mod lock_name;
 pub mod migrate;
 pub mod mmu_interval;
 pub mod module_ref;

@@ -15,8 +15,9 @@ use core::{cell::UnsafeCell, ptr::NonNull};
 use kernel::{
     bindings::list_head,
     prelude::*,
-    sync::{new_spinlock, SpinLock}, //
+    sync::{static_lock_class, SpinLock}, //
 };
+use kernel_ext::lock_name;
 
 /// A range's place in the list.
 ///
@@ -60,7 +61,7 @@ impl Garbage {
     // Not generic, so that all drivers' locks are of the one class that is defined here.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            lock <- new_spinlock!((), "gpusvm.garbage"),
+            lock <- SpinLock::new((), lock_name!(c"gpusvm.garbage"), static_lock_class!()),
             head <- Link::new(),
         })
     }

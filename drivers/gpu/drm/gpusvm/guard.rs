@@ -19,9 +19,9 @@ use core::{ffi::c_void, ops::Range as Span, ptr, ptr::NonNull};
 use kernel::{
     bindings,
     prelude::*,
-    sync::{lock, new_mutex, Mutex}, //
+    sync::{lock, static_lock_class, Mutex}, //
 };
-use kernel_ext::{hmm::Walk, mutex};
+use kernel_ext::{hmm::Walk, lock_name, mutex};
 
 /// The driver's SVM lock. Its class is defined here, once for all drivers.
 #[pin_data]
@@ -33,7 +33,7 @@ pub(crate) struct DriverLock {
 impl DriverLock {
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            mutex <- new_mutex!((), "gpusvm.driver_lock"),
+            mutex <- Mutex::new((), lock_name!(c"gpusvm.driver_lock"), static_lock_class!()),
         })
     }
 

@@ -41,6 +41,7 @@ use kernel_ext::{
     bindings as ext,
     hmm::Walk,
     interval_tree::Tree,
+    lock_name,
     rwsem::{ReadGuard, RwSemaphore}, //
 };
 
@@ -152,7 +153,10 @@ impl GpuSvm {
             ops,
             chunk_sizes: config.chunk_sizes.as_ptr(),
             num_chunks: config.chunk_sizes.len() as c_int,
-            notifier_lock <- RwSemaphore::new(c"gpusvm.notifier_lock", static_lock_class!()),
+            notifier_lock <- RwSemaphore::new(
+                lock_name!(c"gpusvm.notifier_lock"),
+                static_lock_class!()
+            ),
             notifiers <- Tree::new(),
             #[cfg(CONFIG_LOCKDEP)]
             lock_dep_map: Cell::new(core::ptr::null_mut()),

@@ -20,9 +20,12 @@ use core::{
 };
 use kernel::{
     prelude::*,
-    sync::{new_mutex, Arc, Mutex}, //
+    sync::{static_lock_class, Arc, Mutex}, //
 };
-use kernel_ext::list_head::Link;
+use kernel_ext::{
+    list_head::Link,
+    lock_name, //
+};
 
 /// What a group is told by; `struct drm_pagemap_owner`. Its address is what counts.
 pub struct Owner(#[expect(dead_code, reason = "so that owners have addresses of their own")] u8);
@@ -110,7 +113,7 @@ impl OwnerList {
     /// An empty list. Not generic, so that all lists have one lock class.
     pub fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            peers <- new_mutex!(Link::new(), "gpusvm.peers"),
+            peers <- Mutex::new(Link::new(), lock_name!(c"gpusvm.peers"), static_lock_class!()),
         })
     }
 
