@@ -84,6 +84,11 @@ impl<'a, D: Driver> Guard<'a, D> {
     /// Removes all ranges that the CPU unmapped, and says how many they were. To be called first by
     /// whoever takes the lock to look for ranges.
     pub fn collect_garbage(&mut self) -> usize {
+        self.collect_garbage_with(|_| {})
+    }
+
+    /// As [`collect_garbage`](Self::collect_garbage), with each range shown to `each` before it goes.
+    pub fn collect_garbage_with(&mut self, mut each: impl FnMut(&Range<D>)) -> usize {
         let mut removed = 0;
         loop {
             let Some(link) = self.svm.garbage().first() else {
@@ -91,7 +96,10 @@ impl<'a, D: Driver> Guard<'a, D> {
             };
             // SAFETY: All links in the list are those of ranges of this SVM, which leave the list
             // when they are removed, under the lock that is held.
-            self.remove_range(unsafe { Range::from_link(link) });
+            let range = unsafe { Range::from_link(link) };
+            // SAFETY: The driver's SVM lock keeps the range in its tree.
+            each(unsafe { range.as_ref() });
+            self.remove_range(range);
             removed += 1;
         }
     }

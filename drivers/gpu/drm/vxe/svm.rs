@@ -287,7 +287,8 @@ pub(crate) fn end_of_chunk(addr: u64) -> u64 {
 ///
 /// Fails with `ENOENT` where the process has no memory, `EPERM` for a write to what may only be
 /// read, `EIO` for the memory of some device, `EFAULT` for pages that cannot be had or a process
-/// that is gone, `EBUSY` when the CPU kept changing its mappings, and `ENOMEM`.
+/// that is gone, `EBUSY` when the CPU kept changing its mappings, `EAGAIN` when it unmapped what was
+/// there, which is to be collected first, and `ENOMEM`.
 pub(crate) fn fault(
     vm: &Context,
     svm: &mut Guard<'_, Mirror>,
@@ -342,10 +343,19 @@ fn map_at(
             // If the range is that small already, there is nothing better than to try again.
             let _ = attempt.narrow(addr, window.clone());
         }
-        svm.collect_garbage();
+        if is_unmapped(svm, addr) {
+            return Err(EAGAIN);
+        }
         let mut found = match svm.find_or_insert(addr, window.clone(), &ctx, &attempt) {
             Ok(found) => found,
-            Err(EAGAIN) => continue,
+            Err(EAGAIN) => {
+                // What is there fits no more. It makes way, alone: what the CPU unmapped is for those
+                // to collect who know of attributes.
+                if let Some(found) = svm.find(addr) {
+                    found.remove();
+                }
+                continue;
+            }
             Err(e) => return Err(e),
         };
         let (span, size) = (found.span(), found.size());
@@ -399,6 +409,12 @@ fn map_at(
         }
     }
     Err(Retry::spent())
+}
+
+/// Whether the CPU unmapped the range at `addr`, or part of it.
+fn is_unmapped(svm: &Guard<'_, Mirror>, addr: usize) -> bool {
+    let mut at = svm.ranges(addr..addr.saturating_add(1));
+    at.any(|range| range.has(RangeFlag::Unmapped))
 }
 
 /// Writes the pages of a range into the GPU's page table. The notifier lock is held.

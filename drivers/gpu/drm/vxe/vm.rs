@@ -56,6 +56,7 @@ use crate::{
 };
 use gpusvm::{
     Guard,
+    Retry,
     Svm, //
 };
 use kernel::{
@@ -240,12 +241,30 @@ impl Vm {
         done
     }
 
+    /// Holds the lock for as long as one [`Retry`] lasts, at the most.
     fn try_service(&self, fault: Fault, page_only: bool) -> Result<Served> {
         let mut svm = self.svm.lock();
-        if self.is_closed() {
-            return Err(ENOENT);
+        let mut retry = Retry::bounded();
+        while retry.next().is_some() {
+            if self.is_closed() {
+                return Err(ENOENT);
+            }
+            self.collect_garbage(&mut svm);
+            match self.service_locked(&mut svm, fault, page_only) {
+                // With what the CPU unmapped go attributes, maybe.
+                Err(EAGAIN) => continue,
+                done => return done,
+            }
         }
-        self.collect_garbage(&mut svm);
+        Err(Retry::spent())
+    }
+
+    fn service_locked(
+        &self,
+        svm: &mut Guard<'_, Mirror>,
+        fault: Fault,
+        page_only: bool,
+    ) -> Result<Served> {
         let vma = self.map.lock().find(fault.addr).cloned().ok_or(EINVAL)?;
         if vma.read_only && fault.access != Access::Read {
             return Err(EPERM);
@@ -254,15 +273,17 @@ impl Vm {
             return Err(EACCES);
         }
         match &vma.backing {
-            Backing::Mirror => svm::fault(self.svm.vm(), &mut svm, &vma, fault, page_only),
+            Backing::Mirror => svm::fault(self.svm.vm(), svm, &vma, fault, page_only),
             Backing::Bo { bo, offset } => buffer::fault(self.svm.vm(), &vma, bo, *offset),
         }
     }
 
     /// Removes the ranges that the CPU unmapped, and resets attributes that go with them.
     fn collect_garbage(&self, svm: &mut Guard<'_, Mirror>) {
-        madvise::reset_unmapped(&mut self.map.lock(), svm);
-        svm.collect_garbage();
+        svm.collect_garbage_with(|range| {
+            let span = svm::to_gpu(range.span());
+            madvise::reset_unmapped(&self.dev, &mut self.map.lock(), &span);
+        });
     }
 
     /// Closes the VM: nothing is mapped any more, and no fault serviced. Faults that wait fail.

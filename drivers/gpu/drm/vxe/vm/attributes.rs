@@ -5,7 +5,11 @@
 //! Every type here can hold only what xe would accept; the check is its constructor. Attributes
 //! belong to a VMA, so that they outlive the SVM ranges in it.
 
-use crate::uapi;
+use crate::{
+    check::ensure,
+    driver::Device,
+    uapi, //
+};
 use kernel::prelude::*;
 
 /// An index into the page attribute table of the device, the one of xe's Battlemage.
@@ -27,11 +31,9 @@ impl PatIndex {
     const COMPRESSED: u32 = 0x2220_de00;
 
     /// Fails with `EINVAL` for an index that is reserved or beyond the table.
-    pub(crate) fn new(index: u32) -> Result<Self> {
-        if index >= Self::ENTRIES || Self::RESERVED & (1 << index) != 0 {
-            pr_debug!("vxe: PAT index {index} does not exist\n");
-            return Err(EINVAL);
-        }
+    pub(crate) fn new(dev: &Device, index: u32) -> Result<Self> {
+        ensure!(dev, index < Self::ENTRIES, EINVAL);
+        ensure!(dev, Self::RESERVED & (1 << index) == 0, EINVAL);
         // INVARIANT: Just checked.
         Ok(Self(index as u16))
     }
@@ -67,14 +69,14 @@ pub(crate) enum Atomics {
 
 impl Atomics {
     /// Fails with `EINVAL` for a value that the uAPI does not know.
-    pub(crate) fn new(value: u32) -> Result<Self> {
+    pub(crate) fn new(dev: &Device, value: u32) -> Result<Self> {
         Ok(match value {
             uapi::DRM_XE_ATOMIC_UNDEFINED => Self::Undefined,
             uapi::DRM_XE_ATOMIC_DEVICE => Self::Device,
             uapi::DRM_XE_ATOMIC_GLOBAL => Self::Global,
             uapi::DRM_XE_ATOMIC_CPU => Self::Cpu,
             _ => {
-                pr_debug!("vxe: unknown atomic mode {value}\n");
+                kernel_ext::drm_dbg!(dev, "unknown atomic mode {value}");
                 return Err(EINVAL);
             }
         })
@@ -107,12 +109,12 @@ pub(crate) enum MigrationPolicy {
 
 impl MigrationPolicy {
     /// Fails with `EINVAL` for a value that the uAPI does not know.
-    pub(crate) fn new(value: u32) -> Result<Self> {
+    pub(crate) fn new(dev: &Device, value: u32) -> Result<Self> {
         Ok(match value {
             uapi::DRM_XE_MIGRATE_ALL_PAGES => Self::AllPages,
             uapi::DRM_XE_MIGRATE_ONLY_SYSTEM_PAGES => Self::OnlySystemPages,
             _ => {
-                pr_debug!("vxe: unknown migration policy {value}\n");
+                kernel_ext::drm_dbg!(dev, "unknown migration policy {value}");
                 return Err(EINVAL);
             }
         })

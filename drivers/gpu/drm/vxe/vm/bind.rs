@@ -246,6 +246,7 @@ impl Vm {
         if self.is_closed() {
             return None;
         }
+        self.collect_garbage(&mut svm);
         let vma = self.map.lock().first_from(at).cloned()?;
         let at = at.max(vma.span.start);
         if at >= end {
@@ -267,7 +268,7 @@ impl Vm {
                     Ok(served) => Some(served.span.end),
                     // Where a chunk has pages that cannot be had, the rest of it is left to faults.
                     Err(e) => {
-                        pr_debug!("vxe: nothing to prefetch at {start:#x}: {e:?}\n");
+                        kernel_ext::drm_dbg!(&self.dev, "nothing to prefetch at {start:#x}: {e:?}");
                         Some(svm::end_of_chunk(start))
                     }
                 }

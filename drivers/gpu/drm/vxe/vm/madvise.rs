@@ -22,7 +22,6 @@ use super::{
         VmaMap, //
     },
     vma::{
-        intersection,
         Backing,
         Span,
         Vma, //
@@ -40,16 +39,12 @@ use crate::{
     region,
     svm::{
         to_cpu,
-        to_gpu,
         Hull,
         Mirror, //
     },
     uapi, //
 };
-use gpusvm::{
-    Guard,
-    RangeFlag, //
-};
+use gpusvm::Guard;
 use kernel::{
     page::PAGE_SIZE,
     prelude::*,
@@ -77,19 +72,19 @@ impl Advice {
             uapi::DRM_XE_MEM_RANGE_ATTR_PREFERRED_LOC => {
                 let (fd, policy, region, reserved) = args.preferred_mem_loc();
                 ensure!(dev, reserved == 0, EINVAL);
-                let policy = MigrationPolicy::new(policy.into())?;
+                let policy = MigrationPolicy::new(dev, policy.into())?;
                 // CAST: Descriptors are signed, but not in the uAPI.
                 Ok(Self::Preferred(Location::new(fd as i32, region)?, policy))
             }
             uapi::DRM_XE_MEM_RANGE_ATTR_ATOMIC => {
                 let (value, pad, reserved) = args.value();
                 ensure!(dev, pad == 0 && reserved == 0, EINVAL);
-                Ok(Self::Atomics(Atomics::new(value)?))
+                Ok(Self::Atomics(Atomics::new(dev, value)?))
             }
             uapi::DRM_XE_MEM_RANGE_ATTR_PAT => {
                 let (value, pad, reserved) = args.value();
                 ensure!(dev, pad == 0 && reserved == 0, EINVAL);
-                Ok(Self::Pat(PatIndex::new(value)?))
+                Ok(Self::Pat(PatIndex::new(dev, value)?))
             }
             uapi::DRM_XE_VMA_ATTR_PURGEABLE_STATE => {
                 let (state, pad, retained) = args.purge_state();
@@ -261,37 +256,35 @@ fn remove_across(svm: &mut Guard<'_, Mirror>, addr: u64) {
     }
 }
 
-/// Gives mirrors that were bound so their default attributes back where the CPU has unmapped.
+/// Gives the mirrors at `span`, which is that of a range, their default attributes back, if they were
+/// bound so.
 ///
-/// To be called before the ranges of what was unmapped are collected. What there is no memory for
-/// keeps its attributes: they are advice.
-pub(super) fn reset_unmapped(map: &mut VmaMap, svm: &Guard<'_, Mirror>) {
-    let mut at = 0;
-    while let Some(vma) = map.first_from(at) {
+/// To be called for each range that the CPU unmapped, before it goes: none is overlooked then that is
+/// unmapped meanwhile. What there is no memory for keeps its attributes: they are advice.
+pub(super) fn reset_unmapped(dev: &Device, map: &mut VmaMap, span: &Span) {
+    let mut at = span.start;
+    while at < span.end {
+        let Some(vma) = map.first_from(at) else {
+            return;
+        };
         at = vma.span.end;
         if !vma.autoreset || vma.attributes.is_default() {
             continue;
         }
-        let vma = vma.clone();
-        for range in svm.ranges(to_cpu(&vma.span)) {
-            if range.has(RangeFlag::Unmapped) {
-                let span = intersection(&to_gpu(range.span()), &vma.span);
-                if let Err(e) = reset(map, &span) {
-                    pr_debug!("vxe: attributes at {:#x} not reset: {e:?}\n", span.start);
-                }
-            }
+        let Some(part) = vma.part(span) else { continue };
+        let span = part.span.clone();
+        if let Err(e) = reset(map, part) {
+            kernel_ext::drm_dbg!(dev, "attributes at {:#x?} not reset: {e:?}", span);
         }
     }
 }
 
-/// Gives the mirror at `span` its default attributes.
-fn reset(map: &mut VmaMap, span: &Span) -> Result {
-    let Some(mut vma) = map.find(span.start).and_then(|vma| vma.part(span)) else {
-        return Ok(());
-    };
+/// Gives `part` of a mirror its default attributes.
+fn reset(map: &mut VmaMap, part: Vma) -> Result {
+    let mut vma = part;
     vma.attributes = Attributes::new(vma.attributes.default_pat);
     let mut changes = map.change();
-    changes.cut(span, |_| Ok(()))?;
+    changes.cut(&vma.span, |_| Ok(()))?;
     vma.span = changes.merged(&vma);
     let whole = vma.span.clone();
     changes.cut(&whole, |_| Ok(()))?;

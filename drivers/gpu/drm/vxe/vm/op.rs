@@ -121,7 +121,7 @@ impl Op<Handle> {
         ensure!(dev, raw.pad == 0 && raw.pad2 == 0, EINVAL);
         ensure!(dev, raw.reserved == [0; 3], EINVAL);
         ensure!(dev, !mirror || mode == Mode::OnFault, EINVAL);
-        let pat = PatIndex::new(raw.pat_index.into())?;
+        let pat = PatIndex::new(dev, raw.pat_index.into())?;
         ensure!(dev, raw.op <= uapi::DRM_XE_VM_BIND_OP_PREFETCH, EINVAL);
         ensure!(dev, raw.flags & !FLAGS == 0, EINVAL);
 
