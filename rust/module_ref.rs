@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! References to modules, and to a DRM device with the module of its driver.
+//! References to modules, and to a DRM device with the module of its driver; the name of a module.
 //!
 //! C headers: [`include/linux/module.h`](srctree/include/linux/module.h),
 //! [`include/drm/drm_drv.h`](srctree/include/drm/drm_drv.h)
@@ -12,6 +12,13 @@ use kernel::{
     prelude::*,
     sync::aref::ARef, //
 };
+
+/// The name of the module that this code is part of: one object may be linked into several.
+pub fn name(module: &'static ThisModule) -> &'static CStr {
+    // SAFETY: A loaded module has a name, which ends with a zero and never changes; its code lives no
+    // longer.
+    unsafe { CStr::from_char_ptr((&raw const (*module.as_ptr()).name).cast()) }
+}
 
 /// Keeps a module from being unloaded. There is none that could not be taken.
 ///

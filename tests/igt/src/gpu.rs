@@ -12,6 +12,9 @@ use vxe_client::{sys, Commands, Device, ExecQueue, Fence, Result, Timeout, Vm, W
 /// How long a job may take, on the slowest of machines. No job of a test takes a part of it.
 pub const PATIENCE: Timeout = Timeout::ms(30_000);
 
+/// The same, for who waits otherwise.
+pub const PATIENCE_TIME: Duration = Duration::from_secs(30);
+
 /// How soon a failed access must have reached those who wait.
 pub const FAULT_DEADLINE: Duration = Duration::from_secs(1);
 

@@ -1,35 +1,75 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The hand of the administrator: devices are unbound from their driver and bound again.
+//! The hand of the administrator: devices are unbound from their driver and bound again, and a second
+//! driver is loaded and removed.
 
-use crate::skip;
-use std::{fs, io, path::Path};
+use crate::{gpu::PATIENCE_TIME, skip};
+use std::{
+    borrow::Cow,
+    ffi::CString,
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+use vxe_client::Device;
 
-/// The driver's directory.
-const DRIVER: &str = "/sys/bus/platform/drivers/vxe";
+/// The platform devices.
+const DEVICES: &str = "/sys/bus/platform/devices";
+
+/// The platform drivers.
+const DRIVERS: &str = "/sys/bus/platform/drivers";
 
 /// A platform device, which is bound again when this goes.
-pub struct Slot(&'static str);
+pub struct Slot {
+    driver: Cow<'static, str>,
+    name: Cow<'static, str>,
+}
 
 impl Slot {
+    const fn constant(driver: &'static str, name: &'static str) -> Self {
+        Self { driver: Cow::Borrowed(driver), name: Cow::Borrowed(name) }
+    }
+
+    /// All devices of these drivers, bound or not.
+    pub fn all() -> Vec<Self> {
+        let entries = fs::read_dir(DEVICES).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names
+            .filter_map(|name| {
+                let driver = name.split('.').next()?.to_owned();
+                let ours = driver == "vxe" || driver == MODULE;
+                ours.then(|| Self { driver: driver.into(), name: name.into() })
+            })
+            .collect()
+    }
+
     /// The first device, bound. Skips the subtest if there is none, or no right to unbind it.
     #[track_caller]
     pub fn first() -> Self {
-        let slot = Self("vxe.0");
-        if !Path::new("/sys/bus/platform/devices").join(slot.0).exists() {
-            skip!("there is no device {}", slot.0);
+        let slot = Self::constant("vxe", "vxe.0");
+        if !slot.exists() {
+            skip!("there is no device {}", slot.name);
         }
         slot.bind();
         slot
     }
 
+    fn exists(&self) -> bool {
+        Path::new(DEVICES).join(&*self.name).exists()
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        Path::new(DRIVERS).join(&*self.driver).join(name)
+    }
+
     /// Whether a driver has it.
     pub fn is_bound(&self) -> bool {
-        Path::new(DRIVER).join(self.0).exists()
+        self.file(&self.name).exists()
     }
 
     fn write(&self, file: &str) -> io::Result<()> {
-        fs::write(Path::new(DRIVER).join(file), self.0)
+        fs::write(self.file(file), &*self.name)
     }
 
     /// Unbinds it, and returns when that is done.
@@ -50,13 +90,139 @@ impl Slot {
             self.write("bind").expect("bind");
         }
     }
+
+    /// Opens the node of the device that is bound.
+    #[track_caller]
+    pub fn open(&self) -> Device {
+        let dir = Path::new(DEVICES).join(&*self.name).join("drm");
+        let names = fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+        let card = names
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .find(|name| name.starts_with("card"))
+            .expect("a primary node");
+        Device::open_path(Path::new("/dev/dri").join(card)).expect("the device")
+    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if !self.is_bound() {
+        if self.exists() && !self.is_bound() {
             // The next test says so if it fails.
             let _ = self.write("bind");
         }
     }
+}
+
+/// A driver in a module of its own, with one device; it is removed when this goes.
+pub struct Provider {
+    loaded: bool,
+}
+
+/// The module.
+const MODULE: &str = "vxe2";
+
+/// The module's device.
+static SECOND: Slot = Slot::constant(MODULE, "vxe2.0");
+
+/// What it stands on.
+const CORE: &str = "gpusvm";
+
+impl Provider {
+    /// Loads it, with as much memory on the device. Skips the subtest if there is no such module, or
+    /// no right to load it.
+    #[track_caller]
+    pub fn load(vram_mb: usize) -> Self {
+        Self::load_with(vram_mb, "")
+    }
+
+    /// The same, with one more parameter of the module.
+    #[track_caller]
+    pub fn load_with(vram_mb: usize, parameter: &str) -> Self {
+        let vram = format!("vram_mb={vram_mb}");
+        let output = Command::new("modprobe")
+            .args([MODULE, "devices=1", &vram])
+            .args((!parameter.is_empty()).then_some(parameter))
+            .output();
+        match output {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => {
+                let error = String::from_utf8_lossy(&output.stderr);
+                if error.contains("not found") || error.contains("not permitted") {
+                    skip!("modprobe: {error}");
+                }
+                panic!("modprobe: {error}");
+            }
+            Err(e) => skip!("modprobe: {e}"),
+        }
+        assert!(SECOND.is_bound(), "the new device is not bound");
+        Self { loaded: true }
+    }
+
+    /// Its device.
+    pub const fn slot(&self) -> &'static Slot {
+        &SECOND
+    }
+
+    /// Who uses the module: open files, and memory that is in use.
+    pub fn references(&self) -> usize {
+        references(MODULE)
+    }
+
+    /// Removes the module, if nobody uses it: else `EAGAIN`, and nothing is changed.
+    pub fn try_remove(&mut self) -> io::Result<()> {
+        let name = CString::new(MODULE).expect("a name");
+        // SAFETY: the name ends with a zero.
+        let result =
+            unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.loaded = false;
+        Ok(())
+    }
+
+    /// Removes the module, which nobody uses any more: what was in use is given up soon. Says how
+    /// long that took.
+    #[track_caller]
+    pub fn remove(mut self) -> Duration {
+        let start = Instant::now();
+        loop {
+            match self.try_remove() {
+                Ok(()) => break,
+                Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {}
+                Err(e) => panic!("the module cannot be removed: {e}"),
+            }
+            let left = self.references();
+            assert!(start.elapsed() < PATIENCE_TIME, "{left} references to the module are left");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!SECOND.exists(), "a device without its module");
+        start.elapsed()
+    }
+}
+
+impl Drop for Provider {
+    fn drop(&mut self) {
+        if self.loaded {
+            // The next test says so if it fails.
+            let _ = self.try_remove();
+        }
+    }
+}
+
+/// How many references there are to the module on which all drivers stand.
+pub fn core_references() -> usize {
+    references(CORE)
+}
+
+fn references(module: &str) -> usize {
+    let path = Path::new("/sys/module").join(module).join("refcnt");
+    let count = fs::read_to_string(path).unwrap_or_default();
+    count.trim().parse().unwrap_or(0)
+}
+
+/// Frees all memory that is easy to free, as an administrator would: `what` is 2 for what shrinkers
+/// have, 3 for files' contents as well.
+pub fn drop_caches(what: u32) {
+    fs::write("/proc/sys/vm/drop_caches", what.to_string()).expect("drop_caches");
 }

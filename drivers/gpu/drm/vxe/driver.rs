@@ -27,18 +27,14 @@ use crate::{
     stats::Stats,
     sync::FenceWaiters,
     vram::Vram,
-    VxeModule, //
 };
 use kernel::{
-    device,
-    drm,
-    platform,
+    device, drm, platform,
     prelude::*,
     sync::{
         Arc,
         SetOnce, //
     },
-    ModuleMetadata, //
 };
 use kernel_ext::{
     drm_debugfs::Tree,
@@ -138,9 +134,13 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    /// The platform device with this number, and so many bytes of memory. Fails with `EINVAL` unless
-    /// that is a number of large pages.
-    pub(crate) fn register(index: u16, vram: u64) -> Result<platform_device::Registration<Self>> {
+    /// The platform device with this number for the driver called `name`, and so many bytes of memory.
+    /// Fails with `EINVAL` unless that is a number of large pages.
+    pub(crate) fn register(
+        name: &CStr,
+        index: u16,
+        vram: u64,
+    ) -> Result<platform_device::Registration<Self>> {
         let queues = Queues {
             jobs: OwnedQueue::new_unbound(c"vxe-jobs")?,
             faults: OwnedQueue::new_unbound(c"vxe-faults")?,
@@ -153,7 +153,7 @@ impl Board {
                 size => Some(Vram::new(size)?),
             },
         };
-        platform_device::Registration::new(VxeModule::NAME, index, board)
+        platform_device::Registration::new(name, index, board)
     }
 }
 

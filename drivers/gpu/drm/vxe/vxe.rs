@@ -16,14 +16,17 @@
 //!
 //! It is policy: what needs `unsafe` is in `kernel_ext`, but for the callbacks of ioctls and the
 //! GPU's access to memory.
+//!
+//! The same object is linked a second time as the module `vxe2`, for tests: its platform driver and
+//! devices are called as the module is, and both may be loaded.
 
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs)]
 
-use kernel::{
-    prelude::*,
-    ModuleMetadata, //
+use kernel::prelude::*;
+use kernel_ext::{
+    module_ref,
+    platform_device, //
 };
-use kernel_ext::platform_device;
 
 mod bo;
 mod check;
@@ -84,9 +87,10 @@ struct VxeModule {
 impl kernel::InPlaceModule for VxeModule {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            driver <- kernel::driver::Registration::new(Self::NAME, module),
+            driver <- kernel::driver::Registration::new(module_ref::name(module), module),
             // The driver is there, so that each device is bound when it is made.
             _boards: boards(
+                module_ref::name(module),
                 module_parameters::devices.value(),
                 module_parameters::vram_mb.value(),
             )?,
@@ -94,8 +98,12 @@ impl kernel::InPlaceModule for VxeModule {
     }
 }
 
-/// As many devices as that, each with `vram_mb` MiB of memory.
-fn boards(count: u8, vram_mb: u32) -> Result<KVec<platform_device::Registration<driver::Board>>> {
+/// As many devices for the driver called `name`, each with `vram_mb` MiB of memory.
+fn boards(
+    name: &CStr,
+    count: u8,
+    vram_mb: u32,
+) -> Result<KVec<platform_device::Registration<driver::Board>>> {
     if !(1..=MAX_DEVICES).contains(&count) {
         pr_err!("there can be 1 to {MAX_DEVICES} devices, not {count}\n");
         return Err(EINVAL);
@@ -109,7 +117,7 @@ fn boards(count: u8, vram_mb: u32) -> Result<KVec<platform_device::Registration<
     let mut boards = KVec::new();
     for index in 0..count {
         boards.push(
-            driver::Board::register(index.into(), u64::from(vram_mb) << 20)?,
+            driver::Board::register(name, index.into(), u64::from(vram_mb) << 20)?,
             GFP_KERNEL,
         )?;
     }
