@@ -14,6 +14,7 @@ pub mod dma;
 #[cfg(CONFIG_DRM = "y")]
 pub mod drm_debugfs;
 pub mod drm_device;
+pub mod drm_file;
 #[cfg(CONFIG_DRM = "y")]
 pub mod drm_platform;
 #[cfg(CONFIG_DRM = "y")]

@@ -36,6 +36,7 @@ mod pagemap_evict;
 mod pagemap_fault;
 mod pagemap_lifetime;
 mod pagemap_migrate;
+mod pagemap_offer;
 mod pagemap_owner;
 mod pagemap_pages;
 mod pagemap_unbind;

@@ -6,6 +6,7 @@
 //! - [`hold`]: what keeps the device and its driver's module until the last reference is gone;
 //! - [`cache`] and [`shrinker`]: pagemaps that nobody uses now, kept until memory is short;
 //! - [`owner`]: groups of devices that reach each other's memory;
+//! - [`offer`]: how a device's memory is found by an open file of the device;
 //! - [`devmem`]: allocations of device memory; `zdd`: which of them a device page is part of;
 //! - [`to_device`]: moving a process's pages there; `fault` and `evict`: bringing them back, when a
 //!   CPU touches them, and when the memory is needed;
@@ -19,6 +20,7 @@ mod evict;
 mod fault;
 pub mod hold;
 mod mapping;
+pub mod offer;
 mod owned;
 pub mod owner;
 pub mod page_map;
@@ -44,6 +46,7 @@ pub(crate) use zdd::find_pagemap as of_page;
 pub(crate) unsafe fn init() {
     // SAFETY: By this function's requirements.
     unsafe {
+        offer::init();
         hold::init();
         owned::init();
     }
@@ -61,4 +64,5 @@ pub fn flush() {
 pub(crate) fn exit() {
     owned::flush();
     hold::exit();
+    offer::exit();
 }

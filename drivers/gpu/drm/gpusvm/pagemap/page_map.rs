@@ -30,10 +30,13 @@ use crate::segment::Segment;
 use core::{
     cell::UnsafeCell,
     ffi::c_void,
+    ops::Range,
     ptr::{self, NonNull}, //
 };
 use kernel::{
     bindings,
+    error::to_result,
+    mm::Mm,
     prelude::*,
     sync::{
         aref::{ARef, AlwaysRefCounted},
@@ -219,6 +222,30 @@ impl PageMap {
             // SAFETY: By this function's requirements; the layout is the same.
             unsafe { unmap(self.as_raw(), dev, ptr::from_ref(segment).cast()) };
         }
+    }
+
+    /// Moves what is in `span` of a process to the device, as far as its driver can, and has it stay
+    /// there for `timeslice_ms` milliseconds even if the CPU touches it.
+    /// C: `drm_pagemap_populate_mm()`.
+    ///
+    /// For memory of whatever driver; of its own type, a driver rather uses what
+    /// [`Pagemap::populate`](super::provider::Pagemap::populate) tells. Sleeps; takes the mmap lock.
+    /// Fails with `EFAULT` if the process is gone, `ENODEV` if the device is, and as the driver says.
+    pub fn populate(&self, mm: &Mm, span: Range<usize>, timeslice_ms: u32) -> Result {
+        let populate = self.ops().populate_mm.ok_or(ENODEV)?;
+        let mm = mm.mmget_not_zero().ok_or(EFAULT)?;
+        let _mmap = mm.mmap_read_lock();
+        // SAFETY: The operation is called as C does it: the process has users and its mmap lock is
+        // held for reading; there is a counted reference to the pagemap.
+        to_result(unsafe {
+            populate(
+                self.as_raw(),
+                span.start,
+                span.end,
+                mm.as_raw(),
+                timeslice_ms as usize,
+            )
+        })
     }
 
     /// Notes that the pagemap is in `cache` from now on, whose lock the caller holds. Fails with

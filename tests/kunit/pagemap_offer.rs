@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a device offers to others, and what is left of that when it is gone.
+
+use crate::{
+    fixture::{
+        mm::{self, Prot},
+        pages,
+        provider::{drm_refs, made, module_refs, same, with_provider, Provider},
+        vram::Vram, //
+    },
+    pagemap_migrate::{check, with_vram},
+};
+use gpusvm::pagemap::{
+    hold,
+    offer::{Offer, Offered, Place},
+    provider::Pagemap,
+    Cache,
+    PageMapRef, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc, //
+    },
+};
+
+/// Offers that there are.
+static OFFERS: Atomic<i64> = Atomic::new(0);
+
+/// A device's offer in a test: its region 1 is what is in use of a cache.
+struct Region {
+    cache: Arc<Cache>,
+}
+
+impl Region {
+    fn of(provider: &Provider) -> Result<KBox<dyn Offer>> {
+        OFFERS.fetch_add(1, Relaxed);
+        let cache = provider.cache.clone();
+        Ok(KBox::new(Self { cache }, GFP_KERNEL)?)
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        OFFERS.fetch_add(-1, Relaxed);
+    }
+}
+
+impl Offer for Region {
+    fn open(&self, region: u32) -> Result<PageMapRef> {
+        if region != 1 {
+            return Err(ENOENT);
+        }
+        self.cache.get_if_active().ok_or(ENODEV)
+    }
+}
+
+#[kunit_tests(gpusvm_pagemap_offer)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_leads_to_the_memory_and_keeps_nothing() -> Result {
+        with_provider(|_, provider| {
+            let (refs, of_drm) = (module_refs(), drm_refs(provider.drm()));
+            let offered = Offered::new(provider.drm(), Region::of(&provider)?)?;
+            let place = offered.place(1);
+            ensure_eq!((module_refs(), drm_refs(provider.drm())), (refs, of_drm));
+            let memory = provider.cached()?;
+            ensure!(same(&place.open()?, &memory));
+            ensure_eq!(offered.place(0).open().err(), Some(ENOENT));
+            ensure!(place == offered.place(1) && place != offered.place(0));
+            drop(memory);
+            hold::flush();
+            ensure_eq!((module_refs(), drm_refs(provider.drm())), (refs, of_drm));
+
+            // The offer ends, and with it what the driver made of it; the place does not.
+            drop(offered);
+            ensure_eq!(OFFERS.load(Relaxed), 0);
+            ensure_eq!(place.open().err(), Some(ENODEV));
+            ensure_eq!(made(), 1);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_new_offer_is_another_place() -> Result {
+        with_provider(|_, provider| {
+            let offered = Offered::new(provider.drm(), Region::of(&provider)?)?;
+            let before = offered.place(1);
+            drop(offered);
+            let offered = Offered::new(provider.drm(), Region::of(&provider)?)?;
+            let memory = provider.cached()?;
+            ensure!(before != offered.place(1));
+            ensure_eq!(before.open().err(), Some(ENODEV));
+            ensure!(same(&offered.place(1).open()?, &memory));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn what_is_no_file_of_a_device_is_refused() -> Result {
+        with_provider(|_, _| {
+            // The thread has no files.
+            ensure_eq!(Place::from_fd(0, 1).err(), Some(ENOENT));
+            ensure_eq!(Place::from_fd(u32::MAX, 1).err(), Some(ENOENT));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn memory_of_any_driver_is_populated() -> Result {
+        with_vram(64, |env, pagemap: &Pagemap<Vram>| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            pagemap.page_map().populate(&env.mm, span.clone(), 0)?;
+            ensure_eq!(pagemap.provider().used(), 16);
+            check(&span)
+        })
+    }
+}
