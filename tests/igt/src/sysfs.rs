@@ -221,6 +221,28 @@ fn references(module: &str) -> usize {
     count.trim().parse().unwrap_or(0)
 }
 
+/// Has the kernel not wait for grace periods in its own time, as long as this is there: they are most
+/// of what it takes to remove a module.
+pub struct Expedited(Option<String>);
+
+const EXPEDITED: &str = "/sys/kernel/rcu_expedited";
+
+impl Expedited {
+    /// From now on, on kernels that can.
+    pub fn now() -> Self {
+        let before = fs::read_to_string(EXPEDITED).ok();
+        Self(before.filter(|_| fs::write(EXPEDITED, "1").is_ok()))
+    }
+}
+
+impl Drop for Expedited {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = fs::write(EXPEDITED, before.trim());
+        }
+    }
+}
+
 /// Frees all memory that is easy to free, as an administrator would: `what` is 2 for what shrinkers
 /// have, 3 for files' contents as well.
 pub fn drop_caches(what: u32) {

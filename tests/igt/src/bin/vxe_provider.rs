@@ -13,7 +13,7 @@ use vxe_igt::{
     env::iterations,
     gpu::device,
     process::fork,
-    sysfs::{core_references, drop_caches, Provider},
+    sysfs::{core_references, drop_caches, Expedited, Provider},
     Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
 };
 
@@ -128,6 +128,7 @@ fn counting(gpu: &Gpu, map: Map, stop: &AtomicBool) -> u32 {
 /// first device works; `round` is what happens in between.
 fn come_and_go(rounds: u32, round: impl Fn(&Provider, &Device, u32)) {
     let core = core_references();
+    let _expedited = Expedited::now();
     let map = Map::aligned(SZ_2M, SZ_2M);
     let vm = Vm::mirrored(&device()).expect("a VM of the first device");
     let stop = AtomicBool::new(false);
