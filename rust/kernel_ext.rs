@@ -19,6 +19,7 @@ pub mod drm_file;
 pub mod drm_platform;
 #[cfg(CONFIG_DRM = "y")]
 pub mod drm_print;
+pub mod fabric;
 pub mod faux_dma;
 pub mod folio;
 #[cfg(CONFIG_DRM = "y")]

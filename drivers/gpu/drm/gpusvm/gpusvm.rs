@@ -63,7 +63,10 @@ struct GpuSvmModule;
 impl kernel::Module for GpuSvmModule {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         // SAFETY: This is where the module is loaded.
-        unsafe { pagemap::init() };
+        unsafe {
+            kernel_ext::fabric::init();
+            pagemap::init();
+        }
         Ok(Self)
     }
 }

@@ -15,7 +15,7 @@ use kernel::{
     prelude::*,
     sync::{aref::ARef, Arc}, //
 };
-use kernel_ext::{device_ram::DeviceRam, phys::DmaMemory};
+use kernel_ext::{device_ram::DeviceRam, fabric, phys::DmaMemory};
 
 /// An address as the device puts it on its bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub(crate) enum Target {
     System(DmaAddress),
     /// The device's own memory, by its address there.
     Vram(u64),
+    /// The memory of another device, or its own, by an address of the fabric.
+    Peer(u64),
 }
 
 impl Target {
@@ -32,13 +34,14 @@ impl Target {
         match self {
             Target::System(_) => Target::System(addr),
             Target::Vram(_) => Target::Vram(addr),
+            Target::Peer(_) => Target::Peer(addr),
         }
     }
 
     /// The address, in whatever memory.
     pub(super) fn addr(self) -> u64 {
         match self {
-            Target::System(addr) | Target::Vram(addr) => addr,
+            Target::System(addr) | Target::Vram(addr) | Target::Peer(addr) => addr,
         }
     }
 
@@ -63,6 +66,7 @@ impl fmt::Display for Target {
         match self {
             Target::System(addr) => f.write_fmt(fmt!("system {addr:#x}")),
             Target::Vram(addr) => f.write_fmt(fmt!("vram {addr:#x}")),
+            Target::Peer(addr) => f.write_fmt(fmt!("peer {addr:#x}")),
         }
     }
 }
@@ -70,7 +74,7 @@ impl fmt::Display for Target {
 /// The port of one device to all memory that it can reach. All its address spaces share it.
 ///
 /// Accesses lie within one page. They fail as [`DmaMemory`] says for system memory, and
-/// [`DeviceRam`] for the device's own.
+/// [`DeviceRam`] for that of devices.
 pub(crate) struct Bus {
     dev: ARef<device::Device>,
     system: DmaMemory,
@@ -94,8 +98,14 @@ impl Bus {
         Ok(Arc::new(bus, GFP_KERNEL)?)
     }
 
-    fn vram(&self) -> Result<&DeviceRam> {
-        self.vram.as_deref().ok_or(ENXIO)
+    /// Runs `f` with the memory of a device, and the place in it that `at` is. Fails with `ENXIO`
+    /// where there is none, and with `EOPNOTSUPP` for system memory.
+    fn with_ram<R>(&self, at: Target, f: impl FnOnce(&DeviceRam, u64) -> Result<R>) -> Result<R> {
+        match at {
+            Target::System(_) => Err(EOPNOTSUPP),
+            Target::Vram(addr) => f(self.vram.as_deref().ok_or(ENXIO)?, addr),
+            Target::Peer(addr) => fabric::with(addr, f)?,
+        }
     }
 
     /// Reads `buf.len()` bytes. Not atomic.
@@ -104,7 +114,7 @@ impl Bus {
             // SAFETY: Addresses come from the page tables of this device, into which its driver puts
             // what the DMA API mapped for it.
             Target::System(addr) => unsafe { self.system.read(addr, buf) },
-            Target::Vram(addr) => self.vram().and_then(|vram| vram.read(addr, buf)),
+            _ => self.with_ram(at, |ram, addr| ram.read(addr, buf)),
         };
         self.check(at, done)
     }
@@ -116,7 +126,7 @@ impl Bus {
             // what the DMA API mapped for it, and marks as writable what may be written; that is
             // memory of user programs, which no Rust reference covers.
             Target::System(addr) => unsafe { self.system.write(addr, data) },
-            Target::Vram(addr) => self.vram().and_then(|vram| vram.write(addr, data)),
+            _ => self.with_ram(at, |ram, addr| ram.write(addr, data)),
         };
         self.check(at, done)
     }
@@ -127,7 +137,7 @@ impl Bus {
             // SAFETY: As for `write`: an address from the page tables of this device, marked as
             // writable by its driver, of memory that no Rust reference covers.
             Target::System(addr) => unsafe { self.system.store_u32(addr, value) },
-            Target::Vram(addr) => self.vram().and_then(|vram| vram.store_u32(addr, value)),
+            _ => self.with_ram(at, |ram, addr| ram.store_u32(addr, value)),
         };
         self.check(at, done)
     }
@@ -138,7 +148,7 @@ impl Bus {
             // SAFETY: As for `write`: an address from the page tables of this device, marked as
             // writable by its driver, of memory that no Rust reference covers.
             Target::System(addr) => unsafe { self.system.store_u64(addr, value) },
-            Target::Vram(addr) => self.vram().and_then(|vram| vram.store_u64(addr, value)),
+            _ => self.with_ram(at, |ram, addr| ram.store_u64(addr, value)),
         };
         self.check(at, done)
     }
@@ -150,39 +160,38 @@ impl Bus {
             // SAFETY: As for `write`: an address from the page tables of this device, marked as
             // writable by its driver, of memory that no Rust reference covers.
             Target::System(addr) => unsafe { self.system.fetch_add_u32(addr, delta) },
-            Target::Vram(addr) => self.vram().and_then(|vram| vram.fetch_add_u32(addr, delta)),
+            _ => self.with_ram(at, |ram, addr| ram.fetch_add_u32(addr, delta)),
         };
         self.check(at, done)
     }
 
-    /// Copies `len` bytes, within a page on both sides, of which one at least is the device's own
-    /// memory. Not atomic. Fails with `EOPNOTSUPP` for two places in system memory.
+    /// Copies `len` bytes, within a page on both sides. Not atomic. Fails with `EOPNOTSUPP` for two
+    /// places in system memory, or in peers'.
     pub(super) fn copy(&self, from: Target, to: Target, len: usize) -> Result {
         let done = match (from, to) {
-            (Target::Vram(from), Target::Vram(to)) => self
-                .vram()
-                .and_then(|vram| vram.copy_from(to, vram, from, len)),
-            (Target::System(from), Target::Vram(to)) => self.vram().and_then(|vram| {
+            (Target::System(_), Target::System(_)) | (Target::Peer(_), Target::Peer(_)) => {
+                Err(EOPNOTSUPP)
+            }
+            (Target::System(from), to) => self.with_ram(to, |ram, to| {
                 // SAFETY: The driver gives the copy engine what the DMA API mapped for this device.
-                unsafe { vram.copy_from_dma(to, &self.system, from, len) }
+                unsafe { ram.copy_from_dma(to, &self.system, from, len) }
             }),
-            (Target::Vram(from), Target::System(to)) => self.vram().and_then(|vram| {
+            (from, Target::System(to)) => self.with_ram(from, |ram, from| {
                 // SAFETY: As above, and mapped for the device to write; what is copied to is memory
                 // of user programs, or on its way there, which no Rust reference covers.
-                unsafe { vram.copy_to_dma(from, &self.system, to, len) }
+                unsafe { ram.copy_to_dma(from, &self.system, to, len) }
             }),
-            (Target::System(_), Target::System(_)) => Err(EOPNOTSUPP),
+            (from, to) => self.with_ram(from, |source, from| {
+                self.with_ram(to, |ram, to| ram.copy_from(to, source, from, len))
+            }),
         };
         self.check(from, done)
     }
 
-    /// Writes `len` zeros, within a page of the device's own memory. Fails with `EOPNOTSUPP` for
-    /// system memory.
+    /// Writes `len` zeros, within a page of a device's memory. Fails with `EOPNOTSUPP` for system
+    /// memory.
     pub(super) fn clear(&self, at: Target, len: usize) -> Result {
-        let done = match at {
-            Target::Vram(addr) => self.vram().and_then(|vram| vram.clear(addr, len)),
-            Target::System(_) => Err(EOPNOTSUPP),
-        };
+        let done = self.with_ram(at, |ram, addr| ram.clear(addr, len));
         self.check(at, done)
     }
 

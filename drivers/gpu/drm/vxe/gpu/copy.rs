@@ -37,7 +37,7 @@ pub(crate) struct Moved {
     pub(crate) to_vram: u64,
     /// From the device's own memory to the system's.
     pub(crate) to_system: u64,
-    /// Within the device's own memory.
+    /// Within the device's own memory, or between devices.
     pub(crate) within: u64,
     /// Zeros that were written.
     pub(crate) cleared: u64,
@@ -96,8 +96,8 @@ impl CopyEngine {
         let counter = match (from, to) {
             (None, _) => &self.cleared,
             (Some(Target::System(_)), _) => &self.to_vram,
-            (Some(Target::Vram(_)), Target::System(_)) => &self.to_system,
-            (Some(Target::Vram(_)), Target::Vram(_)) => &self.within,
+            (Some(_), Target::System(_)) => &self.to_system,
+            (Some(_), _) => &self.within,
         };
         match from {
             Some(from) => self.bus.copy(from, to, size)?,

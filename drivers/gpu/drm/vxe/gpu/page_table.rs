@@ -75,12 +75,15 @@ impl Pte {
     const FLAGS: u64 = PteFlags::all_bits();
     /// The page is in the device's own memory.
     const VRAM: u64 = bit_u64(2);
+    /// The page is in another device's memory.
+    const PEER: u64 = bit_u64(3);
 
     /// The translation to `target`, which is aligned to pages.
     pub(super) fn new(target: Target, flags: PteFlags) -> Self {
         let kind = match target {
             Target::System(_) => 0,
             Target::Vram(_) => Self::VRAM,
+            Target::Peer(_) => Self::PEER,
         };
         Self((target.addr() & !(PAGE_SIZE - 1)) | kind | u64::from(flags))
     }
@@ -90,6 +93,8 @@ impl Pte {
         let addr = self.0 & !(PAGE_SIZE - 1);
         if self.0 & Self::VRAM != 0 {
             Target::Vram(addr)
+        } else if self.0 & Self::PEER != 0 {
+            Target::Peer(addr)
         } else {
             Target::System(addr)
         }
@@ -118,7 +123,7 @@ impl Pte {
 }
 
 // Kinds and rights have bits of their own.
-const _: () = assert!(Pte::VRAM & Pte::FLAGS == 0 && Pte::VRAM < PAGE_SIZE);
+const _: () = assert!((Pte::VRAM | Pte::PEER) & Pte::FLAGS == 0 && Pte::PEER < PAGE_SIZE);
 
 /// A page table.
 #[pin_data]
