@@ -19,7 +19,7 @@ use core::{ops::Range, ptr::NonNull};
 use kernel::{
     error::to_result,
     ffi::c_ulong,
-    mm::virt::VmaRef,
+    mm::virt::{flags, VmaRef},
     page::{PAGE_SHIFT, PAGE_SIZE},
     prelude::*,
     sync::Arc, //
@@ -124,6 +124,11 @@ pub(crate) unsafe fn migrate(
     }
     // SAFETY: The VMA is valid.
     if !unsafe { ext::vma_is_anonymous(vma.as_ptr()) } {
+        return Err(EBUSY);
+    }
+    // A page that KSM is about to merge is in no list yet by which its places in page tables are found;
+    // what 7.3's `migrate_vma_setup()` writes there while it has the page would stay for ever.
+    if vma.flags() & flags::MERGEABLE != 0 {
         return Err(EBUSY);
     }
     let pages = (span.end - span.start) >> PAGE_SHIFT;
