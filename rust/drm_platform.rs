@@ -32,8 +32,8 @@ pub trait Driver:
     /// The data of a device that comes.
     fn data(parent: &platform::Device<device::Bound>) -> Result<impl PinInit<Self::Data, Error>>;
 
-    /// Works on a device before it is shown to userspace.
-    fn prepare(dev: &drm::Device<Self>) -> Result;
+    /// Works on a device, which sits on `parent`, before it is shown to userspace.
+    fn prepare(parent: &platform::Device<device::Bound>, dev: &drm::Device<Self>) -> Result;
 
     /// Makes the files of a device in its debugfs directory, when it is shown to userspace.
     fn files(dev: &drm::Device<Self>, tree: &mut Tree) -> Result;
@@ -70,7 +70,7 @@ pub struct Instance<'bound, T: Driver> {
 impl<'bound, T: Driver> Instance<'bound, T> {
     fn new(parent: &'bound platform::Device<device::Bound>) -> Result<Self> {
         let drm = drm::UnregisteredDevice::<T>::new(parent, T::data(parent)?)?;
-        T::prepare(&drm)?;
+        T::prepare(parent, &drm)?;
         let dev = Gone((&*drm).into());
         // SAFETY: It becomes a part of what the driver core drops when the device is unbound; nobody
         // else can take it out. Its data borrows nothing.

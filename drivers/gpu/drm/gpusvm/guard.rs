@@ -7,7 +7,11 @@ use crate::{
     driver::{Driver, Range, Svm},
     flags::RangeFlag,
     get_pages::Source,
-    pagemap::PageMap,
+    pagemap::{
+        provider::{Pagemap, Provider},
+        to_device::Moved,
+        PageMap,
+    },
     pages::Pages,
     range::SvmRange,
     retry::Attempt,
@@ -228,6 +232,24 @@ impl<D: Driver> Found<'_, '_, D> {
     /// The driver's part of the range.
     pub fn data(&self) -> &D::Range {
         self.range().data()
+    }
+
+    /// Whether a flag of the range is set, at some recent time.
+    pub fn has(&self, flag: RangeFlag) -> bool {
+        self.range().has(flag)
+    }
+
+    /// Moves what is in the range to the memory of `pagemap`, as far as it can; see
+    /// [`Pagemap::populate`]. Fails as that does.
+    pub fn populate<P: Provider>(
+        &mut self,
+        pagemap: &Pagemap<P>,
+        timeslice_ms: u32,
+    ) -> Result<Moved> {
+        let mm = self.guard.core().mm().ok_or(EINVAL)?;
+        // What was seen of the pages is about to be wrong.
+        self.walk.forget();
+        pagemap.populate(mm, self.span(), timeslice_ms)
     }
 
     /// Maps all pages of the range for all of its devices, or none, as [`Source::get`] says; its

@@ -241,14 +241,17 @@ pub(crate) fn lookup(dev: &Device, file: &DrmFile, handle: u32) -> Result<ARef<B
 }
 
 /// Gets memory in a region of `placement` that has enough: the device's own, if it may be there, as
-/// with xe. Fails with `ENOMEM`.
+/// with xe; what processes have there makes room. Fails with `ENOMEM`.
 fn place(dev: &Device, placement: u32, size: u64) -> Result<Memory> {
     let regions = dev.regions.iter().enumerate().rev();
     let mut allowed = regions.filter(|(instance, _)| placement >> instance & 1 != 0);
     allowed
         .find_map(|(_, region)| match region {
             Region::System(system) => system.reserve(size).ok().map(Memory::System),
-            Region::Vram(vram) => vram.allocate(size).ok().map(Memory::Vram),
+            Region::Vram(vram) => {
+                let allocation = dev.memory.make_room(dev, true, || vram.allocate(size));
+                allocation.ok().map(Memory::Vram)
+            }
         })
         .ok_or(ENOMEM)
 }

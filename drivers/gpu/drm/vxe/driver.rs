@@ -23,10 +23,18 @@ use crate::{
         CopyEngine, //
     },
     ioctl,
+    memory::DeviceMemory,
     region::Regions,
     stats::Stats,
     sync::FenceWaiters,
     vram::Vram,
+};
+use gpusvm::{
+    pagemap::fabric::{
+        self,
+        Port, //
+    },
+    DrmDevice, //
 };
 use kernel::{
     device, drm, platform,
@@ -76,6 +84,9 @@ pub(crate) struct Data {
     pub(crate) copies: CopyEngine,
     /// The memory regions.
     pub(crate) regions: Regions,
+    /// Its memory, as far as pages of processes live there.
+    #[pin]
+    pub(crate) memory: DeviceMemory,
     /// What tells buffer objects of this driver from others.
     pub(crate) bo_kind: SetOnce<BoKind>,
     /// The counters of the only GT.
@@ -98,10 +109,12 @@ impl Data {
         let vram = board.vram.clone();
         let bus = Bus::new(parent, vram.as_ref().map(|vram| vram.ram().clone()))?;
         let queues = board.queues.clone();
+        let port = board.port.clone();
         Ok(try_pin_init!(Self {
             copies: CopyEngine::new(bus.clone()),
             bus,
-            regions: Regions::new(vram)?,
+            regions: Regions::new(vram.clone())?,
+            memory <- DeviceMemory::new(vram, port),
             bo_kind: SetOnce::new(),
             stats: Stats::new(),
             fences <- FenceWaiters::new(),
@@ -129,6 +142,8 @@ pub(crate) struct Queues {
 /// What a platform device of this driver consists of, before anybody drives it.
 pub(crate) struct Board {
     queues: Arc<Queues>,
+    /// Its place on the fabric: first to go, with nothing under way there.
+    port: Arc<Port>,
     /// Its memory, if it has any.
     vram: Option<Arc<Vram>>,
 }
@@ -146,12 +161,15 @@ impl Board {
             faults: OwnedQueue::new_unbound(c"vxe-faults")?,
             work: OwnedQueue::new_unbound(c"vxe-work")?,
         };
+        let vram = match vram {
+            0 => None,
+            size => Some(Vram::new(size)?),
+        };
+        let port = fabric::join(vram.as_ref().map(|vram| vram.ram().clone()))?;
         let board = Self {
             queues: Arc::new(queues, GFP_KERNEL)?,
-            vram: match vram {
-                0 => None,
-                size => Some(Vram::new(size)?),
-            },
+            port: Arc::new(port, GFP_KERNEL)?,
+            vram,
         };
         platform_device::Registration::new(name, index, board)
     }
@@ -197,9 +215,9 @@ impl drm_platform::Driver for VxeDriver {
         Data::new(parent.as_ref(), platform_device::board(parent)?)
     }
 
-    fn prepare(dev: &Device) -> Result {
+    fn prepare(parent: &platform::Device<device::Bound>, dev: &Device) -> Result {
         dev.bo_kind.populate(bo::kind(dev)?);
-        Ok(())
+        dev.memory.open(parent.as_ref(), DrmDevice::of(dev))
     }
 
     fn files(dev: &Device, tree: &mut Tree) -> Result {
@@ -214,5 +232,7 @@ impl drm_platform::Driver for VxeDriver {
         dev.queues.jobs.flush();
         dev.queues.faults.flush();
         dev.queues.work.flush();
+        // After what may still have been on its way there.
+        dev.memory.close(dev);
     }
 }

@@ -8,10 +8,16 @@
 //!
 //! C header: `drivers/gpu/drm/xe/xe_gt_stats_types.h`
 
+use core::ops::Range;
 use kernel::{
     seq_file::{
         seq_print,
         SeqFile, //
+    },
+    sizes::{
+        SZ_2M,
+        SZ_4K,
+        SZ_64K, //
     },
     sync::atomic::{
         Atomic,
@@ -126,6 +132,16 @@ stats! {
     Svm64kBindUs = "svm_64K_bind_us",
     /// Time spent writing the page tables for ranges of 2 MiB.
     Svm2mBindUs = "svm_2M_bind_us",
+    /// Faults that left memory in the system's because it moves to and fro: not one of xe's.
+    SvmThrashCount = "svm_thrash_count",
+    /// Faults that left memory in the system's because the device's was full: not one of xe's.
+    SvmFullCount = "svm_full_count",
+    /// Migrations that were tried again because somebody else held pages: not one of xe's.
+    SvmMigrateRetryCount = "svm_migrate_retry_count",
+    /// Blocks of device memory that were evicted to make room: not one of xe's.
+    SvmEvictCount = "svm_evict_count",
+    /// Their size: not one of xe's.
+    SvmEvictKb = "svm_evict_kb",
     /// Suspended long-running queues: never here, every queue has its own engine.
     HwEngineGroupSuspendLrQueueCount = "hw_engine_group_suspend_lr_queue_count",
     /// Suspends that were not needed: none here.
@@ -188,5 +204,103 @@ impl Stats {
         for (name, counter) in NAMES.iter().zip(&self.0) {
             seq_print!(m, "{}: {}\n", name, counter.load(Relaxed));
         }
+    }
+}
+
+/// Counts one job of the copy engine: what it copies in contiguous pieces, and how long it takes.
+pub(crate) struct CopyStats {
+    to_device: bool,
+    /// The piece that may go on, by its addresses in the device's memory.
+    piece: Range<u64>,
+    /// Bytes in pieces of sizes that have a counter, and in all.
+    by_size: [u64; SIZES.len()],
+    all: u64,
+}
+
+/// The sizes that xe counts, in bytes.
+const SIZES: [u64; 3] = [SZ_4K as u64, SZ_64K as u64, SZ_2M as u64];
+
+/// The counters of one direction, by size and then for all.
+struct CopyCounters {
+    kb: [Stat; SIZES.len()],
+    us: [Stat; SIZES.len()],
+    all_kb: Stat,
+    all_us: Stat,
+}
+
+const TO_DEVICE: CopyCounters = CopyCounters {
+    kb: [
+        Stat::Svm4kDeviceCopyKb,
+        Stat::Svm64kDeviceCopyKb,
+        Stat::Svm2mDeviceCopyKb,
+    ],
+    us: [
+        Stat::Svm4kDeviceCopyUs,
+        Stat::Svm64kDeviceCopyUs,
+        Stat::Svm2mDeviceCopyUs,
+    ],
+    all_kb: Stat::SvmDeviceCopyKb,
+    all_us: Stat::SvmDeviceCopyUs,
+};
+
+const TO_SYSTEM: CopyCounters = CopyCounters {
+    kb: [
+        Stat::Svm4kCpuCopyKb,
+        Stat::Svm64kCpuCopyKb,
+        Stat::Svm2mCpuCopyKb,
+    ],
+    us: [
+        Stat::Svm4kCpuCopyUs,
+        Stat::Svm64kCpuCopyUs,
+        Stat::Svm2mCpuCopyUs,
+    ],
+    all_kb: Stat::SvmCpuCopyKb,
+    all_us: Stat::SvmCpuCopyUs,
+};
+
+impl CopyStats {
+    /// Nothing so far.
+    pub(crate) fn new(to_device: bool) -> Self {
+        Self {
+            to_device,
+            piece: 0..0,
+            by_size: [0; SIZES.len()],
+            all: 0,
+        }
+    }
+
+    /// Adds `len` bytes at an address in the device's memory.
+    pub(crate) fn add(&mut self, addr: u64, len: u64) {
+        self.all += len;
+        if self.piece.end != addr {
+            self.end_piece();
+            self.piece = addr..addr;
+        }
+        self.piece.end += len;
+    }
+
+    fn end_piece(&mut self) {
+        let len = self.piece.end - self.piece.start;
+        for (size, bytes) in SIZES.iter().zip(&mut self.by_size) {
+            if *size == len {
+                *bytes += len;
+            }
+        }
+    }
+
+    /// Adds all that to the counters; the job was begun at `started`.
+    pub(crate) fn finish(mut self, stats: &Stats, started: Instant<Monotonic>) {
+        self.end_piece();
+        let counters = if self.to_device { TO_DEVICE } else { TO_SYSTEM };
+        for (kb, bytes) in counters.kb.into_iter().zip(self.by_size) {
+            stats.add(kb, bytes / 1024);
+        }
+        for (us, size) in counters.us.into_iter().zip(SIZES) {
+            if size == self.all {
+                stats.add_us(us, started);
+            }
+        }
+        stats.add(counters.all_kb, self.all / 1024);
+        stats.add_us(counters.all_us, started);
     }
 }

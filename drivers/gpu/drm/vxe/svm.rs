@@ -6,6 +6,9 @@
 //! and let go of in one place, [`Driver::invalidate`]: when the CPU changes its mappings, when the
 //! range is removed, and before it is mapped anew for stronger access.
 //!
+//! Before that its memory may move ([`migrate`]). The memory of other devices is mapped where it is, if
+//! this one reaches it.
+//!
 //! A range is mapped for what its pages bear: a read of memory that would be copied on write, or is
 //! read-only, maps it for reading, and a write that comes later faults again.
 //!
@@ -16,6 +19,7 @@
 //! allocated.
 
 mod meter;
+pub(crate) mod migrate;
 
 use crate::{
     driver::{
@@ -33,6 +37,10 @@ use crate::{
         PteFlags,
         Staged,
         Target, //
+    },
+    memory::{
+        self,
+        Pagemap, //
     },
     stats::{
         Stat,
@@ -83,12 +91,14 @@ use kernel::{
         Arc,
         SpinLock, //
     },
+    task::Pid,
     time::{
         Instant,
         Monotonic, //
     }, //
 };
 use meter::Meter;
+use migrate::History;
 
 /// The sizes of ranges, in bytes: those of xe.
 const CHUNK_SIZES: &[usize] = &[SZ_2M, SZ_64K, SZ_4K];
@@ -116,6 +126,10 @@ pub(crate) struct Context {
     pub(crate) aspace: Arc<AddressSpace>,
     /// The way to the VM's garbage collection, while the VM is open.
     pub(crate) collector: Arc<Collector>,
+    /// The device's memory, if it has any that pages may move to.
+    pub(crate) memory: Option<Pagemap>,
+    /// The process.
+    pub(crate) pid: Pid,
 }
 
 /// How a mirrored VM is reached from under the notifier lock.
@@ -168,6 +182,10 @@ pub(crate) struct Bound {
     access: Atomic<u32>,
     /// How many pieces it consists of.
     segments: Atomic<u32>,
+    /// How many of its bytes are in device memory.
+    in_device: Atomic<usize>,
+    /// How it moves.
+    history: History,
 }
 
 impl Bound {
@@ -180,7 +198,14 @@ impl Bound {
         Self {
             access: Atomic::new(Self::NOT),
             segments: Atomic::new(0),
+            in_device: Atomic::new(0),
+            history: History::new(),
         }
+    }
+
+    /// How many bytes of the mapping are in device memory.
+    fn in_device(&self) -> usize {
+        self.in_device.load(Relaxed)
     }
 
     /// The strongest access that works on all of the range; none if it is not mapped.
@@ -194,7 +219,7 @@ impl Bound {
     }
 
     /// Notes what is mapped now. The notifier lock is held.
-    fn set(&self, access: Option<Access>, segments: u32) {
+    fn set(&self, access: Option<Access>, segments: u32, in_device: usize) {
         let access = match access {
             None => Self::NOT,
             Some(Access::Read) => Self::READ,
@@ -203,6 +228,7 @@ impl Bound {
         };
         self.access.store(access, Relaxed);
         self.segments.store(segments, Relaxed);
+        self.in_device.store(in_device, Relaxed);
     }
 }
 
@@ -222,7 +248,7 @@ impl Driver for Mirror {
         for range in invalidation.ranges() {
             let span = to_gpu(range.span());
             stale.add(vm.aspace.zap(span.start, span.end - span.start));
-            range.data().set(None, 0);
+            range.data().set(None, 0, 0);
         }
         if stale.flush(&vm.aspace, &vm.dev.stats) {
             vm.dev.stats.inc(Stat::SvmTlbInvalCount);
@@ -328,16 +354,23 @@ fn map_at(
     meter: Meter<'_>,
 ) -> Result<Served> {
     let started = Instant::<Monotonic>::now();
-    let ctx = Ctx::new(match fault.access {
+    let mut placement = migrate::placement(vm, vma);
+    let mut ctx = Ctx::new(match fault.access {
         Access::Read => gpusvm::Access::Read,
         Access::Write | Access::Atomic => gpusvm::Access::Write,
     });
+    ctx.devmem_possible = vm.memory.is_some();
+    ctx.allow_mixed = true;
+    if placement.is_some() {
+        // Pages stay in memory that the GPU reaches; else they come to system memory.
+        ctx = ctx.with_owner(vm.dev.memory.owner());
+    }
     let window = to_cpu(&vma.span);
     // CAST: The address lies in the window.
     let addr = fault.addr as usize;
 
     let mut retry = Retry::bounded();
-    let (mut counted, mut lost) = (false, 0);
+    let (mut counted, mut evicted, mut lost) = (false, false, 0);
     while let Some(mut attempt) = retry.next() {
         if page_only || lost >= TRIES {
             // If the range is that small already, there is nothing better than to try again.
@@ -376,9 +409,24 @@ fn map_at(
             }
         }
 
+        if let Some(memory) = placement.take() {
+            let migrate_started = Instant::<Monotonic>::now();
+            let moved = migrate::on_fault(vm, &mut found, memory, &fault);
+            if moved.is_some_and(|moved| moved.moved != 0) {
+                meter.inc(size, |stats| stats.migrations);
+                meter.add_us(size, migrate_started, |stats| stats.migrate_us);
+            }
+        }
+
         let get_started = Instant::<Monotonic>::now();
         match found.get(&ctx, &attempt) {
             Ok(()) => {}
+            // Memory of several devices in one range.
+            Err(EOPNOTSUPP) if !evicted => {
+                evicted = true;
+                let _ = migrate::to_system(vm, &mut found, migrate::Why::Access, &attempt);
+                continue;
+            }
             Err(EAGAIN) => {
                 lost += 1;
                 continue;
@@ -407,6 +455,11 @@ fn map_at(
             meter.add_us(size, started, |stats| stats.fault_us);
             return Ok(served);
         }
+        if found.data().in_device() != 0 {
+            // Shared with another process since a fork: where it is, nobody makes a copy for a write.
+            // If it is somewhere else now, the next attempt finds that out.
+            let _ = migrate::to_system(vm, &mut found, migrate::Why::Access, &attempt);
+        }
     }
     Err(Retry::spent())
 }
@@ -429,6 +482,7 @@ fn bind(
 ) -> Result<Served> {
     let span = to_gpu(view.span());
     let (mut stale, mut segments, mut writable) = (Hull::new(), 0, true);
+    let mut in_device = 0;
     let mut map = |run: Run| -> Result {
         segments += 1;
         writable &= run.writable;
@@ -439,9 +493,7 @@ fn bind(
     let mut result = Ok(());
     for segment in view.segments() {
         if segment.proto != Protocol::SYSTEM {
-            // There is no other memory that the GPU reaches.
-            result = Err(EINVAL);
-            break;
+            in_device += segment.len;
         }
         run = match run.take() {
             Some(run) if run.continues_with(&segment) => Some(run.and(&segment)),
@@ -462,7 +514,7 @@ fn bind(
     if let Err(e) = result {
         stale.add(vm.aspace.zap(span.start, span.end - span.start));
         stale.flush(&vm.aspace, &vm.dev.stats);
-        range.data().set(None, 0);
+        range.data().set(None, 0, 0);
         return Err(e);
     }
     stale.flush(&vm.aspace, &vm.dev.stats);
@@ -472,7 +524,7 @@ fn bind(
         flags if flags.contains(PteFlag::Writable) => Access::Write,
         _ => Access::Read,
     };
-    range.data().set(Some(access), segments);
+    range.data().set(Some(access), segments, in_device);
     Ok(Served { span, access })
 }
 
@@ -490,7 +542,7 @@ pub(crate) fn pte_flags(vma: &Vma, writable: bool) -> PteFlags {
 /// Neighbouring segments that are neighbours on the bus as well: they may share a large page.
 struct Run {
     va: u64,
-    addr: u64,
+    target: Target,
     len: u64,
     writable: bool,
 }
@@ -500,14 +552,15 @@ impl Run {
         Self {
             // CAST: Addresses and sizes have 64 bits at most.
             va: segment.va as u64,
-            addr: segment.addr,
+            target: memory::target(segment.proto, segment.addr),
             len: segment.len as u64,
             writable: segment.writable,
         }
     }
 
     fn continues_with(&self, next: &Mapped) -> bool {
-        self.addr.checked_add(self.len) == Some(next.addr) && self.writable == next.writable
+        let end = self.target.checked_offset(self.len);
+        end == Some(memory::target(next.proto, next.addr)) && self.writable == next.writable
     }
 
     fn and(self, next: &Mapped) -> Self {
@@ -520,8 +573,7 @@ impl Run {
 
     fn map(&self, vm: &Context, staged: &mut Staged, vma: &Vma) -> Result<Option<Span>> {
         let flags = pte_flags(vma, self.writable);
-        vm.aspace
-            .map(staged, self.va, self.len, Target::System(self.addr), flags)
+        vm.aspace.map(staged, self.va, self.len, self.target, flags)
     }
 }
 
@@ -548,13 +600,15 @@ impl fmt::Display for Line<'_> {
         };
         write!(
             f,
-            "{:#018x}-{:#018x} {:>5}K {:<8} {} segments={}",
+            "{:#018x}-{:#018x} {:>5}K {:<8} {} segments={} device={}K bounces={}",
             span.start,
             span.end,
             range.size() / 1024,
             state,
             access,
             bound.segments.load(Relaxed),
+            bound.in_device() / 1024,
+            bound.history.bounces(),
         )
     }
 }

@@ -15,7 +15,7 @@
 //!
 //! C header: `DRM_IOCTL_XE_VM_*` in [`include/uapi/drm/xe_drm.h`](srctree/include/uapi/drm/xe_drm.h)
 
-mod attributes;
+pub(crate) mod attributes;
 pub(crate) mod bind;
 mod buffer;
 pub(crate) mod madvise;
@@ -45,6 +45,7 @@ use crate::{
         Access,
         AddressSpace, //
     },
+    memory::Pagemap,
     svm::{
         self,
         Collector,
@@ -158,10 +159,16 @@ impl Vm {
         let mm: &Mm = task.mm().ok_or(EINVAL)?;
         let aspace = AddressSpace::new(dev.bus.clone(), VA_BITS)?;
         let collector = Collector::new()?;
+        let memory = match mode {
+            Mode::OnFault => memory_of(dev)?,
+            Mode::AtOnce => None,
+        };
         let context = Context {
             dev: dev.into(),
             aspace: aspace.clone(),
             collector: collector.clone(),
+            memory,
+            pid: task.group_leader().pid(),
         };
         let vm = Arc::pin_init(
             try_pin_init!(Self {
@@ -345,6 +352,18 @@ impl Vm {
             seq_print!(m, "    {}\n", svm::Line(range));
         }
         Ok(())
+    }
+}
+
+/// The device's memory for a new VM. One that cannot be had is one that is not there: all stays in system
+/// memory then. Fails with `ENODEV` and `EINTR`.
+fn memory_of(dev: &Device) -> Result<Option<Pagemap>> {
+    match dev.memory.pagemap(dev) {
+        Err(e) if e != ENODEV && e != EINTR => {
+            kernel_ext::drm_dbg!(dev, "a VM goes without device memory: {e:?}");
+            Ok(None)
+        }
+        done => done,
     }
 }
 

@@ -74,14 +74,13 @@ impl Vram {
     /// Allocates `size` bytes, in as few pieces as there are. What is in them is what whoever had
     /// them before left there. Sleeps.
     ///
-    /// Fails with `EINVAL` for no number of pages, and `ENOMEM`, also if there is no RAM to stand for
-    /// so much.
+    /// Fails with `ENOSPC` if there is not so much left, with `EINVAL` for no number of pages, and with
+    /// `ENOMEM`, also if there is no RAM to stand for so much.
     pub(crate) fn allocate(self: &Arc<Self>, size: u64) -> Result<Allocation> {
         self.allocate_aligned(size, Alignment::new::<PAGE_SIZE>())
     }
 
-    /// Allocates a large page. Fails with `ENOMEM`. Sleeps.
-    #[expect(dead_code, reason = "migration is to use it")]
+    /// Allocates a large page. Fails with `ENOSPC` and `ENOMEM`. Sleeps.
     pub(crate) fn allocate_large(self: &Arc<Self>) -> Result<Allocation> {
         self.allocate_aligned(SZ_2M as u64, Alignment::new::<SZ_2M>())
     }
@@ -91,13 +90,14 @@ impl Vram {
             return Err(EINVAL);
         }
         if size > self.size() {
+            // Nothing that others give up helps.
             return Err(ENOMEM);
         }
         let mode = GpuBuddyAllocMode::Simple;
         let blocks = self
             .buddy
             .alloc_blocks(mode, size, align, GpuBuddyAllocFlags::default());
-        let blocks = KBox::pin_init(blocks, GFP_KERNEL).map_err(|_| ENOMEM)?;
+        let blocks = KBox::pin_init(blocks, GFP_KERNEL)?;
         let mut allocation = Allocation {
             vram: self.clone(),
             extents: KVVec::new(),

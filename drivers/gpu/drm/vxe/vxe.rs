@@ -10,6 +10,8 @@
 //!   driver file    devices and open files
 //!   exec_queue     jobs in order, each run by the GPU
 //!   sync           user fences and who waits for them
+//!   svm            mirrored ranges: faults, and where their memory moves
+//!   memory         pages of processes in the device's memory
 //!   vram region stats debugfs
 //!   gpu            the hardware: address spaces, an engine, and no notion of processes
 //! ```
@@ -41,6 +43,7 @@ mod file;
 mod gpu;
 #[expect(unsafe_code, reason = "callbacks from C")]
 mod ioctl;
+mod memory;
 mod query;
 mod region;
 mod stats;

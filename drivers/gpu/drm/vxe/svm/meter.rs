@@ -27,6 +27,10 @@ pub(super) struct SizeStats {
     pub(super) valid: Stat,
     /// Time in them, in microseconds, as below.
     pub(super) fault_us: Stat,
+    /// How many moved memory to a device.
+    pub(super) migrations: Stat,
+    /// Time for that.
+    pub(super) migrate_us: Stat,
     /// Of this, to get the CPU's pages and map them for the device.
     pub(super) get_pages_us: Stat,
     /// Of this, to write the GPU's page table.
@@ -41,6 +45,8 @@ impl SizeStats {
                 faults: Stat::Svm4kPagefaultCount,
                 valid: Stat::Svm4kValidPagefaultCount,
                 fault_us: Stat::Svm4kPagefaultUs,
+                migrations: Stat::Svm4kMigrateCount,
+                migrate_us: Stat::Svm4kMigrateUs,
                 get_pages_us: Stat::Svm4kGetPagesUs,
                 bind_us: Stat::Svm4kBindUs,
             }),
@@ -48,6 +54,8 @@ impl SizeStats {
                 faults: Stat::Svm64kPagefaultCount,
                 valid: Stat::Svm64kValidPagefaultCount,
                 fault_us: Stat::Svm64kPagefaultUs,
+                migrations: Stat::Svm64kMigrateCount,
+                migrate_us: Stat::Svm64kMigrateUs,
                 get_pages_us: Stat::Svm64kGetPagesUs,
                 bind_us: Stat::Svm64kBindUs,
             }),
@@ -55,6 +63,8 @@ impl SizeStats {
                 faults: Stat::Svm2mPagefaultCount,
                 valid: Stat::Svm2mValidPagefaultCount,
                 fault_us: Stat::Svm2mPagefaultUs,
+                migrations: Stat::Svm2mMigrateCount,
+                migrate_us: Stat::Svm2mMigrateUs,
                 get_pages_us: Stat::Svm2mGetPagesUs,
                 bind_us: Stat::Svm2mBindUs,
             }),

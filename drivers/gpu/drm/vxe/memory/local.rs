@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the core asks of the device's memory: [`Provider`].
+
+use super::{
+    residents::Entry,
+    OWN,
+    PEER, //
+};
+use crate::{
+    driver::Device,
+    gpu::{
+        Run,
+        Target, //
+    },
+    stats::CopyStats,
+    vram::{
+        Allocation,
+        Vram, //
+    }, //
+};
+use gpusvm::{
+    pagemap::{
+        fabric::Port,
+        provider::{
+            Copy,
+            Handle,
+            Mapping,
+            Piece,
+            Provider, //
+        },
+        to_device::Request, //
+    },
+    Protocol, //
+};
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
+    time::{
+        Instant,
+        Monotonic, //
+    }, //
+};
+
+/// Bytes of a page, as a difference of addresses.
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// The provider of a device's memory. The device is kept while its pagemap is there.
+pub(crate) struct Local {
+    dev: ARef<Device>,
+    vram: Arc<Vram>,
+    port: Arc<Port>,
+}
+
+impl Local {
+    pub(super) fn new(dev: &Device, vram: &Arc<Vram>, port: &Arc<Port>) -> Self {
+        Self {
+            dev: dev.into(),
+            vram: vram.clone(),
+            port: port.clone(),
+        }
+    }
+
+    /// Allocates a piece of `1 << order` pages, or so many single ones.
+    fn get(&self, order: u32, pages: usize) -> Result<Allocation> {
+        self.dev.memory.make_room(&self.dev, false, || {
+            if order != 0 {
+                if let Ok(large) = self.vram.allocate_large() {
+                    return Ok(large);
+                }
+            }
+            // What is not in one piece is moved page by page.
+            self.vram.allocate(pages as u64 * PAGE)
+        })
+    }
+}
+
+/// A part of a block.
+struct Part {
+    /// The number of its first page in the block.
+    first: usize,
+    allocation: Allocation,
+}
+
+/// What one migration brings.
+pub(crate) struct Block {
+    parts: KVVec<Part>,
+    entry: Entry,
+    dev: ARef<Device>,
+}
+
+impl Block {
+    /// Its place in the list.
+    pub(super) fn entry(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // Before anybody is told that the block is gone.
+        self.parts = KVVec::new();
+        self.dev.memory.residents.remove(&self.entry);
+    }
+}
+
+impl Provider for Local {
+    type Memory = Block;
+
+    fn allocate(&self, request: &Request<'_>) -> Result<Block> {
+        let mut block = Block {
+            entry: self.dev.memory.residents.add()?,
+            parts: KVVec::new(),
+            dev: self.dev.clone(),
+        };
+        let mut first = 0;
+        let mut orders = request.orders().peekable();
+        while let Some(order) = orders.next() {
+            let mut pages = 1 << order;
+            while order == 0 && orders.next_if_eq(&0).is_some() {
+                pages += 1;
+            }
+            let allocation = self.get(order, pages)?;
+            block.parts.push(Part { first, allocation }, GFP_KERNEL)?;
+            first += pages;
+        }
+        Ok(block)
+    }
+
+    fn page(block: &Block, index: usize) -> usize {
+        let behind = block.parts.partition_point(|part| part.first <= index);
+        let addr = behind
+            .checked_sub(1)
+            .and_then(|at| block.parts.get(at))
+            .and_then(|part| part.allocation.addr((index - part.first) as u64 * PAGE));
+        // A page that is not there is refused.
+        addr.and_then(|addr| usize::try_from(addr / PAGE).ok())
+            .unwrap_or(usize::MAX)
+    }
+
+    fn copy(&self, copy: &Copy<'_>) -> Result {
+        let started = Instant::<Monotonic>::now();
+        let mut stats = CopyStats::new(copy.is_to_device());
+        let runs = copy.pieces().map(|piece| match piece {
+            Piece::Copy { page, other } => {
+                let vram = target(OWN, page as u64 * PAGE);
+                let other_side = target(other.proto(), other.addr());
+                let len = other.size() as u64;
+                stats.add(page as u64 * PAGE, len);
+                let (from, to) = if copy.is_to_device() {
+                    (other_side, vram)
+                } else {
+                    (vram, other_side)
+                };
+                Run {
+                    from: Some(from),
+                    to,
+                    len,
+                }
+            }
+            Piece::Clear { page, pages } => Run {
+                from: None,
+                to: target(OWN, page as u64 * PAGE),
+                len: pages as u64 * PAGE,
+            },
+        });
+        self.dev.copies.run(runs)?;
+        stats.finish(&self.dev.stats, started);
+        Ok(())
+    }
+
+    fn map(&self, request: &Mapping<'_>) -> Result<(u64, Protocol)> {
+        let addr = request.page as u64 * PAGE;
+        if request.is_own {
+            return Ok((addr, OWN));
+        }
+        let window = self.port.data().as_ref().ok_or(EOPNOTSUPP)?;
+        Ok((window.addr(addr), PEER))
+    }
+
+    fn attached(&self, handle: Handle<Self>) {
+        let residents = &self.dev.memory.residents;
+        // The handle keeps the block.
+        let block = handle.clone();
+        residents.attach(&block.memory().entry, handle);
+    }
+
+    fn detached(&self, block: &Block) {
+        self.dev.memory.residents.detach(&block.entry);
+    }
+}
+
+/// Where the device finds what the core has at an address.
+pub(crate) fn target(proto: Protocol, addr: u64) -> Target {
+    match proto {
+        OWN => Target::Vram(addr),
+        PEER => Target::Peer(addr),
+        _ => Target::System(addr),
+    }
+}
