@@ -8,7 +8,7 @@ use crate::{
 };
 use std::error::Error;
 use vxe_client::Device;
-use vxe_igt::{Gpu, Map, PAGE, RW, SZ_64K};
+use vxe_igt::{vram::keep_out, Gpu, Map, PAGE, RW, SZ_64K};
 
 const SAMPLES: usize = 9;
 
@@ -32,6 +32,7 @@ fn allow_mappings(count: usize) -> std::io::Result<()> {
 pub fn measure(ranges: usize, figures: &mut Figures) -> Result<(), Box<dyn Error>> {
     allow_mappings(2 * ranges + 1000)?;
     let gpu = Gpu::on_device(&Device::open()?);
+    keep_out(&gpu);
     let store = Store::new(&gpu);
     // Some more, for the samples: they are taken from all over the room.
     let spare = 4 * SAMPLES;

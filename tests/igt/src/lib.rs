@@ -16,6 +16,7 @@ pub mod sysfs;
 pub mod time;
 pub mod uffd;
 pub mod vmas;
+pub mod vram;
 
 pub use gpu::{Gpu, Job};
 pub use harness::Program;

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What programs do to their memory while it is on the device.
+
+use super::{pattern, Shape, SHAPES};
+use std::{
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+use vxe_igt::{
+    env::iterations,
+    skip,
+    vram::{bring, in_device, region, touch},
+    Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
+};
+
+/// A pipe that memory is lent to: it holds the pages, not their contents.
+pub struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+impl Pipe {
+    #[track_caller]
+    pub fn new() -> Self {
+        let mut fds = [0; 2];
+        // SAFETY: the call writes two descriptors, which are ours then.
+        unsafe {
+            assert_eq!(libc::pipe(fds.as_mut_ptr()), 0, "pipe: {}", io::Error::last_os_error());
+            Self { read: OwnedFd::from_raw_fd(fds[0]), write: OwnedFd::from_raw_fd(fds[1]) }
+        }
+    }
+
+    /// Lends memory, as much as a pipe has room for.
+    #[track_caller]
+    pub fn lend(&self, map: Map) {
+        let vector = libc::iovec { iov_base: map.start() as *mut _, iov_len: map.len() };
+        // SAFETY: the memory is the test's own, and is not unmapped.
+        let lent = unsafe { libc::vmsplice(self.write.as_raw_fd(), &vector, 1, 0) };
+        assert_eq!(lent, map.len() as isize, "vmsplice: {}", io::Error::last_os_error());
+    }
+
+    /// Reads a page's words.
+    #[track_caller]
+    pub fn expect(&self, value: impl Fn(usize) -> u32) {
+        let mut words = vec![0u32; PAGE / 4];
+        // SAFETY: the buffer has so many bytes.
+        let got = unsafe { libc::read(self.read.as_raw_fd(), words.as_mut_ptr().cast(), PAGE) };
+        assert_eq!(got, PAGE as isize, "read: {}", io::Error::last_os_error());
+        for (i, word) in words.into_iter().enumerate() {
+            assert_eq!(word, value(i * 4), "at offset {:#x} of what was lent", i * 4);
+        }
+    }
+}
+
+/// Memory of a shape, on the device.
+#[track_caller]
+fn there(gpu: &Gpu, shape: Shape) -> Map {
+    region(gpu.device());
+    let map = shape.make();
+    bring(gpu, map);
+    map
+}
+
+/// The kernel reads pages that are on the device, and holds them.
+fn held(shape: Shape) {
+    let gpu = Gpu::new();
+    let map = there(&gpu, shape);
+    let pipe = Pipe::new();
+    pipe.lend(map.part(PAGE, PAGE));
+    pipe.expect(|o| pattern(PAGE + o));
+    map.expect("all", pattern);
+}
+
+/// Another process reads and writes what is on the device.
+fn remote(shape: Shape) {
+    let gpu = Gpu::new();
+    let map = there(&gpu, shape);
+    let mut words = vec![0u32; SZ_64K / 4];
+    let local = libc::iovec { iov_base: words.as_mut_ptr().cast(), iov_len: SZ_64K };
+    let remote = libc::iovec { iov_base: map.start() as *mut _, iov_len: SZ_64K };
+    let pid = std::process::id() as libc::pid_t;
+    // SAFETY: both sides have so many bytes.
+    let got = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
+    assert_eq!(got, SZ_64K as isize, "process_vm_readv: {}", io::Error::last_os_error());
+    for (i, word) in words.iter_mut().enumerate() {
+        assert_eq!(*word, pattern(i * 4), "at offset {:#x}", i * 4);
+        *word ^= 1;
+    }
+    touch(&gpu, map);
+    // SAFETY: as above.
+    let got = unsafe { libc::process_vm_writev(pid, &local, 1, &remote, 1, 0) };
+    assert_eq!(got, SZ_64K as isize, "process_vm_writev: {}", io::Error::last_os_error());
+    touch(&gpu, map);
+    map.expect("all", |o| pattern(o) ^ u32::from(o < SZ_64K));
+}
+
+/// A file is written and read without the page cache, from and to what is on the device.
+fn direct(shape: Shape) {
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = std::env::temp_dir().join(format!("vxe-direct-{}", std::process::id()));
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(&path)
+        .unwrap_or_else(|e| skip!("O_DIRECT: {e}"));
+    std::fs::remove_file(&path).expect("remove the file");
+    let gpu = Gpu::new();
+    let map = there(&gpu, shape);
+    // SAFETY: the memory is the test's own.
+    let done = unsafe { libc::pwrite(file.as_raw_fd(), map.start() as *const _, map.len(), 0) };
+    assert_eq!(done, map.len() as isize, "pwrite: {}", io::Error::last_os_error());
+    map.fill(|_| 7);
+    touch(&gpu, map);
+    // SAFETY: as above.
+    let done = unsafe { libc::pread(file.as_raw_fd(), map.start() as *mut _, map.len(), 0) };
+    assert_eq!(done, map.len() as isize, "pread: {}", io::Error::last_os_error());
+    touch(&gpu, map);
+    map.expect("what was in the file", pattern);
+}
+
+/// It is moved to other addresses while it is on the device.
+fn remap(shape: Shape) {
+    let gpu = Gpu::new();
+    let map = there(&gpu, shape);
+    gpu.store(map.at(4), 0x1234);
+    let to = Map::reserve(map.len(), SZ_2M);
+    let moved = map.remap(map.len(), libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, Some(to));
+    let value = |o| if o == 4 { 0x1234 } else { pattern(o) };
+    touch(&gpu, moved);
+    gpu.store(moved.at(8), 0x5678);
+    moved.expect("at its new place", |o| if o == 8 { 0x5678 } else { value(o) });
+    // Nothing is where it was.
+    let mut gpu = gpu;
+    map.unmap();
+    gpu.expect_fault("the old place", |c| _ = c.store(map.at(0), 1));
+    moved.expect_word("at its new place", 4, 0x1234);
+}
+
+/// Only a part is moved.
+fn remap_part(shape: Shape) {
+    let gpu = Gpu::new();
+    let map = there(&gpu, shape);
+    let at = map.len() / 2 - 3 * PAGE;
+    let (part, to) = (map.part(at, 7 * PAGE), Map::reserve(7 * PAGE, SZ_64K));
+    let moved = part.remap(part.len(), libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, Some(to));
+    gpu.increment(moved.at(0));
+    moved.expect("the part", |o| pattern(at + o).wrapping_add(u32::from(o == 0)));
+    gpu.increment(map.at(0));
+    map.part(0, at).expect("before", |o| pattern(o).wrapping_add(u32::from(o == 0)));
+    let behind = at + part.len();
+    map.part(behind, map.len() - behind).expect("behind", |o| pattern(behind + o));
+}
+
+/// Parts are unmapped: from each page of the first 64 KiB on, and each 64 KiB; what is left is right,
+/// for the GPU, and then for the CPU.
+fn unmap(shape: Shape) {
+    let pages = (1..SZ_64K / PAGE).map(|page| page * PAGE);
+    let chunks = (1..SZ_2M / SZ_64K).map(|chunk| chunk * SZ_64K);
+    let step = if iterations(1) > 1 { 1 } else { 3 };
+    for (i, offset) in pages.chain(chunks).enumerate().filter(|(i, _)| i % step == 0) {
+        let gpu = Gpu::new();
+        let map = there(&gpu, shape);
+        let size = [PAGE, 5 * PAGE, SZ_64K, SZ_2M][i / step % 4].min(SZ_2M - offset);
+        map.part(offset, size).unmap();
+        let end = offset + size;
+        gpu.run(|c| {
+            c.increment(map.at(offset - PAGE));
+            if end < SZ_2M {
+                c.increment(map.at(end));
+            }
+        });
+        let value = |o| pattern(o).wrapping_add(u32::from(o == offset - PAGE || o == end));
+        map.part(0, offset).expect("before", value);
+        map.part(end.min(SZ_2M - PAGE), SZ_2M - end).expect("behind", |o| value(end + o));
+        map.part(0, offset).unmap();
+        if end < SZ_2M {
+            map.part(end, SZ_2M - end).unmap();
+        }
+    }
+}
+
+/// Thrown away on the device, it is zero.
+fn dont_need(shape: Shape) {
+    let gpu = Gpu::new();
+    let map = there(&gpu, shape);
+    let (at, size) = (map.len() / 4, map.len() / 2);
+    map.part(at, size).madvise(libc::MADV_DONTNEED);
+    let value = |o| if (at..at + size).contains(&o) { 0 } else { pattern(o) };
+    gpu.increment(map.at(at));
+    gpu.increment(map.at(0));
+    map.expect("all", |o| value(o).wrapping_add(u32::from(o == at || o == 0)));
+}
+
+/// What may be freed is there or is zero; what is written after that stays.
+fn free(shape: Shape) {
+    let gpu = Gpu::new();
+    let map = there(&gpu, shape);
+    map.part(0, map.len() / 2).madvise(libc::MADV_FREE);
+    gpu.store(map.at(PAGE), 0x77);
+    for offset in (0..map.len()).step_by(4) {
+        let (found, full) = (map.read(offset), pattern(offset));
+        let right = match offset {
+            PAGE => found == 0x77,
+            o if o < map.len() / 2 => found == full || found == 0,
+            _ => found == full,
+        };
+        assert!(right, "{found:#x} at offset {offset:#x}");
+    }
+}
+
+/// Pages that are alike are merged, and come apart again.
+fn merge(shape: Shape) {
+    const RUN: &str = "/sys/kernel/mm/ksm/run";
+    let gpu = Gpu::new();
+    let map = there(&gpu, shape);
+    if let Err(e) = map.try_madvise(libc::MADV_MERGEABLE) {
+        skip!("MADV_MERGEABLE: {e}");
+    }
+    let set = |file: &str, value: &str| {
+        std::fs::write(format!("/sys/kernel/mm/ksm/{file}"), value)
+            .unwrap_or_else(|e| skip!("{RUN}: {e}"));
+    };
+    set("pages_to_scan", "2000");
+    set("sleep_millisecs", "1");
+    set("run", "1");
+    map.fill(|o| (o % PAGE) as u32);
+    for round in 0..10 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        touch(&gpu, map);
+        gpu.store(map.at(round * PAGE), 1000 + round as u32);
+    }
+    map.expect("all", |o| match (o / PAGE, o % PAGE) {
+        (round @ 0..10, 0) => 1000 + round as u32,
+        (_, word) => word as u32,
+    });
+    set("run", "2");
+    map.expect("apart again", |o| match (o / PAGE, o % PAGE) {
+        (round @ 0..10, 0) => 1000 + round as u32,
+        (_, word) => word as u32,
+    });
+    set("run", "0");
+}
+
+/// It is locked into RAM, and works on.
+fn lock(shape: Shape) {
+    let gpu = Gpu::new();
+    let map = there(&gpu, shape);
+    // SAFETY: the range is the test's own.
+    let result = unsafe { libc::mlock(map.start() as *const _, map.len()) };
+    if result != 0 {
+        skip!("mlock: {}", io::Error::last_os_error());
+    }
+    assert_eq!(in_device(&gpu, map), 0, "bytes in the device's memory, though locked into RAM");
+    gpu.increment(map.at(PAGE));
+    map.expect("all", |o| pattern(o).wrapping_add(u32::from(o == PAGE)));
+    // SAFETY: as above.
+    unsafe { libc::munlock(map.start() as *const _, map.len()) };
+}
+
+/// It may only be read for a while.
+fn protect(shape: Shape) {
+    let mut gpu = Gpu::new();
+    let map = there(&gpu, shape);
+    map.protect(vxe_igt::RO);
+    touch(&gpu, map);
+    gpu.expect_fault("a write", |c| _ = c.store(map.at(0), 1));
+    map.protect(vxe_igt::RW);
+    gpu.increment(map.at(0));
+    map.expect("all", |o| pattern(o).wrapping_add(u32::from(o == 0)));
+}
+
+pub fn subtests(p: &mut Program) {
+    type Sub = (&'static str, &'static str, fn(Shape));
+    let subs: [Sub; 12] = [
+        ("gup", "is held by the kernel", held),
+        ("remote", "is read and written by another", remote),
+        ("direct", "is written to a file and read without its cache", direct),
+        ("mremap", "is moved to other addresses", remap),
+        ("mremap-part", "is moved in part", remap_part),
+        ("munmap", "is unmapped in part", unmap),
+        ("dontneed", "is thrown away", dont_need),
+        ("free", "may be freed", free),
+        ("ksm", "is merged", merge),
+        ("mlock", "is locked", lock),
+        ("mprotect", "is protected", protect),
+        ("held-twice", "is held over and over", |shape| (0..3).for_each(|_| held(shape))),
+    ];
+    for (shape, name, about) in SHAPES {
+        for (sub, what, test) in subs {
+            if sub == "munmap" && name == "64K" {
+                continue;
+            }
+            p.subtest(format!("{sub}-{name}"), format!("{about} {what}"), move || test(shape));
+        }
+    }
+}

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! When there is less room than is wanted, and when the device goes.
+
+use super::{pattern, Shape, SHAPES};
+use vxe_igt::{
+    env::iterations,
+    sysfs::Slot,
+    vram::{bring, buffer, counted, in_device, leave, region, soon, touch},
+    Gpu, Map, Program, Rng, PAGE, SZ_2M, SZ_64K,
+};
+
+/// What the device is left with, and what is worked on: a third more.
+const ROOM: usize = 48 << 20;
+const WORK: usize = 64 << 20;
+
+/// More is worked on than there is room for: the results are right, the faults not too many, and
+/// all of it comes to an end.
+fn more_than_fits(random: bool) {
+    let gpu = Gpu::new();
+    let hogs = leave(gpu.device(), ROOM);
+    let map = Map::aligned(WORK, SZ_2M);
+    let _ = map.try_madvise(libc::MADV_HUGEPAGE);
+    let chunks = WORK / SZ_2M;
+    for chunk in 0..chunks {
+        map.write(chunk * SZ_2M + PAGE, chunk as u32);
+    }
+    let passes = iterations(4);
+    let mut rng = Rng::from_environment();
+    let mut wanted = vec![0u32; chunks];
+    let counts = counted(gpu.device(), || {
+        for _ in 0..passes {
+            for chunk in 0..chunks {
+                let chunk = if random { rng.below(chunks) } else { chunk };
+                gpu.run(|c| {
+                    c.increment(map.at(chunk * SZ_2M));
+                    c.increment(map.at(chunk * SZ_2M + SZ_2M - PAGE));
+                });
+                wanted[chunk] += 1;
+            }
+        }
+    });
+    let faults = counts["svm_pagefault_count"];
+    let most = u64::from(passes) * chunks as u64 * 4;
+    assert!(faults <= most, "{faults} faults, more than {most}");
+    assert!(
+        counts["svm_evict_count"] + counts["svm_full_count"] > 0,
+        "there was room for all: {counts:?}"
+    );
+    assert!(region(gpu.device()).used <= region(gpu.device()).total_size);
+    for (chunk, &wanted) in wanted.iter().enumerate() {
+        map.expect_word("the GPU's count", chunk * SZ_2M, wanted);
+        map.expect_word("the GPU's count", chunk * SZ_2M + SZ_2M - PAGE, wanted);
+        map.expect_word("the CPU's word", chunk * SZ_2M + PAGE, chunk as u32);
+    }
+    drop(hogs);
+}
+
+/// Somebody else has all of it: work goes on in system memory.
+fn full() {
+    let gpu = Gpu::new();
+    gpu.run(|c| _ = c.noop());
+    let _hogs = leave(gpu.device(), 0);
+    for (shape, ..) in SHAPES {
+        let map = shape.make();
+        let counts = counted(gpu.device(), || {
+            gpu.run(|c| {
+                for page in (0..map.len()).step_by(PAGE) {
+                    c.increment(map.at(page));
+                }
+            });
+        });
+        assert_eq!(in_device(&gpu, map), 0, "bytes in the device's memory");
+        assert!(counts["svm_full_count"] > 0, "nothing was refused: {counts:?}");
+        map.expect("all", |o| pattern(o).wrapping_add(u32::from(o % PAGE == 0)));
+    }
+}
+
+/// There is room again: work goes back to it.
+fn room_again() {
+    let gpu = Gpu::new();
+    let map = Shape::Small.make();
+    let hogs = leave(gpu.device(), 0);
+    touch(&gpu, map);
+    assert_eq!(in_device(&gpu, map), 0, "bytes in the device's memory");
+    drop(hogs);
+    // So that the GPU looks again.
+    map.protect(vxe_igt::RO);
+    map.protect(vxe_igt::RW);
+    bring(&gpu, map);
+    map.expect("all", pattern);
+}
+
+/// A buffer wants the room: what processes have there goes, with its contents.
+fn buffers(shape: Shape) {
+    let gpu = Gpu::new();
+    let map = shape.make();
+    bring(&gpu, map);
+    gpu.increment(map.at(0));
+    let counts = counted(gpu.device(), || drop(leave(gpu.device(), 0)));
+    assert!(counts["svm_evict_kb"] >= (map.len() / 1024) as u64, "evicted: {counts:?}");
+    assert_eq!(in_device(&gpu, map), 0, "bytes in the device's memory");
+    let value = |o| pattern(o).wrapping_add(u32::from(o == 0));
+    // The GPU has it still.
+    let to = Map::anon(map.len());
+    gpu.copy(map, to);
+    to.expect("what the GPU has", value);
+    map.expect("what the CPU has", value);
+}
+
+/// It is evicted over and over, while the GPU works on it.
+fn evicted_at_work() {
+    let gpu = Gpu::new();
+    let total = region(gpu.device()).total_size as usize;
+    let device = gpu.device().clone();
+    let map = Shape::Small.make();
+    let rounds = iterations(20);
+    std::thread::scope(|scope| {
+        let done = scope.spawn(move || {
+            for _ in 0..rounds {
+                gpu.run(|c| {
+                    for page in (0..map.len()).step_by(8 * PAGE) {
+                        c.increment(map.at(page));
+                    }
+                });
+            }
+        });
+        while !done.is_finished() {
+            drop(buffer(&device, total / 2));
+        }
+    });
+    map.expect("all", |o| match o % (8 * PAGE) {
+        0 => pattern(o).wrapping_add(rounds),
+        _ => pattern(o),
+    });
+}
+
+/// Several processes want all of it.
+fn processes() {
+    let gpu = Gpu::new();
+    let hogs = leave(gpu.device(), 4 * SZ_2M);
+    let children: Vec<_> = (0..4u32)
+        .map(|child| {
+            vxe_igt::process::fork(move |_| {
+                let gpu = Gpu::new();
+                let map = Map::aligned(2 * SZ_2M, SZ_2M);
+                map.fill(|o| pattern(o) ^ child);
+                for _ in 0..iterations(10) {
+                    for chunk in (0..map.len()).step_by(SZ_64K) {
+                        gpu.increment(map.at(chunk));
+                    }
+                }
+                let counts = iterations(10);
+                map.expect("its own", |o| {
+                    (pattern(o) ^ child).wrapping_add(if o % SZ_64K == 0 { counts } else { 0 })
+                });
+            })
+        })
+        .collect();
+    children.into_iter().for_each(|child| child.expect_success());
+    drop(hogs);
+}
+
+/// The device is taken away: the process has all of its memory.
+fn unbound(shape: Shape) {
+    let slot = Slot::first();
+    let gpu = Gpu::new();
+    let before = region(gpu.device()).used;
+    let map = shape.make();
+    bring(&gpu, map);
+    gpu.increment(map.at(4));
+    slot.unbind();
+    map.expect("all", |o| pattern(o).wrapping_add(u32::from(o == 4)));
+    slot.bind();
+    let again = Gpu::new();
+    bring(&again, map);
+    again.increment(map.at(8));
+    map.expect("all", |o| pattern(o).wrapping_add(u32::from(o == 4 || o == 8)));
+    map.unmap();
+    drop(gpu);
+    soon("all is given back", || region(again.device()).used <= before.max(2 * SZ_2M as u64));
+}
+
+/// The device is taken away while memory is on its way to and fro.
+fn unbound_at_work() {
+    let slot = Slot::first();
+    let map = Shape::Small.make();
+    for round in 0..iterations(10) {
+        let gpu = Gpu::new();
+        std::thread::scope(|scope| {
+            let work = scope.spawn(move || {
+                // It ends with the device.
+                while gpu.try_run(|c| _ = c.copy(map.at(0), map.at(SZ_64K), SZ_64K)).is_ok() {
+                    map.write(SZ_64K, round);
+                    map.part(0, SZ_64K).expect("what nobody writes", pattern);
+                }
+            });
+            std::thread::sleep(std::time::Duration::from_millis(u64::from(5 + 7 * (round % 5))));
+            slot.unbind();
+            work.join().expect("the work");
+        });
+        map.part(0, SZ_64K).expect("what nobody writes", pattern);
+        map.part(2 * SZ_64K, SZ_2M - 2 * SZ_64K).expect("the rest", |o| pattern(2 * SZ_64K + o));
+        slot.bind();
+    }
+    super::moves::works();
+}
+
+pub fn subtests(p: &mut Program) {
+    p.subtest("more-in-turn", "64 MiB of work in 48 MiB", || more_than_fits(false));
+    p.subtest("more-at-random", "64 MiB of work in 48 MiB, at random", || more_than_fits(true));
+    p.subtest("full", "there is no room", full);
+    p.subtest("room-again", "there is room again", room_again);
+    p.subtest("evict-at-work", "it is evicted while the GPU works", evicted_at_work);
+    p.subtest("processes", "several processes in too little room", processes);
+    for (shape, name, about) in SHAPES {
+        p.subtest(format!("buffers-{name}"), format!("{about} make room"), move || buffers(shape));
+        p.subtest(format!("unbind-{name}"), format!("the device goes with {about}"), move || {
+            unbound(shape)
+        });
+    }
+    p.subtest("unbind-at-work", "the device goes while memory moves", unbound_at_work);
+}

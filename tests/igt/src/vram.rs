@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The device's own memory: how much there is, and what of a process is in it.
+
+use crate::{skip, Gpu, Map, SZ_2M, SZ_64K};
+use std::time::{Duration, Instant};
+use vxe_client::{stats::debugfs_directory, sys, Advice, Bo, Device, Location, Migrate, Stats};
+
+/// How long what is done by work of the kernel's may take.
+const SOON: Duration = Duration::from_secs(20);
+
+/// The device's memory region, or skips the subtest if there is none.
+#[track_caller]
+pub fn region(device: &Device) -> sys::drm_xe_mem_region {
+    let class = sys::DRM_XE_MEM_REGION_CLASS_VRAM as u16;
+    let regions = device.memory_regions().expect("the regions");
+    match regions.into_iter().find(|region| region.mem_class == class) {
+        Some(region) => region,
+        None => skip!("the device has no memory of its own"),
+    }
+}
+
+/// A buffer that can only be in the device's memory.
+pub fn try_buffer(device: &Device, size: usize) -> vxe_client::Result<Bo> {
+    Bo::create(device, size, 1 << region(device).instance, None)
+}
+
+/// The same, which must be had.
+#[track_caller]
+pub fn buffer(device: &Device, size: usize) -> Bo {
+    try_buffer(device, size).expect("a buffer in the device's memory")
+}
+
+/// Buffers that leave no more than `rest` bytes of the device's memory to others, as long as they
+/// live. What processes have there goes.
+#[track_caller]
+pub fn leave(device: &Device, rest: usize) -> Vec<Bo> {
+    let total = region(device).total_size as usize;
+    let mut hogs = Vec::new();
+    let mut left = total.checked_sub(rest).unwrap_or_else(|| skip!("there is less than {rest:#x}"));
+    // In pieces, lest one is more than the device has in one.
+    while left > 0 {
+        let size = left.min(32 << 20);
+        hogs.push(buffer(device, size));
+        left -= size;
+    }
+    hogs
+}
+
+/// Waits until something is so.
+#[track_caller]
+pub fn soon(what: &str, is_so: impl Fn() -> bool) {
+    let end = Instant::now() + SOON;
+    while !is_so() {
+        assert!(Instant::now() < end, "{what}: not after {SOON:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// How many bytes of `map` the GPU has mapped in device memory; skips the subtest where the driver
+/// does not tell.
+#[track_caller]
+pub fn in_device(gpu: &Gpu, map: Map) -> usize {
+    let path = debugfs_directory(gpu.device()).unwrap_or_else(|e| skip!("{e}")).join("vms");
+    let ours = format!("vm of process {}", std::process::id());
+    let end = Instant::now() + SOON;
+    loop {
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| skip!("{path:?}: {e}"));
+        match bytes_in(&text, &ours, map) {
+            Some(bytes) => return bytes,
+            None => assert!(Instant::now() < end, "the VM is always busy"),
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// The sum over the ranges in `map` of all VMs of a process; none if one is busy.
+fn bytes_in(text: &str, ours: &str, map: Map) -> Option<usize> {
+    let (mut in_ours, mut in_ranges, mut bytes) = (false, false, 0);
+    for line in text.lines() {
+        if !line.starts_with(' ') {
+            (in_ours, in_ranges) = (line == ours, false);
+        } else if !line.starts_with("   ") {
+            in_ranges = line == "  ranges:";
+        } else if in_ours && in_ranges {
+            if line.trim() == "busy" {
+                return None;
+            }
+            bytes += bytes_of(line, map).unwrap_or(0);
+        }
+    }
+    Some(bytes)
+}
+
+fn bytes_of(line: &str, map: Map) -> Option<usize> {
+    let (start, rest) = line.trim().split_once('-')?;
+    let start = usize::from_str_radix(start.strip_prefix("0x")?, 16).ok()?;
+    if start < map.start() || start >= map.start() + map.len() {
+        return None;
+    }
+    let kib = rest.split(' ').find_map(|word| word.strip_prefix("device=")?.strip_suffix('K'))?;
+    Some(kib.parse::<usize>().ok()? * 1024)
+}
+
+/// Has all that the GPU uses stay in system memory.
+#[track_caller]
+pub fn keep_out(gpu: &Gpu) {
+    let stay = Advice::Preferred(Location::System, Migrate::AllPages);
+    gpu.vm().madvise(0, 1 << 48, stay).expect("advice");
+}
+
+/// What the device counts meanwhile.
+#[track_caller]
+pub fn counted(device: &Device, meanwhile: impl FnOnce()) -> Stats {
+    let read = || Stats::read(device).unwrap_or_else(|e| skip!("the counters: {e}"));
+    let before = read();
+    meanwhile();
+    read().since(&before)
+}
+
+/// Has the GPU work on all of `map`, whose chunks must then be in the device's memory.
+#[track_caller]
+pub fn bring(gpu: &Gpu, map: Map) {
+    touch(gpu, map);
+    let there = in_device(gpu, map);
+    assert_eq!(there, map.len(), "bytes in the device's memory");
+}
+
+/// Has the GPU read all of `map`, chunk by chunk, and change nothing.
+#[track_caller]
+pub fn touch(gpu: &Gpu, map: Map) {
+    let sink = Map::anon(crate::PAGE);
+    for offset in (0..map.len()).step_by(SZ_2M) {
+        gpu.run(|c| {
+            for offset in (offset..map.len().min(offset + SZ_2M)).step_by(SZ_64K) {
+                c.copy(map.at(offset), sink.at(0), 256);
+            }
+        });
+    }
+    sink.unmap();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_of_a_map_are_summed() {
+        let text = "vm of process 7\n  vmas:\n    a mirror\n  ranges:\n\
+            \x20   0x0000000000200000-0x0000000000400000  2048K mapped   rw- segments=1 device=2048K bounces=0\n\
+            \x20   0x0000000000400000-0x0000000000410000    64K mapped   rw- segments=2 device=60K bounces=0\n\
+            \x20   0x0000000000600000-0x0000000000610000    64K mapped   rw- segments=2 device=64K bounces=0\n\
+            vm of process 8\n  ranges:\n    busy\n";
+        let map = Map::existing(0x20_0000, 0x40_0000);
+        assert_eq!(bytes_in(text, "vm of process 7", map), Some((2048 + 60) * 1024));
+        assert_eq!(bytes_in(text, "vm of process 8", map), None);
+        assert_eq!(bytes_in(text, "vm of process 9", map), Some(0));
+    }
+}
