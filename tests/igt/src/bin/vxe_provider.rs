@@ -74,6 +74,8 @@ fn beside() {
     }
     let bo = buffer(&other, 3);
     drop((bo, other, second));
+    // What is in the device's memory keeps its module, as long as the device is bound.
+    provider.slot().unbind();
     provider.remove();
     assert_eq!(core_references(), core, "references to the core");
     works(&first, "the first device, alone again");
@@ -143,6 +145,10 @@ fn come_and_go(rounds: u32, round: impl Fn(&Provider, &Device, u32)) {
             let device = provider.slot().open();
             round(&provider, &device, done);
             drop(device);
+            if provider.slot().is_bound() && provider.references() != 0 {
+                // Pages of this process are in its memory: batches, say.
+                provider.slot().unbind();
+            }
             longest = longest.max(provider.remove());
             done += 1;
         }
@@ -217,12 +223,9 @@ fn exit() {
         });
         child.link().receive();
         std::thread::sleep(Duration::from_millis(u64::from(number % 5)));
+        child.kill();
         if number % 2 == 0 {
-            child.kill();
-        } else {
-            // The device goes before the process, which may fail for that.
             provider.slot().unbind();
-            drop(child);
         }
     });
 }
