@@ -252,6 +252,14 @@ impl<D: Driver> Found<'_, '_, D> {
         pagemap.populate(mm, self.span(), timeslice_ms)
     }
 
+    /// The same, for the memory of whatever driver, which does not tell how much moved; see
+    /// [`PageMap::populate`].
+    pub fn populate_any(&mut self, memory: &PageMap, timeslice_ms: u32) -> Result {
+        let mm = self.guard.core().mm().ok_or(EINVAL)?;
+        self.walk.forget();
+        memory.populate(mm, self.span(), timeslice_ms)
+    }
+
     /// Maps all pages of the range for all of its devices, or none, as [`Source::get`] says; its
     /// errors are returned, but for a range that the CPU unmaps meanwhile: that is `EAGAIN`.
     ///

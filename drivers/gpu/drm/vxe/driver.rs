@@ -29,12 +29,9 @@ use crate::{
     sync::FenceWaiters,
     vram::Vram,
 };
-use gpusvm::{
-    pagemap::fabric::{
-        self,
-        Port, //
-    },
-    DrmDevice, //
+use gpusvm::pagemap::fabric::{
+    self,
+    Port, //
 };
 use kernel::{
     device, drm, platform,
@@ -217,7 +214,8 @@ impl drm_platform::Driver for VxeDriver {
 
     fn prepare(parent: &platform::Device<device::Bound>, dev: &Device) -> Result {
         dev.bo_kind.populate(bo::kind(dev)?);
-        dev.memory.open(parent.as_ref(), DrmDevice::of(dev))
+        // Last: what it made is taken back when the device is gone.
+        dev.memory.open(parent.as_ref(), dev)
     }
 
     fn files(dev: &Device, tree: &mut Tree) -> Result {

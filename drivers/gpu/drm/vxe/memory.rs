@@ -18,6 +18,7 @@ mod residents;
 
 use crate::{
     driver::Device,
+    region,
     stats::Stat,
     vram::Vram, //
 };
@@ -25,7 +26,12 @@ use core::ptr::NonNull;
 use gpusvm::{
     pagemap::{
         fabric::Port,
+        offer::{
+            Offer,
+            Offered, //
+        },
         provider,
+        PageMapRef,
         PagemapCache,
         Shrinker, //
     },
@@ -39,6 +45,7 @@ use kernel::{
     },
     prelude::*,
     sync::{
+        aref::ARef,
         new_mutex,
         Arc,
         Mutex, //
@@ -74,8 +81,24 @@ pub(crate) struct DeviceMemory {
     /// From when the device is made until it is unbound.
     #[pin]
     cache: Mutex<Option<PagemapCache<Local>>>,
+    /// What others find it by; as long.
+    #[pin]
+    offered: Mutex<Option<Offered>>,
     #[pin]
     residents: Residents,
+}
+
+/// The memory, for other devices. It keeps the device, until the offer ends.
+struct Shared(ARef<Device>);
+
+impl Offer for Shared {
+    fn open(&self, region: u32) -> Result<PageMapRef> {
+        if usize::try_from(region)? != region::VRAM {
+            return Err(ENOENT);
+        }
+        let pagemap = self.0.memory.pagemap(&self.0)?.ok_or(ENOENT)?;
+        Ok(pagemap.page_map().into())
+    }
 }
 
 impl DeviceMemory {
@@ -85,15 +108,20 @@ impl DeviceMemory {
             vram,
             port,
             cache <- new_mutex!(None, "DeviceMemory::cache"),
+            offered <- new_mutex!(None, "DeviceMemory::offered"),
             residents <- Residents::new(),
         })
     }
 
-    /// Makes it ready for VMs. To be called once, before there are any. Fails with `ENOMEM`.
-    pub(crate) fn open(&self, parent: &device::Device<Bound>, drm: &DrmDevice) -> Result {
+    /// Makes it ready for VMs, and for other devices. To be called once, before there are any; then,
+    /// unless it fails, [`close`](Self::close) has to be. Fails with `ENOMEM`.
+    pub(crate) fn open(&self, parent: &device::Device<Bound>, dev: &Device) -> Result {
         if self.vram.is_some() {
+            let drm = DrmDevice::of(dev);
             let shrinker = Shrinker::new_devm(parent, drm)?;
             *self.cache.lock() = Some(PagemapCache::new_devm(parent, drm, &shrinker)?);
+            let shared = KBox::new(Shared(dev.into()), GFP_KERNEL)?;
+            *self.offered.lock() = Some(Offered::new(drm, shared)?);
         }
         Ok(())
     }
@@ -172,6 +200,8 @@ impl DeviceMemory {
     /// Brings all that is there back to system memory, for good: nothing comes there any more. Waits
     /// for what is on its way. The device must be bound still.
     pub(crate) fn close(&self, dev: &Device) {
+        let offered = self.offered.lock().take();
+        drop(offered);
         self.residents.close();
         let started = jiffies::now();
         while self.residents.count() != 0 {

@@ -22,6 +22,9 @@ use kernel_ext::sysinfo;
 /// The number of system memory, in [`Regions`] and in the uAPI.
 pub(crate) const SYSTEM: usize = 0;
 
+/// The number of the device's own memory, in both as well, on a device that has any.
+pub(crate) const VRAM: usize = 1;
+
 /// Where a region's memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {

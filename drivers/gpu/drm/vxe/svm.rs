@@ -98,7 +98,11 @@ use kernel::{
     }, //
 };
 use meter::Meter;
-use migrate::History;
+use migrate::{
+    History,
+    Memory,
+    To, //
+};
 
 /// The sizes of ranges, in bytes: those of xe.
 const CHUNK_SIZES: &[usize] = &[SZ_2M, SZ_64K, SZ_4K];
@@ -325,41 +329,62 @@ pub(crate) fn fault(
     if !page_only {
         vm.dev.stats.inc(Stat::SvmPagefaultCount);
     }
-    map_at(vm, svm, vma, fault, page_only, Meter::of(&vm.dev.stats))
+    map_at(vm, svm, vma, Aim::Serve { fault, page_only })
 }
 
-/// Maps the range at `addr` in `vma`, a mirror, for reading, before the GPU needs it: copies that
-/// a write would make are not made.
+/// Maps the range at `addr` in `vma`, a mirror, for reading, before the GPU needs it, after moving it
+/// to where it is to be: copies that a write would make are not made.
 ///
-/// Fails as [`fault`] does.
-pub(crate) fn populate(
+/// Fails as [`fault`] does; what cannot move is no failure.
+pub(crate) fn prefetch(
     vm: &Context,
     svm: &mut Guard<'_, Mirror>,
     vma: &Vma,
     addr: u64,
+    to: To,
 ) -> Result<Served> {
-    let read = Fault {
-        addr,
-        access: Access::Read,
-    };
-    map_at(vm, svm, vma, read, false, Meter::off())
+    let done = map_at(vm, svm, vma, Aim::Prefetch { addr, to });
+    kernel_ext::drm_dbg!(
+        &vm.dev,
+        "process {}: prefetch at {addr:#x} to {to:?}: {:#x?}",
+        vm.pid,
+        done.as_ref().map(|served| &served.span)
+    );
+    done
 }
 
-fn map_at(
-    vm: &Context,
-    svm: &mut Guard<'_, Mirror>,
-    vma: &Vma,
-    fault: Fault,
-    page_only: bool,
-    meter: Meter<'_>,
-) -> Result<Served> {
+/// What a range is mapped for.
+#[derive(Clone, Copy)]
+enum Aim {
+    /// A fault, with no more than its page if need be.
+    Serve { fault: Fault, page_only: bool },
+    /// A program's foresight.
+    Prefetch { addr: u64, to: To },
+}
+
+fn map_at(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: Aim) -> Result<Served> {
     let started = Instant::<Monotonic>::now();
-    let mut placement = migrate::placement(vm, vma);
+    let (fault, page_only, to, meter) = match aim {
+        Aim::Serve { fault, page_only } => (fault, page_only, None, Meter::of(&vm.dev.stats)),
+        Aim::Prefetch { addr, to } => {
+            let access = Access::Read;
+            (Fault { addr, access }, false, Some(to), Meter::off())
+        }
+    };
+    let exclusive = fault.access == Access::Atomic && migrate::is_exclusive(vm, vma);
+    let placement = match to {
+        Some(To::System) => None,
+        Some(To::Own) => vm.memory.as_ref().map(Memory::Own),
+        // Where it was advised to live does not count for an atomic that must be the device's.
+        None if exclusive => vm.memory.as_ref().map(Memory::Own),
+        Some(To::Advised) | None => migrate::placement(vm, vma),
+    };
     let mut ctx = Ctx::new(match fault.access {
         Access::Read => gpusvm::Access::Read,
         Access::Write | Access::Atomic => gpusvm::Access::Write,
     });
-    ctx.devmem_possible = vm.memory.is_some();
+    ctx.devmem_possible = vm.memory.is_some() || placement.is_some();
+    ctx.devmem_only = exclusive;
     ctx.allow_mixed = true;
     if placement.is_some() {
         // Pages stay in memory that the GPU reaches; else they come to system memory.
@@ -370,7 +395,7 @@ fn map_at(
     let addr = fault.addr as usize;
 
     let mut retry = Retry::bounded();
-    let (mut counted, mut evicted, mut lost) = (false, false, 0);
+    let (mut counted, mut evicted, mut lost, mut moves) = (false, false, 0, 0);
     while let Some(mut attempt) = retry.next() {
         if page_only || lost >= TRIES {
             // If the range is that small already, there is nothing better than to try again.
@@ -403,20 +428,42 @@ fn map_at(
                 span: to_gpu(span.clone()),
                 access,
             };
-            if served.settles(&fault) {
+            // A prefetch that was done is as good; one that is to do moves.
+            if served.settles(&fault) && (to.is_none() || moves != 0) {
                 meter.inc(size, |stats| stats.valid);
                 return Ok(served);
             }
         }
 
-        if let Some(memory) = placement.take() {
+        // Once; an exclusive atomic as often as the CPU takes the memory back.
+        if let Some(memory) = placement.as_ref().filter(|_| moves == 0 || exclusive) {
             let migrate_started = Instant::<Monotonic>::now();
-            let moved = migrate::on_fault(vm, &mut found, memory, &fault);
+            let moved = if exclusive {
+                match migrate::on_atomic(vm, &mut found, memory, moves, &attempt) {
+                    Ok(moved) => Some(moved),
+                    Err(e) if e == EACCES || moves >= TRIES => {
+                        found.remove();
+                        return Err(e);
+                    }
+                    Err(_) => None,
+                }
+            } else if to.is_some() {
+                let policy = vma.attributes.policy;
+                migrate::on_prefetch(vm, &mut found, memory, policy, &attempt);
+                None
+            } else {
+                migrate::on_fault(vm, &mut found, memory, &fault, &attempt)
+            };
             if moved.is_some_and(|moved| moved.moved != 0) {
                 meter.inc(size, |stats| stats.migrations);
                 meter.add_us(size, migrate_started, |stats| stats.migrate_us);
             }
         }
+        if moves == 0 && to.is_some() && placement.is_none() && found.data().in_device() != 0 {
+            // If that fails it stays where it is.
+            let _ = migrate::to_system(vm, &mut found, migrate::Why::Prefetch, &attempt);
+        }
+        moves += 1;
 
         let get_started = Instant::<Monotonic>::now();
         match found.get(&ctx, &attempt) {
@@ -481,12 +528,14 @@ fn bind(
     view: View<'_>,
 ) -> Result<Served> {
     let span = to_gpu(view.span());
-    let (mut stale, mut segments, mut writable) = (Hull::new(), 0, true);
-    let mut in_device = 0;
+    let (mut stale, mut segments, mut in_device) = (Hull::new(), 0, 0);
+    // What works on all of it.
+    let mut rights = PteFlag::Writable | PteFlag::Atomic;
     let mut map = |run: Run| -> Result {
         segments += 1;
-        writable &= run.writable;
-        stale.add(run.map(vm, staged, vma)?);
+        let flags = run.flags(vm, vma);
+        rights &= flags;
+        stale.add(run.map(vm, staged, flags)?);
         Ok(())
     };
     let mut run: Option<Run> = None;
@@ -519,7 +568,7 @@ fn bind(
     }
     stale.flush(&vm.aspace, &vm.dev.stats);
 
-    let access = match pte_flags(vma, writable) {
+    let access = match rights {
         flags if flags.contains(PteFlag::Atomic) => Access::Atomic,
         flags if flags.contains(PteFlag::Writable) => Access::Write,
         _ => Access::Read,
@@ -528,11 +577,11 @@ fn bind(
     Ok(Served { span, access })
 }
 
-/// What the GPU may do with pages in `vma` that are writable or not.
-pub(crate) fn pte_flags(vma: &Vma, writable: bool) -> PteFlags {
+/// What the GPU may do with pages in `vma` that are writable or not, and bear its atomics or not.
+pub(crate) fn pte_flags(vma: &Vma, writable: bool, atomics: bool) -> PteFlags {
     if !writable || vma.read_only {
         PteFlags::empty()
-    } else if vma.attributes.atomics.by_device() {
+    } else if atomics && vma.attributes.atomics.by_device() {
         PteFlag::Writable | PteFlag::Atomic
     } else {
         PteFlag::Writable.into()
@@ -571,8 +620,14 @@ impl Run {
         }
     }
 
-    fn map(&self, vm: &Context, staged: &mut Staged, vma: &Vma) -> Result<Option<Span>> {
-        let flags = pte_flags(vma, self.writable);
+    /// What the GPU may do there.
+    fn flags(&self, vm: &Context, vma: &Vma) -> PteFlags {
+        let in_system = matches!(self.target, Target::System(_));
+        let atomics = !(in_system && migrate::is_exclusive(vm, vma));
+        pte_flags(vma, self.writable, atomics)
+    }
+
+    fn map(&self, vm: &Context, staged: &mut Staged, flags: PteFlags) -> Result<Option<Span>> {
         vm.aspace.map(staged, self.va, self.len, self.target, flags)
     }
 }

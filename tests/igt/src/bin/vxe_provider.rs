@@ -4,11 +4,12 @@
 //! and removed while the first device works, and nothing of it is left.
 
 use std::{
+    os::fd::AsRawFd,
     process::ExitCode,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
     time::{Duration, Instant},
 };
-use vxe_client::{Bind, Bo, Device, Vm};
+use vxe_client::{Advice, Bind, Bo, Device, Location, Migrate, Vm};
 use vxe_igt::{
     env::iterations,
     gpu::device,
@@ -126,9 +127,19 @@ fn counting(gpu: &Gpu, map: Map, stop: &AtomicBool) -> u32 {
     jobs
 }
 
+/// Has memory live on a device, and be used there.
+fn place(vm: &Vm, map: Map, device: &Device) {
+    let (at, length) = (map.at(0), map.len() as u64);
+    let location = Location::Device { fd: device.as_raw_fd(), region: 1 };
+    let advice = Advice::Preferred(location, Migrate::AllPages);
+    vm.madvise(at, length, advice).expect("a place on the second device");
+    vm.bind(&[Bind::prefetch(at, length, -1)]).expect("a prefetch");
+}
+
 /// The second driver comes and goes, `rounds` times or as often as there is time for, while the
-/// first device works; `round` is what happens in between.
-fn come_and_go(rounds: u32, round: impl Fn(&Provider, &Device, u32)) {
+/// first device works, out of the second one's memory if `placed`; `round` is what happens in
+/// between.
+fn come_and_go(rounds: u32, placed: bool, round: impl Fn(&Provider, &Device, u32)) {
     let core = core_references();
     let _expedited = Expedited::now();
     let map = Map::aligned(SZ_2M, SZ_2M);
@@ -143,6 +154,9 @@ fn come_and_go(rounds: u32, round: impl Fn(&Provider, &Device, u32)) {
         while done < iterations(rounds) && start.elapsed() < ENOUGH {
             let provider = Provider::load(VRAM_MB);
             let device = provider.slot().open();
+            if placed {
+                place(&vm, map, &device);
+            }
             round(&provider, &device, done);
             drop(device);
             if provider.slot().is_bound() && provider.references() != 0 {
@@ -192,12 +206,12 @@ fn use_up(provider: &Provider, device: &Device, number: u32) {
 }
 
 fn removed() {
-    come_and_go(500, use_up);
+    come_and_go(500, true, use_up);
 }
 
 /// The module goes with its device bound and never used, or used a moment ago.
 fn bound() {
-    come_and_go(40, |_, device, number| {
+    come_and_go(40, false, |_, device, number| {
         if number % 2 == 0 {
             works(device, "the second device");
         }
@@ -206,7 +220,7 @@ fn bound() {
 
 /// A process with both devices is killed in the middle of its work.
 fn exit() {
-    come_and_go(60, |provider, _, number| {
+    come_and_go(60, false, |provider, _, number| {
         let child = fork(|link| {
             let gpu = Gpu::on_device(&provider.slot().open());
             let first = Gpu::new();
@@ -241,7 +255,7 @@ fn reclaim() {
             }
         });
         let _stop = OnDrop(|| stop.store(true, Ordering::Release));
-        come_and_go(60, use_up);
+        come_and_go(60, false, use_up);
     });
     println!("reclaimed {} times", times.into_inner());
 }

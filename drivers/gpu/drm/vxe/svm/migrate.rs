@@ -23,15 +23,24 @@ use crate::{
     memory::Pagemap,
     stats::Stat,
     vm::{
-        attributes::Location,
+        attributes::{
+            Atomics,
+            Location,
+            MigrationPolicy, //
+        },
         vma::Vma, //
     }, //
 };
 use gpusvm::{
-    pagemap::to_device::Moved,
+    pagemap::{
+        to_device::Moved,
+        PageMap,
+        PageMapRef, //
+    },
     Attempt,
     Found,
-    RangeFlag, //
+    RangeFlag,
+    ScanResult, //
 };
 use kernel::{
     fmt,
@@ -76,7 +85,6 @@ pub(crate) enum Why {
     /// The GPU faulted.
     Fault,
     /// A program said that the GPU will.
-    #[allow(dead_code, reason = "prefetch is to use it")]
     Prefetch,
     /// The GPU cannot work where it is.
     Access,
@@ -172,11 +180,171 @@ impl History {
     }
 }
 
-/// The memory where what is in a VMA should live; none for that of the system.
-pub(crate) fn placement<'a>(vm: &'a Context, vma: &Vma) -> Option<&'a Pagemap> {
-    match vma.attributes.location {
-        Location::FaultingDevice => vm.memory.as_ref(),
+/// Where a program wants memory to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum To {
+    /// In system memory.
+    System,
+    /// In the memory of the device.
+    Own,
+    /// Where it was advised to live.
+    Advised,
+}
+
+/// The memory of a device.
+pub(crate) enum Memory<'a> {
+    /// The VM's own.
+    Own(&'a Pagemap),
+    /// Another, of whatever driver.
+    Other(PageMapRef),
+}
+
+impl Memory<'_> {
+    fn page_map(&self) -> &PageMap {
+        match self {
+            Self::Own(memory) => memory.page_map(),
+            Self::Other(memory) => memory,
+        }
+    }
+
+    /// Moves what can move of a range.
+    fn populate(
+        &self,
+        found: &mut Found<'_, '_, Mirror>,
+        stay_ms: u32,
+        attempt: &Attempt<'_>,
+    ) -> Result<Moved> {
+        match self {
+            Self::Own(memory) => found.populate(memory, stay_ms),
+            Self::Other(memory) => {
+                let size = found.size();
+                if found.scan_for(memory, attempt) == ScanResult::Equal {
+                    return Ok(Moved {
+                        left: size,
+                        ..Moved::default()
+                    });
+                }
+                found.populate_any(memory, stay_ms)?;
+                // Its driver does not tell. What is not all there is taken for nothing.
+                let moved = match found.scan_for(memory, attempt) {
+                    ScanResult::Equal => size,
+                    _ => 0,
+                };
+                Ok(Moved {
+                    moved,
+                    copied: moved,
+                    left: size - moved,
+                })
+            }
+        }
+    }
+}
+
+impl fmt::Display for Memory<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Own(_) => "device memory",
+            Self::Other(_) => "another device's memory",
+        })
+    }
+}
+
+/// The memory where what is in a VMA should live; none for that of the system, which takes the place
+/// of a device that is gone, and is where atomics are the CPU's alone.
+pub(crate) fn placement<'a>(vm: &'a Context, vma: &Vma) -> Option<Memory<'a>> {
+    let own = vm.memory.as_ref();
+    if vma.attributes.atomics == Atomics::Cpu {
+        return None;
+    }
+    match &vma.attributes.location {
+        Location::FaultingDevice => own.map(Memory::Own),
         Location::System => None,
+        Location::Device { place, .. } => match place.open() {
+            Ok(memory) => Some(match own {
+                Some(own) if own.page_map().as_raw() == memory.as_raw() => Memory::Own(own),
+                _ => Memory::Other(memory),
+            }),
+            Err(e) => {
+                kernel_ext::drm_dbg!(
+                    &vm.dev,
+                    "process {}: the memory preferred at {:#x} cannot be had: {e:?}",
+                    vm.pid,
+                    vma.span.start
+                );
+                None
+            }
+        },
+    }
+}
+
+/// Whether an atomic of the GPU in `vma` needs the memory to be the device's.
+pub(crate) fn is_exclusive(vm: &Context, vma: &Vma) -> bool {
+    vm.memory.is_some() && vma.attributes.atomics.are_exclusive()
+}
+
+/// Moves a range to where a program said that the GPU will need it. What cannot move stays where it
+/// is, and is mapped there.
+pub(super) fn on_prefetch(
+    vm: &Context,
+    found: &mut Found<'_, '_, Mirror>,
+    memory: &Memory<'_>,
+    policy: MigrationPolicy,
+    attempt: &Attempt<'_>,
+) {
+    if !found.has(RangeFlag::MigrateDevmem) {
+        kernel_ext::drm_dbg!(
+            &vm.dev,
+            "process {}: {:#x?} cannot move to {memory} (prefetch): not anonymous memory",
+            vm.pid,
+            found.span()
+        );
+        return;
+    }
+    gather(vm, found, memory, policy, attempt);
+    // An error was told, and leaves all where it was.
+    let _ = to_vram(vm, found, memory, Why::Prefetch, STAY_MS, attempt);
+}
+
+/// Moves a range to the device for an atomic that is to be exclusive, and has it stay there for a time
+/// that grows with `tries`.
+///
+/// Fails with `EACCES` for memory that never moves, and as [`to_vram`] does.
+pub(super) fn on_atomic(
+    vm: &Context,
+    found: &mut Found<'_, '_, Mirror>,
+    memory: &Memory<'_>,
+    tries: u32,
+    attempt: &Attempt<'_>,
+) -> Result<Moved> {
+    if !found.has(RangeFlag::MigrateDevmem) {
+        kernel_ext::drm_dbg!(
+            &vm.dev,
+            "process {}: {:#x?} cannot move to {memory} (atomic): not anonymous memory",
+            vm.pid,
+            found.span()
+        );
+        return Err(EACCES);
+    }
+    gather(vm, found, memory, MigrationPolicy::AllPages, attempt);
+    let stay_ms = growing(STAY_MS, tries, MAX_STAY_MS);
+    to_vram(vm, found, memory, Why::Access, stay_ms, attempt)
+}
+
+/// Brings pages from other devices' memory to where they can move from, if all pages are to move.
+fn gather(
+    vm: &Context,
+    found: &mut Found<'_, '_, Mirror>,
+    memory: &Memory<'_>,
+    policy: MigrationPolicy,
+    attempt: &Attempt<'_>,
+) {
+    if policy == MigrationPolicy::AllPages {
+        if let ScanResult::Other | ScanResult::MixedDevice =
+            found.scan_for(memory.page_map(), attempt)
+        {
+            // If that fails they stay where they are.
+            let _ = to_system(vm, found, Why::Access, attempt);
+        }
     }
 }
 
@@ -192,8 +360,9 @@ fn is_movable(found: &Found<'_, '_, Mirror>) -> bool {
 pub(super) fn on_fault(
     vm: &Context,
     found: &mut Found<'_, '_, Mirror>,
-    memory: &Pagemap,
+    memory: &Memory<'_>,
     fault: &Fault,
+    attempt: &Attempt<'_>,
 ) -> Option<Moved> {
     if !is_movable(found) {
         return None;
@@ -216,7 +385,7 @@ pub(super) fn on_fault(
             return None;
         }
     };
-    to_vram(vm, found, memory, Why::Fault, stay).ok()
+    to_vram(vm, found, memory, Why::Fault, stay, attempt).ok()
 }
 
 /// Moves what can move of a range to `memory`, and has it stay there for `stay_ms` milliseconds even if
@@ -231,16 +400,17 @@ pub(super) fn on_fault(
 pub(crate) fn to_vram(
     vm: &Context,
     found: &mut Found<'_, '_, Mirror>,
-    memory: &Pagemap,
+    memory: &Memory<'_>,
     why: Why,
     stay_ms: u32,
+    attempt: &Attempt<'_>,
 ) -> Result<Moved> {
     let mut total = Moved::default();
-    for attempt in 1..=TRIES {
-        let moved = found.populate(memory, stay_ms).inspect_err(|e| {
+    for round in 1..=TRIES {
+        let moved = memory.populate(found, stay_ms, attempt).inspect_err(|e| {
             kernel_ext::drm_dbg!(
                 &vm.dev,
-                "process {}: {:#x?} cannot move to device memory ({why}): {e:?}",
+                "process {}: {:#x?} cannot move to {memory} ({why}): {e:?}",
                 vm.pid,
                 found.span()
             );
@@ -262,8 +432,8 @@ pub(crate) fn to_vram(
         };
         // What is left is there already, or never moves, or somebody held it just then: of a range that
         // never came, or not as a whole, it is worth another look.
-        let stuck = moved.moved == 0 && (attempt > 1 || !is_new);
-        if total.left == 0 || attempt == TRIES || stuck {
+        let stuck = moved.moved == 0 && (round > 1 || !is_new);
+        if total.left == 0 || round == TRIES || stuck {
             break;
         }
         vm.dev.stats.inc(Stat::SvmMigrateRetryCount);
@@ -273,7 +443,7 @@ pub(crate) fn to_vram(
     }
     kernel_ext::drm_dbg!(
         &vm.dev,
-        "process {}: {:#x?} to device memory ({why}): {} KiB moved, {} KiB copied, {} KiB left, stays {stay_ms} ms",
+        "process {}: {:#x?} to {memory} ({why}): {} KiB moved, {} KiB copied, {} KiB left, stays {stay_ms} ms",
         vm.pid,
         found.span(),
         total.moved / 1024,

@@ -10,6 +10,7 @@ use crate::{
     driver::Device,
     uapi, //
 };
+use gpusvm::pagemap::offer::Place;
 use kernel::prelude::*;
 
 /// An index into the page attribute table of the device, the one of xe's Battlemage.
@@ -61,7 +62,7 @@ pub(crate) enum Atomics {
     Undefined,
     /// The GPU.
     Device,
-    /// The GPU and the CPU.
+    /// The GPU and the CPU, each while it has the memory for itself.
     Global,
     /// The CPU only: an atomic of the GPU is an error.
     Cpu,
@@ -92,9 +93,15 @@ impl Atomics {
         }
     }
 
-    /// Whether the GPU may do them.
+    /// Whether the GPU may do them, be it elsewhere than where the memory is now.
     pub(crate) fn by_device(self) -> bool {
         self != Self::Cpu
+    }
+
+    /// Whether the GPU of a device with memory of its own does them in device memory only: where the
+    /// CPU cannot at the same time.
+    pub(crate) fn are_exclusive(self) -> bool {
+        self == Self::Global
     }
 }
 
@@ -130,40 +137,55 @@ impl MigrationPolicy {
 }
 
 /// Where memory should live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Location {
-    /// In the memory of the device that faults. vxe has none yet: the same as `System`.
+    /// In the memory of the device that faults, if it has any.
     FaultingDevice,
     /// In system memory.
     System,
+    /// In the memory of a certain device.
+    Device {
+        /// The descriptor by which a program named it.
+        fd: i32,
+        /// The memory, if it is still there.
+        place: Place,
+    },
 }
 
 impl Location {
     /// From `devmem_fd` and `region_instance`.
     ///
-    /// Fails with `EINVAL` for values that mean nothing, and with `ENOENT`, as xe does, for a
-    /// file that is no device with memory: no device here has any.
-    pub(crate) fn new(devmem_fd: i32, region_instance: u16) -> Result<Self> {
+    /// Fails as xe does: with `EINVAL` for values that mean nothing, `ENOENT` for a file that is no
+    /// device with such memory, `ENODEV` for a device that is gone, and `ENOLINK` for one that `dev`
+    /// has no fast interconnect with.
+    pub(crate) fn new(dev: &Device, devmem_fd: i32, region_instance: u16) -> Result<Self> {
         match devmem_fd {
             0 | -1 if region_instance != 0 => Err(EINVAL),
             0 => Ok(Self::FaultingDevice),
             -1 => Ok(Self::System),
-            1.. => Err(ENOENT),
+            fd @ 1.. => {
+                // CAST: It is positive.
+                let place = Place::from_fd(fd as u32, region_instance.into())?;
+                let memory = place.open()?;
+                ensure!(dev, memory.owner() == dev.memory.owner(), ENOLINK);
+                Ok(Self::Device { fd, place })
+            }
             _ => Err(EINVAL),
         }
     }
 
     /// `devmem_fd` in the uAPI.
-    pub(crate) fn devmem_fd(self) -> i32 {
+    pub(crate) fn devmem_fd(&self) -> i32 {
         match self {
             Self::FaultingDevice => 0,
             Self::System => -1,
+            Self::Device { fd, .. } => *fd,
         }
     }
 }
 
 /// The attributes of a VMA.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Attributes {
     /// Caching.
     pub(crate) pat: PatIndex,

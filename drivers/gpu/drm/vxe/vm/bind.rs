@@ -49,6 +49,7 @@ use crate::{
     gpu::Staged,
     svm::{
         self,
+        migrate::To,
         to_cpu,
         Hull,
         Mirror, //
@@ -148,7 +149,7 @@ struct Plan {
     /// Where buffers are to be mapped now.
     at_once: KVVec<Span>,
     /// Where pages are to be mapped before they are needed.
-    prefetches: KVVec<Span>,
+    prefetches: KVVec<(Span, To)>,
 }
 
 /// A buffer that is about to be mapped: its VMA, and memory for the page table.
@@ -170,8 +171,8 @@ impl Vm {
             self.bind_locked(&mut svm, ops)?
         };
         drop(retired);
-        for span in prefetches {
-            self.prefetch(span);
+        for (span, to) in prefetches {
+            self.prefetch(span, to);
         }
         Ok(())
     }
@@ -180,7 +181,7 @@ impl Vm {
         &self,
         svm: &mut Guard<'_, Mirror>,
         ops: &[Op<ARef<Bo>>],
-    ) -> Result<(Retired, KVVec<Span>)> {
+    ) -> Result<(Retired, KVVec<(Span, To)>)> {
         let context = self.svm.vm();
         let mut map = self.map.lock();
         let mut changes = map.change();
@@ -229,10 +230,10 @@ impl Vm {
     ///
     /// The SVM lock is taken for one range at a time, so that faults get their turn. Ends early
     /// for a caller that has a signal pending.
-    fn prefetch(&self, span: Span) {
+    fn prefetch(&self, span: Span, to: To) {
         let mut at = span.start;
         while at < span.end && !kernel::current!().signal_pending() {
-            match self.prefetch_one(at, span.end) {
+            match self.prefetch_one(at, span.end, to) {
                 Some(next) => at = next,
                 None => return,
             }
@@ -241,7 +242,7 @@ impl Vm {
 
     /// Maps the first range or buffer from `at` on and before `end`, if that is possible; returns
     /// the address after it. None if nothing is left.
-    fn prefetch_one(&self, at: u64, end: u64) -> Option<u64> {
+    fn prefetch_one(&self, at: u64, end: u64, to: To) -> Option<u64> {
         let mut svm = self.svm.lock_killable().ok()?;
         if self.is_closed() {
             return None;
@@ -264,13 +265,10 @@ impl Vm {
                 };
                 // CAST: Addresses have 64 bits at most.
                 let start = start as u64;
-                match svm::populate(self.svm.vm(), &mut svm, &vma, start) {
+                match svm::prefetch(self.svm.vm(), &mut svm, &vma, start, to) {
                     Ok(served) => Some(served.span.end),
                     // Where a chunk has pages that cannot be had, the rest of it is left to faults.
-                    Err(e) => {
-                        kernel_ext::drm_dbg!(&self.dev, "nothing to prefetch at {start:#x}: {e:?}");
-                        Some(svm::end_of_chunk(start))
-                    }
+                    Err(_) => Some(svm::end_of_chunk(start)),
                 }
             }
         }
@@ -340,7 +338,9 @@ impl Plan {
                 }
                 Ok(())
             }
-            Op::Prefetch { span } => Ok(self.prefetches.push(span.clone(), GFP_KERNEL)?),
+            Op::Prefetch { span, to } => {
+                Ok(self.prefetches.push((span.clone(), *to), GFP_KERNEL)?)
+            }
         }
     }
 

@@ -61,7 +61,7 @@ pub(super) fn write(
     bo: &Bo,
     offset: u64,
 ) -> Result<Served> {
-    let flags = pte_flags(vma, true);
+    let flags = pte_flags(vma, true, true);
     let mut stale = Hull::new();
     let (mut at, mut skip) = (vma.span.start, offset);
     let mut result = Ok(());

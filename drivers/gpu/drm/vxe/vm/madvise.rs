@@ -52,7 +52,6 @@ use kernel::{
 };
 
 /// A piece of advice.
-#[derive(Clone, Copy, Debug)]
 enum Advice {
     /// Where memory should live.
     Preferred(Location, MigrationPolicy),
@@ -74,7 +73,10 @@ impl Advice {
                 ensure!(dev, reserved == 0, EINVAL);
                 let policy = MigrationPolicy::new(dev, policy.into())?;
                 // CAST: Descriptors are signed, but not in the uAPI.
-                Ok(Self::Preferred(Location::new(fd as i32, region)?, policy))
+                Ok(Self::Preferred(
+                    Location::new(dev, fd as i32, region)?,
+                    policy,
+                ))
             }
             uapi::DRM_XE_MEM_RANGE_ATTR_ATOMIC => {
                 let (value, pad, reserved) = args.value();
@@ -105,21 +107,21 @@ impl Advice {
     }
 
     /// The attributes of `vma` when it is followed. Fails with `EINVAL` if that cannot be.
-    fn apply(self, vma: &Vma) -> Result<Attributes> {
-        let mut attributes = vma.attributes;
+    fn apply(&self, vma: &Vma) -> Result<Attributes> {
+        let mut attributes = vma.attributes.clone();
         match self {
             // Where a buffer lives was decided when it was made.
             Self::Preferred(location, policy) if vma.is_mirror() => {
-                (attributes.location, attributes.policy) = (location, policy);
+                (attributes.location, attributes.policy) = (location.clone(), *policy);
             }
             Self::Preferred(..) | Self::Purgeable(_) => {}
             Self::Atomics(atomics) => {
                 if let Backing::Bo { bo, .. } = &vma.backing {
-                    check_atomics(atomics, bo.placement())?;
+                    check_atomics(*atomics, bo.placement())?;
                 }
-                attributes.atomics = atomics;
+                attributes.atomics = *atomics;
             }
-            Self::Pat(pat) => attributes.pat = pat,
+            Self::Pat(pat) => attributes.pat = *pat,
         }
         Ok(attributes)
     }
@@ -142,7 +144,7 @@ fn check_atomics(atomics: Atomics, placement: u32) -> Result {
 /// MADVISE.
 ///
 /// Fails as xe does: with `EINVAL`, `ENOENT` for a VM that is closed and for a device that there is
-/// not, `EINTR` for a process that is killed, `EFAULT`, `ENOMEM`.
+/// not, `ENODEV` for one that is gone, `ENOLINK` for one without a fast interconnect, `EINTR` for a process that is killed, `EFAULT`, `ENOMEM`.
 pub(crate) fn ioctl(
     dev: &IoctlDevice,
     args: &mut uapi::drm_xe_madvise,

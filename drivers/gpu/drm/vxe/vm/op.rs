@@ -25,6 +25,7 @@ use crate::{
         DrmFile,
         RegisteredDevice, //
     },
+    svm::migrate::To,
     uapi, //
 };
 use kernel::{
@@ -46,6 +47,10 @@ const FLAGS: u32 = uapi::DRM_XE_VM_BIND_FLAG_READONLY
     | uapi::DRM_XE_VM_BIND_FLAG_CPU_ADDR_MIRROR
     | uapi::DRM_XE_VM_BIND_FLAG_MADVISE_AUTORESET
     | uapi::DRM_XE_VM_BIND_FLAG_DECOMPRESS;
+
+/// The region that stands for what was advised.
+// CAST: -1, in an unsigned field.
+const ADVISED: u32 = uapi::DRM_XE_CONSULT_MEM_ADVISE_PREF_LOC as u32;
 
 /// A buffer by its handle, as userspace names it.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +96,8 @@ pub(crate) enum Op<B> {
     Prefetch {
         /// Where.
         span: Span,
+        /// Where they are to be then.
+        to: To,
     },
 }
 
@@ -135,9 +142,7 @@ impl Op<Handle> {
         ensure!(dev, region == 0 || is_prefetch, EINVAL);
         ensure!(
             dev,
-            // CAST: -1, in an unsigned field.
-            region == uapi::DRM_XE_CONSULT_MEM_ADVISE_PREF_LOC as u32
-                || 1u32.checked_shl(region).unwrap_or(0) & dev.regions.mask() != 0,
+            region == ADVISED || 1u32.checked_shl(region).unwrap_or(0) & dev.regions.mask() != 0,
             EINVAL
         );
         ensure!(dev, offset % PAGE_SIZE as u64 == 0, EINVAL);
@@ -185,7 +190,14 @@ impl Op<Handle> {
             }
             _ => {
                 ensure!(dev, obj == 0, EINVAL);
-                Op::Prefetch { span: span()? }
+                Op::Prefetch {
+                    span: span()?,
+                    to: match region {
+                        ADVISED => To::Advised,
+                        0 => To::System,
+                        _ => To::Own,
+                    },
+                }
             }
         })
     }
@@ -252,7 +264,7 @@ impl Op<Handle> {
                 bo: lookup(bo, pat)?,
                 pat,
             },
-            Op::Prefetch { span } => Op::Prefetch { span },
+            Op::Prefetch { span, to } => Op::Prefetch { span, to },
         })
     }
 }

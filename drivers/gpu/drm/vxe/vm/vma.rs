@@ -104,7 +104,7 @@ impl fmt::Display for Vma {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:#018x}-{:#018x} {} pat={:<2} atomics={:<9}",
+            "{:#018x}-{:#018x} {} pat={:<2} atomics={:<9} location={:<2}",
             self.span.start,
             self.span.end,
             if self.read_only { "r-" } else { "rw" },
@@ -115,6 +115,7 @@ impl fmt::Display for Vma {
                 super::attributes::Atomics::Global => "global",
                 super::attributes::Atomics::Cpu => "cpu",
             },
+            self.attributes.location.devmem_fd(),
         )?;
         match &self.backing {
             Backing::Mirror => write!(f, " mirror"),
