@@ -5,6 +5,7 @@
 
 mod in_flight;
 mod memory;
+mod moves;
 mod table;
 mod work;
 
@@ -49,9 +50,20 @@ fn demo() -> Result<(), Box<dyn Error>> {
         println!("  {line}");
     }
 
+    let moves = moves::run(&queue)?;
+    if let Some(moves) = &moves {
+        println!(
+            "\nMemory lives where it is worked on: three of {} in a device that has room for {}:",
+            table::size(moves.size),
+            table::size(moves.room)
+        );
+        print!("{}", moves.table);
+    }
+
     println!("\nWhat the driver counted:");
     print!("{}", counters(&device, before.as_ref()));
-    let wrong: Vec<_> = done.iter().filter_map(|d| d.wrong.as_deref()).collect();
+    let mut wrong: Vec<_> = done.iter().filter_map(|d| d.wrong.as_deref()).collect();
+    wrong.extend(moves.as_ref().and_then(|m| m.wrong.as_deref()));
     if wrong.is_empty() {
         Ok(())
     } else {
@@ -67,6 +79,7 @@ fn memory_table(done: &[Done]) -> Table {
         "faults",
         "ranges",
         "pages mapped",
+        "in device",
         "time",
         "every byte",
     ]);
@@ -76,8 +89,9 @@ fn memory_table(done: &[Done]) -> Table {
             format!("{:#x}", d.span.start),
             table::size(d.span.end - d.span.start),
             d.faults.map_or("?".into(), |n| n.to_string()),
-            d.chunks.clone(),
-            d.pages.clone(),
+            d.mapped.chunks.clone(),
+            d.mapped.pages.clone(),
+            d.mapped.device.clone(),
             table::milliseconds(d.time),
             d.wrong.as_ref().map_or("right", |_| "WRONG").to_owned(),
         ]);

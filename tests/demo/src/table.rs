@@ -56,6 +56,7 @@ fn is_figure(cell: &str) -> bool {
 pub fn size(bytes: u64) -> String {
     match bytes {
         b if b % (1 << 20) == 0 => format!("{} MiB", b >> 20),
+        b if b > 1 << 20 => format!("{:.1} MiB", b as f64 / f64::from(1 << 20)),
         b => format!("{} KiB", b >> 10),
     }
 }
@@ -86,6 +87,7 @@ mod tests {
     fn units_are_those_of_people() {
         assert_eq!(size(4 << 20), "4 MiB");
         assert_eq!(size(64 << 10), "64 KiB");
+        assert_eq!(size(16512 << 10), "16.1 MiB");
         assert_eq!(microseconds(1500), "1.5 ms");
     }
 }

@@ -21,10 +21,17 @@ pub struct Done {
     pub name: &'static str,
     pub span: Range<u64>,
     pub faults: Option<u64>,
-    pub chunks: String,
-    pub pages: String,
+    pub mapped: Mapped,
     pub time: Duration,
     pub wrong: Option<String>,
+}
+
+/// What the GPU has mapped of some memory, in words.
+pub struct Mapped {
+    pub chunks: String,
+    pub pages: String,
+    /// How many of the pages are in the device's memory.
+    pub device: String,
 }
 
 /// The part of some memory that is whole pages: copies need it aligned.
@@ -61,15 +68,17 @@ pub fn work(
         now.since(&before).get("svm_pagefault_count")
     });
 
+    let at = memory.as_ptr() as u64;
+    let span = at..at + size_of_val(memory) as u64;
+    // Before the CPU takes some of it back by looking.
+    let mapped = ranges(device, &span);
+
     let half = first.len();
     let wrong = first_difference(memory, |i| expected(i % half)).map(|(i, found)| {
         let wanted = expected(i % half);
         format!("{name}: word {i} is {found:#x} instead of {wanted:#x}")
     });
-    let at = memory.as_ptr() as u64;
-    let span = at..at + size_of_val(memory) as u64;
-    let (chunks, pages) = ranges(device, &span);
-    Ok(Done { name, span, faults, chunks, pages, time, wrong })
+    Ok(Done { name, span, faults, mapped, time, wrong })
 }
 
 fn filled(i: usize) -> u32 {
@@ -85,18 +94,19 @@ fn expected(i: usize) -> u32 {
     }
 }
 
-/// The sizes of the ranges in which the GPU has the memory now, and how many of its pages.
-fn ranges(device: &Device, span: &Range<u64>) -> (String, String) {
+/// The sizes of the ranges in which the GPU has the memory now, how many of its pages, and where.
+fn ranges(device: &Device, span: &Range<u64>) -> Mapped {
     let Ok(report) = Report::read(device) else {
-        return ("?".into(), "?".into());
+        return Mapped { chunks: "?".into(), pages: "?".into(), device: "?".into() };
     };
-    let (mut counts, mut bytes) = ([0; 3], 0);
+    let (mut counts, mut bytes, mut in_device) = ([0; 3], 0, 0);
     for range in report.within(span.clone()).filter(|r| r.is_mapped()) {
         counts[match range.size() {
             0..=0xffff => 0,
             0x1_0000..=0x1f_ffff => 1,
             _ => 2,
         }] += 1;
+        in_device += range.device;
         bytes += range.span.end.min(span.end) - range.span.start.max(span.start);
     }
     let names = ["4K", "64K", "2M"].iter().zip(counts);
@@ -105,7 +115,11 @@ fn ranges(device: &Device, span: &Range<u64>) -> (String, String) {
         .map(|(name, count)| format!("{count} of {name}"))
         .collect();
     let all = (span.end - span.start) / 4096;
-    (chunks.join(", "), format!("{} of {all}", bytes / 4096))
+    Mapped {
+        chunks: chunks.join(", "),
+        pages: format!("{} of {all}", bytes / 4096),
+        device: (in_device / 4096).to_string(),
+    }
 }
 
 #[cfg(test)]

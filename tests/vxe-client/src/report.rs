@@ -12,6 +12,8 @@ pub struct MirroredRange {
     pub span: Range<u64>,
     /// Its state in the driver's words: `mapped`, for instance.
     pub state: String,
+    /// How much of it the GPU has mapped in a device's memory, in bytes.
+    pub device: u64,
     /// What else the driver says, as it says it.
     pub details: String,
 }
@@ -27,7 +29,12 @@ impl MirroredRange {
             return None;
         }
         let state = words.next()?.to_owned();
-        Some(Self { span, state, details: words.collect::<Vec<_>>().join(" ") })
+        let details: Vec<_> = words.collect();
+        let device = details
+            .iter()
+            .find_map(|word| word.strip_prefix("device=")?.strip_suffix('K')?.parse::<u64>().ok());
+        let (device, details) = (device.unwrap_or(0) * 1024, details.join(" "));
+        Some(Self { span, state, device, details })
     }
 
     /// Size in bytes.
@@ -107,7 +114,7 @@ vm of process 7
   vmas:
     0x000000000000-0x1000000000000 mirror
   ranges:
-    0x00007f0000010000-0x00007f0000020000    64K mapped   rw- segments=16
+    0x00007f0000010000-0x00007f0000020000    64K mapped   rw- segments=16 device=12K
     0x00007f0000200000-0x00007f0000400000  2048K unmapped --- segments=0
 vm of process 8
   faults: served=100
@@ -125,7 +132,8 @@ vm of process 7
         assert_eq!(report.ranges.len(), 2);
         let first = &report.ranges[0];
         assert_eq!((first.size(), first.is_mapped()), (64 << 10, true));
-        assert_eq!(first.details, "rw- segments=16");
+        assert_eq!(first.details, "rw- segments=16 device=12K");
+        assert_eq!((first.device, report.ranges[1].device), (12 << 10, 0));
         assert!(!report.ranges[1].is_mapped());
         assert_eq!(report.within(0x7f00_0001_f000..0x7f00_0020_0000).count(), 1);
         assert_eq!(Report::parse(TEXT, 9), Report::default());
