@@ -56,6 +56,12 @@ module! {
     authors: ["The gpusvm authors"],
     description: "GPU shared virtual memory",
     license: "GPL",
+    params: {
+        huge_device_pages: u8 {
+            default: 0,
+            description: "Move huge pages to devices as such: not safe on Linux 7.3",
+        },
+    },
 }
 
 struct GpuSvmModule;
@@ -67,6 +73,7 @@ impl kernel::Module for GpuSvmModule {
             kernel_ext::fabric::init();
             pagemap::init();
         }
+        pagemap::to_device::allow_huge_pages(module_parameters::huge_device_pages.value() != 0);
         Ok(Self)
     }
 }

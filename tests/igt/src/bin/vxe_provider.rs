@@ -237,9 +237,13 @@ fn exit() {
         });
         child.link().receive();
         std::thread::sleep(Duration::from_millis(u64::from(number % 5)));
-        child.kill();
         if number % 2 == 0 {
+            child.kill();
             provider.slot().unbind();
+        } else {
+            // The device goes before the process, which may fail for that.
+            provider.slot().unbind();
+            drop(child);
         }
     });
 }

@@ -22,7 +22,10 @@ use kernel::{
     mm::virt::{flags, VmaRef},
     page::{PAGE_SHIFT, PAGE_SIZE},
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc, //
+    }, //
 };
 use kernel_ext::{
     bindings as ext,
@@ -184,6 +187,19 @@ fn piece(index: usize, entry: Entry) -> Piece {
     }
 }
 
+/// Whether huge pages of RAM become huge pages of device memory. If not, they become as many small
+/// ones, next to each other where the provider has them so.
+static HUGE_PAGES_ALLOWED: Atomic<bool> = Atomic::new(false);
+
+/// Sets whether huge pages may move as such, from now on.
+///
+/// They should not, on a kernel where `zap_huge_pmd()` takes the entry of a migration under way for a
+/// mapping, if the folio is a device's (7.3 does): a process that unmaps a huge page while it comes
+/// back has the folio freed under the migration.
+pub fn allow_huge_pages(allow: bool) {
+    HUGE_PAGES_ALLOWED.store(allow, Relaxed);
+}
+
 /// Whether `frames` can be one folio.
 fn are_block(frames: &[usize]) -> bool {
     let Some(&first) = frames.first() else {
@@ -219,7 +235,7 @@ unsafe fn prepare(
         .and_then(|entry| entry.page());
 
     // A huge folio, or single pages.
-    let whole = are_block(frames);
+    let whole = pages == 1 || (HUGE_PAGES_ALLOWED.load(Relaxed) && are_block(frames));
     let (order, step) = if whole { (piece.order, pages) } else { (0, 1) };
     for (place, frame) in places.zip(frames).step_by(step) {
         // SAFETY: By this function's requirements; what frees folios of the pagemap is `fault`'s,
