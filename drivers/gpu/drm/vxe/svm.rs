@@ -397,8 +397,9 @@ fn map_at(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: Aim) -> Res
     let mut retry = Retry::bounded();
     let (mut counted, mut evicted, mut lost, mut moves) = (false, false, 0, 0);
     while let Some(mut attempt) = retry.next() {
-        if page_only || lost >= TRIES {
-            // If the range is that small already, there is nothing better than to try again.
+        if (page_only || lost >= TRIES) && !exclusive {
+            // If the range is that small already, there is nothing better than to try again. What is
+            // to be the device's alone cannot be that small: single pages do not move.
             let _ = attempt.narrow(addr, window.clone());
         }
         if is_unmapped(svm, addr) {
@@ -478,6 +479,8 @@ fn map_at(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: Aim) -> Res
                 lost += 1;
                 continue;
             }
+            // The CPU has taken some of it back.
+            Err(EFAULT) if exclusive => continue,
             Err(e) if (e == EFAULT || e == EPERM) && attempt.narrow(addr, span) => continue,
             Err(e) => {
                 // Nothing is mapped there, so that nothing is to be in the way of a bind.

@@ -67,6 +67,10 @@ const STAY_MS: u32 = 5;
 /// No range may stay for longer, in milliseconds.
 const MAX_STAY_MS: u32 = 40;
 
+/// No range may stay for longer for an atomic that is to be the device's alone, in milliseconds: it has
+/// to be there until the GPU is told.
+const MAX_ATOMIC_STAY_MS: u32 = 320;
+
 /// A range that has to come again within this time bounces, in milliseconds.
 const WINDOW_MS: u32 = 250;
 
@@ -326,7 +330,7 @@ pub(super) fn on_atomic(
         return Err(EACCES);
     }
     gather(vm, found, memory, MigrationPolicy::AllPages, attempt);
-    let stay_ms = growing(STAY_MS, tries, MAX_STAY_MS);
+    let stay_ms = growing(STAY_MS, tries, MAX_ATOMIC_STAY_MS);
     to_vram(vm, found, memory, Why::Access, stay_ms, attempt)
 }
 
