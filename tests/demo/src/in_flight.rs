@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 use vxe_client::{
-    memory::fill, Batch, Commands, Device, ExecQueue, Fence, Mapping, Stats, Timeout, Vm, Wait,
+    memory::fill, Advice, Batch, Commands, Device, ExecQueue, Fence, Location, Mapping, Migrate,
+    Stats, Timeout, Vm, Wait,
 };
 
 /// Half of what is mapped.
@@ -26,6 +27,9 @@ pub fn run(vm: &Vm) -> Result<Vec<String>, Box<dyn Error>> {
     for _ in 0..ATTEMPTS {
         let (kept, goes) = Mapping::anonymous(2 * HALF)?.split(HALF);
         let hole = goes.address();
+        // Both look at it all the time: nothing is to move.
+        let advice = Advice::Preferred(Location::System, Migrate::AllPages);
+        vm.madvise(kept.address(), 2 * HALF as u64, advice)?;
         let Some(at) = unmap_under_gpu(&queue, &kept, goes)? else {
             continue;
         };
