@@ -68,8 +68,8 @@ impl Link {
 pub fn fork(body: impl FnOnce(&Link)) -> Child {
     let (ours, theirs) = Link::pair();
     let _ = io::stdout().flush();
-    // SAFETY: subtests fork from their main thread, or do in the child only what needs no locks of
-    // threads that are gone: system calls and volatile accesses.
+    // SAFETY: subtests fork while theirs is the only thread that takes locks of this library, or do in
+    // the child only what needs no locks of threads that are gone: system calls and volatile accesses.
     match unsafe { libc::fork() } {
         -1 => panic!("fork: {}", io::Error::last_os_error()),
         0 => {
