@@ -23,12 +23,18 @@ use kernel::{
     sync::atomic::{Atomic, Relaxed}, //
 };
 
-/// How many page-table walks were done since the module was loaded, of either kind.
+/// How many page-table walks were done since the module was loaded, of either kind or to migrate.
 static WALKS: Atomic<u64> = Atomic::new(0);
 
-/// How many page-table walks were done since the module was loaded. For statistics and tests.
+/// How many walks of a process's page tables were done since the module was loaded, to map pages or to
+/// migrate them. For statistics and tests.
 pub fn walks() -> u64 {
     WALKS.load(Relaxed)
+}
+
+/// Counts a walk.
+pub(crate) fn count_walk() {
+    WALKS.fetch_add(1, Relaxed);
 }
 
 /// What a walk demands of every page.
@@ -206,7 +212,7 @@ impl Walk {
         }
         self.span = span.clone();
         self.owner = owner;
-        WALKS.fetch_add(1, Relaxed);
+        count_walk();
         Ok(bindings::hmm_range {
             notifier: notifier.as_raw(),
             notifier_seq: 0,

@@ -16,6 +16,7 @@
 use crate::{
     bindings::{self, migrate_vma},
     folio::LockedFolio,
+    hmm,
     zone_device, //
 };
 use core::{
@@ -87,15 +88,18 @@ pub enum Select {
     System,
     /// Device-private memory of the owner.
     DevicePrivate,
+    /// Both.
+    Any,
 }
 
 impl Select {
     fn flags(self) -> c_ulong {
+        const SYSTEM: u32 = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_SYSTEM;
+        const DEVICE: u32 = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_DEVICE_PRIVATE;
         let what = match self {
-            Select::System => bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_SYSTEM,
-            Select::DevicePrivate => {
-                bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_DEVICE_PRIVATE
-            }
+            Select::System => SYSTEM,
+            Select::DevicePrivate => DEVICE,
+            Select::Any => SYSTEM | DEVICE,
         };
         // CAST: Flags are small.
         (what | bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND) as c_ulong
@@ -162,6 +166,7 @@ impl<'a> Migration<'a> {
             fault_page: fault_page.map_or(ptr::null_mut(), NonNull::as_ptr),
             ..Default::default()
         };
+        hmm::count_walk();
         // SAFETY: The arguments are complete, the arrays have an entry for each page; the rest is by
         // this function's requirements.
         to_result(unsafe { bindings::migrate_vma_setup(&raw mut args) })?;
