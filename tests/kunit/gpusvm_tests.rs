@@ -8,7 +8,8 @@
 //! [`ranges`], [`removal`], [`notifier`], [`exit`]), the mapping of pages ([`pages`], [`get_pages`],
 //! [`devices`], [`iova`], [`evict`]), what can come in between ([`races`], [`failures`]), and the
 //! memory of devices ([`pagemap_lifetime`], [`pagemap_unbind`], [`pagemap_owner`],
-//! [`pagemap_migrate`], [`pagemap_fault`], [`pagemap_evict`], [`pagemap_pages`], [`pagemap_cached`]).
+//! [`pagemap_migrate`], [`pagemap_fault`], [`pagemap_evict`], [`pagemap_pages`],
+//! [`pagemap_peers`], [`pagemap_cached`]).
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 
@@ -39,6 +40,7 @@ mod pagemap_migrate;
 mod pagemap_offer;
 mod pagemap_owner;
 mod pagemap_pages;
+mod pagemap_peers;
 mod pagemap_unbind;
 mod pages;
 mod races;

@@ -54,6 +54,7 @@ pub(crate) fn moved(moved: usize, copied: usize, of: usize) -> Moved {
         moved: moved * PAGE_SIZE,
         copied: copied * PAGE_SIZE,
         left: (of - moved) * PAGE_SIZE,
+        ..Moved::default()
     }
 }
 
@@ -66,7 +67,7 @@ pub(crate) fn check(span: &Range<usize>) -> Result {
 }
 
 /// Checks that a span is zero.
-fn check_zero(span: &Range<usize>) -> Result {
+pub(crate) fn check_zero(span: &Range<usize>) -> Result {
     for addr in span.clone().step_by(PAGE_SIZE) {
         ensure_eq!(mm::read(addr)?, 0);
         ensure_eq!(mm::read(addr + PAGE_SIZE - 8)?, 0);
@@ -236,10 +237,14 @@ mod tests {
             to_device(env, pagemap, &pages(4, 4))?;
             let vram = pagemap.provider();
             ensure_eq!(vram.take_done().to_device, 4);
-            ensure_eq!(to_device(env, pagemap, &span)?, moved(12, 12, 16));
+            let local = |pages| Moved {
+                local: pages * PAGE_SIZE,
+                ..moved(16 - pages, 16 - pages, 16 - pages)
+            };
+            ensure_eq!(to_device(env, pagemap, &span)?, local(4));
             ensure_eq!(vram.take_done().to_device, 12);
             ensure_eq!(vram.used(), 16);
-            ensure_eq!(to_device(env, pagemap, &span)?, moved(0, 0, 16));
+            ensure_eq!(to_device(env, pagemap, &span)?, local(16));
             ensure_eq!(vram.take_done(), Done::default());
             check(&span)
         })

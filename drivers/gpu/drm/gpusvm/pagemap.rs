@@ -16,6 +16,7 @@
 
 pub mod cache;
 mod claims;
+mod copies;
 pub mod devmem;
 mod evict;
 pub mod fabric;

@@ -14,7 +14,7 @@ use super::{
     mapping::is_mapped,
     owned::{self, Owned, OwnedRef, Vtable},
     page_map::{self, PageMap, PageMapRef},
-    to_device::{self, Moved, Request},
+    to_device::{self, Moved, Options, Request},
     zdd, //
 };
 use crate::{
@@ -65,8 +65,9 @@ pub trait Provider: Send + Sync + Sized + 'static {
 
     /// Maps device pages for a device, its own or another, until [`unmap`](Self::unmap). The
     /// protocol says what the address means to that device, and is not
-    /// [`SYSTEM`](Protocol::SYSTEM). Called under the notifier lock: must not sleep for long, nor
-    /// allocate. Errors come out as `EFAULT`.
+    /// [`SYSTEM`](Protocol::SYSTEM). Called under the notifier lock, or for a copy to these pages: must
+    /// not sleep for long, nor allocate. Errors come out as `EFAULT`, or leave those pages where they
+    /// are.
     fn map(&self, request: &Mapping<'_>) -> Result<(u64, Protocol)>;
 
     /// Undoes [`map`](Self::map), once for each that succeeded, under the same conditions.
@@ -89,11 +90,13 @@ pub trait Provider: Send + Sync + Sized + 'static {
 /// Something to do in a [`struct@Copy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Piece {
-    /// Copy between device pages and RAM.
+    /// Copy between device pages and RAM, or from device pages to those of another device.
     Copy {
         /// The first device page.
         page: usize,
-        /// The other side: as many pages, contiguous on both.
+        /// The other side: as many pages, contiguous on both. RAM, if its protocol is
+        /// [`SYSTEM`](Protocol::SYSTEM); else what the [`map`](Provider::map) of the other device's
+        /// provider has for this device.
         other: Segment,
     },
     /// Clear device pages.
@@ -281,7 +284,7 @@ impl<P: Provider> Inner<P> {
         let (this, mm) = unsafe { (Self::of(pagemap), Mm::from_raw(mm)) };
         let timeslice_ms = u32::try_from(timeslice_ms).unwrap_or(u32::MAX);
         // SAFETY: The mmap lock is held by the caller.
-        match unsafe { this.populate_locked(mm, start..end, timeslice_ms) } {
+        match unsafe { this.populate_locked(mm, start..end, timeslice_ms, false) } {
             Ok(_) => 0,
             Err(e) => e.to_errno(),
         }
@@ -395,7 +398,7 @@ impl<P: Provider> Inner<P> {
         drop(unsafe { KBox::from_raw(owned.cast::<Block<P>>().as_ptr()) });
     }
 
-    /// As [`Pagemap::populate`].
+    /// As [`Pagemap::populate`], or [`gather`](Pagemap::gather).
     ///
     /// # Safety
     ///
@@ -405,8 +408,12 @@ impl<P: Provider> Inner<P> {
         mm: &Mm,
         span: Range<usize>,
         timeslice_ms: u32,
+        gather: bool,
     ) -> Result<Moved> {
-        let timeslice = msecs_to_jiffies(timeslice_ms);
+        let options = Options {
+            timeslice: msecs_to_jiffies(timeslice_ms),
+            same_pagemap: gather,
+        };
         let mut total = Moved::default();
         let mut rest = span;
         // SAFETY: The mmap lock is held.
@@ -422,7 +429,7 @@ impl<P: Provider> Inner<P> {
                     Ok(block.into_allocation())
                 };
                 // SAFETY: The mmap lock is held; what is allocated is as it must be.
-                unsafe { to_device::migrate(vma, part, &self.page_map, timeslice, &mut allocate) }
+                unsafe { to_device::migrate(vma, part, &self.page_map, options, &mut allocate) }
             };
             match result {
                 // The provider is not told that the memory is free before it is told that it is in
@@ -668,7 +675,7 @@ impl<P: Provider> Pagemap<P> {
     /// Moves what is in `span` of a process to the device, as far as it can, and has it stay there
     /// for `timeslice_ms` milliseconds even if the CPU touches it.
     ///
-    /// What cannot move is not an error, nor is a place without a VMA. Sleeps; takes the mmap lock;
+    /// What cannot move is not an error, nor is a place without a VMA: [`Moved`] tells. Sleeps; takes the mmap lock;
     /// calls MMU notifiers. What one migration moves of a VMA is evicted, and brought back by a
     /// touch, together.
     ///
@@ -680,6 +687,15 @@ impl<P: Provider> Pagemap<P> {
         let mm = mm.mmget_not_zero().ok_or(EFAULT)?;
         let _mmap = mm.mmap_read_lock();
         // SAFETY: The lock is held.
-        unsafe { self.inner().populate_locked(&mm, span, timeslice_ms) }
+        unsafe { self.inner().populate_locked(&mm, span, timeslice_ms, false) }
+    }
+
+    /// As [`populate`](Self::populate), but moves what is on the device already as well, to other places
+    /// there: after that, what moved of one VMA is in one allocation.
+    pub fn gather(&self, mm: &Mm, span: Range<usize>, timeslice_ms: u32) -> Result<Moved> {
+        let mm = mm.mmget_not_zero().ok_or(EFAULT)?;
+        let _mmap = mm.mmap_read_lock();
+        // SAFETY: The lock is held.
+        unsafe { self.inner().populate_locked(&mm, span, timeslice_ms, true) }
     }
 }

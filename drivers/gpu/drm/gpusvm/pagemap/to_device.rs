@@ -2,23 +2,31 @@
 
 //! Moving a process's pages to a device.
 //!
-//! What can move moves. A page that cannot (it is pinned, on the device already, or the device's
-//! only in part) stays where it is, and costs no other its place. So pages are collected first;
-//! then memory is allocated for those, and no more; and only they are copied. A place that was never
+//! What can move moves. A page that cannot (it is pinned, say) stays where it is, and costs no other
+//! its place; one that is on the device already costs nothing. So pages are collected first; then
+//! memory is allocated for those, and no more; and only they are copied. A place that was never
 //! written needs no copy: it is cleared.
+//!
+//! Pages may come from RAM, and from the memory of another device of the same owner. The device that
+//! has them copies them then, straight to their new place: who can read memory without the CPU is
+//! known, and who can write there is for the new place's pagemap to say. Memory of a device with
+//! another owner stays; it has to be brought back to RAM first.
 //!
 //! C: `drm_pagemap_migrate_to_devmem()`.
 
 use super::{
+    copies::Copies,
     devmem::Allocation,
-    mapping::Mapping,
     page_map::PageMap,
-    zdd::Zdd, //
+    to_ram,
+    zdd::{self, Zdd}, //
 };
-use core::{ops::Range, ptr::NonNull};
+use core::{
+    ops::Range,
+    ptr::{self, NonNull}, //
+};
 use kernel::{
-    error::to_result,
-    ffi::c_ulong,
+    bindings::page,
     mm::virt::{flags, VmaRef},
     page::{PAGE_SHIFT, PAGE_SIZE},
     prelude::*,
@@ -29,8 +37,6 @@ use kernel::{
 };
 use kernel_ext::{
     bindings as ext,
-    dma::Direction,
-    folio::LockedFolio,
     migrate::{Entry, Migration, Select},
     zone_device::{self, HUGE_ORDER}, //
 };
@@ -42,8 +48,15 @@ pub struct Moved {
     pub moved: usize,
     /// What was copied for that; the rest was cleared.
     pub copied: usize,
-    /// What could not be moved, or was on a device already.
+    /// What was on the device before.
+    pub local: usize,
+    /// What is not on the device: it is pinned, or worked on by somebody, in swap, of a file, in memory
+    /// that KSM may merge, or of a device with another owner; or one of the two that follow.
     pub left: usize,
+    /// What is left since it is in the memory of another device that does not reach this one.
+    pub unreachable: usize,
+    /// What is left since it changed before it was moved: trying again may help.
+    pub raced: usize,
 }
 
 impl Moved {
@@ -51,17 +64,38 @@ impl Moved {
     pub(crate) fn add(&mut self, other: &Self) {
         self.moved += other.moved;
         self.copied += other.copied;
+        self.local += other.local;
         self.left += other.left;
+        self.unreachable += other.unreachable;
+        self.raced += other.raced;
     }
+}
+
+/// Where the contents of something come from.
+#[derive(Clone, Copy)]
+pub(super) enum Source {
+    /// From nowhere: nothing was ever written there.
+    Nowhere,
+    /// From RAM, at this page.
+    Ram(NonNull<page>),
+    /// From device memory, at this page.
+    Device(NonNull<page>),
 }
 
 /// Something that is to move as a whole: a page, or a huge folio.
 #[derive(Clone, Copy)]
-struct Piece {
+pub(super) struct Piece {
     /// The place of its first page in the span.
-    index: usize,
+    pub(super) index: usize,
     /// Log2 of its number of pages, 0 or [`HUGE_ORDER`].
-    order: u32,
+    pub(super) order: u32,
+    pub(super) source: Source,
+}
+
+impl Piece {
+    pub(super) fn pages(&self) -> usize {
+        1 << self.order
+    }
 }
 
 /// The memory that a migration needs.
@@ -72,7 +106,7 @@ pub struct Request<'a> {
 impl Request<'_> {
     /// How many pages.
     pub fn pages(&self) -> usize {
-        self.orders().map(|order| 1 << order).sum()
+        self.pieces.iter().map(Piece::pages).sum()
     }
 
     /// Log2 of the numbers of pages of its pieces, in the order of their addresses.
@@ -87,7 +121,7 @@ impl Request<'_> {
     pub(crate) fn places(&self) -> impl Iterator<Item = usize> + '_ {
         self.pieces
             .iter()
-            .flat_map(|piece| piece.index..piece.index + (1 << piece.order))
+            .flat_map(|piece| piece.index..piece.index + piece.pages())
     }
 }
 
@@ -97,14 +131,23 @@ impl Request<'_> {
 pub(crate) type Target<'a> =
     dyn FnMut(&Request<'_>, &mut [usize]) -> Result<NonNull<Allocation>> + 'a;
 
-/// Moves what is in `span` of `vma` to the memory of `pagemap`, where it stays for `timeslice`
-/// jiffies even if a CPU faults on it. The allocation is not released as long as the caller keeps
-/// what is returned with the result.
+/// How a migration is to be done.
+#[derive(Clone, Copy)]
+pub(crate) struct Options {
+    /// For how many jiffies the pages stay even if a CPU faults on them.
+    pub(crate) timeslice: usize,
+    /// Pages that are on the device already move as well, to other places. C:
+    /// `can_migrate_same_pagemap`.
+    pub(crate) same_pagemap: bool,
+}
+
+/// Moves what is in `span` of `vma` to the memory of `pagemap`. The allocation is not released as long
+/// as the caller keeps what is returned with the result.
 ///
 /// Sleeps; calls MMU notifiers. Errors, after which everything is where it was:
 /// - `EBUSY`: the VMA is of a kind that cannot move;
 /// - `EINVAL`: the span is not within the VMA;
-/// - `EFAULT`: the device cannot reach a page;
+/// - `EFAULT`: the device cannot reach a page of RAM;
 /// - `ENOMEM`, or an error of the provider's.
 ///
 /// # Safety
@@ -114,7 +157,7 @@ pub(crate) unsafe fn migrate(
     vma: &VmaRef,
     span: Range<usize>,
     pagemap: &PageMap,
-    timeslice: usize,
+    options: Options,
     target: &mut Target<'_>,
 ) -> Result<(Moved, Option<Arc<Zdd>>)> {
     if span.start >= span.end
@@ -137,53 +180,68 @@ pub(crate) unsafe fn migrate(
     let pages = (span.end - span.start) >> PAGE_SHIFT;
     let mut pieces = KVVec::with_capacity(pages, GFP_KERNEL)?;
     let mut frames = KVVec::from_elem(0usize, pages, GFP_KERNEL)?;
+    let mut local = 0;
 
     // SAFETY: The lock is held, and the span within the VMA.
-    let collected = unsafe { Migration::collect(vma, span, Select::System, pagemap.owner(), None) };
+    let collected = unsafe { Migration::collect(vma, span, Select::Any, pagemap.owner(), None) };
     let mut migration = collected?;
     for (index, entry) in migration.entries().iter().enumerate() {
-        if entry.is_migrating() {
-            pieces.push(piece(index, *entry), GFP_KERNEL)?;
+        // SAFETY: The entry is the migration's.
+        match unsafe { look(*entry, pagemap) } {
+            Found::Local(page) if options.same_pagemap => {
+                pieces.push(piece(index, *entry, Source::Device(page)), GFP_KERNEL)?;
+            }
+            Found::Local(_) => local += entry.pages(),
+            Found::Movable(source) => pieces.push(piece(index, *entry, source), GFP_KERNEL)?,
+            Found::Fixed => {}
         }
     }
     let nothing = Moved {
-        left: pages << PAGE_SHIFT,
+        local: local << PAGE_SHIFT,
+        left: (pages - local) << PAGE_SHIFT,
         ..Moved::default()
     };
     if pieces.is_empty() {
         return Ok((nothing, None));
     }
 
-    let allocation = target(&Request { pieces: &pieces }, &mut frames)?;
+    let request = Request { pieces: &pieces };
+    let wanted = request.pages();
+    let allocation = target(&request, &mut frames)?;
     // SAFETY: The reference was handed over.
     let zdd = unsafe { Zdd::new(allocation, pagemap) }?;
-    let allocation = zdd.allocation();
-    // SAFETY: The device lives as long as the allocation.
-    let mut mapping = unsafe { Mapping::new(allocation.dma_device(), Direction::ToDevice, pages) }?;
-    let mut copied = 0;
+    let mut copies = Copies::new(&zdd, pages)?;
+    let (mut copied, mut unreachable) = (0, 0);
     for piece in &pieces {
-        // SAFETY: By what `Target` says.
-        copied += unsafe { prepare(&mut migration, &mut mapping, &frames, piece, pagemap, &zdd) }?;
+        // SAFETY: By what `Target` says; the piece is the migration's.
+        let prepared = unsafe { copies.prepare(&mut migration, &frames, piece) }?;
+        copied += prepared.copied;
+        unreachable += prepared.unreachable;
     }
-    copy(allocation, &mut mapping)?;
-    drop(mapping);
+    copies.run()?;
+    drop(copies);
 
-    allocation.begin_timeslice(timeslice);
-    let moved = migration.migrate() << PAGE_SHIFT;
+    zdd.allocation().begin_timeslice(options.timeslice);
+    let moved = migration.migrate();
+    to_ram::retire(&migration);
     // The page tables have the device's pages from here on.
     drop(migration);
     let moved = Moved {
-        moved,
+        moved: moved << PAGE_SHIFT,
         copied: copied << PAGE_SHIFT,
-        left: nothing.left - moved,
+        left: nothing.left - (moved << PAGE_SHIFT),
+        unreachable: unreachable << PAGE_SHIFT,
+        raced: (wanted - unreachable - moved) << PAGE_SHIFT,
+        ..nothing
     };
     Ok((moved, Some(zdd)))
 }
 
-fn piece(index: usize, entry: Entry) -> Piece {
+fn piece(index: usize, entry: Entry, source: Source) -> Piece {
     Piece {
         index,
         order: if entry.is_huge() { HUGE_ORDER } else { 0 },
+        source,
     }
 }
 
@@ -200,77 +258,43 @@ pub fn allow_huge_pages(allow: bool) {
     HUGE_PAGES_ALLOWED.store(allow, Relaxed);
 }
 
-/// Whether `frames` can be one folio.
-fn are_block(frames: &[usize]) -> bool {
-    let Some(&first) = frames.first() else {
-        return false;
-    };
-    first % frames.len() == 0
-        && frames
-            .iter()
-            .enumerate()
-            .all(|(index, frame)| *frame == first + index)
+/// Whether they may.
+pub(super) fn are_huge_pages_allowed() -> bool {
+    HUGE_PAGES_ALLOWED.load(Relaxed)
 }
 
-/// Makes the folios of a piece ready to be filled, and maps what is to be copied. Returns how many
-/// pages that are.
+/// What is found at a place.
+enum Found {
+    /// Nothing that can be moved.
+    Fixed,
+    /// A page that is on the device.
+    Local(NonNull<page>),
+    /// Something that can be.
+    Movable(Source),
+}
+
+/// What an entry of a migration to `pagemap` is.
 ///
 /// # Safety
 ///
-/// The frames must be of the pagemap, free, and nobody else's.
-unsafe fn prepare(
-    migration: &mut Migration<'_>,
-    mapping: &mut Mapping,
-    frames: &[usize],
-    piece: &Piece,
-    pagemap: &PageMap,
-    zdd: &Arc<Zdd>,
-) -> Result<usize> {
-    let pages = 1 << piece.order;
-    let places = piece.index..piece.index + pages;
-    let frames = frames.get(places.clone()).ok_or(EINVAL)?;
-    let source = migration
-        .entries()
-        .get(piece.index)
-        .and_then(|entry| entry.page());
-
-    // A huge folio, or single pages.
-    let whole = pages == 1 || (HUGE_PAGES_ALLOWED.load(Relaxed) && are_block(frames));
-    let (order, step) = if whole { (piece.order, pages) } else { (0, 1) };
-    for (place, frame) in places.zip(frames).step_by(step) {
-        // SAFETY: By this function's requirements; what frees folios of the pagemap is `fault`'s,
-        // which takes the word for a reference.
-        let folio = unsafe {
-            LockedFolio::device(
-                pagemap.dev_pagemap(),
-                *frame,
-                order,
-                zdd.clone().into_data(),
-            )
-        };
-        mapping.set_page(place, folio.page())?;
-        migration.set_destination(place, folio)?;
-        if let Some(source) = source {
-            // SAFETY: A huge folio's pages are contiguous, and their frames in ascending order.
-            let page = unsafe {
-                zone_device::page_of(zone_device::frame_of(source) + place - piece.index)
-            };
-            // SAFETY: The source is isolated RAM that the migration holds.
-            unsafe { mapping.map(place, page, order) }?;
+/// The migration must be there.
+unsafe fn look(entry: Entry, pagemap: &PageMap) -> Found {
+    if !entry.is_migrating() {
+        return Found::Fixed;
+    }
+    let Some(page) = entry.page() else {
+        return Found::Movable(Source::Nowhere);
+    };
+    // SAFETY: The migration holds the page. What is a pagemap's of the core carries what `Zdd` says.
+    unsafe {
+        if !zone_device::is_device_private(page) {
+            return Found::Movable(Source::Ram(page));
+        }
+        match zdd::find_pagemap(page) {
+            None => Found::Fixed,
+            Some(_) if Zdd::is_retired(page) => Found::Fixed,
+            Some(known) if ptr::eq(known, pagemap) => Found::Local(page),
+            Some(_) => Found::Movable(Source::Device(page)),
         }
     }
-    Ok(if source.is_some() { pages } else { 0 })
-}
-
-/// Has the provider fill its memory.
-fn copy(allocation: &Allocation, mapping: &mut Mapping) -> Result {
-    let copy = allocation.ops().copy_to_devmem.ok_or(EOPNOTSUPP)?;
-    let (pages, addrs, count) = mapping.arguments();
-    // SAFETY: The arrays are complete and have so many entries; only this migration fills the
-    // allocation.
-    unsafe {
-        to_result(copy(pages, addrs, count as c_ulong, allocation.fence()))?;
-        allocation.put_fence();
-    }
-    Ok(())
 }

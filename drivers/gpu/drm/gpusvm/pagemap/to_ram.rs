@@ -168,7 +168,7 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
     fn prepare(
         &self,
         migration: &mut Migration<'_>,
-        mapping: &mut Mapping,
+        mapping: &mut Mapping<'_>,
         index: usize,
     ) -> Result<bool> {
         let order = self.order(migration, index);
@@ -179,7 +179,7 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
     fn prepare_single(
         &self,
         migration: &mut Migration<'_>,
-        mapping: &mut Mapping,
+        mapping: &mut Mapping<'_>,
         index: usize,
         offset: usize,
     ) -> Result<bool> {
@@ -189,7 +189,7 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
     fn prepare_folio(
         &self,
         migration: &mut Migration<'_>,
-        mapping: &mut Mapping,
+        mapping: &mut Mapping<'_>,
         index: usize,
         offset: usize,
         order: u32,
@@ -210,7 +210,7 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
     }
 
     /// Has the provider fill the RAM.
-    fn copy(&self, mapping: &mut Mapping) -> Result {
+    fn copy(&self, mapping: &mut Mapping<'_>) -> Result {
         let copy = self.allocation.ops().copy_to_ram.ok_or(EOPNOTSUPP)?;
         let (pages, addrs, count) = mapping.arguments();
         // SAFETY: The arrays are complete and have so many entries.
@@ -218,8 +218,8 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
     }
 }
 
-/// Notes of each folio that has moved that it did.
-fn retire(migration: &Migration<'_>) {
+/// Notes of each device's folio that has moved that it did.
+pub(super) fn retire(migration: &Migration<'_>) {
     for entry in migration.entries() {
         if let (true, Some(page)) = (entry.is_migrating(), entry.page()) {
             // SAFETY: The migration holds the folio, and its lock.

@@ -224,7 +224,7 @@ impl Memory<'_> {
                 let size = found.size();
                 if found.scan_for(memory, attempt) == ScanResult::Equal {
                     return Ok(Moved {
-                        left: size,
+                        local: size,
                         ..Moved::default()
                     });
                 }
@@ -238,6 +238,7 @@ impl Memory<'_> {
                     moved,
                     copied: moved,
                     left: size - moved,
+                    ..Moved::default()
                 })
             }
         }
@@ -432,10 +433,10 @@ pub(crate) fn to_vram(
         total = Moved {
             moved: total.moved + moved.moved,
             copied: total.copied + moved.copied,
-            left: found.size().saturating_sub(total.moved + moved.moved),
+            ..moved
         };
-        // What is left is there already, or never moves, or somebody held it just then: of a range that
-        // never came, or not as a whole, it is worth another look.
+        // What is left never moves, or somebody held it just then: of a range that never came, or not
+        // as a whole, it is worth another look.
         let stuck = moved.moved == 0 && (round > 1 || !is_new);
         if total.left == 0 || round == TRIES || stuck {
             break;

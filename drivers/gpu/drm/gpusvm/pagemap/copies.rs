@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a migration to a device has to have copied, and by whom: by the device itself what is in RAM, by
+//! other devices what is in their memory.
+//!
+//! C: `drm_pagemap_migrate_range()`.
+
+use super::{
+    mapping::Mapping,
+    to_device::{are_huge_pages_allowed, Piece, Source},
+    zdd::Zdd, //
+};
+use core::ptr::{self, NonNull};
+use kernel::{
+    bindings::{dma_fence, page},
+    error::to_result,
+    ffi::c_ulong,
+    prelude::*,
+    sync::Arc, //
+};
+use kernel_ext::{
+    dma::Direction,
+    folio::LockedFolio,
+    migrate::Migration,
+    zone_device, //
+};
+
+/// The copies of a migration. Dropped, nobody has access any more to what it does not own.
+pub(super) struct Copies<'a> {
+    to: &'a Arc<Zdd>,
+    pages: usize,
+    own: Mapping<'a>,
+    others: KVec<Other<'a>>,
+}
+
+/// What another device copies.
+struct Other<'a> {
+    // Dropped first.
+    mapping: Mapping<'a>,
+    from: Arc<Zdd>,
+}
+
+/// What is ready to be moved, in pages.
+pub(super) struct Prepared {
+    /// What is to be copied.
+    pub(super) copied: usize,
+    /// What cannot be, as the device that has it does not reach the other.
+    pub(super) unreachable: usize,
+}
+
+impl<'a> Copies<'a> {
+    /// Copies to an allocation, for a span of `pages` pages. Fails with `ENOMEM`.
+    pub(super) fn new(to: &'a Arc<Zdd>, pages: usize) -> Result<Self> {
+        let device = to.allocation().dma_device();
+        Ok(Self {
+            to,
+            pages,
+            // SAFETY: The device lives as long as the allocation.
+            own: unsafe { Mapping::new(device, Direction::ToDevice, pages) }?,
+            others: KVec::new(),
+        })
+    }
+
+    /// Makes the folios of a piece ready to be filled, and maps both sides for who copies.
+    ///
+    /// # Safety
+    ///
+    /// `frames` must have those of the piece, which must be of the pagemap, free, and nobody else's.
+    /// The piece must be of the migration, which outlives this object.
+    pub(super) unsafe fn prepare(
+        &mut self,
+        migration: &mut Migration<'_>,
+        frames: &[usize],
+        piece: &Piece,
+    ) -> Result<Prepared> {
+        let pages = piece.pages();
+        let places = piece.index..piece.index + pages;
+        let frames = frames.get(places.clone()).ok_or(EINVAL)?;
+        let mut done = Prepared {
+            copied: 0,
+            unreachable: 0,
+        };
+        // A huge folio, or single pages.
+        let whole = pages == 1 || (are_huge_pages_allowed() && are_block(frames));
+        let (order, step) = if whole { (piece.order, pages) } else { (0, 1) };
+        for (place, frame) in places.zip(frames).step_by(step) {
+            // SAFETY: By this function's requirements; what frees folios of the pagemap is `fault`'s,
+            // which takes the word for a reference.
+            let folio = unsafe {
+                LockedFolio::device(
+                    self.to.pagemap().dev_pagemap(),
+                    *frame,
+                    order,
+                    self.to.clone().into_data(),
+                )
+            };
+            // SAFETY: The pages of a folio are contiguous, and their frames in ascending order.
+            let behind = |first| unsafe {
+                zone_device::page_of(zone_device::frame_of(first) + place - piece.index)
+            };
+            match piece.source {
+                Source::Nowhere => self.own.set_page(place, folio.page())?,
+                Source::Ram(first) => {
+                    self.own.set_page(place, folio.page())?;
+                    // SAFETY: The source is isolated RAM that the migration holds.
+                    unsafe { self.own.map(place, behind(first), order) }?;
+                    done.copied += 1 << order;
+                }
+                Source::Device(first) => {
+                    // SAFETY: The source is device memory that the migration holds.
+                    let other = unsafe { self.other(first) }?;
+                    // SAFETY: The folio is of the pagemap, and the migration's from now on, which
+                    // gives it back only when the mapping is gone.
+                    let mapped = unsafe { other.mapping.map_device(place, folio.page(), order) };
+                    if let Err(e) = mapped {
+                        kernel_ext::debug!(
+                            "page {place} is on a device that cannot copy it: {e:?}"
+                        );
+                        done.unreachable = piece.index + pages - place;
+                        break;
+                    }
+                    other.mapping.set_page(place, behind(first))?;
+                    done.copied += 1 << order;
+                }
+            }
+            migration.set_destination(place, folio)?;
+        }
+        Ok(done)
+    }
+
+    /// What the device copies that has a page.
+    ///
+    /// # Safety
+    ///
+    /// The page must be of a pagemap of the core, and in use.
+    unsafe fn other(&mut self, page: NonNull<page>) -> Result<&mut Other<'a>> {
+        // SAFETY: By this function's requirements.
+        let from = unsafe { Zdd::of(page) };
+        let is_from = |other: &Other<'_>| {
+            ptr::eq(other.from.pagemap(), from.pagemap())
+                && ptr::eq(other.from.allocation().ops(), from.allocation().ops())
+        };
+        let known = self.others.iter().position(is_from);
+        let index = match known {
+            Some(index) => index,
+            None => {
+                let device = from.pagemap().drm().dma_device();
+                let other = Other {
+                    // SAFETY: The device lives as long as the pagemap.
+                    mapping: unsafe { Mapping::new(device, Direction::FromDevice, self.pages) }?
+                        .with(self.to.pagemap()),
+                    from: from.into(),
+                };
+                self.others.push(other, GFP_KERNEL)?;
+                self.others.len() - 1
+            }
+        };
+        self.others.get_mut(index).ok_or(EINVAL)
+    }
+
+    /// Has everything copied, and cleared what comes from nowhere.
+    pub(super) fn run(&mut self) -> Result {
+        let allocation = self.to.allocation();
+        // SAFETY: Only this migration fills the allocation.
+        let fence = unsafe { allocation.fence() };
+        copy(&mut self.own, allocation.ops().copy_to_devmem, fence)?;
+        for other in &mut self.others {
+            let copy_to_ram = other.from.allocation().ops().copy_to_ram;
+            copy(&mut other.mapping, copy_to_ram, fence)?;
+        }
+        // SAFETY: As above.
+        unsafe { allocation.put_fence() };
+        Ok(())
+    }
+}
+
+type Operation = unsafe extern "C" fn(
+    *mut *mut page,
+    *mut kernel_ext::bindings::drm_pagemap_addr,
+    c_ulong,
+    *mut dma_fence,
+) -> kernel::ffi::c_int;
+
+/// Has a device copy, if there is anything to be copied.
+fn copy(mapping: &mut Mapping<'_>, operation: Option<Operation>, fence: *mut dma_fence) -> Result {
+    if mapping.is_empty() {
+        return Ok(());
+    }
+    let operation = operation.ok_or(EOPNOTSUPP)?;
+    let (pages, addrs, count) = mapping.arguments();
+    // SAFETY: The arrays are complete and have so many entries; the operation is of the device that
+    // the pages are of.
+    to_result(unsafe { operation(pages, addrs, count as c_ulong, fence) })
+}
+
+/// Whether `frames` can be one folio.
+fn are_block(frames: &[usize]) -> bool {
+    let Some(&first) = frames.first() else {
+        return false;
+    };
+    first % frames.len() == 0
+        && frames
+            .iter()
+            .enumerate()
+            .all(|(index, frame)| *frame == first + index)
+}
