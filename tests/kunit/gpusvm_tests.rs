@@ -9,7 +9,7 @@
 //! [`devices`], [`iova`], [`evict`]), what can come in between ([`races`], [`failures`]), and the
 //! memory of devices ([`pagemap_lifetime`], [`pagemap_unbind`], [`pagemap_owner`],
 //! [`pagemap_migrate`], [`pagemap_fault`], [`pagemap_evict`], [`pagemap_pages`],
-//! [`pagemap_peers`], [`pagemap_cached`]).
+//! [`pagemap_peers`], [`pagemap_mm`], [`pagemap_failures`], [`pagemap_cached`]).
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 
@@ -34,9 +34,11 @@ mod layout;
 mod notifier;
 mod pagemap_cached;
 mod pagemap_evict;
+mod pagemap_failures;
 mod pagemap_fault;
 mod pagemap_lifetime;
 mod pagemap_migrate;
+mod pagemap_mm;
 mod pagemap_offer;
 mod pagemap_owner;
 mod pagemap_pages;
