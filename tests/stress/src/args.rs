@@ -8,7 +8,8 @@ pub const HELP: &str = "\
   --seconds N      how long (120)
   --seed N         what to begin with (the clock)
   --processes N    how many at once (3)
-  --pressure MIB   memory that one more process takes and gives back all the time (256; 0: none)
+  --pressure MIB   memory that one more process takes and gives back all the time (64; 0: none)
+  --remove MS      time after which one more process takes a device away, on average (4000; 0: never)
   --replay SEED    only the one sequence that a failure named";
 
 /// What was asked for.
@@ -18,6 +19,7 @@ pub struct Args {
     pub seed: u64,
     pub processes: usize,
     pub pressure: usize,
+    pub remove: usize,
     pub replay: Option<u64>,
 }
 
@@ -28,7 +30,8 @@ impl Args {
             time: Duration::from_secs(120),
             seed: clock,
             processes: 3,
-            pressure: 256,
+            pressure: 64,
+            remove: 4000,
             replay: None,
         };
         let mut arguments = arguments.into_iter();
@@ -42,6 +45,7 @@ impl Args {
                 "--seed" => args.seed = value()?,
                 "--processes" => args.processes = value()?.clamp(1, 64) as usize,
                 "--pressure" => args.pressure = value()? as usize,
+                "--remove" => args.remove = value()? as usize,
                 "--replay" => args.replay = Some(value()?),
                 _ => return Err(format!("unknown option {option}")),
             }
@@ -67,9 +71,10 @@ mod tests {
 
     #[test]
     fn all_options_are_understood() {
-        let args = parse("--seconds 5 --seed 0x10 --processes 2 --pressure 0 --replay 9").unwrap();
+        let all = "--seconds 5 --seed 0x10 --processes 2 --pressure 0 --remove 70 --replay 9";
+        let args = parse(all).unwrap();
         assert_eq!((args.time.as_secs(), args.seed, args.processes), (5, 16, 2));
-        assert_eq!((args.pressure, args.replay), (0, Some(9)));
+        assert_eq!((args.pressure, args.remove, args.replay), (0, 70, Some(9)));
         assert_eq!(parse("").unwrap().seed, 7);
     }
 

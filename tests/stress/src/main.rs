@@ -6,6 +6,7 @@
 
 mod args;
 mod pressure;
+mod remover;
 mod sequence;
 mod tally;
 
@@ -16,7 +17,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tally::Tally;
-use vxe_igt::{process::fork, Rng};
+use vxe_igt::{process::fork, sysfs::Slot, Rng};
 
 /// How often progress is shown.
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -85,6 +86,10 @@ fn stress(args: &Args, tally: &'static Tally) -> bool {
         let seed = rng.next_u64();
         fork(move |_| pressure::run(args.pressure, seed, tally))
     });
+    let remover = (args.remove > 0).then(|| {
+        let seed = rng.next_u64();
+        fork(move |_| remover::run(args.remove, seed, tally))
+    });
 
     let mut well = true;
     let mut shown = start;
@@ -104,6 +109,11 @@ fn stress(args: &Args, tally: &'static Tally) -> bool {
     }
     // Dropped, processes are killed.
     drop(pressure);
+    if let Some(remover) = remover {
+        remover.kill();
+        // It may have been about to give one back.
+        Slot::all().iter().for_each(Slot::bind);
+    }
     drop(workers);
     show(start, tally);
     println!("{}", if well { "all contents were right" } else { "FAILED" });
@@ -112,11 +122,13 @@ fn stress(args: &Args, tally: &'static Tally) -> bool {
 
 fn show(start: Instant, tally: &Tally) {
     println!(
-        "{:6} s  {:6} sequences  {:8} steps  {:4} cut short  {:4} times under pressure",
+        "{:6} s  {:6} sequences  {:8} steps  {:4} cut short  {:4} times under pressure  \
+         {:4} removals",
         start.elapsed().as_secs(),
         tally.sequences.load(Relaxed),
         tally.steps.load(Relaxed),
         tally.cut_short.load(Relaxed),
         tally.pressure.load(Relaxed),
+        tally.removals.load(Relaxed),
     );
 }

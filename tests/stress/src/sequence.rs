@@ -3,8 +3,10 @@
 //! One sequence of random steps: all about it follows from its seed.
 
 use crate::tally::Tally;
-use vxe_client::{Device, Error, Vm};
+use std::time::{Duration, Instant};
+use vxe_client::{Device, Error};
 use vxe_igt::{
+    gpu::PATIENCE_TIME,
     random::{Gpus, Machine},
     Gpu, Rng,
 };
@@ -42,13 +44,25 @@ pub fn devices() -> Vec<Device> {
     (0..16).filter_map(|n| Device::open_path(format!("/dev/dri/card{n}")).ok()).collect()
 }
 
+/// The same, when there are any: the last may have been taken away just now.
+fn some_devices() -> Vec<Device> {
+    let start = Instant::now();
+    loop {
+        let devices = devices();
+        if !devices.is_empty() {
+            return devices;
+        }
+        assert!(start.elapsed() < PATIENCE_TIME, "there is no xe device");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Runs the sequence of a seed, in a process that is made for it. Panics when memory or the GPU is not
 /// as it should be.
 pub fn run(seed: u64, tally: &'static Tally) {
     let mut rng = Rng::new(seed);
     let plan = Plan::random(&mut rng);
-    let devices = devices();
-    assert!(!devices.is_empty(), "there is no xe device");
+    let devices = some_devices();
     std::thread::scope(|scope| {
         for _ in 0..plan.threads {
             let first = rng.below(devices.len());
@@ -56,7 +70,7 @@ pub fn run(seed: u64, tally: &'static Tally) {
             let (plan, devices) = (&plan, &devices);
             scope.spawn(move || {
                 let of_turn = |i| &devices[(first + i) % devices.len()];
-                let vms = (0..plan.vms).map(|i| Vm::mirrored(of_turn(i)).map(|vm| Gpu::on_vm(&vm)));
+                let vms = (0..plan.vms).map(|i| Gpu::try_on_device(of_turn(i)));
                 let done = match vms.collect::<Result<Vec<_>, Error>>() {
                     Ok(gpus) => Machine::new(plan.pages, Gpus::new(gpus)).run(plan.steps, &mut rng),
                     // A device that is taken away at once.

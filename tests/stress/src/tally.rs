@@ -16,6 +16,8 @@ pub struct Tally {
     pub cut_short: AtomicU64,
     /// How often memory was taken and given back.
     pub pressure: AtomicU64,
+    /// How often a device was taken away.
+    pub removals: AtomicU64,
 }
 
 impl Tally {

@@ -4,7 +4,8 @@
 
 use super::{Accelerator, Hint, Verdict};
 use crate::Gpu;
-use vxe_client::{Advice, Bind, Commands, Location, Migrate, Result};
+use std::os::fd::AsRawFd;
+use vxe_client::{Advice, AtomicAccess, Bind, Commands, Location, Migrate, Result};
 
 /// GPUs that take turns.
 pub struct Gpus {
@@ -65,14 +66,21 @@ impl Accelerator for Gpus {
     }
 
     fn advise(&mut self, start: u64, length: usize, hint: Hint) {
+        let other = self.next().device().as_raw_fd();
         let vm = self.next().vm();
         let length = length as u64;
-        let prefer =
-            |location| vm.madvise(start, length, Advice::Preferred(location, Migrate::AllPages));
+        let prefetch = |region| vm.bind(&[Bind::prefetch(start, length, region)]);
+        let advise = |advice| vm.madvise(start, length, advice);
+        let prefer = |location| advise(Advice::Preferred(location, Migrate::AllPages));
+        // What cannot be had is left: a region that there is not, a device that is gone.
         let _: Result<()> = match hint {
-            Hint::Prefetch => vm.bind(&[Bind::prefetch(start, length, -1)]),
+            Hint::Prefetch => prefetch(-1),
+            Hint::PrefetchSystem => prefetch(0),
+            Hint::PrefetchDevice => prefetch(1),
             Hint::PreferDevice => prefer(Location::Local),
+            Hint::PreferOther => prefer(Location::Device { fd: other, region: 1 }),
             Hint::PreferSystem => prefer(Location::System),
+            Hint::AtomicDevice => advise(Advice::Atomic(AtomicAccess::Device)),
         };
     }
 }

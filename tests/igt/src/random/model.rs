@@ -31,10 +31,31 @@ struct Page {
 pub enum Hint {
     /// Map it for the GPU before it is needed, where it should live.
     Prefetch,
+    /// The same, in system memory.
+    PrefetchSystem,
+    /// The same, in the GPU's memory.
+    PrefetchDevice,
     /// It should live in the GPU's memory.
     PreferDevice,
+    /// It should live in the memory of another GPU.
+    PreferOther,
     /// It should live in system memory.
     PreferSystem,
+    /// The GPU may do atomics.
+    AtomicDevice,
+}
+
+impl Hint {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Prefetch,
+        Self::PrefetchSystem,
+        Self::PrefetchDevice,
+        Self::PreferDevice,
+        Self::PreferOther,
+        Self::PreferSystem,
+        Self::AtomicDevice,
+    ];
 }
 
 /// One step of a sequence. Pages and words are counted from the start of the region.
@@ -194,8 +215,8 @@ impl Model {
                     Op::GpuCopy { from, to, blocks }
                 }
                 16 | 17 => {
-                    let hints = [Hint::Prefetch, Hint::PreferDevice, Hint::PreferSystem];
-                    Op::Advise { first, count, hint: hints[rng.below(3)] }
+                    let hint = Hint::ALL[rng.below(Hint::ALL.len())];
+                    Op::Advise { first, count, hint }
                 }
                 18 if rng.one_in(3) => Op::Fork { first, count },
                 _ => continue,
