@@ -2,6 +2,8 @@
 
 //! What the environment says about a run.
 
+use std::time::Duration;
+
 /// A number from the environment.
 ///
 /// # Panics
@@ -36,6 +38,19 @@ pub fn iterations(rounds: u32) -> u32 {
         Err(_) => 1.0,
     };
     scale(rounds, factor)
+}
+
+/// How long a loop may take at most that need not do all of its rounds: `most`, or a third of that on a
+/// kernel that checks itself and tells more in less. If `VXE_TIMEOUT` is set it has no end, as who gives
+/// a subtest its time wants all of it done.
+pub fn enough(most: Duration) -> Duration {
+    if std::env::var_os("VXE_TIMEOUT").is_some() {
+        Duration::MAX
+    } else if std::path::Path::new("/proc/lockdep").exists() {
+        most / 3
+    } else {
+        most
+    }
 }
 
 fn scale(rounds: u32, factor: f64) -> u32 {

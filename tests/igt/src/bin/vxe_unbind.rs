@@ -13,11 +13,16 @@ use std::{
 };
 use vxe_client::{Bind, Bo, Device, Error, ExecQueue, Fence, Timeout, Vm, Wait};
 use vxe_igt::{
-    env::iterations, gpu::device, memory::transparent_huge, sysfs::Slot, uffd::Uffd, Gpu, Map,
-    Program, PAGE, SZ_2M, SZ_64K,
+    env::{enough, iterations},
+    gpu::device,
+    memory::transparent_huge,
+    sysfs::Slot,
+    uffd::Uffd,
+    Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
 };
 
-/// How long to keep taking the device away from those who work.
+/// How long to keep taking the device away from those who work: the rest of the rounds are for a faster
+/// machine, or for who has more time.
 const ENOUGH: Duration = Duration::from_secs(12);
 
 /// What work that is in flight may end with when the device goes: the queue died, was banned before
@@ -128,9 +133,9 @@ fn while_working(rounds: u32, work: impl Fn(&Gpu, Map, u32) -> Result<(), Error>
                 }
             });
         }
-        let start = Instant::now();
+        let (start, enough) = (Instant::now(), enough(ENOUGH));
         for round in 0..iterations(rounds) {
-            if start.elapsed() > ENOUGH {
+            if start.elapsed() > enough {
                 println!("{round} rounds are enough for a slow machine");
                 break;
             }

@@ -9,7 +9,7 @@ pub const HELP: &str = "\
   --help-description         say what the program is about
   --help                     say this
 Environment: VXE_SEED (of random sequences), VXE_ITERATIONS (factor of stress loops),
-VXE_TIMEOUT (seconds that a subtest may take).";
+VXE_TIMEOUT (seconds that a subtest may take; then loops do all of their rounds).";
 
 /// What is asked for.
 #[derive(Debug, PartialEq, Eq)]
