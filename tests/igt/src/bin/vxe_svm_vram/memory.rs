@@ -6,11 +6,12 @@ use super::{pattern, Shape, SHAPES};
 use std::{
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    time::{Duration, Instant},
 };
 use vxe_igt::{
-    env::iterations,
+    env::enough,
     skip,
-    vram::{bring, in_device, region, touch},
+    vram::{bring, in_device, region, soon, touch},
     Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
 };
 
@@ -154,32 +155,58 @@ fn remap_part(shape: Shape) {
     map.part(behind, map.len() - behind).expect("behind", |o| pattern(behind + o));
 }
 
-/// Parts are unmapped: from each page of the first 64 KiB on, and each 64 KiB; what is left is right,
-/// for the GPU, and then for the CPU.
+/// How long parts are unmapped at most: the rest of the offsets are for a faster machine, or for who
+/// has more time.
+const ENOUGH: Duration = Duration::from_secs(20);
+
+/// A part is unmapped of memory that is on the device, from each page but the first on; what is left
+/// is right, for the GPU, and then for the CPU.
 fn unmap(shape: Shape) {
-    let pages = (1..SZ_64K / PAGE).map(|page| page * PAGE);
-    let chunks = (1..SZ_2M / SZ_64K).map(|chunk| chunk * SZ_64K);
-    let step = if iterations(1) > 1 { 1 } else { 3 };
-    for (i, offset) in pages.chain(chunks).enumerate().filter(|(i, _)| i % step == 0) {
-        let gpu = Gpu::new();
-        let map = there(&gpu, shape);
-        let size = [PAGE, 5 * PAGE, SZ_64K, SZ_2M][i / step % 4].min(SZ_2M - offset);
-        map.part(offset, size).unmap();
-        let end = offset + size;
+    /// Offsets, and how far it is from each to the next: however early it ends, they are spread.
+    const OFFSETS: usize = SZ_2M / PAGE - 1;
+    const STRIDE: usize = 37;
+    let gpu = Gpu::new();
+    region(gpu.device());
+    let room = Map::reserve(SZ_2M, SZ_2M);
+    let (start, enough) = (Instant::now(), enough(ENOUGH));
+    let mut done = 0;
+    // What is no page of 2 MiB, but many, is cut at some of them.
+    let rounds = if matches!(shape, Shape::Huge) { OFFSETS } else { OFFSETS / 8 };
+    while done < rounds && start.elapsed() < enough {
+        let map = room.replace_anon(vxe_igt::RW);
+        let huge = matches!(shape, Shape::Huge);
+        let _ = map.try_madvise(if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE });
+        // A word of each page, each time another.
+        let word = |page: usize| page * PAGE + (page + done) % (PAGE / 4) * 4;
+        let value = |page: usize| pattern(page ^ (done << 9));
+        for page in 0..SZ_2M / PAGE {
+            map.write(word(page), value(page));
+        }
+        if huge && vxe_igt::memory::huge_kib(map) == 0 {
+            skip!("no huge page to be had");
+        }
+        if done % 8 == 0 {
+            bring(&gpu, map);
+        } else {
+            touch(&gpu, map);
+        }
+        let first = 1 + done * STRIDE % OFFSETS;
+        let count = [1, 5, SZ_64K / PAGE, SZ_2M / PAGE][done % 4].min(SZ_2M / PAGE - first);
+        map.part(first * PAGE, count * PAGE).unmap();
+        let left = || (0..first).chain(first + count..SZ_2M / PAGE);
+        let counted = [0, first - 1, first + count, SZ_2M / PAGE - 1];
         gpu.run(|c| {
-            c.increment(map.at(offset - PAGE));
-            if end < SZ_2M {
-                c.increment(map.at(end));
+            for page in left().filter(|page| counted.contains(page)) {
+                c.increment(map.at(word(page)));
             }
         });
-        let value = |o| pattern(o).wrapping_add(u32::from(o == offset - PAGE || o == end));
-        map.part(0, offset).expect("before", value);
-        map.part(end.min(SZ_2M - PAGE), SZ_2M - end).expect("behind", |o| value(end + o));
-        map.part(0, offset).unmap();
-        if end < SZ_2M {
-            map.part(end, SZ_2M - end).unmap();
+        for page in left() {
+            let wanted = value(page).wrapping_add(u32::from(counted.contains(&page)));
+            map.expect_word("what is left", word(page), wanted);
         }
+        done += 1;
     }
+    println!("{done} of {rounds} offsets");
 }
 
 /// Thrown away on the device, it is zero.
@@ -211,36 +238,41 @@ fn free(shape: Shape) {
     }
 }
 
-/// Pages that are alike are merged, and come apart again.
+/// Pages that are alike may be merged while they are on the device; back from there they are, and come
+/// apart again.
 fn merge(shape: Shape) {
-    const RUN: &str = "/sys/kernel/mm/ksm/run";
+    const KSM: &str = "/sys/kernel/mm/ksm";
     let gpu = Gpu::new();
-    let map = there(&gpu, shape);
+    region(gpu.device());
+    let map = shape.make();
+    map.fill(|o| (o % PAGE) as u32);
+    bring(&gpu, map);
     if let Err(e) = map.try_madvise(libc::MADV_MERGEABLE) {
         skip!("MADV_MERGEABLE: {e}");
     }
     let set = |file: &str, value: &str| {
-        std::fs::write(format!("/sys/kernel/mm/ksm/{file}"), value)
-            .unwrap_or_else(|e| skip!("{RUN}: {e}"));
+        std::fs::write(format!("{KSM}/{file}"), value).unwrap_or_else(|e| skip!("{KSM}: {e}"));
     };
     set("pages_to_scan", "2000");
     set("sleep_millisecs", "1");
     set("run", "1");
-    map.fill(|o| (o % PAGE) as u32);
-    for round in 0..10 {
-        std::thread::sleep(std::time::Duration::from_millis(20));
+    gpu.store(map.at(0), 1000);
+    let value = |stores: usize, offset: usize| match (offset / PAGE, offset % PAGE) {
+        (page, 0) if page < stores => 1000 + page as u32,
+        (_, word) => word as u32,
+    };
+    map.expect("back again", |o| value(1, o));
+    let merged = || std::fs::read_to_string(format!("{KSM}/pages_sharing"));
+    soon("pages are merged", || merged().is_ok_and(|count| count.trim() != "0"));
+    for page in 0..10 {
+        std::thread::sleep(Duration::from_millis(20));
         touch(&gpu, map);
-        gpu.store(map.at(round * PAGE), 1000 + round as u32);
+        gpu.store(map.at(page * PAGE), 1000 + page as u32);
     }
-    map.expect("all", |o| match (o / PAGE, o % PAGE) {
-        (round @ 0..10, 0) => 1000 + round as u32,
-        (_, word) => word as u32,
-    });
+    assert_eq!(in_device(&gpu, map), 0, "bytes in the device's memory, though they may be merged");
+    map.expect("all", |o| value(10, o));
     set("run", "2");
-    map.expect("apart again", |o| match (o / PAGE, o % PAGE) {
-        (round @ 0..10, 0) => 1000 + round as u32,
-        (_, word) => word as u32,
-    });
+    map.expect("apart again", |o| value(10, o));
     set("run", "0");
 }
 
