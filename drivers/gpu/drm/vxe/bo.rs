@@ -250,6 +250,14 @@ fn place(dev: &Device, placement: u32, size: u64) -> Result<Memory> {
             Region::System(system) => system.reserve(size).ok().map(Memory::System),
             Region::Vram(vram) => {
                 let allocation = dev.memory.make_room(dev, true, || vram.allocate(size));
+                let allocation = allocation.inspect_err(|e| {
+                    kernel_ext::drm_dbg!(
+                        dev,
+                        "process {}: no room for a buffer of {} KiB: {e:?}",
+                        kernel::current!().group_leader().pid(),
+                        size / 1024
+                    );
+                });
                 allocation.ok().map(Memory::Vram)
             }
         })

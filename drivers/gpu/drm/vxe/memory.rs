@@ -169,26 +169,26 @@ impl DeviceMemory {
                 Err(e) if e == ENOSPC => {}
                 done => return done,
             }
-            self.evict_next(dev, newest, any).ok_or(ENOSPC)??;
+            self.evict_next(dev, newest, any, "room").ok_or(ENOSPC)??;
         }
     }
 
     /// Has the oldest block that is not newer than `newest` go to system memory; none if there is no
-    /// such block. A block that somebody works on is passed by.
+    /// such block. A block that somebody works on is passed by. Messages say `why`.
     ///
     /// Fails with `ENOMEM`.
-    fn evict_next(&self, dev: &Device, newest: u64, any: bool) -> Option<Result> {
+    fn evict_next(&self, dev: &Device, newest: u64, any: bool, why: &str) -> Option<Result> {
         let block = self.residents.next_victim(newest, any)?;
         let kib = block.pages() as u64 * 4;
         Some(match block.evict() {
             Ok(()) => {
-                kernel_ext::drm_dbg!(dev, "evicted {kib} KiB to system memory");
+                kernel_ext::drm_dbg!(dev, "evicted {} ({why})", block.memory());
                 dev.stats.inc(Stat::SvmEvictCount);
                 dev.stats.add(Stat::SvmEvictKb, kib);
                 Ok(())
             }
             Err(e) => {
-                kernel_ext::drm_dbg!(dev, "cannot evict {kib} KiB to system memory: {e:?}");
+                kernel_ext::drm_dbg!(dev, "cannot evict {} ({why}): {e:?}", block.memory());
                 match e {
                     ENOMEM => Err(e),
                     _ => Ok(()),
@@ -206,7 +206,7 @@ impl DeviceMemory {
         let started = jiffies::now();
         while self.residents.count() != 0 {
             let newest = self.residents.newest();
-            while self.evict_next(dev, newest, true).is_some() {}
+            while self.evict_next(dev, newest, true, "unbound").is_some() {}
             if self.residents.count() != 0 {
                 fsleep(Delta::from_millis(1));
             }

@@ -151,6 +151,11 @@ impl Allocation {
         &self.extents
     }
 
+    /// How much it is, in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.extents.iter().map(|extent| extent.len).sum()
+    }
+
     /// The address of the byte at `offset`, if it has so many.
     pub(crate) fn addr(&self, mut offset: u64) -> Option<u64> {
         for extent in &self.extents {

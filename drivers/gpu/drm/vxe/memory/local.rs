@@ -34,6 +34,7 @@ use gpusvm::{
     Protocol, //
 };
 use kernel::{
+    fmt,
     page::PAGE_SIZE,
     prelude::*,
     sync::{
@@ -97,6 +98,15 @@ impl Block {
     /// Its place in the list.
     pub(super) fn entry(&self) -> &Entry {
         &self.entry
+    }
+}
+
+impl fmt::Display for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let first = self.parts.first();
+        let at = first.and_then(|part| part.allocation.addr(0));
+        let size: u64 = self.parts.iter().map(|part| part.allocation.size()).sum();
+        write!(f, "{} KiB at {:#x}", size / 1024, at.unwrap_or_default())
     }
 }
 

@@ -104,6 +104,26 @@ impl fmt::Display for Why {
     }
 }
 
+/// Why a range does not move: for messages.
+enum Refusal {
+    /// It is too small, or no anonymous memory.
+    Unmovable,
+    /// It is left in system memory for so many milliseconds.
+    Bounces(u32),
+    /// It still is.
+    Bounced,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unmovable => f.write_str("too small, or not anonymous"),
+            Self::Bounces(ms) => write!(f, "it bounces, and is left alone for {ms} ms"),
+            Self::Bounced => f.write_str("it bounced, and is left alone"),
+        }
+    }
+}
+
 /// What is known of a range's way to and fro. Changed under the SVM lock.
 pub(crate) struct History {
     /// When the range came to the device last, or may come again, in jiffies; if it ever did.
@@ -369,23 +389,28 @@ pub(super) fn on_fault(
     fault: &Fault,
     attempt: &Attempt<'_>,
 ) -> Option<Moved> {
+    let stays = |why| {
+        kernel_ext::drm_dbg!(
+            &vm.dev,
+            "process {}: {:#x?} does not move to {memory} (fault): {why}",
+            vm.pid,
+            found.span()
+        );
+    };
     if !is_movable(found) {
+        stays(Refusal::Unmovable);
         return None;
     }
     let stay = match found.data().history.decide(jiffies::now()) {
         Verdict::Move(ms) if fault.access == Access::Atomic => ms.max(STAY_MS),
         Verdict::Move(ms) => ms,
         Verdict::Leave(ms) => {
-            kernel_ext::drm_dbg!(
-                &vm.dev,
-                "process {}: {:#x?} bounces, and is left in system memory for {ms} ms",
-                vm.pid,
-                found.span()
-            );
+            stays(Refusal::Bounces(ms));
             vm.dev.stats.inc(Stat::SvmThrashCount);
             return None;
         }
         Verdict::Left => {
+            stays(Refusal::Bounced);
             vm.dev.stats.inc(Stat::SvmThrashCount);
             return None;
         }
