@@ -4,8 +4,9 @@
 //! the GPU needs it.
 
 use std::process::ExitCode;
-use vxe_client::{Advice, AtomicAccess, Bind, Location, Migrate, Stats};
+use vxe_client::{Advice, AtomicAccess, Bind, Bo, Location, Migrate, Stats};
 use vxe_igt::{
+    failure::Failures,
     memory::{memfd, transparent_huge},
     vram::{bring, buffer, counted, in_device, leave, region},
     Gpu, Map, Program, RW, SZ_2M, SZ_64K,
@@ -36,6 +37,25 @@ fn prefetch(gpu: &Gpu, map: Map, to: i32) -> Stats {
     counted(gpu.device(), || try_prefetch(gpu, map, to).expect("a prefetch"))
 }
 
+/// The GPU uses what is there without a fault.
+#[track_caller]
+fn expect_mapped(gpu: &Gpu, map: Map) {
+    let sink = Map::anon(vxe_igt::PAGE);
+    // So that all but the prefetched memory is mapped.
+    gpu.copy(sink.part(0, 256), sink.part(256, 256));
+    let stats = counted(gpu.device(), || {
+        gpu.run(|c| {
+            for offset in (0..map.len()).step_by(SZ_64K) {
+                c.copy(map.at(offset), sink.at(0), 256);
+            }
+        });
+    });
+    // The job's batch may be on a page that the one before was not on.
+    let faults = stats["svm_pagefault_count"];
+    assert!(faults <= 1, "{faults} faults on what was prefetched");
+    sink.unmap();
+}
+
 fn advise(gpu: &Gpu, map: Map, advice: Advice) {
     gpu.vm().madvise(map.at(0), map.len() as u64, advice).expect("advice");
 }
@@ -56,6 +76,7 @@ fn to_device() {
         let stats = prefetch(&gpu, map, DEVICE);
         assert_eq!(stats["svm_device_copy_kb"], map.len() as u64 / 1024, "KiB copied");
         assert_eq!(in_device(&gpu, map), map.len());
+        expect_mapped(&gpu, map);
         // Again there is nothing to do.
         let stats = prefetch(&gpu, map, DEVICE);
         assert_eq!(stats["svm_device_copy_kb"], 0, "KiB copied for nothing");
@@ -70,6 +91,7 @@ fn to_system() {
     let stats = prefetch(&gpu, map, SYSTEM);
     assert_eq!(stats["svm_cpu_copy_kb"], map.len() as u64 / 1024, "KiB copied");
     assert_eq!(in_device(&gpu, map), 0);
+    expect_mapped(&gpu, map);
     let stats = counted(gpu.device(), || map.expect("prefetched", pattern));
     assert_eq!(stats["svm_cpu_copy_kb"], 0, "KiB copied for the CPU");
 }
@@ -108,15 +130,16 @@ fn cpu_atomics() {
 
 /// There is no room: it stays where it is, and is mapped there.
 fn full() {
-    let (gpu, map) = (gpu(), filled(SZ_2M));
+    let (gpu, map) = (gpu(), filled(4 * SZ_2M));
     let hogs = leave(gpu.device(), 0);
     prefetch(&gpu, map, DEVICE);
     assert_eq!(in_device(&gpu, map), 0);
+    expect_mapped(&gpu, map);
     gpu.increment(map.at(SZ_64K));
     map.expect_word("counted", SZ_64K, pattern(SZ_64K) + 1);
     drop(hogs);
     prefetch(&gpu, map, DEVICE);
-    assert_eq!(in_device(&gpu, map), SZ_2M);
+    assert_eq!(in_device(&gpu, map), map.len());
 }
 
 /// Shared memory and files live in system memory; they are mapped there.
@@ -126,6 +149,7 @@ fn shared() {
     map.fill(pattern);
     prefetch(&gpu, map, DEVICE);
     assert_eq!(in_device(&gpu, map), 0);
+    expect_mapped(&gpu, map);
     gpu.increment(map.at(0));
     map.expect_word("counted", 0, pattern(0) + 1);
 }
@@ -147,6 +171,55 @@ fn holes() {
     assert_eq!(try_prefetch(&gpu, last, -2), Err(libc::EINVAL));
 }
 
+/// What a call says that cannot be had, and what it does not say.
+fn errors() {
+    let (gpu, map) = (gpu(), filled(2 * SZ_2M));
+    let bo = Bo::system(gpu.device(), SZ_64K).expect("a buffer");
+    let mapping = bo.map().expect("its memory");
+    let of_device = Map::existing(mapping.address() as usize, SZ_64K);
+    assert_eq!(try_prefetch(&gpu, of_device, SYSTEM), Err(libc::EIO), "a device's memory");
+    assert_eq!(try_prefetch(&gpu, of_device, DEVICE), Err(libc::EIO), "a device's memory");
+    // A call that binds says whether that was done.
+    let at = map.at(0);
+    let both = [
+        Bind::bo(&bo, 0, at, SZ_64K as u64),
+        Bind::prefetch(of_device.at(0), SZ_64K as u64, SYSTEM),
+    ];
+    gpu.vm().bind(&both).expect("a bind, and advice");
+    gpu.store(at, 5);
+    assert_eq!(mapping.words()[0].load(std::sync::atomic::Ordering::Acquire), 5);
+    // What may not be read, or is not there, is left out; the rest is had.
+    map.part(SZ_2M, SZ_64K).protect(vxe_igt::NONE);
+    assert_eq!(try_prefetch(&gpu, map.part(SZ_2M, SZ_64K), DEVICE), Ok(()), "no rights");
+    assert_eq!(try_prefetch(&gpu, map.part(SZ_2M, SZ_2M), DEVICE), Ok(()), "rights to a part");
+    map.part(SZ_2M, SZ_2M).unmap();
+    assert_eq!(try_prefetch(&gpu, map.part(SZ_2M, SZ_2M), DEVICE), Ok(()), "nothing there");
+    map.part(0, SZ_2M).protect(vxe_igt::RO);
+    assert_eq!(try_prefetch(&gpu, map.part(SZ_64K, SZ_64K), DEVICE), Ok(()), "to be read only");
+    assert_eq!(in_device(&gpu, map.part(SZ_64K, SZ_64K)), SZ_64K);
+}
+
+/// Each allocation fails once: the call says so if nothing is mapped, and nothing is lost.
+fn no_memory() {
+    let failures = Failures::new();
+    let gpu = gpu();
+    for to in [DEVICE, SYSTEM] {
+        let told = failures.each(
+            || filled(SZ_64K),
+            |map| gpu.vm().bind(&[Bind::prefetch(map.at(0), SZ_64K as u64, to)]),
+            |map, error| {
+                if let Some(e) = error {
+                    assert_eq!(e.errno(), libc::ENOMEM, "{e}");
+                }
+                gpu.increment(map.at(0));
+                map.expect("all", |o| pattern(o).wrapping_add(u32::from(o == 0)));
+                map.unmap();
+            },
+        );
+        assert!(told > 0, "no failure was told");
+    }
+}
+
 fn main() -> ExitCode {
     let mut p = Program::new("vxe_prefetch", "Memory is moved and mapped before it is needed.");
     p.subtest("to-device", "to the device's memory", to_device);
@@ -156,5 +229,7 @@ fn main() -> ExitCode {
     p.subtest("full", "there is no room", full);
     p.subtest("shared", "memory that stays where it is", shared);
     p.subtest("holes", "holes and a buffer on the way", holes);
+    p.subtest("errors", "what cannot be had", errors);
+    p.subtest("no-memory", "each allocation fails once", no_memory);
     p.main()
 }

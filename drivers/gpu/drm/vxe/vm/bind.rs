@@ -8,7 +8,8 @@
 //! 2. under the SVM lock, each is made in the map of VMAs, as a change that is undone if one fails,
 //!    and everything that it will need is allocated ([`Plan`]);
 //! 3. the change is committed, and the GPU's page table follows. Nothing here can fail;
-//! 4. without locks, prefetches are done, which are advice: what cannot be had is left to faults;
+//! 4. without locks, prefetches are done, which are advice: what cannot be had is left to faults. A call
+//!    that does nothing else tells of what is worth telling;
 //! 5. the fence is signalled.
 //!
 //! All of this is done when the call returns. So bind queues have nothing to order, and exist for
@@ -171,8 +172,13 @@ impl Vm {
             self.bind_locked(&mut svm, ops)?
         };
         drop(retired);
+        let is_advice = ops.iter().all(|op| matches!(op, Op::Prefetch { .. }));
         for (span, to) in prefetches {
-            self.prefetch(span, to);
+            let done = self.prefetch(span, to);
+            // What is bound stays bound, and so the call has succeeded.
+            if is_advice {
+                done?;
+            }
         }
         Ok(())
     }
@@ -226,52 +232,65 @@ impl Vm {
         Ok((retired, plan.prefetches))
     }
 
-    /// Maps what there is in `span` before the GPU needs it, as far as that is possible.
+    /// Maps what there is in `span` before the GPU needs it, as far as that is possible: what cannot
+    /// move, or may not be read, is left to faults.
     ///
     /// The SVM lock is taken for one range at a time, so that faults get their turn. Ends early
     /// for a caller that has a signal pending.
-    fn prefetch(&self, span: Span, to: To) {
+    ///
+    /// Fails, and leaves the rest, where xe does: with `EIO` at the memory of some device, `EBUSY` when
+    /// the CPU keeps changing its mappings, and `ENOMEM`.
+    fn prefetch(&self, span: Span, to: To) -> Result {
         let mut at = span.start;
         while at < span.end && !kernel::current!().signal_pending() {
-            match self.prefetch_one(at, span.end, to) {
+            match self.prefetch_one(at, span.end, to)? {
                 Some(next) => at = next,
-                None => return,
+                None => break,
             }
         }
+        Ok(())
     }
 
     /// Maps the first range or buffer from `at` on and before `end`, if that is possible; returns
-    /// the address after it. None if nothing is left.
-    fn prefetch_one(&self, at: u64, end: u64, to: To) -> Option<u64> {
-        let mut svm = self.svm.lock_killable().ok()?;
+    /// the address after it. None if nothing is left. Fails as [`prefetch`](Self::prefetch).
+    fn prefetch_one(&self, at: u64, end: u64, to: To) -> Result<Option<u64>> {
+        let Ok(mut svm) = self.svm.lock_killable() else {
+            return Ok(None);
+        };
         if self.is_closed() {
-            return None;
+            return Ok(None);
         }
         self.collect_garbage(&mut svm);
-        let vma = self.map.lock().first_from(at).cloned()?;
+        let Some(vma) = self.map.lock().first_from(at).cloned() else {
+            return Ok(None);
+        };
         let at = at.max(vma.span.start);
         if at >= end {
-            return None;
+            return Ok(None);
         }
-        match &vma.backing {
+        let next = match &vma.backing {
             Backing::Bo { bo, offset } => {
                 let _ = buffer::populate(self.svm.vm(), &vma, bo, *offset);
-                Some(vma.span.end)
+                vma.span.end
             }
             Backing::Mirror => {
                 let rest = at..end.min(vma.span.end);
                 let Some(start) = self.svm.find_vma_start(to_cpu(&rest)) else {
-                    return Some(vma.span.end);
+                    return Ok(Some(vma.span.end));
                 };
                 // CAST: Addresses have 64 bits at most.
                 let start = start as u64;
                 match svm::prefetch(self.svm.vm(), &mut svm, &vma, start, to) {
-                    Ok(served) => Some(served.span.end),
+                    Ok(served) => served.span.end,
+                    // Closed meanwhile: its page table may have been emptied under the change.
+                    Err(_) if self.is_closed() => return Ok(None),
+                    Err(e) if [EIO, EBUSY, ENOMEM].contains(&e) => return Err(e),
                     // Where a chunk has pages that cannot be had, the rest of it is left to faults.
-                    Err(_) => Some(svm::end_of_chunk(start)),
+                    Err(_) => svm::end_of_chunk(start),
                 }
             }
-        }
+        };
+        Ok(Some(next))
     }
 }
 
