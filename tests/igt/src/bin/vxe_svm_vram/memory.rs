@@ -238,6 +238,32 @@ fn free(shape: Shape) {
     }
 }
 
+/// What may be freed moves to the device, is written there, and comes back: it may not be freed any
+/// more, though no store of the CPU's says so.
+fn free_and_store(shape: Shape) {
+    let gpu = Gpu::new();
+    region(gpu.device());
+    let reclaim = |map: Map| {
+        if let Err(e) = map.try_madvise(libc::MADV_PAGEOUT) {
+            skip!("MADV_PAGEOUT: {e}");
+        }
+    };
+    // So many pages that the kernel does not put the work off.
+    let [map, untouched] = [shape.make(), Shape::Small.make()];
+    map.madvise(libc::MADV_FREE);
+    untouched.madvise(libc::MADV_FREE);
+    let pages = || (0..map.len()).step_by(PAGE);
+    gpu.run(|c| pages().for_each(|page| _ = c.store(map.at(page + 8), 0x77)));
+    assert_eq!(in_device(&gpu, map), map.len(), "bytes in the device's memory");
+    pages().for_each(|page| map.expect_word("back again", page + 8, 0x77));
+    reclaim(map);
+    reclaim(untouched);
+    pages().for_each(|page| map.expect_word("after reclaim", page + 8, 0x77));
+    if untouched.read(8) != 0 {
+        skip!("what may be freed was not");
+    }
+}
+
 /// Pages that are alike may be merged while they are on the device; back from there they are, and come
 /// apart again.
 fn merge(shape: Shape) {
@@ -306,7 +332,7 @@ fn protect(shape: Shape) {
 
 pub fn subtests(p: &mut Program) {
     type Sub = (&'static str, &'static str, fn(Shape));
-    let subs: [Sub; 12] = [
+    let subs: [Sub; 13] = [
         ("gup", "is held by the kernel", held),
         ("remote", "is read and written by another", remote),
         ("direct", "is written to a file and read without its cache", direct),
@@ -315,6 +341,7 @@ pub fn subtests(p: &mut Program) {
         ("munmap", "is unmapped in part", unmap),
         ("dontneed", "is thrown away", dont_need),
         ("free", "may be freed", free),
+        ("free-store", "may be freed, and is written on the device", free_and_store),
         ("ksm", "is merged", merge),
         ("mlock", "is locked", lock),
         ("mprotect", "is protected", protect),

@@ -41,8 +41,13 @@ fn fault(shape: Shape) {
 fn hole() {
     let gpu = Gpu::new();
     region(gpu.device());
-    // So that nothing else moves.
-    gpu.run(|c| _ = c.noop());
+    // What others left there.
+    let before = region(gpu.device()).used;
+    let others = Map::aligned(4 * SZ_2M, SZ_2M);
+    others.fill(|_| !0);
+    bring(&gpu, others);
+    others.unmap();
+    soon("the memory is given back", || region(gpu.device()).used <= before + SZ_2M as u64);
     let map = Map::aligned(SZ_2M, SZ_2M);
     let there = counted(gpu.device(), || {
         gpu.run(|c| {
@@ -52,7 +57,9 @@ fn hole() {
         });
     });
     assert_eq!(in_device(&gpu, map), SZ_2M, "bytes in the device's memory");
-    assert_eq!(there["svm_device_copy_kb"], 0, "KiB copied");
+    // What the job's batch is in may have moved, but no more.
+    let copied = there["svm_device_copy_kb"];
+    assert!(copied <= 64, "{copied} KiB copied");
     map.expect("counted", |o| u32::from(o % PAGE == 8));
 }
 

@@ -4,8 +4,9 @@
 
 use super::{pattern, Shape, SHAPES};
 use vxe_igt::{
+    gpu::device,
     process::{fork, Link},
-    vram::{bring, in_device, leave, region, touch},
+    vram::{bring, in_device, leave, region, soon, touch},
     Gpu, Program, PAGE,
 };
 
@@ -99,8 +100,10 @@ fn evicted(shape: Shape) {
     assert_eq!(in_device(&gpu, map), 0, "bytes in the device's memory");
 }
 
-/// A process is killed while its memory is on its way.
+/// A process is killed while its memory is on its way: what it had on the device is given back.
 fn killed() {
+    let device = device();
+    let before = region(&device).used;
     for _ in 0..vxe_igt::env::iterations(6) {
         let child = fork(|link| {
             let gpu = Gpu::new();
@@ -117,6 +120,7 @@ fn killed() {
         std::thread::sleep(std::time::Duration::from_millis(30));
         child.kill();
     }
+    soon("its memory is given back", || region(&device).used <= before);
     super::moves::works();
 }
 
