@@ -183,7 +183,11 @@ fn binding() {
         gpu.vm().bind(&[Bind::bo(&bo, 0, at, SZ_64K as u64)])?;
         gpu.try_run(|c| _ = c.store(at + 4, round))?;
         gpu.vm().bind(&[Bind::unmap(at, SZ_64K as u64)])?;
-        gpu.vm().bind(&[Bind::prefetch(map.at(0), map.len() as u64, 0)])
+        match gpu.vm().bind(&[Bind::prefetch(map.at(0), map.len() as u64, 0)]) {
+            // The other threads change the process's memory all the time.
+            Err(e) if e.errno() == libc::EBUSY => Ok(()),
+            done => done,
+        }
     });
 }
 
