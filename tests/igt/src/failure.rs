@@ -30,8 +30,9 @@ const SWITCHES: [(&str, &str); 2] = [
 const EXEMPT: [&str; 2] =
     ["/sys/kernel/debug/failslab/reject-start", "/sys/kernel/debug/failslab/reject-end"];
 
-/// A function of the kernel which, when an allocation fails, ends the checks of all DMA mappings.
-const BOOK_KEEPER: &str = "debug_dma_map_sg";
+/// The functions of the kernel which, when an allocation fails, end the checks of all DMA mappings: the
+/// first and the last of a file of its source.
+const BOOK_KEEPERS: [&str; 2] = ["debug_dma_map_phys", "debug_dma_map_sg"];
 
 /// The kernel can be told which allocation of this thread is to fail, as long as this is there.
 pub struct Failures {
@@ -140,16 +141,21 @@ impl Drop for Failures {
     }
 }
 
-/// The first address of [`BOOK_KEEPER`] and the one after its last, as debugfs takes them.
+/// The first address of the [`BOOK_KEEPERS`] and the one after their last, as debugfs takes them.
 fn book_keeping() -> Option<[String; 2]> {
-    span_of(BOOK_KEEPER, &fs::read_to_string("/proc/kallsyms").ok()?)
+    span_of(BOOK_KEEPERS, &fs::read_to_string("/proc/kallsyms").ok()?)
 }
 
-fn span_of(name: &str, symbols: &str) -> Option<[String; 2]> {
+/// From the start of the first of two functions to the end of the other.
+fn span_of(names: [&str; 2], symbols: &str) -> Option<[String; 2]> {
     let address = |line: &str| u64::from_str_radix(line.split(' ').next()?, 16).ok();
-    let start = symbols.lines().find(|line| line.split(' ').nth(2) == Some(name))?;
-    let start = address(start).filter(|&start| start != 0)?;
-    let end = symbols.lines().filter_map(address).filter(|&other| other > start).min()?;
+    let start_of = |name| {
+        let line = symbols.lines().find(|line| line.split(' ').nth(2) == Some(name))?;
+        address(line).filter(|&start| start != 0)
+    };
+    let [a, b] = names.map(start_of);
+    let (start, last) = (a?.min(b?), a?.max(b?));
+    let end = symbols.lines().filter_map(address).filter(|&other| other > last).min()?;
     Some([format!("{start:#x}"), format!("{end:#x}")])
 }
 
@@ -160,9 +166,9 @@ mod tests {
     #[test]
     fn a_function_ends_where_the_next_begins() {
         let symbols = "ffff10 T a\nffff40 t c\nffff20 T b\nffff80 t d\t[module]\n";
-        assert_eq!(span_of("b", symbols), Some(["0xffff20".into(), "0xffff40".into()]));
-        assert_eq!(span_of("a", symbols), Some(["0xffff10".into(), "0xffff20".into()]));
-        assert_eq!(span_of("x", symbols), None);
-        assert_eq!(span_of("a", "0 T a\n0 T b\n"), None);
+        assert_eq!(span_of(["b", "b"], symbols), Some(["0xffff20".into(), "0xffff40".into()]));
+        assert_eq!(span_of(["b", "a"], symbols), Some(["0xffff10".into(), "0xffff40".into()]));
+        assert_eq!(span_of(["a", "x"], symbols), None);
+        assert_eq!(span_of(["a", "b"], "0 T a\n0 T b\n"), None);
     }
 }
