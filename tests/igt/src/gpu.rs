@@ -71,9 +71,10 @@ impl Gpu {
     fn try_on_vm(vm: &Vm) -> Result<Self> {
         Ok(Self {
             queue: ExecQueue::new(vm)?,
-            batches: Map::anon(BATCH_AREA),
+            // Shared memory does not move to the device's, where nobody expects it.
+            batches: Map::shared(BATCH_AREA),
             cursor: Cell::new(0),
-            fence: Map::anon(PAGE),
+            fence: Map::shared(PAGE),
             submitted: Cell::new(0),
         })
     }
@@ -108,7 +109,7 @@ impl Gpu {
     /// Replaces the queue, which was banned, if the device is still there.
     pub fn try_renew(&mut self) -> Result<()> {
         self.queue = ExecQueue::new(self.vm())?;
-        self.fence = Map::anon(PAGE);
+        self.fence = Map::shared(PAGE);
         self.submitted.set(0);
         Ok(())
     }

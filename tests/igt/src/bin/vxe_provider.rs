@@ -67,7 +67,7 @@ fn beside() {
     // One memory, two GPUs.
     let map = Map::aligned(SZ_2M, SZ_2M);
     let (one, other) = (Gpu::on_device(&first), Gpu::on_device(&second));
-    for round in 0..8 {
+    for round in 0..4 {
         for page in 0..SZ_2M / SZ_64K {
             one.increment(map.at(page * SZ_64K));
             other.increment(map.at(page * SZ_64K));

@@ -22,7 +22,7 @@ fn fault(shape: Shape) {
         // It is mapped, and stays where it is.
         touch(&gpu, map);
     });
-    // What the job's batch is in may have moved, too.
+    // What the GPU copies to may have moved, too.
     assert!(there["svm_device_copy_kb"] >= kib, "{} KiB copied", there["svm_device_copy_kb"]);
     gpu.run(|c| {
         for page in (0..map.len()).step_by(PAGE) {
@@ -57,7 +57,7 @@ fn hole() {
         });
     });
     assert_eq!(in_device(&gpu, map), SZ_2M, "bytes in the device's memory");
-    // What the job's batch is in may have moved, but no more.
+    // What the GPU copied to before may move, but no more.
     let copied = there["svm_device_copy_kb"];
     assert!(copied <= 64, "{copied} KiB copied");
     map.expect("counted", |o| u32::from(o % PAGE == 8));
