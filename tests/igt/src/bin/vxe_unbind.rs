@@ -18,6 +18,7 @@ use vxe_igt::{
     memory::transparent_huge,
     sysfs::Slot,
     uffd::Uffd,
+    vram::soon,
     Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
 };
 
@@ -105,7 +106,7 @@ fn open_file() {
 /// anew when it is back; meanwhile it is unbound and bound `rounds` times, or fewer on a slow
 /// machine.
 fn while_working(rounds: u32, work: impl Fn(&Gpu, Map, u32) -> Result<(), Error> + Sync) {
-    const THREADS: usize = 4;
+    const THREADS: u32 = 4;
     let slot = Slot::first();
     let done = AtomicBool::new(false);
     let (jobs, ends) = (AtomicU32::new(0), AtomicU32::new(0));
@@ -143,11 +144,14 @@ fn while_working(rounds: u32, work: impl Fn(&Gpu, Map, u32) -> Result<(), Error>
             slot.unbind();
             slot.bind();
         }
+        // On a slow machine it may be that none came to a good end in between.
+        soon("a job works", || {
+            jobs.load(Ordering::Relaxed) > ends.load(Ordering::Relaxed) + THREADS
+        });
         done.store(true, Ordering::Release);
     });
     let (jobs, ends) = (jobs.into_inner(), ends.into_inner());
     println!("{jobs} jobs, {ends} of them ended by an unbind");
-    assert!(jobs > ends, "nothing ever worked");
     works();
 }
 
