@@ -20,6 +20,7 @@
 
 mod bind;
 mod bound;
+mod history;
 mod meter;
 pub(crate) mod migrate;
 mod serve;

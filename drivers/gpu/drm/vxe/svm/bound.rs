@@ -3,7 +3,7 @@
 //! What is known of the GPU's mapping of a range, and how debugfs shows it.
 
 use super::{
-    migrate::History,
+    history::History,
     Mirror, //
 };
 use crate::gpu::Access;

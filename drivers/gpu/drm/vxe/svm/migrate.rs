@@ -7,13 +7,16 @@
 //! somebody holds it, stays where it is and is used there.
 //!
 //! Memory that CPU and GPU, or two halves of a GPU's work, keep taking from each other moves to and
-//! fro and does nothing else. So each range has a [`History`]: one that has to come again soon after it
-//! came may stay for longer each time, as far as the CPU goes; and if that does not help it is left in
-//! system memory, where both reach it, for a time that grows, too. Both times are capped.
+//! fro and does nothing else. [`history`](super::history) is there against that.
 //!
 //! All of this happens under the SVM lock.
 
 use super::{
+    history::{
+        growing,
+        Verdict,
+        STAY_MS, //
+    },
     Context,
     Mirror, //
 };
@@ -46,11 +49,10 @@ use kernel::{
     fmt,
     prelude::*,
     sizes::SZ_64K,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
-    },
-    time::msecs_to_jiffies, //
+    time::{
+        Instant,
+        Monotonic, //
+    }, //
 };
 use kernel_ext::jiffies;
 
@@ -60,28 +62,9 @@ const MIN_SIZE: usize = SZ_64K;
 /// How often a range is tried whose pages somebody else held or changed.
 const TRIES: u32 = 3;
 
-/// How long an atomic, or a range that came back once, may stay on the device at least, in
-/// milliseconds. Doubled with each time more.
-const STAY_MS: u32 = 5;
-
-/// No range may stay for longer, in milliseconds.
-const MAX_STAY_MS: u32 = 40;
-
 /// No range may stay for longer for an atomic that is to be the device's alone, in milliseconds: it has
 /// to be there until the GPU is told.
 const MAX_ATOMIC_STAY_MS: u32 = 320;
-
-/// A range that has to come again within this time bounces, in milliseconds.
-const WINDOW_MS: u32 = 250;
-
-/// A range that bounces so often is left in system memory.
-const PATIENCE: u32 = 3;
-
-/// How long that is at first, in milliseconds. Doubled with each time more.
-const LEAVE_MS: u32 = 50;
-
-/// No range is left there for longer, in milliseconds.
-const MAX_LEAVE_MS: u32 = 3200;
 
 /// Why something moves: for messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,86 +104,6 @@ impl fmt::Display for Refusal {
             Self::Bounces(ms) => write!(f, "it bounces, and is left alone for {ms} ms"),
             Self::Bounced => f.write_str("it bounced, and is left alone"),
         }
-    }
-}
-
-/// What is known of a range's way to and fro. Changed under the SVM lock.
-pub(crate) struct History {
-    /// When the range came to the device last, or may come again, in jiffies; if it ever did.
-    settled: Atomic<usize>,
-    came: Atomic<bool>,
-    /// How often in a row it had to come again soon.
-    bounces: Atomic<u32>,
-}
-
-/// What becomes of a range that should move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    /// It moves, and may stay for so many milliseconds.
-    Move(u32),
-    /// It is left in system memory for so many milliseconds, from now on.
-    Leave(u32),
-    /// It is left in system memory still.
-    Left,
-}
-
-/// `first`, doubled `times` times, but not more than `max`.
-fn growing(first: u32, times: u32, max: u32) -> u32 {
-    first
-        .checked_shl(times)
-        .filter(|grown| grown >> times == first)
-        .map_or(max, |grown| grown.min(max))
-}
-
-impl History {
-    pub(super) fn new() -> Self {
-        Self {
-            settled: Atomic::new(0),
-            came: Atomic::new(false),
-            bounces: Atomic::new(0),
-        }
-    }
-
-    /// How often the range had to come again soon.
-    pub(super) fn bounces(&self) -> u32 {
-        self.bounces.load(Relaxed)
-    }
-
-    /// Decides at the time `now`, in jiffies, for a range that has to come.
-    fn decide(&self, now: usize) -> Verdict {
-        if !self.has_come() {
-            return Verdict::Move(0);
-        }
-        // A time to come is one long ago, by the clock that wraps around.
-        let since = now.wrapping_sub(self.settled.load(Relaxed));
-        if since > usize::MAX / 2 {
-            return Verdict::Left;
-        }
-        if since > msecs_to_jiffies(WINDOW_MS) {
-            self.bounces.store(0, Relaxed);
-            return Verdict::Move(0);
-        }
-        let bounces = self.bounces().saturating_add(1);
-        self.bounces.store(bounces, Relaxed);
-        // Once left alone, it gets one more chance each time.
-        if bounces >= PATIENCE && (bounces - PATIENCE) % 2 == 0 {
-            let ms = growing(LEAVE_MS, (bounces - PATIENCE) / 2, MAX_LEAVE_MS);
-            self.settled
-                .store(now.wrapping_add(msecs_to_jiffies(ms)), Relaxed);
-            return Verdict::Leave(ms);
-        }
-        Verdict::Move(growing(STAY_MS, bounces - 1, MAX_STAY_MS))
-    }
-
-    /// Whether the range ever came to the device.
-    fn has_come(&self) -> bool {
-        self.came.load(Relaxed)
-    }
-
-    /// The range came to the device.
-    fn came(&self, now: usize) {
-        self.settled.store(now, Relaxed);
-        self.came.store(true, Relaxed);
     }
 }
 
@@ -436,6 +339,7 @@ pub(crate) fn to_vram(
     attempt: &Attempt<'_>,
 ) -> Result<Moved> {
     let mut total = Moved::default();
+    let start = Instant::<Monotonic>::now();
     for round in 1..=TRIES {
         let moved = memory.populate(found, stay_ms, attempt).inspect_err(|e| {
             kernel_ext::drm_dbg!(
@@ -469,7 +373,8 @@ pub(crate) fn to_vram(
         vm.dev.stats.inc(Stat::SvmMigrateRetryCount);
     }
     if total.moved != 0 {
-        found.data().history.came(jiffies::now());
+        let took = u32::try_from(start.elapsed().as_millis()).unwrap_or(u32::MAX);
+        found.data().history.came(jiffies::now(), took);
     }
     kernel_ext::drm_dbg!(
         &vm.dev,
@@ -500,65 +405,4 @@ pub(crate) fn to_system(
         found.span()
     );
     done
-}
-
-#[cfg(CONFIG_KUNIT = "y")]
-#[kunit_tests(vxe_migrate)]
-mod tests {
-    use super::*;
-
-    /// A time at which the clock wraps around soon.
-    const NOW: usize = usize::MAX - 2;
-
-    fn after(ms: u32) -> usize {
-        NOW.wrapping_add(msecs_to_jiffies(ms))
-    }
-
-    #[test]
-    fn times_grow_up_to_a_cap() {
-        assert_eq!(growing(5, 0, 40), 5);
-        assert_eq!(growing(5, 2, 40), 20);
-        assert_eq!(growing(5, 3, 40), 40);
-        assert_eq!(growing(5, 4, 40), 40);
-        assert_eq!(growing(5, 31, 40), 40);
-        assert_eq!(growing(5, 99, 40), 40);
-    }
-
-    #[test]
-    fn what_comes_seldom_moves() {
-        let history = History::new();
-        for round in 0..10 {
-            let now = after(round * 2 * WINDOW_MS);
-            assert_eq!(history.decide(now), Verdict::Move(0));
-            history.came(now);
-        }
-        assert_eq!(history.bounces(), 0);
-    }
-
-    #[test]
-    fn what_bounces_is_left_for_a_growing_time() {
-        let history = History::new();
-        let (mut now, mut left, mut longest) = (NOW, 0, 0);
-        for _ in 0..60 {
-            match history.decide(now) {
-                Verdict::Move(ms) => {
-                    assert!(ms <= MAX_STAY_MS);
-                    history.came(now);
-                    now = now.wrapping_add(1);
-                }
-                Verdict::Leave(ms) => {
-                    assert!(ms >= longest && ms <= MAX_LEAVE_MS);
-                    (longest, left) = (ms, left + 1);
-                    assert_eq!(history.decide(now), Verdict::Left);
-                    now = now.wrapping_add(msecs_to_jiffies(ms)).wrapping_add(1);
-                }
-                // For longer than was said.
-                Verdict::Left => assert_eq!(left, 0),
-            }
-        }
-        assert!(left >= 7 && longest == MAX_LEAVE_MS);
-        // When it has calmed down, all is forgotten.
-        let now = now.wrapping_add(msecs_to_jiffies(2 * WINDOW_MS));
-        assert_eq!(history.decide(now), Verdict::Move(0));
-    }
 }
