@@ -384,6 +384,7 @@ mod tests {
             drop(held);
             check(&span)?;
             ensure_eq!(vram.take_done().to_ram, 1);
+            ensure_eq!(used(pagemap), 0);
 
             // One that its process gave up is free when the last has let go.
             to_device(env, pagemap, &pages(0, 1))?;
