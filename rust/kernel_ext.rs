@@ -7,6 +7,7 @@
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 
+mod anon_vma;
 pub mod bindings;
 pub mod dev_pagemap;
 pub mod device_ram;

@@ -14,6 +14,7 @@
 //! C header: [`include/linux/migrate.h`](srctree/include/linux/migrate.h)
 
 use crate::{
+    anon_vma::AnonVmas,
     bindings::{self, migrate_vma},
     folio::LockedFolio,
     hmm,
@@ -109,8 +110,11 @@ impl Select {
 enum By {
     /// Addresses of a process.
     Vma(migrate_vma),
-    /// Frames of device memory.
-    Frames,
+    /// Frames of device memory, with what their mappings are found by at the end.
+    Frames {
+        /// References, for the time after the end.
+        _anon_vmas: AnonVmas,
+    },
 }
 
 /// A migration under way; see the [module](self)'s documentation for its states.
@@ -131,6 +135,30 @@ pub struct Migration<'a> {
 
 fn empty(pages: usize) -> Result<KVVec<Entry>> {
     Ok(KVVec::from_elem(Entry::default(), pages, GFP_KERNEL)?)
+}
+
+/// Holds what the mappings of a frame's folio are found by. Returns how many pages there are from the
+/// frame to the end of the folio, as far as that is known, and whether it is held: it is not if the
+/// folio is not mapped, or on its way elsewhere.
+///
+/// # Safety
+///
+/// As for [`Migration::collect_frames`].
+unsafe fn hold(frame: usize, anon_vmas: &mut AnonVmas) -> Result<(usize, bool)> {
+    // SAFETY: By this function's requirements.
+    let page = unsafe { zone_device::page_of(frame) };
+    // SAFETY: It is a page.
+    if !unsafe { bindings::page_folio_try_get(page.as_ptr()) } {
+        return Ok((1, false));
+    }
+    // SAFETY: There is a reference, which is given back at the end. Device-private memory goes from
+    // one `anon_vma` to another only by way of RAM.
+    unsafe {
+        let pages = 1 << zone_device::order_of(page);
+        let is_held = anon_vmas.hold(page);
+        bindings::page_folio_put(page.as_ptr());
+        Ok((pages - frame % pages, is_held?))
+    }
 }
 
 impl<'a> Migration<'a> {
@@ -180,10 +208,11 @@ impl<'a> Migration<'a> {
         })
     }
 
-    /// Collects those of some frames of device memory that are in use, in whatever processes. Needs
+    /// Collects those of some frames of device memory that are mapped, in whatever processes. Needs
     /// no process. Sleeps; calls MMU notifiers.
     ///
-    /// Folios must be covered whole. Fails with `ENOMEM`.
+    /// Folios must be covered whole. The entries are in the order of the frames, without those that
+    /// are not mapped. Fails with `ENOMEM`.
     ///
     /// # Safety
     ///
@@ -191,10 +220,20 @@ impl<'a> Migration<'a> {
     /// else meanwhile.
     pub unsafe fn collect_frames(frames: &[usize]) -> Result<Migration<'static>> {
         let mut src = KVVec::with_capacity(frames.len(), GFP_KERNEL)?;
-        for &frame in frames {
-            src.push(Entry(frame), GFP_KERNEL)?;
+        let mut anon_vmas = AnonVmas::default();
+        let mut rest = frames;
+        while let Some(&frame) = rest.first() {
+            // SAFETY: By this function's requirements.
+            let (pages, is_held) = unsafe { hold(frame, &mut anon_vmas) }?;
+            let (folio, behind) = rest.split_at(pages.min(rest.len()));
+            if is_held {
+                for &frame in folio {
+                    src.push(Entry(frame), GFP_KERNEL)?;
+                }
+            }
+            rest = behind;
         }
-        let dst = empty(frames.len())?;
+        let dst = empty(src.len())?;
         // SAFETY: All are frames of device memory; the array has so many entries.
         to_result(unsafe {
             bindings::migrate_device_pfns(src.as_mut_ptr().cast(), src.len() as c_ulong)
@@ -203,7 +242,9 @@ impl<'a> Migration<'a> {
         Ok(Migration {
             src,
             dst,
-            by: By::Frames,
+            by: By::Frames {
+                _anon_vmas: anon_vmas,
+            },
             migrated: false,
             _vma: PhantomData,
         })
@@ -263,7 +304,7 @@ impl<'a> Migration<'a> {
                 // SAFETY: By the type invariants; the lock is held still.
                 By::Vma(args) => unsafe { bindings::migrate_vma_pages(args) },
                 // SAFETY: By the type invariants.
-                By::Frames => unsafe {
+                By::Frames { .. } => unsafe {
                     bindings::migrate_device_pages(
                         self.src.as_mut_ptr().cast(),
                         self.dst.as_mut_ptr().cast(),
@@ -289,7 +330,7 @@ impl Drop for Migration<'_> {
             // SAFETY: By the type invariants, once; the lock is held still.
             By::Vma(args) => unsafe { bindings::migrate_vma_finalize(args) },
             // SAFETY: By the type invariants, once.
-            By::Frames => unsafe {
+            By::Frames { .. } => unsafe {
                 bindings::migrate_device_finalize(
                     self.src.as_mut_ptr().cast(),
                     self.dst.as_mut_ptr().cast(),

@@ -15,4 +15,5 @@
 #include "mm.c"
 #include "phys.c"
 #include "print.c"
+#include "rmap.c"
 #include "sched.c"

@@ -118,6 +118,32 @@ mod tests {
     }
 
     #[test]
+    fn what_the_process_gives_up_meanwhile() -> Result {
+        with_vram(64, |env, pagemap| {
+            let (span, kept) = (pages(0, 16), pages(8, 8));
+            for unmap in [pages(0, 8), span.clone()] {
+                mm::map(&span, Prot::Write)?;
+                mm::fill(&span)?;
+                to_device(env, pagemap, &span)?;
+                let vram = pagemap.provider();
+                vram.take_done();
+                // With the last of them goes what the kernel finds the places of these pages by.
+                vram.set_mood(Mood {
+                    unmap: (unmap.start, unmap.end),
+                    ..Mood::NONE
+                });
+                evict_all(pagemap)?;
+                ensure_eq!((vram.take_done().to_ram, vram.used()), (16, 0));
+                if unmap != span {
+                    check(&kept)?;
+                    mm::unmap(&span)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    #[test]
     fn pages_that_came_back_alone() -> Result {
         with_vram(64, |env, pagemap| {
             let span = pages(0, 16);

@@ -156,7 +156,8 @@ impl Child {
         );
     }
 
-    fn signal(&self, signal: i32) {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: i32) {
         // SAFETY: it was not waited for yet, so the number is still its own.
         unsafe { libc::kill(self.pid, signal) };
     }

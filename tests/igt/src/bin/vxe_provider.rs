@@ -253,11 +253,23 @@ fn exit() {
         });
         child.link().receive();
         std::thread::sleep(Duration::from_millis(u64::from(number % 5)));
-        // Linux 7.3 walks the mappings of what comes back from a device even if their process is gone
-        // by then: so that is waited for, on every other round before the device is unbound.
-        child.kill();
-        if number % 2 == 0 {
-            provider.slot().unbind();
+        // The device goes before the process on every other round, and in the middle of its end on
+        // every fourth.
+        match number % 4 {
+            0 => child.kill(),
+            1 => {
+                provider.slot().unbind();
+                drop(child);
+            }
+            2 => {
+                child.kill();
+                provider.slot().unbind();
+            }
+            _ => {
+                child.signal(libc::SIGKILL);
+                provider.slot().unbind();
+                drop(child);
+            }
         }
     });
 }
