@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A pagemap with its provider, and the operations that C calls: each finds the provider, and calls the
+//! function of the same purpose of [`Provider`].
+
+use super::{
+    super::{
+        claims::Claims,
+        devmem,
+        owned::{self, Owned, Vtable},
+        page_map::{self, PageMap},
+        zdd, //
+    },
+    block::Block,
+    Copy,
+    Mapping,
+    Provider, //
+};
+use crate::segment::Segment;
+use core::{ptr::NonNull, slice};
+use kernel::{
+    bindings::{device, dma_data_direction, dma_fence, page},
+    device::Device,
+    ffi::{c_int, c_uint, c_ulong},
+    mm::Mm,
+    prelude::*, //
+};
+use kernel_ext::{bindings as ext, dev_pagemap::DevPagemap, dma::Direction, zone_device};
+
+/// A [`PageMap`] and its provider.
+///
+/// # Invariants
+///
+/// `memory` is what `page_map` describes.
+#[repr(C)]
+#[pin_data]
+pub(super) struct Inner<P: Provider> {
+    #[pin]
+    pub(super) page_map: PageMap,
+    pub(super) memory: DevPagemap,
+    pub(super) claims: Claims,
+    pub(super) provider: P,
+}
+
+impl<P: Provider> Inner<P> {
+    pub(super) const OPS: page_map::Ops = page_map::Ops {
+        device_map: Some(Self::device_map),
+        device_unmap: Some(Self::device_unmap),
+        populate_mm: Some(Self::populate_mm),
+        destroy: Some(Self::destroy),
+    };
+
+    pub(super) const ALLOCATION_OPS: devmem::Ops = devmem::Ops {
+        devmem_release: Some(owned::release),
+        populate_devmem_pfn: Some(Self::populate_devmem_pfn),
+        copy_to_devmem: Some(Self::copy_to_devmem),
+        copy_to_ram: Some(Self::copy_to_ram),
+    };
+
+    pub(super) const VTABLE: Vtable = Vtable {
+        detached: Self::detached,
+        free: Self::free,
+    };
+
+    /// # Safety
+    ///
+    /// `pagemap` must be the first part of an `Inner<P>` that is referred to during `'a`.
+    pub(super) unsafe fn of<'a>(pagemap: *mut ext::drm_pagemap) -> &'a Self {
+        // SAFETY: By this function's requirements.
+        unsafe { &*pagemap.cast() }
+    }
+
+    /// The number of a page.
+    ///
+    /// # Safety
+    ///
+    /// The page must be one of this memory's.
+    unsafe fn device_page(&self, page: *mut page) -> usize {
+        NonNull::new(page).map_or(0, |page| {
+            // SAFETY: It is a page, by this function's requirements.
+            let frame = unsafe { zone_device::frame_of(page) };
+            frame - self.memory.frames().start
+        })
+    }
+
+    /// # Safety
+    ///
+    /// As an operation of the pagemap, for a page that is in use.
+    unsafe extern "C" fn device_map(
+        pagemap: *mut ext::drm_pagemap,
+        dev: *mut device,
+        page: *mut page,
+        order: c_uint,
+        dir: dma_data_direction,
+    ) -> ext::drm_pagemap_addr {
+        // SAFETY: By this function's requirements.
+        let (this, page, device) = unsafe {
+            let this = Self::of(pagemap);
+            (this, this.device_page(page), Device::from_raw(dev))
+        };
+        let dir = Direction::from_raw(dir.0);
+        let request = Mapping {
+            device,
+            is_own: this.page_map.drm().dma_device() == dev,
+            page,
+            order,
+            dir,
+        };
+        let segment = match this.provider.map(&request) {
+            Ok((addr, proto)) => Segment::new(addr, proto, order, dir),
+            Err(_) => Segment::failed(),
+        };
+        segment.into_raw()
+    }
+
+    /// # Safety
+    ///
+    /// As an operation of the pagemap, for what [`device_map`](Self::device_map) returned.
+    unsafe extern "C" fn device_unmap(
+        pagemap: *mut ext::drm_pagemap,
+        dev: *mut device,
+        addr: *const ext::drm_pagemap_addr,
+    ) {
+        // SAFETY: By this function's requirements; the layout of segments is that of C.
+        let (this, device, segment) = unsafe {
+            (
+                Self::of(pagemap),
+                Device::from_raw(dev),
+                &*addr.cast::<Segment>(),
+            )
+        };
+        this.provider.unmap(device, segment);
+    }
+
+    /// # Safety
+    ///
+    /// As an operation of the pagemap.
+    unsafe extern "C" fn populate_mm(
+        pagemap: *mut ext::drm_pagemap,
+        start: c_ulong,
+        end: c_ulong,
+        mm: *mut kernel::bindings::mm_struct,
+        timeslice_ms: c_ulong,
+    ) -> c_int {
+        // SAFETY: By this function's requirements.
+        let (this, mm) = unsafe { (Self::of(pagemap), Mm::from_raw(mm)) };
+        let timeslice_ms = u32::try_from(timeslice_ms).unwrap_or(u32::MAX);
+        // SAFETY: The mmap lock is held by the caller.
+        match unsafe { this.populate_locked(mm, start..end, timeslice_ms, false) } {
+            Ok(_) => 0,
+            Err(e) => e.to_errno(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// To be called once, when nobody refers to the pagemap any more.
+    unsafe extern "C" fn destroy(pagemap: *mut ext::drm_pagemap, _is_atomic_or_reclaim: bool) {
+        // SAFETY: It was made in a box, by `Pagemap::new()`.
+        drop(unsafe { KBox::from_raw(pagemap.cast::<Self>()) });
+    }
+
+    /// # Safety
+    ///
+    /// As an operation of an allocation of this provider's.
+    unsafe extern "C" fn populate_devmem_pfn(
+        allocation: *mut ext::drm_pagemap_devmem,
+        pages: c_ulong,
+        frames: *mut c_ulong,
+    ) -> c_int {
+        // SAFETY: By this function's requirements.
+        let (this, frames) = unsafe {
+            (
+                &*allocation.cast::<Block<P>>(),
+                slice::from_raw_parts_mut(frames, pages),
+            )
+        };
+        if frames.len() > this.claim.pages.len() {
+            return EINVAL.to_errno();
+        }
+        for (slot, frame) in frames.iter_mut().zip(this.claim.frames()) {
+            *slot = frame;
+        }
+        0
+    }
+
+    /// # Safety
+    ///
+    /// The arrays must have `count` entries, and the pages be of this provider's memory, held.
+    unsafe fn copy(
+        pages: *mut *mut page,
+        others: *mut ext::drm_pagemap_addr,
+        count: c_ulong,
+        to_device: bool,
+    ) -> c_int {
+        // SAFETY: By this function's requirements; the layout of segments is that of C.
+        let (pages, others) = unsafe {
+            (
+                slice::from_raw_parts(pages, count),
+                slice::from_raw_parts(others.cast::<Segment>(), count),
+            )
+        };
+        let Some(first) = pages.iter().find_map(|page| NonNull::new(*page)) else {
+            return 0;
+        };
+        // SAFETY: The pages are of this provider's memory, and held.
+        let this = unsafe { Self::of(zdd::pagemap_of_page(first).as_raw()) };
+        let copy = Copy {
+            to_device,
+            base: this.memory.frames().start,
+            pages,
+            others,
+        };
+        match this.provider.copy(&copy) {
+            Ok(()) => 0,
+            Err(e) => e.to_errno(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`copy`](Self::copy). There is never a fence.
+    unsafe extern "C" fn copy_to_devmem(
+        pages: *mut *mut page,
+        others: *mut ext::drm_pagemap_addr,
+        count: c_ulong,
+        _fence: *mut dma_fence,
+    ) -> c_int {
+        // SAFETY: By this function's requirements.
+        unsafe { Self::copy(pages, others, count, true) }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`copy`](Self::copy). There is never a fence.
+    unsafe extern "C" fn copy_to_ram(
+        pages: *mut *mut page,
+        others: *mut ext::drm_pagemap_addr,
+        count: c_ulong,
+        _fence: *mut dma_fence,
+    ) -> c_int {
+        // SAFETY: By this function's requirements.
+        unsafe { Self::copy(pages, others, count, false) }
+    }
+
+    /// # Safety
+    ///
+    /// As an entry of a [`Vtable`].
+    unsafe fn detached(owned: NonNull<Owned>) {
+        // SAFETY: The object is an allocation of this provider's.
+        let block = unsafe { owned.cast::<Block<P>>().as_ref() };
+        block.inner().provider.detached(&block.memory);
+    }
+
+    /// # Safety
+    ///
+    /// As an entry of a [`Vtable`].
+    unsafe fn free(owned: NonNull<Owned>) {
+        // SAFETY: The object is an allocation of this provider's, and was made in a box.
+        drop(unsafe { KBox::from_raw(owned.cast::<Block<P>>().as_ptr()) });
+    }
+}

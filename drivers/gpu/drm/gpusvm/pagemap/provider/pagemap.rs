@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A provider's memory as its driver has it: makes it, and moves what processes have there.
+
+use super::{
+    super::{
+        claims::Claims,
+        fault,
+        page_map::{PageMap, PageMapRef},
+        to_device::{self, Moved, Options, Request}, //
+    },
+    block::Block,
+    inner::Inner,
+    Provider, //
+};
+use crate::scan::first_vma_locked;
+use core::{ffi::c_void, marker::PhantomData, ops::Range, ptr::NonNull};
+use kernel::{
+    mm::Mm,
+    prelude::*,
+    sync::aref::ARef,
+    time::msecs_to_jiffies, //
+};
+use kernel_ext::{dev_pagemap::DevPagemap, drm_device::DrmDevice};
+
+/// A device's memory, with a provider. A counted reference.
+pub struct Pagemap<P: Provider>(pub(super) PageMapRef, pub(super) PhantomData<P>);
+
+impl<P: Provider> Clone for Pagemap<P> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone(), PhantomData)
+    }
+}
+
+impl<P: Provider> Pagemap<P> {
+    /// The memory of `device`, `size` bytes. As long as there are references the device and its
+    /// driver's module are kept. The provider is dropped after the last, by a work item; one that
+    /// was put into a cache when that has no use for it any more.
+    ///
+    /// `owner` says who may be mapped the pages, and is only compared: that of a group of devices
+    /// (see [`Member`](super::Member)), which the provider keeps, or none for nobody else.
+    ///
+    /// Sleeps. Fails with `ENODEV` when the module is on its way out, as [`DevPagemap::new`] says,
+    /// and with `ENOMEM`.
+    pub fn new(
+        device: &DrmDevice,
+        size: usize,
+        owner: Option<NonNull<c_void>>,
+        provider: P,
+    ) -> Result<Self> {
+        // SAFETY: The operations are all that there are.
+        let memory = unsafe { DevPagemap::new(size, owner, &fault::OPS) }?;
+        let claims = Claims::new(memory.frames().len())?;
+        let raw = memory.as_raw();
+        let inner = KBox::try_pin_init(
+            try_pin_init!(Inner {
+                // SAFETY: The object is in a box that `destroy` frees; `memory` is in it, too; the
+                // operations are for it, and constant.
+                page_map <- unsafe { PageMap::new(device, raw, &Inner::<P>::OPS) },
+                memory,
+                claims,
+                provider,
+            }? Error),
+            GFP_KERNEL,
+        )?;
+        // SAFETY: The object stays where it is until it is destroyed; its first part is the pagemap,
+        // whose first reference this is.
+        unsafe {
+            let inner = KBox::into_raw(Pin::into_inner_unchecked(inner));
+            let page_map = NonNull::new_unchecked(inner).cast();
+            Ok(Self(ARef::from_raw(page_map), PhantomData))
+        }
+    }
+
+    /// The reference without its type.
+    pub(in crate::pagemap) fn into_page_map(self) -> PageMapRef {
+        self.0
+    }
+
+    /// The reference with its type.
+    ///
+    /// # Safety
+    ///
+    /// The pagemap must have been made by [`new`](Self::new) of this very type.
+    pub(in crate::pagemap) unsafe fn from_page_map(pagemap: PageMapRef) -> Self {
+        Self(pagemap, PhantomData)
+    }
+
+    pub(super) fn inner(&self) -> &Inner<P> {
+        // SAFETY: The pagemap was made by `new()`, and is referred to.
+        unsafe { Inner::of(self.0.as_raw()) }
+    }
+
+    /// The provider.
+    pub fn provider(&self) -> &P {
+        &self.inner().provider
+    }
+
+    /// The memory as others see it.
+    pub fn page_map(&self) -> &PageMap {
+        &self.0
+    }
+
+    /// How many pages there are, at least as many as were asked for.
+    pub fn pages(&self) -> usize {
+        self.inner().memory.frames().len()
+    }
+
+    /// Moves what is in `span` of a process to the device, as far as it can, and has it stay there
+    /// for `timeslice_ms` milliseconds even if the CPU touches it.
+    ///
+    /// What cannot move is not an error, nor is a place without a VMA: [`Moved`] tells. Sleeps; takes the mmap lock;
+    /// calls MMU notifiers. What one migration moves of a VMA is evicted, and brought back by a
+    /// touch, together.
+    ///
+    /// Errors, after which the part of the VMA that failed is where it was:
+    /// - `EFAULT`: the process is gone, or the device cannot reach a page;
+    /// - `EINVAL`: the span is not page-aligned;
+    /// - `ENOMEM`, or an error of the provider's.
+    pub fn populate(&self, mm: &Mm, span: Range<usize>, timeslice_ms: u32) -> Result<Moved> {
+        let mm = mm.mmget_not_zero().ok_or(EFAULT)?;
+        let _mmap = mm.mmap_read_lock();
+        // SAFETY: The lock is held.
+        unsafe { self.inner().populate_locked(&mm, span, timeslice_ms, false) }
+    }
+
+    /// As [`populate`](Self::populate), but moves what is on the device already as well, to other places
+    /// there: after that, what moved of one VMA is in one allocation.
+    pub fn gather(&self, mm: &Mm, span: Range<usize>, timeslice_ms: u32) -> Result<Moved> {
+        let mm = mm.mmget_not_zero().ok_or(EFAULT)?;
+        let _mmap = mm.mmap_read_lock();
+        // SAFETY: The lock is held.
+        unsafe { self.inner().populate_locked(&mm, span, timeslice_ms, true) }
+    }
+}
+
+impl<P: Provider> Inner<P> {
+    /// As [`Pagemap::populate`], or [`gather`](Pagemap::gather).
+    ///
+    /// # Safety
+    ///
+    /// The mmap lock of `mm` must be held; and the mm have users.
+    pub(super) unsafe fn populate_locked(
+        &self,
+        mm: &Mm,
+        span: Range<usize>,
+        timeslice_ms: u32,
+        gather: bool,
+    ) -> Result<Moved> {
+        let options = Options {
+            timeslice: msecs_to_jiffies(timeslice_ms),
+            same_pagemap: gather,
+        };
+        let mut total = Moved::default();
+        let mut rest = span;
+        // SAFETY: The mmap lock is held.
+        while let Some(vma) = unsafe { first_vma_locked(mm, rest.clone()) } {
+            let part = vma.start().max(rest.start)..vma.end().min(rest.end);
+            rest.start = part.end;
+            let mut made = None;
+            let size = part.len();
+            let result = {
+                let mut allocate = |request: &Request<'_>, frames: &mut [usize]| {
+                    let block = Block::allocate(self, request, frames, size)?;
+                    made = Some(block.clone());
+                    Ok(block.into_allocation())
+                };
+                // SAFETY: The mmap lock is held; what is allocated is as it must be.
+                unsafe { to_device::migrate(vma, part, &self.page_map, options, &mut allocate) }
+            };
+            match result {
+                // The provider is not told that the memory is free before it is told that it is in
+                // use, as the reference that is held here is the folios'.
+                Ok((moved, _folios)) => {
+                    total.add(&moved);
+                    if let (Some(block), true) = (made, moved.moved != 0) {
+                        self.provider.attached(block);
+                    }
+                }
+                Err(e) if e == EBUSY => total.left += size,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(total)
+    }
+}
