@@ -6,6 +6,7 @@
  * taken from there, so that both are the same type.
  */
 
+#include <linux/gfp.h>
 #include <linux/hmm.h>
 #include <linux/interval_tree.h>
 #include <linux/migrate.h>
@@ -16,3 +17,9 @@
 #include <drm/drm_pagemap.h>
 #include <drm/drm_pagemap_util.h>
 #include <uapi/drm/xe_drm.h>
+
+/* Macros that bindgen does not evaluate. */
+const gfp_t KEXT_GFP_HIGHUSER_MOVABLE = GFP_HIGHUSER_MOVABLE;
+const gfp_t KEXT_GFP_MOVABLE = __GFP_MOVABLE;
+const gfp_t KEXT_GFP_NOWARN = __GFP_NOWARN;
+const gfp_t KEXT_GFP_RETRY_MAYFAIL = __GFP_RETRY_MAYFAIL;

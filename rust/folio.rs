@@ -39,16 +39,31 @@ pub enum Place<'a> {
 impl LockedFolio {
     /// A folio of RAM with `1 << order` pages, movable, its contents undefined. Sleeps, may
     /// reclaim. None when there is no memory.
+    ///
+    /// A large folio is only tried for, but harder where there is no process, and so nobody who has a
+    /// use for small ones.
     pub fn ram(place: Place<'_>, order: u32) -> Option<Self> {
-        if !probe::allows(order) {
-            return None;
+        let mut gfp = bindings::KEXT_GFP_HIGHUSER_MOVABLE;
+        if order != 0 {
+            gfp |= bindings::KEXT_GFP_NOWARN;
         }
         let (vma, addr) = match place {
             Place::Process(vma, addr) => (vma.as_ptr(), addr),
             Place::Anywhere => (ptr::null_mut(), 0),
         };
+        if order != 0 && vma.is_null() {
+            gfp |= bindings::KEXT_GFP_RETRY_MAYFAIL;
+        }
+        let wanted = Wanted {
+            order,
+            is_movable: gfp & bindings::KEXT_GFP_MOVABLE != 0,
+            is_of_process: !vma.is_null(),
+        };
+        if !probe::allows(&wanted) {
+            return None;
+        }
         // SAFETY: A VMA is null or valid, as a reference to it exists.
-        let page = unsafe { bindings::ram_folio_alloc(vma, addr, order, vma.is_null()) };
+        let page = unsafe { bindings::ram_folio_alloc(gfp, order, vma, addr) };
         // INVARIANT: The folio is new and was locked.
         NonNull::new(page).map(|page| Self { page, order })
     }
@@ -115,14 +130,26 @@ impl Drop for LockedFolio {
     }
 }
 
+/// What a folio of RAM is to be like, as a test's [`probe`] sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Log2 of the number of pages.
+    pub order: u32,
+    /// Whether the kernel may move it on.
+    pub is_movable: bool,
+    /// Whether the policy of the process that it is for says where it is.
+    pub is_of_process: bool,
+}
+
 /// Where tests come in: a probe sees each folio of RAM before it is allocated, and there is none that
 /// it refuses.
 #[cfg(CONFIG_KUNIT = "y")]
 pub mod probe {
+    use super::Wanted;
     use kernel::sync::atomic::{Acquire, Atomic, Release};
 
-    /// Is given the order.
-    pub type Probe = fn(u32) -> bool;
+    /// Says whether there is such a folio.
+    pub type Probe = fn(&Wanted) -> bool;
 
     /// 0, or a [`Probe`].
     static PROBE: Atomic<usize> = Atomic::new(0);
@@ -132,17 +159,17 @@ pub mod probe {
         PROBE.store(probe.map_or(0, |probe| probe as usize), Release);
     }
 
-    pub(super) fn allows(order: u32) -> bool {
+    pub(super) fn allows(wanted: &Wanted) -> bool {
         let probe = PROBE.load(Acquire);
         // SAFETY: Whatever is not 0 was a `Probe` when it was stored.
-        probe == 0 || unsafe { core::mem::transmute::<usize, Probe>(probe) }(order)
+        probe == 0 || unsafe { core::mem::transmute::<usize, Probe>(probe) }(wanted)
     }
 }
 
 #[cfg(not(CONFIG_KUNIT = "y"))]
 mod probe {
     #[inline(always)]
-    pub(super) fn allows(_order: u32) -> bool {
+    pub(super) fn allows(_wanted: &super::Wanted) -> bool {
         true
     }
 }

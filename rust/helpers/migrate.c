@@ -83,18 +83,14 @@ void kext_folio_share_pgmap(struct folio *to, const struct folio *from)
 }
 
 /*
- * Memory for what comes back from a device, locked: where the process wants it, if @vma
- * is given, and such that it can be moved on. A large folio is only tried for, but harder
- * where the caller (@hard) has no use for small ones.
+ * A folio of RAM, locked: where the policy of a process wants it that has @addr in @vma, or,
+ * without @vma, where that of the running thread does.
  */
-struct page *kext_ram_folio_alloc(struct vm_area_struct *vma, unsigned long addr,
-				  unsigned int order, bool hard)
+struct page *kext_ram_folio_alloc(gfp_t gfp, unsigned int order, struct vm_area_struct *vma,
+				  unsigned long addr)
 {
-	gfp_t gfp = GFP_HIGHUSER_MOVABLE;
 	struct folio *folio;
 
-	if (order)
-		gfp |= __GFP_NOWARN | (hard ? __GFP_RETRY_MAYFAIL : 0);
 	folio = vma ? vma_alloc_folio(gfp, order, vma, addr) : folio_alloc(gfp, order);
 	if (!folio)
 		return NULL;

@@ -2,30 +2,21 @@
 
 //! Device memory is taken back from whoever uses it.
 
-use crate::{
-    fixture::{
-        mm::{self, Pinned, Prot},
-        pages,
-        thread::Thread,
-        vram::{with_ram, Done, Mood, Vram, HUGE}, //
-    },
-    pagemap_migrate::{check, moved, to_device, with_vram},
+use crate::fixture::{
+    migration::{check, evict, moved, place, to_device, with_vram},
+    mm::{self, Pinned, Prot},
+    pages,
+    thread::Thread,
+    vram::{with_ram, Done, Mood, HUGE}, //
 };
-use gpusvm::pagemap::provider::Pagemap;
 use kernel::{
     prelude::*,
-    sync::{Arc, Completion}, //
+    sync::{
+        atomic::{Acquire, Atomic, Release},
+        Arc, //
+    }, //
 };
 use kernel_ext::workqueue::OwnedQueue;
-
-/// Evicts all allocations, the oldest first, and stops at an error.
-fn evict_all(pagemap: &Pagemap<Vram>) -> Result {
-    for handle in pagemap.provider().handles()? {
-        handle.evict()?;
-        ensure!(handle.is_detached());
-    }
-    Ok(())
-}
 
 #[kunit_tests(gpusvm_pagemap_evict)]
 mod tests {
@@ -41,7 +32,7 @@ mod tests {
             to_device(env, pagemap, &span)?;
             let vram = pagemap.provider();
             vram.take_done();
-            evict_all(pagemap)?;
+            evict(pagemap)?;
             ensure_eq!(vram.take_done().to_ram, HUGE + 7);
             ensure_eq!(vram.used(), 0);
             ensure_eq!(vram.handles()?.len(), 0);
@@ -55,21 +46,18 @@ mod tests {
     fn needs_no_process() -> Result {
         with_vram(64, |env, pagemap| {
             let span = pages(0, 16);
-            mm::map(&span, Prot::Write)?;
-            mm::fill(&span)?;
-            to_device(env, pagemap, &span)?;
+            place(env, pagemap, &span, false)?;
             // A worker has none.
             let queue = OwnedQueue::new_unbound(c"gpusvm_kunit")?;
             let handles = pagemap.provider().handles()?;
-            let done = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
-            let is_done = done.clone();
+            let is_done = Arc::new(Atomic::new(false), GFP_KERNEL)?;
+            let done = is_done.clone();
             queue.try_spawn(GFP_KERNEL, move || {
-                if handles.iter().all(|handle| handle.evict().is_ok()) {
-                    is_done.complete_all();
-                }
+                let are_back = handles.iter().all(|handle| handle.evict().is_ok());
+                done.store(are_back, Release);
             })?;
             queue.flush();
-            done.wait_for_completion();
+            ensure!(is_done.load(Acquire));
             ensure_eq!(pagemap.provider().used(), 0);
             ensure_eq!(pagemap.provider().take_done().to_ram, 16);
             check(&span)
@@ -107,11 +95,9 @@ mod tests {
     fn parts_that_the_process_gave_up() -> Result {
         with_vram(2 * HUGE, |env, pagemap| {
             let span = pages(0, HUGE);
-            mm::map_huge(&span)?;
-            mm::fill(&span)?;
-            to_device(env, pagemap, &span)?;
+            place(env, pagemap, &span, true)?;
             mm::unmap(&pages(0, 100))?;
-            evict_all(pagemap)?;
+            evict(pagemap)?;
             ensure_eq!(pagemap.provider().used(), 0);
             check(&pages(100, HUGE - 100))
         })
@@ -122,17 +108,14 @@ mod tests {
         with_vram(64, |env, pagemap| {
             let (span, kept) = (pages(0, 16), pages(8, 8));
             for unmap in [pages(0, 8), span.clone()] {
-                mm::map(&span, Prot::Write)?;
-                mm::fill(&span)?;
-                to_device(env, pagemap, &span)?;
+                place(env, pagemap, &span, false)?;
                 let vram = pagemap.provider();
-                vram.take_done();
                 // With the last of them goes what the kernel finds the places of these pages by.
                 vram.set_mood(Mood {
                     unmap: (unmap.start, unmap.end),
                     ..Mood::NONE
                 });
-                evict_all(pagemap)?;
+                evict(pagemap)?;
                 ensure_eq!((vram.take_done().to_ram, vram.used()), (16, 0));
                 if unmap != span {
                     check(&kept)?;
@@ -147,11 +130,9 @@ mod tests {
     fn pages_that_came_back_alone() -> Result {
         with_vram(64, |env, pagemap| {
             let span = pages(0, 16);
-            mm::map(&span, Prot::Write)?;
-            mm::fill(&span)?;
-            to_device(env, pagemap, &span)?;
+            place(env, pagemap, &span, false)?;
             mm::unmap(&pages(3, 5))?;
-            evict_all(pagemap)?;
+            evict(pagemap)?;
             ensure_eq!(pagemap.provider().used(), 0);
             ensure_eq!(pagemap.provider().take_done().to_ram, 11);
             check(&pages(0, 3))?;
@@ -163,15 +144,13 @@ mod tests {
     fn without_memory_nothing_is_lost() -> Result {
         with_vram(64, |env, pagemap| {
             let span = pages(0, 16);
-            mm::map(&span, Prot::Write)?;
-            mm::fill(&span)?;
-            to_device(env, pagemap, &span)?;
-            ensure_eq!(with_ram(0, true, || evict_all(pagemap)), Err(ENOMEM));
+            place(env, pagemap, &span, false)?;
+            ensure_eq!(with_ram(0, true, || evict(pagemap)), Err(ENOMEM));
             ensure_eq!(pagemap.provider().used(), 16);
             // What there is memory for comes back.
-            ensure_eq!(with_ram(10, true, || evict_all(pagemap)), Err(ENOMEM));
+            ensure_eq!(with_ram(10, true, || evict(pagemap)), Err(ENOMEM));
             ensure_eq!(pagemap.provider().take_done().to_ram, 10);
-            evict_all(pagemap)?;
+            evict(pagemap)?;
             ensure_eq!(pagemap.provider().used(), 0);
             check(&span)
         })
@@ -181,18 +160,16 @@ mod tests {
     fn a_copy_that_fails_loses_nothing() -> Result {
         with_vram(2 * HUGE, |env, pagemap| {
             let span = pages(0, HUGE);
-            mm::map_huge(&span)?;
-            mm::fill(&span)?;
-            to_device(env, pagemap, &span)?;
+            place(env, pagemap, &span, true)?;
             let vram = pagemap.provider();
             vram.set_mood(Mood {
                 broken: true,
                 ..Mood::default()
             });
-            ensure_eq!(evict_all(pagemap), Err(EIO));
+            ensure_eq!(evict(pagemap), Err(EIO));
             ensure_eq!(vram.used(), HUGE);
             vram.set_mood(Mood::default());
-            evict_all(pagemap)?;
+            evict(pagemap)?;
             check(&span)
         })
     }

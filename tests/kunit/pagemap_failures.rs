@@ -3,18 +3,18 @@
 //! Each step of a migration fails once, in either direction: no page is lost, nothing of its contents
 //! changes, and nothing is left behind.
 
-use crate::{
-    fixture::{
-        dma,
-        driver::{ctx_with, Mirror},
-        failure::{each_allocation, each_later_allocation, with_failures, without_memory},
-        mm::{self, Held, Pinned, Prot},
-        pages,
-        vram::{vram_of, Mood, Vram, HUGE},
-        Env,
-        BASE, //
+use crate::fixture::{
+    dma,
+    driver::{ctx_with, Mirror},
+    failure::{each_allocation, each_later_allocation, with_failures, without_memory},
+    migration::{
+        check, check_zero, evict, is_unmapped, moved, place, run, to_device, used, with_vram,
     },
-    pagemap_migrate::{check, check_zero, is_unmapped, moved, run, to_device, with_vram},
+    mm::{self, Held, Pinned, Prot},
+    pages,
+    vram::{vram_of, Mood, Vram, HUGE},
+    Env,
+    BASE, //
 };
 use core::{ffi::c_void, ops::Range, ptr::NonNull};
 use gpusvm::{
@@ -33,21 +33,6 @@ use kernel_ext::hmm;
 /// Runs a test as [`with_vram`] does; skips it on a kernel that fails no allocations.
 fn with_failing_vram(size: usize, test: impl FnOnce(&Env, &Pagemap<Vram>) -> Result) -> Result {
     with_failures(1, |env| run(env, size, test))
-}
-
-/// How many pages are in use, with nothing on its way back.
-fn used(pagemap: &Pagemap<Vram>) -> usize {
-    gpusvm::pagemap::flush();
-    pagemap.provider().used()
-}
-
-/// Evicts all that was moved.
-fn evict(pagemap: &Pagemap<Vram>) -> Result {
-    pagemap
-        .provider()
-        .handles()?
-        .iter()
-        .try_for_each(|handle| handle.evict())
 }
 
 /// Some memory of each kind: huge pages, single pages, places that were never written.
@@ -364,11 +349,8 @@ mod tests {
     fn a_device_page_that_somebody_holds() -> Result {
         with_vram(64, |env, pagemap| {
             let span = pages(0, 16);
-            mm::map(&span, Prot::Write)?;
-            mm::fill(&span)?;
-            to_device(env, pagemap, &span)?;
+            place(env, pagemap, &span, false)?;
             let vram = pagemap.provider();
-            vram.take_done();
             // SAFETY: The page is in use.
             let held = unsafe { Held::new(device_page(pagemap, 5)?) };
             // It costs itself, and no other: in each of three attempts.

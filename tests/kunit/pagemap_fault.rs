@@ -2,15 +2,13 @@
 
 //! A CPU touches what is on a device.
 
-use crate::{
-    fixture::{
-        mm::{self, Prot},
-        pages,
-        thread::{sleep_ms, Thread},
-        vram::{with_ram, Mood, Vram, HUGE},
-        Env, //
-    },
-    pagemap_migrate::{check, to_device, with_vram},
+use crate::fixture::{
+    migration::{check, evict, place, to_device, with_vram},
+    mm::{self, Prot},
+    pages,
+    thread::{sleep_ms, Thread},
+    vram::{wanted_ram, with_ram, Mood, Vram, HUGE},
+    Env, //
 };
 use core::ptr;
 use gpusvm::pagemap::provider::Pagemap;
@@ -123,14 +121,29 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_back_may_move_on() -> Result {
+        with_vram(2 * HUGE, |env, pagemap| {
+            for (count, is_huge, folios) in [(4, false, 4), (HUGE, true, 1)] {
+                let span = pages(0, count);
+                place(env, pagemap, &span, is_huge)?;
+                // For a process, where it wants it.
+                let wanted = wanted_ram(|| check(&span))?;
+                ensure_eq!(wanted, [folios; 3]);
+                // When it is evicted nobody is known that could want it anywhere.
+                place(env, pagemap, &span, is_huge)?;
+                let wanted = wanted_ram(|| evict(pagemap))?;
+                ensure_eq!(wanted, [folios, folios, 0]);
+            }
+            Ok(())
+        })
+    }
+
+    #[test]
     fn without_huge_pages() -> Result {
         with_vram(2 * HUGE, |env, pagemap| {
             let span = pages(0, HUGE);
-            mm::map_huge(&span)?;
-            mm::fill(&span)?;
-            to_device(env, pagemap, &span)?;
+            place(env, pagemap, &span, true)?;
             let vram = pagemap.provider();
-            vram.take_done();
             with_ram(i64::MAX, false, || check(&span))?;
             // The first page is copied once more, for its mapping to be split.
             ensure_eq!(vram.take_done().to_ram, HUGE + 1);
@@ -144,9 +157,7 @@ mod tests {
     fn with_memory_for_a_part_of_a_huge_page() -> Result {
         with_vram(2 * HUGE, |env, pagemap| {
             let span = pages(0, HUGE);
-            mm::map_huge(&span)?;
-            mm::fill(&span)?;
-            to_device(env, pagemap, &span)?;
+            place(env, pagemap, &span, true)?;
             let at = pages(20, 1).start;
             let vram = pagemap.provider();
             vram.take_done();
@@ -168,9 +179,7 @@ mod tests {
     fn without_memory() -> Result {
         with_vram(64, |env, pagemap| {
             let span = pages(0, 16);
-            mm::map(&span, Prot::Write)?;
-            mm::fill(&span)?;
-            to_device(env, pagemap, &span)?;
+            place(env, pagemap, &span, false)?;
             let at = pages(5, 1).start;
             ensure_eq!(with_ram(0, true, || mm::fault(at, false)), Err(ENOMEM));
             ensure_eq!(pagemap.provider().used(), 16);
@@ -185,9 +194,7 @@ mod tests {
     fn a_copy_that_fails() -> Result {
         with_vram(64, |env, pagemap| {
             let span = pages(0, 16);
-            mm::map(&span, Prot::Write)?;
-            mm::fill(&span)?;
-            to_device(env, pagemap, &span)?;
+            place(env, pagemap, &span, false)?;
             let vram = pagemap.provider();
             vram.set_mood(Mood {
                 broken: true,

@@ -3,77 +3,13 @@
 //! Pages move to a device and back, with what is in them.
 
 use crate::fixture::{
+    migration::{check, check_zero, moved, place, to_device, with_vram},
     mm::{self, Pinned, Prot},
     pages,
-    vram::{alive, vram, Done, Mood, Open, Vram, HUGE},
-    with_device,
-    Env, //
+    vram::{Done, Mood, HUGE}, //
 };
-use core::ops::Range;
-use gpusvm::pagemap::{provider::Pagemap, to_device::Moved};
+use gpusvm::pagemap::to_device::Moved;
 use kernel::{page::PAGE_SIZE, prelude::*};
-
-/// Runs a test with a device that has memory of its own, and checks that it is all given back.
-pub(crate) fn with_vram(size: usize, test: impl FnOnce(&Env, &Pagemap<Vram>) -> Result) -> Result {
-    with_device(|env| run(env, size, test))
-}
-
-/// The same in an environment that is there.
-pub(crate) fn run(
-    env: &Env,
-    size: usize,
-    test: impl FnOnce(&Env, &Pagemap<Vram>) -> Result,
-) -> Result {
-    let result = {
-        let pagemap = vram(env.device(), size)?;
-        let result = test(env, &pagemap);
-        result.and_then(|()| is_unmapped(&pagemap))
-    };
-    // What the test mapped goes, and with it what is on the device.
-    mm::unmap(&pages(0, 1 << 20))?;
-    gpusvm::pagemap::flush();
-    result?;
-    ensure_eq!(alive(), (0, 0));
-    Ok(())
-}
-
-/// Checks that nothing of the memory is mapped for devices.
-pub(crate) fn is_unmapped(pagemap: &Pagemap<Vram>) -> Result {
-    ensure_eq!(pagemap.provider().open(), Open::default());
-    Ok(())
-}
-
-/// Moves a span to the device.
-pub(crate) fn to_device(env: &Env, pagemap: &Pagemap<Vram>, span: &Range<usize>) -> Result<Moved> {
-    pagemap.populate(&env.mm, span.clone(), 0)
-}
-
-/// That so many pages moved of so many, and so many were copied for that.
-pub(crate) fn moved(moved: usize, copied: usize, of: usize) -> Moved {
-    Moved {
-        moved: moved * PAGE_SIZE,
-        copied: copied * PAGE_SIZE,
-        left: (of - moved) * PAGE_SIZE,
-        ..Moved::default()
-    }
-}
-
-/// Checks what [`mm::fill`] wrote.
-pub(crate) fn check(span: &Range<usize>) -> Result {
-    for addr in span.clone().step_by(PAGE_SIZE) {
-        ensure_eq!(mm::read(addr)?, mm::pattern(addr));
-    }
-    Ok(())
-}
-
-/// Checks that a span is zero.
-pub(crate) fn check_zero(span: &Range<usize>) -> Result {
-    for addr in span.clone().step_by(PAGE_SIZE) {
-        ensure_eq!(mm::read(addr)?, 0);
-        ensure_eq!(mm::read(addr + PAGE_SIZE - 8)?, 0);
-    }
-    Ok(())
-}
 
 #[kunit_tests(gpusvm_pagemap_migrate)]
 mod tests {
@@ -292,9 +228,7 @@ mod tests {
     fn what_is_unmapped_on_the_device_is_free() -> Result {
         with_vram(2 * HUGE, |env, pagemap| {
             let span = pages(0, HUGE);
-            mm::map_huge(&span)?;
-            mm::fill(&span)?;
-            to_device(env, pagemap, &span)?;
+            place(env, pagemap, &span, true)?;
             let vram = pagemap.provider();
             // A part of a huge page keeps all of it; the rest comes back right.
             mm::unmap(&pages(0, 100))?;

@@ -3,35 +3,19 @@
 //! What a process does to memory that is on a device: moves it, unmaps parts, gives it up, locks it, pins
 //! it, has it merged and reclaimed.
 
-use crate::{
-    fixture::{
-        driver::{ctx_with, fault_with, Mirror},
-        file::OpenFile,
-        mm::{self, Pinned, Prot},
-        pages,
-        thread::sleep_ms,
-        vram::{Vram, HUGE},
-        Env,
-        BASE, //
-    },
-    pagemap_migrate::{check, check_zero, is_unmapped, moved, to_device, with_vram},
+use crate::fixture::{
+    driver::{ctx_with, fault_with, Mirror},
+    file::OpenFile,
+    migration::{check, check_zero, is_unmapped, moved, place, to_device, used, with_vram},
+    mm::{self, Pinned, Prot},
+    pages,
+    thread::sleep_ms,
+    vram::{Vram, HUGE},
+    BASE, //
 };
 use core::ops::Range;
 use gpusvm::{pagemap::provider::Pagemap, Access, Svm};
 use kernel::{bindings, page::PAGE_SIZE, prelude::*};
-
-/// Maps and fills a span, and moves it to the device; a huge page, or single ones.
-fn place(env: &Env, pagemap: &Pagemap<Vram>, span: &Range<usize>, is_huge: bool) -> Result {
-    if is_huge {
-        mm::map_huge(span)?;
-    } else {
-        mm::map(span, Prot::Write)?;
-    }
-    mm::fill(span)?;
-    ensure_eq!(to_device(env, pagemap, span)?.moved, span.len());
-    pagemap.provider().take_done();
-    Ok(())
-}
 
 /// Has the device map what is at [`BASE`].
 fn map_for_device(svm: &Svm<Mirror>, pagemap: &Pagemap<Vram>) -> Result {
@@ -40,12 +24,6 @@ fn map_for_device(svm: &Svm<Mirror>, pagemap: &Pagemap<Vram>) -> Result {
     let served = fault_with(svm, BASE, &ctx)?;
     ensure!(served.seen.device != 0);
     Ok(())
-}
-
-/// How many pages are in use, with nothing on its way back.
-fn used(pagemap: &Pagemap<Vram>) -> usize {
-    gpusvm::pagemap::flush();
-    pagemap.provider().used()
 }
 
 /// Checks memory that was at `from` when it was filled.
@@ -274,7 +252,7 @@ mod tests {
             set_merging(b"2")?;
             ensure!(is_merged?);
             // Nothing of it moves from now on. What is on the device already is, and comes back.
-            ensure_eq!(moved?, crate::pagemap_migrate::moved(0, 0, 16));
+            ensure_eq!(moved?, super::moved(0, 0, 16));
             ensure_eq!(used(pagemap), 8);
             for addr in span.step_by(PAGE_SIZE) {
                 ensure_eq!(mm::read(addr)?, 4711);

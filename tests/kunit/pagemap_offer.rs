@@ -2,14 +2,12 @@
 
 //! What a device offers to others, and what is left of that when it is gone.
 
-use crate::{
-    fixture::{
-        mm::{self, Prot},
-        pages,
-        provider::{drm_refs, made, module_refs, same, with_provider, Provider},
-        vram::Vram, //
-    },
-    pagemap_migrate::{check, with_vram},
+use crate::fixture::{
+    migration::{check, with_vram},
+    mm::{self, Prot},
+    pages,
+    provider::{drm_refs, made, module_refs, same, with_provider, Provider},
+    vram::Vram, //
 };
 use gpusvm::pagemap::{
     hold,

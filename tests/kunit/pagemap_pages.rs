@@ -2,19 +2,17 @@
 
 //! Ranges whose pages are in a device's memory: what devices see of them.
 
-use crate::{
-    fixture::{
-        dma,
-        driver::{ctx_with, fault, fault_with, Mirror},
-        mm::{self, Prot},
-        pages,
-        vram::{self, vram_of, Mood, Vram, HUGE},
-        with_devices,
-        with_iommu_device,
-        Env,
-        BASE, //
-    },
-    pagemap_migrate::{check, is_unmapped, moved, run, to_device, with_vram},
+use crate::fixture::{
+    dma,
+    driver::{ctx_with, fault, fault_with, Mirror},
+    migration::{check, is_unmapped, moved, run, to_device, with_vram},
+    mm::{self, Prot},
+    pages,
+    vram::{self, vram_of, Mood, Vram, HUGE},
+    with_devices,
+    with_iommu_device,
+    Env,
+    BASE, //
 };
 use core::{ffi::c_void, ops::Range, ptr::NonNull};
 use gpusvm::{

@@ -2,15 +2,13 @@
 
 //! Pages move from one device to another, and from one place of a device to another.
 
-use crate::{
-    fixture::{
-        mm::{self, Pinned, Prot},
-        pages,
-        vram::{alive, vram_of, Mood, Vram, HUGE},
-        with_devices,
-        Env, //
-    },
-    pagemap_migrate::{check, check_zero, is_unmapped, moved, to_device},
+use crate::fixture::{
+    migration::{check, check_zero, is_unmapped, moved, to_device, used},
+    mm::{self, Pinned, Prot},
+    pages,
+    vram::{alive, vram_of, Mood, Vram, HUGE},
+    with_devices,
+    Env, //
 };
 use core::{ffi::c_void, ptr::NonNull};
 use gpusvm::pagemap::{provider::Pagemap, to_device::Moved};
@@ -46,12 +44,6 @@ fn with_two(
         ensure_eq!(alive(), (0, 0));
         Ok(())
     })
-}
-
-/// What is in use of a memory, with nothing on its way back.
-fn used(pagemap: &Pagemap<Vram>) -> usize {
-    gpusvm::pagemap::flush();
-    pagemap.provider().used()
 }
 
 #[kunit_tests(gpusvm_pagemap_peers)]
