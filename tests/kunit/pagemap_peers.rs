@@ -11,7 +11,10 @@ use crate::fixture::{
     Env, //
 };
 use core::{ffi::c_void, ptr::NonNull};
-use gpusvm::pagemap::{provider::Pagemap, to_device::Moved};
+use gpusvm::pagemap::{
+    provider::Pagemap,
+    to_device::{Moved, Sources},
+};
 use kernel::{page::PAGE_SIZE, prelude::*};
 
 /// A mood in which other devices reach the memory.
@@ -144,6 +147,32 @@ mod tests {
     }
 
     #[test]
+    fn from_the_system_only() -> Result {
+        with_two(true, 64, |env, one, two| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            to_device(env, one, &pages(0, 8))?;
+            one.provider().take_done();
+            let system = || two.populate_from(Sources::System, &env.mm, span.clone(), 0);
+            let expected = Moved {
+                elsewhere: 8 * PAGE_SIZE,
+                ..moved(8, 8, 16)
+            };
+            ensure_eq!(system()?, expected);
+            let expected = Moved {
+                local: 8 * PAGE_SIZE,
+                elsewhere: 8 * PAGE_SIZE,
+                ..moved(0, 0, 8)
+            };
+            ensure_eq!(system()?, expected);
+            ensure_eq!(one.provider().take_done().to_peer, 0);
+            ensure_eq!((used(one), used(two)), (8, 8));
+            check(&span)
+        })
+    }
+
+    #[test]
     fn what_the_other_does_not_reach_stays() -> Result {
         with_two(true, 64, |env, one, two| {
             let span = pages(0, 16);
@@ -245,7 +274,7 @@ mod tests {
             to_device(env, two, &pages(5, 1))?;
             one.provider().take_done();
             // One page is in RAM, and one on the other device.
-            let gathered = one.gather(&env.mm, span.clone(), 0)?;
+            let gathered = one.populate_from(Sources::All, &env.mm, span.clone(), 0)?;
             ensure_eq!(gathered, moved(16, 16, 16));
             let done = one.provider().take_done();
             ensure_eq!((done.to_peer, done.to_device), (14, 1));

@@ -9,7 +9,7 @@ use crate::{
     get_pages::Source,
     pagemap::{
         provider::{Pagemap, Provider},
-        to_device::Moved,
+        to_device::{Moved, Sources},
         PageMap,
     },
     pages::Pages,
@@ -240,16 +240,17 @@ impl<D: Driver> Found<'_, '_, D> {
     }
 
     /// Moves what is in the range to the memory of `pagemap`, as far as it can; see
-    /// [`Pagemap::populate`]. Fails as that does.
+    /// [`Pagemap::populate_from`]. Fails as that does.
     pub fn populate<P: Provider>(
         &mut self,
         pagemap: &Pagemap<P>,
+        sources: Sources,
         timeslice_ms: u32,
     ) -> Result<Moved> {
         let mm = self.guard.core().mm().ok_or(EINVAL)?;
         // What was seen of the pages is about to be wrong.
         self.walk.forget();
-        pagemap.populate(mm, self.span(), timeslice_ms)
+        pagemap.populate_from(sources, mm, self.span(), timeslice_ms)
     }
 
     /// The same, for the memory of whatever driver, which does not tell how much moved; see

@@ -51,8 +51,10 @@ pub struct Moved {
     /// What was on the device before.
     pub local: usize,
     /// What is not on the device: it is pinned, or worked on by somebody, in swap, of a file, in memory
-    /// that KSM may merge, or of a device with another owner; or one of the two that follow.
+    /// that KSM may merge, or of a device with another owner; or one of those that follow.
     pub left: usize,
+    /// What is left since it is in the memory of another device, and [was not to move](Sources).
+    pub elsewhere: usize,
     /// What is left since it is in the memory of another device that does not reach this one.
     pub unreachable: usize,
     /// What is left since it changed before it was moved: trying again may help.
@@ -66,6 +68,7 @@ impl Moved {
         self.copied += other.copied;
         self.local += other.local;
         self.left += other.left;
+        self.elsewhere += other.elsewhere;
         self.unreachable += other.unreachable;
         self.raced += other.raced;
     }
@@ -131,14 +134,24 @@ impl Request<'_> {
 pub(crate) type Target<'a> =
     dyn FnMut(&Request<'_>, &mut [usize]) -> Result<NonNull<Allocation>> + 'a;
 
+/// What moves to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sources {
+    /// What is in RAM, and what was never written.
+    System,
+    /// Also what is in the memory of other devices of the same owner.
+    Devices,
+    /// Also what is on the device already, to other places there. C: `can_migrate_same_pagemap`.
+    All,
+}
+
 /// How a migration is to be done.
 #[derive(Clone, Copy)]
 pub(crate) struct Options {
     /// For how many jiffies the pages stay even if a CPU faults on them.
     pub(crate) timeslice: usize,
-    /// Pages that are on the device already move as well, to other places. C:
-    /// `can_migrate_same_pagemap`.
-    pub(crate) same_pagemap: bool,
+    /// What moves.
+    pub(crate) sources: Sources,
 }
 
 /// Moves what is in `span` of `vma` to the memory of `pagemap`. The allocation is not released as long
@@ -180,7 +193,7 @@ pub(crate) unsafe fn migrate(
     let pages = (span.end - span.start) >> PAGE_SHIFT;
     let mut pieces = KVVec::with_capacity(pages, GFP_KERNEL)?;
     let mut frames = KVVec::from_elem(0usize, pages, GFP_KERNEL)?;
-    let mut local = 0;
+    let (mut local, mut elsewhere) = (0, 0);
 
     // SAFETY: The lock is held, and the span within the VMA.
     let collected = unsafe { Migration::collect(vma, span, Select::Any, pagemap.owner(), None) };
@@ -188,10 +201,13 @@ pub(crate) unsafe fn migrate(
     for (index, entry) in migration.entries().iter().enumerate() {
         // SAFETY: The entry is the migration's.
         match unsafe { look(*entry, pagemap) } {
-            Found::Local(page) if options.same_pagemap => {
+            Found::Local(page) if options.sources == Sources::All => {
                 pieces.push(piece(index, *entry, Source::Device(page)), GFP_KERNEL)?;
             }
             Found::Local(_) => local += entry.pages(),
+            Found::Movable(Source::Device(_)) if options.sources == Sources::System => {
+                elsewhere += entry.pages();
+            }
             Found::Movable(source) => pieces.push(piece(index, *entry, source), GFP_KERNEL)?,
             Found::Fixed => {}
         }
@@ -199,6 +215,7 @@ pub(crate) unsafe fn migrate(
     let nothing = Moved {
         local: local << PAGE_SHIFT,
         left: (pages - local) << PAGE_SHIFT,
+        elsewhere: elsewhere << PAGE_SHIFT,
         ..Moved::default()
     };
     if pieces.is_empty() {

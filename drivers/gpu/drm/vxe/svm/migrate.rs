@@ -36,8 +36,10 @@ use crate::{
 };
 use gpusvm::{
     pagemap::{
-        to_device::Moved,
-        PageMap,
+        to_device::{
+            Moved,
+            Sources, //
+        },
         PageMapRef, //
     },
     Attempt,
@@ -127,22 +129,17 @@ pub(crate) enum Memory<'a> {
 }
 
 impl Memory<'_> {
-    fn page_map(&self) -> &PageMap {
-        match self {
-            Self::Own(memory) => memory.page_map(),
-            Self::Other(memory) => memory,
-        }
-    }
-
-    /// Moves what can move of a range.
+    /// Moves what can move of a range. (To another device's memory it does from everywhere, as that
+    /// was asked for by its name.)
     fn populate(
         &self,
         found: &mut Found<'_, '_, Mirror>,
+        sources: Sources,
         stay_ms: u32,
         attempt: &Attempt<'_>,
     ) -> Result<Moved> {
         match self {
-            Self::Own(memory) => found.populate(memory, stay_ms),
+            Self::Own(memory) => found.populate(memory, sources, stay_ms),
             Self::Other(memory) => {
                 let size = found.size();
                 if found.scan_for(memory, attempt) == ScanResult::Equal {
@@ -153,14 +150,16 @@ impl Memory<'_> {
                 }
                 found.populate_any(memory, stay_ms)?;
                 // Its driver does not tell. What is not all there is taken for nothing.
-                let moved = match found.scan_for(memory, attempt) {
-                    ScanResult::Equal => size,
-                    _ => 0,
+                let (moved, unreachable) = match found.scan_for(memory, attempt) {
+                    ScanResult::Equal => (size, 0),
+                    ScanResult::Other | ScanResult::MixedDevice => (0, size),
+                    _ => (0, 0),
                 };
                 Ok(Moved {
                     moved,
                     copied: moved,
                     left: size - moved,
+                    unreachable,
                     ..Moved::default()
                 })
             }
@@ -228,9 +227,9 @@ pub(super) fn on_prefetch(
         );
         return;
     }
-    gather(vm, found, memory, policy, attempt);
+    let sources = sources(policy);
     // An error was told, and leaves all where it was.
-    let _ = to_vram(vm, found, memory, Why::Prefetch, STAY_MS, attempt);
+    let _ = to_vram(vm, found, memory, sources, Why::Prefetch, STAY_MS, attempt);
 }
 
 /// Moves a range to the device for an atomic that is to be exclusive, and has it stay there for a time
@@ -253,26 +252,23 @@ pub(super) fn on_atomic(
         );
         return Err(EACCES);
     }
-    gather(vm, found, memory, MigrationPolicy::AllPages, attempt);
     let stay_ms = growing(STAY_MS, tries, MAX_ATOMIC_STAY_MS);
-    to_vram(vm, found, memory, Why::Access, stay_ms, attempt)
+    to_vram(
+        vm,
+        found,
+        memory,
+        Sources::Devices,
+        Why::Access,
+        stay_ms,
+        attempt,
+    )
 }
 
-/// Brings pages from other devices' memory to where they can move from, if all pages are to move.
-fn gather(
-    vm: &Context,
-    found: &mut Found<'_, '_, Mirror>,
-    memory: &Memory<'_>,
-    policy: MigrationPolicy,
-    attempt: &Attempt<'_>,
-) {
-    if policy == MigrationPolicy::AllPages {
-        if let ScanResult::Other | ScanResult::MixedDevice =
-            found.scan_for(memory.page_map(), attempt)
-        {
-            // If that fails they stay where they are.
-            let _ = to_system(vm, found, Why::Access, attempt);
-        }
+/// What moves, as a program says.
+fn sources(policy: MigrationPolicy) -> Sources {
+    match policy {
+        MigrationPolicy::AllPages => Sources::Devices,
+        MigrationPolicy::OnlySystemPages => Sources::System,
     }
 }
 
@@ -318,15 +314,26 @@ pub(super) fn on_fault(
             return None;
         }
     };
-    to_vram(vm, found, memory, Why::Fault, stay, attempt).ok()
+    // What is on a device that this one reaches is used there: two that work on it in turn would have
+    // it move to and fro.
+    to_vram(
+        vm,
+        found,
+        memory,
+        Sources::System,
+        Why::Fault,
+        stay,
+        attempt,
+    )
+    .ok()
 }
 
-/// Moves what can move of a range to `memory`, and has it stay there for `stay_ms` milliseconds even if
-/// the CPU touches it. The result says how much moved, was copied for that, and was left where it was:
-/// because it is there already, too, or never moves.
+/// Moves what can move of a range from `sources` to `memory`, and has it stay there for `stay_ms`
+/// milliseconds even if the CPU touches it. The result says how much moved, was copied for that, and was
+/// left where it was.
 ///
-/// What may be held or changed by somebody else just then is tried again, within a bound. Sleeps; takes
-/// the mmap lock.
+/// What may be held or changed by somebody else just then is tried again, within a bound; what is on a
+/// device that does not reach the memory comes by way of the system's. Sleeps; takes the mmap lock.
 ///
 /// Fails, and leaves all where it was: with `ENOSPC` when the memory is full, `ENODEV` when its device
 /// is gone, `EFAULT` when the process is, `ENOMEM`.
@@ -334,6 +341,7 @@ pub(crate) fn to_vram(
     vm: &Context,
     found: &mut Found<'_, '_, Mirror>,
     memory: &Memory<'_>,
+    sources: Sources,
     why: Why,
     stay_ms: u32,
     attempt: &Attempt<'_>,
@@ -341,17 +349,19 @@ pub(crate) fn to_vram(
     let mut total = Moved::default();
     let start = Instant::<Monotonic>::now();
     for round in 1..=TRIES {
-        let moved = memory.populate(found, stay_ms, attempt).inspect_err(|e| {
-            kernel_ext::drm_dbg!(
-                &vm.dev,
-                "process {}: {:#x?} cannot move to {memory} ({why}): {e:?}",
-                vm.pid,
-                found.span()
-            );
-            if *e == ENOSPC {
-                vm.dev.stats.inc(Stat::SvmFullCount);
-            }
-        });
+        let moved = memory
+            .populate(found, sources, stay_ms, attempt)
+            .inspect_err(|e| {
+                kernel_ext::drm_dbg!(
+                    &vm.dev,
+                    "process {}: {:#x?} cannot move to {memory} ({why}): {e:?}",
+                    vm.pid,
+                    found.span()
+                );
+                if *e == ENOSPC {
+                    vm.dev.stats.inc(Stat::SvmFullCount);
+                }
+            });
         let moved = match moved {
             Ok(moved) => moved,
             // What moved before is there.
@@ -366,8 +376,12 @@ pub(crate) fn to_vram(
         };
         // What is left never moves, or somebody held it just then: of a range that never came, or not
         // as a whole, it is worth another look.
-        let stuck = moved.moved == 0 && (round > 1 || !is_new);
-        if total.left == 0 || round == TRIES || stuck {
+        let is_far = moved.unreachable != 0 && sources != Sources::System;
+        let stuck = moved.moved == 0 && !is_far && (round > 1 || !is_new);
+        if total.left == total.elsewhere || round == TRIES || stuck {
+            break;
+        }
+        if is_far && to_system(vm, found, why, attempt).is_err() {
             break;
         }
         vm.dev.stats.inc(Stat::SvmMigrateRetryCount);

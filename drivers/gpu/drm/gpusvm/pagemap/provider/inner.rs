@@ -9,6 +9,7 @@ use super::{
         devmem,
         owned::{self, Owned, Vtable},
         page_map::{self, PageMap},
+        to_device::Sources,
         zdd, //
     },
     block::Block,
@@ -146,7 +147,7 @@ impl<P: Provider> Inner<P> {
         let (this, mm) = unsafe { (Self::of(pagemap), Mm::from_raw(mm)) };
         let timeslice_ms = u32::try_from(timeslice_ms).unwrap_or(u32::MAX);
         // SAFETY: The mmap lock is held by the caller.
-        match unsafe { this.populate_locked(mm, start..end, timeslice_ms, false) } {
+        match unsafe { this.populate_locked(mm, start..end, timeslice_ms, Sources::Devices) } {
             Ok(_) => 0,
             Err(e) => e.to_errno(),
         }

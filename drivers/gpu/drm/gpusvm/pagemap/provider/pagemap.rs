@@ -7,7 +7,7 @@ use super::{
         claims::Claims,
         fault,
         page_map::{PageMap, PageMapRef},
-        to_device::{self, Moved, Options, Request}, //
+        to_device::{self, Moved, Options, Request, Sources}, //
     },
     block::Block,
     inner::Inner,
@@ -38,7 +38,7 @@ impl<P: Provider> Pagemap<P> {
     /// was put into a cache when that has no use for it any more.
     ///
     /// `owner` says who may be mapped the pages, and is only compared: that of a group of devices
-    /// (see [`Member`](super::Member)), which the provider keeps, or none for nobody else.
+    /// (see [`Member`](crate::pagemap::Member)), which the provider keeps, or none for nobody else.
     ///
     /// Sleeps. Fails with `ENODEV` when the module is on its way out, as [`DevPagemap::new`] says,
     /// and with `ENOMEM`.
@@ -106,8 +106,15 @@ impl<P: Provider> Pagemap<P> {
         self.inner().memory.frames().len()
     }
 
+    /// Moves what is in `span` of a process to the device, in RAM or on other devices, as far as it can;
+    /// see [`populate_from`](Self::populate_from).
+    pub fn populate(&self, mm: &Mm, span: Range<usize>, timeslice_ms: u32) -> Result<Moved> {
+        self.populate_from(Sources::Devices, mm, span, timeslice_ms)
+    }
+
     /// Moves what is in `span` of a process to the device, as far as it can, and has it stay there
-    /// for `timeslice_ms` milliseconds even if the CPU touches it.
+    /// for `timeslice_ms` milliseconds even if the CPU touches it. `sources` says where it may come
+    /// from; after a migration from [all](Sources::All), what moved of one VMA is in one allocation.
     ///
     /// What cannot move is not an error, nor is a place without a VMA: [`Moved`] tells. Sleeps; takes the mmap lock;
     /// calls MMU notifiers. What one migration moves of a VMA is evicted, and brought back by a
@@ -117,25 +124,25 @@ impl<P: Provider> Pagemap<P> {
     /// - `EFAULT`: the process is gone, or the device cannot reach a page;
     /// - `EINVAL`: the span is not page-aligned;
     /// - `ENOMEM`, or an error of the provider's.
-    pub fn populate(&self, mm: &Mm, span: Range<usize>, timeslice_ms: u32) -> Result<Moved> {
+    pub fn populate_from(
+        &self,
+        sources: Sources,
+        mm: &Mm,
+        span: Range<usize>,
+        timeslice_ms: u32,
+    ) -> Result<Moved> {
         let mm = mm.mmget_not_zero().ok_or(EFAULT)?;
         let _mmap = mm.mmap_read_lock();
         // SAFETY: The lock is held.
-        unsafe { self.inner().populate_locked(&mm, span, timeslice_ms, false) }
-    }
-
-    /// As [`populate`](Self::populate), but moves what is on the device already as well, to other places
-    /// there: after that, what moved of one VMA is in one allocation.
-    pub fn gather(&self, mm: &Mm, span: Range<usize>, timeslice_ms: u32) -> Result<Moved> {
-        let mm = mm.mmget_not_zero().ok_or(EFAULT)?;
-        let _mmap = mm.mmap_read_lock();
-        // SAFETY: The lock is held.
-        unsafe { self.inner().populate_locked(&mm, span, timeslice_ms, true) }
+        unsafe {
+            self.inner()
+                .populate_locked(&mm, span, timeslice_ms, sources)
+        }
     }
 }
 
 impl<P: Provider> Inner<P> {
-    /// As [`Pagemap::populate`], or [`gather`](Pagemap::gather).
+    /// As [`Pagemap::populate_from`].
     ///
     /// # Safety
     ///
@@ -145,11 +152,11 @@ impl<P: Provider> Inner<P> {
         mm: &Mm,
         span: Range<usize>,
         timeslice_ms: u32,
-        gather: bool,
+        sources: Sources,
     ) -> Result<Moved> {
         let options = Options {
             timeslice: msecs_to_jiffies(timeslice_ms),
-            same_pagemap: gather,
+            sources,
         };
         let mut total = Moved::default();
         let mut rest = span;
