@@ -117,6 +117,7 @@ mod tests {
                 });
                 evict(pagemap)?;
                 ensure_eq!((vram.take_done().to_ram, vram.used()), (16, 0));
+                ensure_eq!(check(&unmap), Err(EFAULT));
                 if unmap != span {
                     check(&kept)?;
                     mm::unmap(&span)?;
