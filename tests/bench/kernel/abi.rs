@@ -97,7 +97,7 @@ pub mod fault {
     pub const SEGMENTS: usize = 6;
     /// Not a cost: the size of the range in bytes.
     pub const SIZE: usize = 7;
-    /// Not a cost: how many page-table walks were done; a migration's is none of them.
+    /// Not a cost: how many page-table walks were done, by a migration as well.
     pub const WALKS: usize = 8;
     /// What copying to the device's memory took.
     pub const COPY: usize = 9;

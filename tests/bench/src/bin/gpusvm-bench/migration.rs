@@ -91,7 +91,8 @@ impl Moves {
         for (i, slot) in slots.addresses().enumerate() {
             memory::touch(slot, SZ_2M);
             let fault = session.migrating_fault(slot, SZ_2M)?;
-            check(case, "walks of a fault", fault.figures[fault::WALKS], 1)?;
+            // One to collect what moves, one to map it.
+            check(case, "walks of a fault", fault.figures[fault::WALKS], 2)?;
             let back = memory::poke(empty, slot + 5 * PAGE);
             let copied = session.copied()?;
             session.populate(slot, SZ_2M)?;
