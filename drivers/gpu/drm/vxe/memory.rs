@@ -22,6 +22,8 @@ use crate::{
     stats::Stat,
     vram::Vram, //
 };
+#[cfg(CONFIG_KUNIT = "y")]
+use core::cell::Cell;
 use core::ptr::NonNull;
 use gpusvm::{
     pagemap::{
@@ -72,6 +74,28 @@ pub(crate) const PEER: Protocol = Protocol::driver(1);
 
 /// How long an unbinding waits for blocks that somebody works on, in milliseconds.
 const CLOSE_MS: u32 = 10_000;
+
+/// Allocates by `attempt`, which fails with `ENOSPC` when there is no room, and has one block after the
+/// other go by `evict`, which returns none when there is no more, until there is.
+///
+/// A block that cannot go, whatever has become of its owner, is passed by for the next. Only system memory
+/// is what they all need: without it this fails with `ENOMEM`.
+fn make_room<T>(
+    mut attempt: impl FnMut() -> Result<T>,
+    mut evict: impl FnMut() -> Option<Result>,
+) -> Result<T> {
+    loop {
+        match attempt() {
+            Err(e) if e == ENOSPC => {}
+            done => return done,
+        }
+        match evict() {
+            None => return Err(ENOSPC),
+            Some(Err(e)) if e == ENOMEM => return Err(e),
+            Some(_) => {}
+        }
+    }
+}
 
 /// A device's memory; there may be none.
 #[pin_data]
@@ -161,40 +185,29 @@ impl DeviceMemory {
         &self,
         dev: &Device,
         any: bool,
-        mut attempt: impl FnMut() -> Result<T>,
+        attempt: impl FnMut() -> Result<T>,
     ) -> Result<T> {
         let newest = self.residents.newest();
-        loop {
-            match attempt() {
-                Err(e) if e == ENOSPC => {}
-                done => return done,
-            }
-            self.evict_next(dev, newest, any, "room").ok_or(ENOSPC)??;
-        }
+        make_room(attempt, || self.evict_next(dev, newest, any, "room"))
     }
 
     /// Has the oldest block that is not newer than `newest` go to system memory; none if there is no
-    /// such block. A block that somebody works on is passed by. Messages say `why`.
-    ///
-    /// Fails with `ENOMEM`.
+    /// such block. Messages say `why`. Fails as [`Handle::evict`](provider::Handle::evict) does.
     fn evict_next(&self, dev: &Device, newest: u64, any: bool, why: &str) -> Option<Result> {
         let block = self.residents.next_victim(newest, any)?;
         let kib = block.pages() as u64 * 4;
-        Some(match block.evict() {
+        let done = block.evict();
+        match done {
             Ok(()) => {
                 kernel_ext::drm_dbg!(dev, "evicted {} ({why})", block.memory());
                 dev.stats.inc(Stat::SvmEvictCount);
                 dev.stats.add(Stat::SvmEvictKb, kib);
-                Ok(())
             }
             Err(e) => {
                 kernel_ext::drm_dbg!(dev, "cannot evict {} ({why}): {e:?}", block.memory());
-                match e {
-                    ENOMEM => Err(e),
-                    _ => Ok(()),
-                }
             }
-        })
+        }
+        Some(done)
     }
 
     /// Brings all that is there back to system memory, for good: nothing comes there any more. Waits
@@ -217,5 +230,55 @@ impl DeviceMemory {
         }
         let cache = self.cache.lock().take();
         drop(cache);
+    }
+}
+
+#[cfg(CONFIG_KUNIT = "y")]
+#[kunit_tests(vxe_memory)]
+mod tests {
+    use super::*;
+
+    /// Allocates where there is room for `first` more, or when one of the blocks has gone. Returns what
+    /// comes of it, and how many blocks are left.
+    fn allocate(first: bool, blocks: &[Result]) -> (Result, usize) {
+        let room = Cell::new(first);
+        let mut blocks = blocks.iter();
+        let result = make_room(
+            || if room.get() { Ok(()) } else { Err(ENOSPC) },
+            || {
+                let gone = *blocks.next()?;
+                room.set(gone.is_ok());
+                Some(gone)
+            },
+        );
+        (result, blocks.len())
+    }
+
+    #[test]
+    fn blocks_go_until_there_is_room() {
+        assert_eq!(allocate(true, &[Ok(())]), (Ok(()), 1));
+        assert_eq!(allocate(false, &[Ok(()), Ok(())]), (Ok(()), 1));
+        assert_eq!(allocate(false, &[]), (Err(ENOSPC), 0));
+    }
+
+    /// A dying owner, say.
+    #[test]
+    fn a_block_that_cannot_go_is_passed_by() {
+        for error in [EBUSY, EFAULT, EIO, EAGAIN, ENODEV, EINVAL] {
+            assert_eq!(allocate(false, &[Err(error), Ok(())]), (Ok(()), 0));
+            assert_eq!(allocate(false, &[Err(error); 3]), (Err(ENOSPC), 0));
+        }
+    }
+
+    #[test]
+    fn no_block_goes_without_system_memory() {
+        let blocks = [Err(EBUSY), Err(ENOMEM), Ok(())];
+        assert_eq!(allocate(false, &blocks), (Err(ENOMEM), 1));
+    }
+
+    #[test]
+    fn other_errors_of_the_allocation_evict_nothing() {
+        let result = make_room(|| Err::<(), _>(ENODEV), || Some(Err(EINVAL)));
+        assert_eq!(result, Err(ENODEV));
     }
 }
