@@ -13,6 +13,7 @@ pub(crate) mod mm;
 pub(crate) mod provider;
 pub(crate) mod syscall;
 pub(crate) mod thread;
+pub(crate) mod touch;
 pub(crate) mod vram;
 
 use core::ops::Range;

@@ -7,7 +7,8 @@ use crate::fixture::{
     mm::{self, Pinned, Prot},
     pages,
     thread::Thread,
-    vram::{with_ram, Done, Mood, HUGE}, //
+    touch,
+    vram::{with_ram, Done, Mood, Vram, HUGE}, //
 };
 use kernel::{
     prelude::*,
@@ -123,6 +124,33 @@ mod tests {
                     mm::unmap(&span)?;
                 }
             }
+            Ok(())
+        })
+    }
+
+    /// The pages are seen on the device, and gone when they are to be locked; but one of them waits for
+    /// its last reference, and looks like one that may move.
+    #[test]
+    fn what_a_cpu_brings_back_meanwhile() -> Result {
+        with_vram(64, |env, pagemap| {
+            let span = pages(0, 16);
+            place(env, pagemap, &span, false)?;
+            let vram = pagemap.provider();
+            let handles = vram.handles()?;
+            let page = *handles[0].memory().pages().get(5).ok_or(EINVAL)?;
+            // SAFETY: That is the page at this address, which is touched by nobody before.
+            unsafe { touch::arm(pages(5, 1).start, Vram::folio_page(pagemap, page)?) };
+            let result = handles[0].evict();
+            let held = touch::take().ok_or(EFAULT)?;
+            // No page is copied twice.
+            ensure_eq!((result, vram.take_done().to_ram), (Err(EBUSY), 16));
+            ensure!(!handles[0].is_detached());
+            drop(held);
+            handles[0].evict()?;
+            drop(handles);
+            ensure_eq!(vram.used(), 0);
+            check(&span)?;
+            ensure_eq!(vram.take_done(), Done::default());
             Ok(())
         })
     }
