@@ -4,27 +4,17 @@
 //! it, has it merged and reclaimed.
 
 use crate::fixture::{
-    driver::{ctx_with, fault_with, Mirror},
     file::OpenFile,
-    migration::{check, check_zero, is_unmapped, moved, place, to_device, used, with_vram},
+    migration::{
+        check, check_zero, is_unmapped, map_for_device, moved, place, to_device, used, with_vram,
+    },
     mm::{self, Pinned, Prot},
     pages,
     thread::sleep_ms,
-    vram::{Vram, HUGE},
-    BASE, //
+    vram::HUGE, //
 };
 use core::ops::Range;
-use gpusvm::{pagemap::provider::Pagemap, Access, Svm};
 use kernel::{bindings, page::PAGE_SIZE, prelude::*};
-
-/// Has the device map what is at [`BASE`].
-fn map_for_device(svm: &Svm<Mirror>, pagemap: &Pagemap<Vram>) -> Result {
-    let ctx = ctx_with(Access::Write, |ctx| ctx.allow_mixed = true);
-    let ctx = ctx.with_owner(pagemap.page_map().owner());
-    let served = fault_with(svm, BASE, &ctx)?;
-    ensure!(served.seen.device != 0);
-    Ok(())
-}
 
 /// Checks memory that was at `from` when it was filled.
 fn check_moved(span: &Range<usize>, from: usize) -> Result {
