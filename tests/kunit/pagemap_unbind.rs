@@ -266,14 +266,22 @@ mod tests {
                     }
                     Ok(())
                 };
-                threads.push(Thread::spawn(&env.mm, shrink)?, GFP_KERNEL)?;
+                let shrinking = Thread::spawn(&env.mm, shrink)?;
                 // Reclaim had some, and there were enough lookups for all that can come together.
                 wait(|| found.load(Relaxed) > 300 && made() > 3)?;
                 drop(provider);
-                stop.store(true, Release);
+                let mut ended = Ok(());
                 for thread in threads {
-                    thread.join()?;
+                    ended = ended.and(thread.join());
                 }
+                // Nobody has any more. What is not destroyed has a hold: only then may code of the
+                // provider's run still.
+                let holds = i64::from(module_refs()) - 1;
+                let left = made() - destroyed();
+                stop.store(true, Release);
+                shrinking.join()?;
+                ended?;
+                ensure!(left <= holds);
                 Ok(())
             })?;
         }
