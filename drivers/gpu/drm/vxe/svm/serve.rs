@@ -338,11 +338,6 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
             meter.add_us(size, started, |stats| stats.fault_us);
             return Ok(served);
         }
-        if found.data().in_device() != 0 {
-            // Shared with another process since a fork: where it is, nobody makes a copy for a write.
-            // If it is somewhere else now, the next attempt finds that out.
-            let _ = migrate::to_system(vm, &mut found, Why::Access, &attempt);
-        }
     }
     Err(Retry::spent())
 }
