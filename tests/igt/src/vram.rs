@@ -4,7 +4,9 @@
 
 use crate::{skip, Gpu, Map, SZ_2M, SZ_64K};
 use std::time::{Duration, Instant};
-use vxe_client::{stats::debugfs_directory, sys, Advice, Bo, Device, Location, Migrate, Stats};
+use vxe_client::{
+    stats::debugfs_directory, sys, Advice, Bind, Bo, Device, Location, Migrate, Stats,
+};
 
 /// How long what is done by work of the kernel's may take.
 const SOON: Duration = Duration::from_secs(20);
@@ -61,12 +63,23 @@ pub fn soon(what: &str, is_so: impl Fn() -> bool) {
 /// does not tell.
 #[track_caller]
 pub fn in_device(gpu: &Gpu, map: Map) -> usize {
+    sum_of_ranges(gpu, map, |range| range.device)
+}
+
+/// How many bytes of `map` the GPU has mapped, wherever; skips the subtest as well.
+#[track_caller]
+pub fn mapped(gpu: &Gpu, map: Map) -> usize {
+    sum_of_ranges(gpu, map, |range| range.mapped)
+}
+
+#[track_caller]
+fn sum_of_ranges(gpu: &Gpu, map: Map, what: fn(&Range) -> usize) -> usize {
     let path = debugfs_directory(gpu.device()).unwrap_or_else(|e| skip!("{e}")).join("vms");
     let ours = format!("vm of process {}", std::process::id());
     let end = Instant::now() + SOON;
     loop {
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| skip!("{path:?}: {e}"));
-        match bytes_in(&text, &ours, map) {
+        match bytes_in(&text, &ours, map, what) {
             Some(bytes) => return bytes,
             None => assert!(Instant::now() < end, "the VM is always busy"),
         }
@@ -75,7 +88,7 @@ pub fn in_device(gpu: &Gpu, map: Map) -> usize {
 }
 
 /// The sum over the ranges in `map` of all VMs of a process; none if one is busy.
-fn bytes_in(text: &str, ours: &str, map: Map) -> Option<usize> {
+fn bytes_in(text: &str, ours: &str, map: Map, what: fn(&Range) -> usize) -> Option<usize> {
     let (mut in_ours, mut in_ranges, mut bytes) = (false, false, 0);
     for line in text.lines() {
         if !line.starts_with(' ') {
@@ -86,20 +99,38 @@ fn bytes_in(text: &str, ours: &str, map: Map) -> Option<usize> {
             if line.trim() == "busy" {
                 return None;
             }
-            bytes += bytes_of(line, map).unwrap_or(0);
+            bytes += Range::parse(line, map).as_ref().map_or(0, what);
         }
     }
     Some(bytes)
 }
 
-fn bytes_of(line: &str, map: Map) -> Option<usize> {
-    let (start, rest) = line.trim().split_once('-')?;
-    let start = usize::from_str_radix(start.strip_prefix("0x")?, 16).ok()?;
-    if start < map.start() || start >= map.start() + map.len() {
-        return None;
+/// What the driver tells of a range, in bytes.
+struct Range {
+    mapped: usize,
+    device: usize,
+}
+
+impl Range {
+    /// A line about a range, if that is in `map`.
+    fn parse(line: &str, map: Map) -> Option<Self> {
+        let (start, rest) = line.trim().split_once('-')?;
+        let start = usize::from_str_radix(start.strip_prefix("0x")?, 16).ok()?;
+        if start < map.start() || start >= map.start() + map.len() {
+            return None;
+        }
+        let bytes = |kib: &str| Some(kib.strip_suffix('K')?.parse::<usize>().ok()? * 1024);
+        let mut words = rest.split_ascii_whitespace().skip(1);
+        let (size, state) = (bytes(words.next()?)?, words.next()?);
+        let device = words.find_map(|word| bytes(word.strip_prefix("device=")?))?;
+        Some(Self { mapped: if state == "mapped" { size } else { 0 }, device })
     }
-    let kib = rest.split(' ').find_map(|word| word.strip_prefix("device=")?.strip_suffix('K'))?;
-    Some(kib.parse::<usize>().ok()? * 1024)
+}
+
+/// Asks for all of `map` to be brought to the device, however often it went to and fro.
+pub fn prefetch(gpu: &Gpu, map: Map) -> vxe_client::Result<()> {
+    let region = region(gpu.device()).instance;
+    gpu.vm().bind(&[Bind::prefetch(map.at(0), map.len() as u64, region.into())])
 }
 
 /// Has all that the GPU uses stay in system memory.
@@ -152,8 +183,10 @@ mod tests {
             \x20   0x0000000000600000-0x0000000000610000    64K mapped   rw- segments=2 device=64K bounces=0\n\
             vm of process 8\n  ranges:\n    busy\n";
         let map = Map::existing(0x20_0000, 0x40_0000);
-        assert_eq!(bytes_in(text, "vm of process 7", map), Some((2048 + 60) * 1024));
-        assert_eq!(bytes_in(text, "vm of process 8", map), None);
-        assert_eq!(bytes_in(text, "vm of process 9", map), Some(0));
+        let sum = |ours, what| bytes_in(text, ours, map, what);
+        assert_eq!(sum("vm of process 7", |range| range.device), Some((2048 + 60) * 1024));
+        assert_eq!(sum("vm of process 7", |range| range.mapped), Some((2048 + 64) * 1024));
+        assert_eq!(sum("vm of process 8", |range| range.device), None);
+        assert_eq!(sum("vm of process 9", |range| range.device), Some(0));
     }
 }

@@ -8,7 +8,7 @@ use vxe_client::{Advice, AtomicAccess, Bind, Bo, Location, Migrate, Stats};
 use vxe_igt::{
     failure::Failures,
     memory::{memfd, transparent_huge},
-    vram::{bring, buffer, counted, in_device, leave, region},
+    vram::{bring, buffer, counted, in_device, leave, mapped, region},
     Gpu, Map, Program, RW, SZ_2M, SZ_64K,
 };
 
@@ -205,11 +205,19 @@ fn no_memory() {
     let gpu = gpu();
     for to in [DEVICE, SYSTEM] {
         let told = failures.each(
-            || filled(SZ_64K),
+            || {
+                let map = filled(SZ_64K);
+                if to == SYSTEM {
+                    try_prefetch(&gpu, map, DEVICE).expect("a prefetch");
+                    assert_eq!(in_device(&gpu, map), SZ_64K);
+                }
+                map
+            },
             |map| gpu.vm().bind(&[Bind::prefetch(map.at(0), SZ_64K as u64, to)]),
             |map, error| {
-                if let Some(e) = error {
-                    assert_eq!(e.errno(), libc::ENOMEM, "{e}");
+                match error {
+                    Some(e) => assert_eq!(e.errno(), libc::ENOMEM, "{e}"),
+                    None => assert_eq!(mapped(&gpu, map), SZ_64K, "bytes mapped, and no error"),
                 }
                 gpu.increment(map.at(0));
                 map.expect("all", |o| pattern(o).wrapping_add(u32::from(o == 0)));
