@@ -6,7 +6,7 @@ use super::{pattern, Shape, SHAPES};
 use vxe_igt::{
     gpu::device,
     process::{fork, Link},
-    vram::{bring, in_device, leave, region, soon, touch},
+    vram::{bring, counted, in_device, leave, region, soon, touch},
     Gpu, Program, PAGE,
 };
 
@@ -51,8 +51,9 @@ fn orphan(shape: Shape) {
     let parent = fork(|_| {
         let gpu = Gpu::new();
         region(gpu.device());
-        let map = shape.make();
+        let (map, other) = (shape.make(), shape.make());
         bring(&gpu, map);
+        bring(&gpu, other);
         let device = gpu.device().clone();
         let orphan = fork(|_| {
             // Told when the parent is no more.
@@ -60,9 +61,11 @@ fn orphan(shape: Shape) {
             let quarter = map.len() / 4;
             map.part(0, quarter).expect("after the parent's end", pattern);
             map.write(4, 0xc);
-            // What is still there goes.
-            drop(leave(&device, 0));
-            map.expect("after eviction", |o| if o == 4 { 0xc } else { pattern(o) });
+            // What nobody has touched is there still, and goes.
+            let counts = counted(&device, || drop(leave(&device, 0)));
+            assert!(counts["svm_evict_kb"] >= (other.len() / 1024) as u64, "evicted: {counts:?}");
+            other.expect("after eviction", pattern);
+            map.expect("not evicted", |o| if o == 4 { 0xc } else { pattern(o) });
             let own = Gpu::on_device(&device);
             own.store(map.at(8), 0xcc);
             map.expect("on and on", |o| match o {
@@ -75,6 +78,7 @@ fn orphan(shape: Shape) {
         std::mem::forget(orphan);
     });
     parent.expect_success();
+    drop(theirs);
     ours.send(0);
     assert_eq!(ours.receive(), 1);
 }
