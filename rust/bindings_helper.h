@@ -6,6 +6,7 @@
  * taken from there, so that both are the same type.
  */
 
+#include <linux/cgroup_dmem.h>
 #include <linux/gfp.h>
 #include <linux/hmm.h>
 #include <linux/interval_tree.h>
@@ -13,6 +14,7 @@
 #include <linux/mmu_context.h>
 #include <linux/mmu_notifier.h>
 #include <linux/rwsem.h>
+#include <linux/sched/vhost_task.h>
 #include <drm/drm_gpusvm.h>
 #include <drm/drm_pagemap.h>
 #include <drm/drm_pagemap_util.h>

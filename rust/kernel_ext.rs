@@ -9,9 +9,11 @@
 
 mod anon_vma;
 pub mod bindings;
+pub mod completion;
 pub mod dev_pagemap;
 pub mod device_ram;
 pub mod dma;
+pub mod dmem;
 #[cfg(CONFIG_DRM = "y")]
 pub mod drm_debugfs;
 pub mod drm_device;
@@ -46,6 +48,7 @@ pub mod shrinker;
 pub mod sysinfo;
 pub mod thin_array;
 pub mod use_mm;
+pub mod vhost_task;
 pub mod workqueue;
 pub mod xe_drm;
 pub mod zone_device;

@@ -4,13 +4,18 @@
 //!
 //! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
 
-use crate::bindings;
+use crate::bindings as ext;
+use kernel::{
+    bindings,
+    mm::Mm,
+    task::Task, //
+};
 
 /// Lets other tasks run if it is time: for loops that may go on for long. May sleep.
 pub fn cond_resched() {
     // SAFETY: Has no requirements, but that the caller may sleep, which is its own affair: a debug
     // kernel warns if not.
-    unsafe { bindings::cond_resched() }
+    unsafe { ext::cond_resched() }
 }
 
 /// Sleeps for so many jiffies, or until the thread is killed.
@@ -18,5 +23,14 @@ pub fn sleep_killable(jiffies: usize) {
     // CAST: Longer than this is for ever.
     let jiffies = jiffies.min(isize::MAX as usize) as isize;
     // SAFETY: Has no requirements, but that the caller may sleep.
-    unsafe { kernel::bindings::schedule_timeout_killable(jiffies) };
+    unsafe { bindings::schedule_timeout_killable(jiffies) };
+}
+
+/// Whether the calling thread is one of a process, and that is the one whose memory is `mm`. A kernel
+/// thread is not, whatever it works with.
+pub fn is_thread_of(mm: &Mm) -> bool {
+    let task = Task::current_raw();
+    // SAFETY: `current` is valid, and its flags and mm are changed by itself alone.
+    let (flags, current_mm) = unsafe { ((*task).flags, (*task).mm) };
+    flags & bindings::PF_KTHREAD == 0 && current_mm == mm.as_raw()
 }

@@ -6,6 +6,7 @@
  * project's own, as vmlinux exports `rust_helper_*`.
  */
 
+#include "cgroup.c"
 #include "debugfs.c"
 #include "dma.c"
 #include "drm.c"

@@ -18,3 +18,8 @@ void kext_dma_fence_put(struct dma_fence *fence)
 {
 	dma_fence_put(fence);
 }
+
+void kext_set_current_running(void)
+{
+	__set_current_state(TASK_RUNNING);
+}
