@@ -71,7 +71,7 @@ impl kernel::Module for GpuSvmModule {
         // SAFETY: This is where the module is loaded.
         unsafe {
             kernel_ext::fabric::init();
-            pagemap::init();
+            pagemap::init()?;
         }
         pagemap::to_device::allow_huge_pages(module_parameters::huge_device_pages.value() != 0);
         Ok(Self)

@@ -11,8 +11,11 @@
 //! - [`devmem`]: allocations of device memory; `zdd`: which of them a device page is part of;
 //! - [`to_device`]: moving a process's pages there; `fault` and `evict`: bringing them back, when a
 //!   CPU touches them, and when the memory is needed;
+//! - [`payer`]: who pays for device memory;
 //! - [`provider`]: what a Rust driver implements for that, and gets; [`provider_cache`]: a cache of
 //!   that.
+
+use kernel::prelude::*;
 
 pub mod cache;
 mod claims;
@@ -27,6 +30,7 @@ pub mod offer;
 mod owned;
 pub mod owner;
 pub mod page_map;
+pub mod payer;
 pub mod provider;
 pub mod provider_cache;
 pub mod shrinker;
@@ -41,18 +45,19 @@ pub use provider_cache::PagemapCache;
 pub use shrinker::Shrinker;
 pub(crate) use zdd::find_pagemap as of_page;
 
-/// Makes the work items ready.
+/// Makes the work items ready. Fails with `ENOMEM`.
 ///
 /// # Safety
 ///
 /// To be called once, when the module is loaded.
-pub(crate) unsafe fn init() {
+pub(crate) unsafe fn init() -> Result {
     // SAFETY: By this function's requirements.
     unsafe {
         offer::init();
         hold::init();
         owned::init();
         fabric::init();
+        payer::init()
     }
 }
 
@@ -70,4 +75,5 @@ pub(crate) fn exit() {
     hold::exit();
     offer::exit();
     fabric::exit();
+    payer::exit();
 }

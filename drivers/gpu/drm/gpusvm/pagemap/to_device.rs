@@ -27,7 +27,10 @@ use core::{
 };
 use kernel::{
     bindings::page,
-    mm::virt::{flags, VmaRef},
+    mm::{
+        virt::{flags, VmaRef},
+        Mm, //
+    },
     page::{PAGE_SHIFT, PAGE_SIZE},
     prelude::*,
     sync::{
@@ -103,10 +106,16 @@ impl Piece {
 
 /// The memory that a migration needs.
 pub struct Request<'a> {
+    vma: &'a VmaRef,
     pieces: &'a [Piece],
 }
 
 impl Request<'_> {
+    /// The address space whose pages are to move: that of who [pays](super::payer) for the memory.
+    pub fn mm(&self) -> &Mm {
+        self.vma.mm()
+    }
+
     /// How many pages.
     pub fn pages(&self) -> usize {
         self.pieces.iter().map(Piece::pages).sum()
@@ -222,7 +231,10 @@ pub(crate) unsafe fn migrate(
         return Ok((nothing, None));
     }
 
-    let request = Request { pieces: &pieces };
+    let request = Request {
+        vma,
+        pieces: &pieces,
+    };
     let wanted = request.pages();
     let allocation = target(&request, &mut frames)?;
     // SAFETY: The reference was handed over.
