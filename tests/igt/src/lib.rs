@@ -3,6 +3,7 @@
 //! What the test programs share: the harness with IGT's command line, memory to experiment with,
 //! processes, and a GPU to do things to them.
 
+pub mod cgroup;
 pub mod env;
 pub mod failure;
 pub mod gpu;

@@ -156,6 +156,21 @@ impl Child {
         );
     }
 
+    /// Stops it, and returns when it is.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.signal(libc::SIGSTOP);
+        let mut status = 0;
+        // SAFETY: the call writes an int.
+        let pid = unsafe { libc::waitpid(self.pid, &mut status, libc::WUNTRACED) };
+        assert!(pid == self.pid && libc::WIFSTOPPED(status), "not stopped: status {status:#x}");
+    }
+
+    /// Has it go on after a [stop](Self::stop).
+    pub fn go_on(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: i32) {
         // SAFETY: it was not waited for yet, so the number is still its own.

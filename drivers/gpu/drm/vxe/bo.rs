@@ -49,9 +49,12 @@ use kernel::{
         SetOnce, //
     }, //
 };
-use kernel_ext::gem_kind::{
-    CpuPages,
-    GemKind, //
+use kernel_ext::{
+    dmem::Charge,
+    gem_kind::{
+        CpuPages,
+        GemKind, //
+    }, //
 };
 
 /// A buffer object.
@@ -90,8 +93,11 @@ pub(crate) struct BoData {
 enum Memory {
     /// The right to so much of the system's.
     System(#[expect(dead_code, reason = "only dropped")] Reservation),
-    /// A part of the device's.
-    Vram(Allocation),
+    /// A part of the device's, charged to the cgroup of who made the object.
+    Vram(
+        Allocation,
+        #[expect(dead_code, reason = "only dropped")] Charge,
+    ),
 }
 
 /// Which VM a VM is, without a reference to it: an object may go while the memory of a process is
@@ -164,7 +170,7 @@ impl BoData {
     pub(crate) fn segments<'a>(bo: &'a Bo, dev: &RegisteredDevice) -> Result<&'a [Segment]> {
         let _filling = bo.filling.lock();
         if bo.segments.as_ref().is_none() {
-            if let Memory::Vram(allocation) = &bo.memory {
+            if let Memory::Vram(allocation, _) = &bo.memory {
                 bo.segments.populate(vram_segments(allocation)?);
                 return Ok(bo.segments.as_ref().ok_or(ENOMEM)?);
             }
@@ -207,7 +213,7 @@ fn vram_segments(allocation: &Allocation) -> Result<KVVec<Segment>> {
 impl CpuPages for BoData {
     fn page(&self, index: usize) -> Option<&Page> {
         match &self.memory {
-            Memory::Vram(allocation) => allocation.page(index),
+            Memory::Vram(allocation, _) => allocation.page(index),
             // Shmem maps these.
             Memory::System(_) => None,
         }
@@ -241,24 +247,30 @@ pub(crate) fn lookup(dev: &Device, file: &DrmFile, handle: u32) -> Result<ARef<B
 }
 
 /// Gets memory in a region of `placement` that has enough: the device's own, if it may be there, as
-/// with xe; what processes have there makes room. Fails with `ENOMEM`.
+/// with xe; what processes have there makes room, and what processes of the caller's cgroup have if
+/// that is at its limit. Fails with `ENOMEM`.
 fn place(dev: &Device, placement: u32, size: u64) -> Result<Memory> {
+    let memory = &dev.memory;
     let regions = dev.regions.iter().enumerate().rev();
     let mut allowed = regions.filter(|(instance, _)| placement >> instance & 1 != 0);
     allowed
         .find_map(|(_, region)| match region {
             Region::System(system) => system.reserve(size).ok().map(Memory::System),
             Region::Vram(vram) => {
-                let allocation = dev.memory.make_room(dev, true, || vram.allocate(size));
-                let allocation = allocation.inspect_err(|e| {
+                let charge = memory.charge(dev, true, |region| region.try_charge(size));
+                let both = charge.and_then(|charge| {
+                    let allocation = memory.make_room(dev, true, &charge, || vram.allocate(size));
+                    Ok(Memory::Vram(allocation?, charge))
+                });
+                both.inspect_err(|e| {
                     kernel_ext::drm_dbg!(
                         dev,
                         "process {}: no room for a buffer of {} KiB: {e:?}",
                         kernel::current!().group_leader().pid(),
                         size / 1024
                     );
-                });
-                allocation.ok().map(Memory::Vram)
+                })
+                .ok()
             }
         })
         .ok_or(ENOMEM)
@@ -266,7 +278,7 @@ fn place(dev: &Device, placement: u32, size: u64) -> Result<Memory> {
 
 /// Makes an object, all zeros. Fails with `ENOMEM`, and `ENODEV` if the device is gone.
 fn create(dev: &Device, size: usize, args: BoArgs) -> Result<ARef<Bo>> {
-    let Memory::Vram(allocation) = &args.memory else {
+    let Memory::Vram(allocation, _) = &args.memory else {
         return Bo::new(dev, size, shmem::ObjectConfig::default(), args);
     };
     // Whoever had the memory before is nobody's business.

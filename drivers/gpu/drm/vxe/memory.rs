@@ -6,6 +6,9 @@
 //! when no VM has it. What one migration brings is a block; blocks are kept in the order in which they
 //! came ([`residents`]), and the oldest go back to system memory when room is wanted.
 //!
+//! It is charged to the dmem cgroup of the process whose pages are there, or which makes a buffer
+//! ([`charge`]). A cgroup that is at its limit has its own blocks make way.
+//!
 //! Before the device is unbound all blocks go, and no new one comes: processes lose nothing.
 //!
 //! # Locking
@@ -13,6 +16,7 @@
 //! The locks here are taken by migrations and CPU faults, under the mmap lock of some process. Under
 //! them nothing sleeps, and no memory is allocated but under that of the cache's lookup.
 
+mod charge;
 mod local;
 mod residents;
 
@@ -22,6 +26,7 @@ use crate::{
     stats::Stat,
     vram::Vram, //
 };
+use charge::Limits;
 #[cfg(CONFIG_KUNIT = "y")]
 use core::cell::Cell;
 use core::ptr::NonNull;
@@ -58,7 +63,17 @@ use kernel::{
         Delta, //
     }, //
 };
-use kernel_ext::jiffies;
+use kernel_ext::{
+    dmem::{
+        Charge,
+        Chooser,
+        Refused,
+        Region,
+        Registration,
+        Want, //
+    },
+    jiffies, //
+};
 pub(crate) use local::target;
 use local::Local;
 use residents::Residents;
@@ -75,21 +90,31 @@ pub(crate) const PEER: Protocol = Protocol::driver(1);
 /// How long an unbinding waits for blocks that somebody works on, in milliseconds.
 const CLOSE_MS: u32 = 10_000;
 
-/// Allocates by `attempt`, which fails with `ENOSPC` when there is no room, and has one block after the
-/// other go by `evict`, which returns none when there is no more, until there is.
+/// Why something cannot be had.
+enum Short<W> {
+    /// There is not enough left of something.
+    Of(W),
+    /// Another reason.
+    Not(Error),
+}
+
+/// Has something by `attempt`, and what it is short of made room for by `evict`, which has one block after
+/// the other go, and returns none when there is no more.
 ///
 /// A block that cannot go, whatever has become of its owner, is passed by for the next. Only system memory
-/// is what they all need: without it this fails with `ENOMEM`.
-fn make_room<T>(
-    mut attempt: impl FnMut() -> Result<T>,
-    mut evict: impl FnMut() -> Option<Result>,
+/// is what they all need: without it this fails with `ENOMEM`. It fails with `ENOSPC` when nothing is left
+/// that could go.
+fn make_room<T, W>(
+    mut attempt: impl FnMut() -> Result<T, Short<W>>,
+    mut evict: impl FnMut(W) -> Option<Result<u64>>,
 ) -> Result<T> {
     loop {
-        match attempt() {
-            Err(e) if e == ENOSPC => {}
-            done => return done,
-        }
-        match evict() {
+        let short = match attempt() {
+            Ok(done) => return Ok(done),
+            Err(Short::Not(e)) => return Err(e),
+            Err(Short::Of(what)) => what,
+        };
+        match evict(short) {
             None => return Err(ENOSPC),
             Some(Err(e)) if e == ENOMEM => return Err(e),
             Some(_) => {}
@@ -105,6 +130,9 @@ pub(crate) struct DeviceMemory {
     /// From when the device is made until it is unbound.
     #[pin]
     cache: Mutex<Option<PagemapCache<Local>>>,
+    /// What it is charged to; as long.
+    #[pin]
+    region: Mutex<Option<Registration<Limits>>>,
     /// What others find it by; as long.
     #[pin]
     offered: Mutex<Option<Offered>>,
@@ -132,6 +160,7 @@ impl DeviceMemory {
             vram,
             port,
             cache <- new_mutex!(None, "DeviceMemory::cache"),
+            region <- new_mutex!(None, "DeviceMemory::region"),
             offered <- new_mutex!(None, "DeviceMemory::offered"),
             residents <- Residents::new(),
         })
@@ -140,12 +169,17 @@ impl DeviceMemory {
     /// Makes it ready for VMs, and for other devices. To be called once, before there are any; then,
     /// unless it fails, [`close`](Self::close) has to be. Fails with `ENOMEM`.
     pub(crate) fn open(&self, parent: &device::Device<Bound>, dev: &Device) -> Result {
-        if self.vram.is_some() {
+        if let Some(vram) = &self.vram {
             let drm = DrmDevice::of(dev);
             let shrinker = Shrinker::new_devm(parent, drm)?;
-            *self.cache.lock() = Some(PagemapCache::new_devm(parent, drm, &shrinker)?);
+            let cache = PagemapCache::new_devm(parent, drm, &shrinker)?;
             let shared = KBox::new(Shared(dev.into()), GFP_KERNEL)?;
-            *self.offered.lock() = Some(Offered::new(drm, shared)?);
+            let offered = Offered::new(drm, shared)?;
+            let region = charge::register(parent, dev, vram)?;
+            // Both of these keep the device, until `close()`.
+            *self.offered.lock() = Some(offered);
+            *self.region.lock() = Some(region);
+            *self.cache.lock() = Some(cache);
         }
         Ok(())
     }
@@ -176,8 +210,36 @@ impl DeviceMemory {
         Ok(Some(pagemap))
     }
 
-    /// Allocates by `attempt`, which fails with `ENOSPC` when there is no room: then old blocks go to
-    /// system memory, one after the other, until there is. With `any`, also those that came just now.
+    /// Charges by `attempt`. When a limit is hit, old blocks of those below it go to system memory, one
+    /// after the other, until there is room. With `any`, also those that came just now.
+    ///
+    /// Fails with `ENOSPC` when nothing more can go, with `ENODEV` when the device is gone, `ENOMEM` when
+    /// there is no system memory for what goes, and as `attempt` does. Sleeps.
+    pub(crate) fn charge(
+        &self,
+        dev: &Device,
+        any: bool,
+        mut attempt: impl FnMut(&Arc<Region>) -> Result<Charge, Refused>,
+    ) -> Result<Charge> {
+        let region = {
+            let registered = self.region.lock();
+            registered.as_ref().ok_or(ENODEV)?.region().clone()
+        };
+        let newest = self.residents.newest();
+        make_room(
+            || {
+                attempt(&region).map_err(|refused| match refused {
+                    Refused::Limit(limit) => Short::Of(limit),
+                    Refused::Failed(e) => Short::Not(e),
+                })
+            },
+            |limit| self.evict_next(dev, newest, any, Want::Limit(&limit)),
+        )
+    }
+
+    /// Allocates what is charged as `charge` by `attempt`, which fails with `ENOSPC` when there is no
+    /// room: then old blocks go to system memory, one after the other, until there is. With `any`, also
+    /// those that came just now.
     ///
     /// Fails with `ENOSPC` when nothing more can go, `ENOMEM` when there is no system memory for it
     /// either, and as `attempt` does. Sleeps.
@@ -185,17 +247,44 @@ impl DeviceMemory {
         &self,
         dev: &Device,
         any: bool,
-        attempt: impl FnMut() -> Result<T>,
+        charge: &Charge,
+        mut attempt: impl FnMut() -> Result<T>,
     ) -> Result<T> {
         let newest = self.residents.newest();
-        make_room(attempt, || self.evict_next(dev, newest, any, "room"))
+        make_room(
+            || {
+                attempt().map_err(|e| match e {
+                    ENOSPC => Short::Of(()),
+                    e => Short::Not(e),
+                })
+            },
+            |()| self.evict_next(dev, newest, any, Want::Room(charge)),
+        )
     }
 
-    /// Has the oldest block that is not newer than `newest` go to system memory; none if there is no
-    /// such block. Messages say `why`. Fails as [`Handle::evict`](provider::Handle::evict) does.
-    fn evict_next(&self, dev: &Device, newest: u64, any: bool, why: &str) -> Option<Result> {
-        let block = self.residents.next_victim(newest, any)?;
+    /// Has the oldest block that is not newer than `newest` go to system memory, of those that have to
+    /// give way to who wants it; none if there is no such block. Returns how many bytes are free for that.
+    /// Fails as [`Handle::evict`](provider::Handle::evict) does.
+    fn evict_next(
+        &self,
+        dev: &Device,
+        newest: u64,
+        any: bool,
+        want: Want<'_>,
+    ) -> Option<Result<u64>> {
+        let mut chooser = Chooser::new(want);
+        let block = loop {
+            match self.residents.next_victim(newest, any, &mut chooser) {
+                None if chooser.try_harder() => {}
+                found => break found?,
+            }
+        };
         let kib = block.pages() as u64 * 4;
+        let why = match want {
+            Want::Limit(_) => "the limit of a cgroup",
+            Want::Room(_) => "room",
+            Want::All => "the device goes",
+        };
         let done = block.evict();
         match done {
             Ok(()) => {
@@ -207,7 +296,7 @@ impl DeviceMemory {
                 kernel_ext::drm_dbg!(dev, "cannot evict {} ({why}): {e:?}", block.memory());
             }
         }
-        Some(done)
+        Some(done.map(|()| kib * 1024))
     }
 
     /// Brings all that is there back to system memory, for good: nothing comes there any more. Waits
@@ -219,7 +308,7 @@ impl DeviceMemory {
         let started = jiffies::now();
         while self.residents.count() != 0 {
             let newest = self.residents.newest();
-            while self.evict_next(dev, newest, true, "unbound").is_some() {}
+            while self.evict_next(dev, newest, true, Want::All).is_some() {}
             if self.residents.count() != 0 {
                 fsleep(Delta::from_millis(1));
             }
@@ -228,6 +317,8 @@ impl DeviceMemory {
                 break;
             }
         }
+        let region = self.region.lock().take();
+        drop(region);
         let cache = self.cache.lock().take();
         drop(cache);
     }
@@ -244,11 +335,15 @@ mod tests {
         let room = Cell::new(first);
         let mut blocks = blocks.iter();
         let result = make_room(
-            || if room.get() { Ok(()) } else { Err(ENOSPC) },
-            || {
+            || match room.get() {
+                true => Ok(()),
+                false => Err(Short::Of("room")),
+            },
+            |what| {
+                assert_eq!(what, "room");
                 let gone = *blocks.next()?;
                 room.set(gone.is_ok());
-                Some(gone)
+                Some(gone.map(|()| 4096))
             },
         );
         (result, blocks.len())
@@ -278,7 +373,10 @@ mod tests {
 
     #[test]
     fn other_errors_of_the_allocation_evict_nothing() {
-        let result = make_room(|| Err::<(), _>(ENODEV), || Some(Err(EINVAL)));
+        let result = make_room(
+            || Err::<(), Short<()>>(Short::Not(ENODEV)),
+            |()| Some(Err(EINVAL)),
+        );
         assert_eq!(result, Err(ENODEV));
     }
 }

@@ -46,6 +46,7 @@ use bound::Bound;
 pub(crate) use bound::Line;
 use core::ops::Range;
 use gpusvm::{
+    pagemap::payer::Enrolled,
     Config,
     Driver,
     DrmDevice,
@@ -102,6 +103,9 @@ pub(crate) struct Context {
     pub(crate) collector: Arc<Collector>,
     /// The device's memory, if it has any that pages may move to.
     pub(crate) memory: Option<Pagemap>,
+    /// The process as one that pays for device memory.
+    #[expect(dead_code, reason = "only dropped")]
+    pub(crate) payer: Option<Enrolled>,
     /// The process.
     pub(crate) pid: Pid,
 }

@@ -56,6 +56,10 @@ use crate::{
     uapi, //
 };
 use gpusvm::{
+    pagemap::payer::{
+        self,
+        Enrolled, //
+    },
     Guard,
     Retry,
     Svm, //
@@ -159,15 +163,16 @@ impl Vm {
         let mm: &Mm = task.mm().ok_or(EINVAL)?;
         let aspace = AddressSpace::new(dev.bus.clone(), VA_BITS)?;
         let collector = Collector::new()?;
-        let memory = match mode {
-            Mode::OnFault => memory_of(dev)?,
-            Mode::AtOnce => None,
+        let (memory, payer) = match mode {
+            Mode::OnFault => (memory_of(dev)?, payer_of(dev)?),
+            Mode::AtOnce => (None, None),
         };
         let context = Context {
             dev: dev.into(),
             aspace: aspace.clone(),
             collector: collector.clone(),
             memory,
+            payer,
             pid: task.group_leader().pid(),
         };
         let vm = Arc::pin_init(
@@ -364,6 +369,18 @@ fn memory_of(dev: &Device) -> Result<Option<Pagemap>> {
             Ok(None)
         }
         done => done,
+    }
+}
+
+/// The calling process as one that pays for device memory. One that cannot has none, and all stays in
+/// system memory. Fails with `ENODEV` and `ERESTARTNOINTR`.
+fn payer_of(dev: &Device) -> Result<Option<Enrolled>> {
+    match payer::enroll() {
+        Err(e) if e != ENODEV && e != ERESTARTNOINTR => {
+            kernel_ext::drm_dbg!(dev, "a process cannot pay for device memory: {e:?}");
+            Ok(None)
+        }
+        done => done.map(Some),
     }
 }
 

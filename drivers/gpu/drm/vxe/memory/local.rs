@@ -22,6 +22,7 @@ use crate::{
 use gpusvm::{
     pagemap::{
         fabric::Port,
+        payer,
         provider::{
             Copy,
             Handle,
@@ -41,11 +42,14 @@ use kernel::{
         aref::ARef,
         Arc, //
     },
+    task::Pid,
     time::{
         Instant,
         Monotonic, //
     }, //
 };
+
+use kernel_ext::dmem::Charge;
 
 /// Bytes of a page, as a difference of addresses.
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -67,8 +71,8 @@ impl Local {
     }
 
     /// Allocates a piece of `1 << order` pages, or so many single ones.
-    fn get(&self, order: u32, pages: usize) -> Result<Allocation> {
-        self.dev.memory.make_room(&self.dev, false, || {
+    fn get(&self, charge: &Charge, order: u32, pages: usize) -> Result<Allocation> {
+        self.dev.memory.make_room(&self.dev, false, charge, || {
             if order != 0 {
                 if let Ok(large) = self.vram.allocate_large() {
                     return Ok(large);
@@ -92,9 +96,18 @@ pub(crate) struct Block {
     parts: KVVec<Part>,
     entry: Entry,
     dev: ARef<Device>,
+    /// Given back after the memory.
+    charge: Charge,
+    /// Whose pages came, if that is known.
+    pid: Option<Pid>,
 }
 
 impl Block {
+    /// What it is charged as.
+    pub(super) fn charge(&self) -> &Charge {
+        &self.charge
+    }
+
     /// Its place in the list.
     pub(super) fn entry(&self) -> &Entry {
         &self.entry
@@ -106,7 +119,11 @@ impl fmt::Display for Block {
         let first = self.parts.first();
         let at = first.and_then(|part| part.allocation.addr(0));
         let size: u64 = self.parts.iter().map(|part| part.allocation.size()).sum();
-        write!(f, "{} KiB at {:#x}", size / 1024, at.unwrap_or_default())
+        write!(f, "{} KiB at {:#x}", size / 1024, at.unwrap_or_default())?;
+        match self.pid {
+            Some(pid) => write!(f, " of process {pid}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -122,10 +139,21 @@ impl Provider for Local {
     type Memory = Block;
 
     fn allocate(&self, request: &Request<'_>) -> Result<Block> {
+        let (dev, memory) = (&self.dev, &self.dev.memory);
+        let bytes = request.pages() as u64 * PAGE;
+        // Before it waits for anything: while it is listed, the device is there.
+        let entry = memory.residents.add()?;
+        let charge = memory
+            .charge(dev, false, |region| {
+                payer::charge(request.mm(), region, bytes)
+            })
+            .inspect_err(|_| memory.residents.remove(&entry))?;
         let mut block = Block {
-            entry: self.dev.memory.residents.add()?,
             parts: KVVec::new(),
-            dev: self.dev.clone(),
+            entry,
+            dev: dev.clone(),
+            charge,
+            pid: payer::pid(request.mm()),
         };
         let mut first = 0;
         let mut orders = request.orders().peekable();
@@ -134,7 +162,7 @@ impl Provider for Local {
             while order == 0 && orders.next_if_eq(&0).is_some() {
                 pages += 1;
             }
-            let allocation = self.get(order, pages)?;
+            let allocation = self.get(&block.charge, order, pages)?;
             block.parts.push(Part { first, allocation }, GFP_KERNEL)?;
             first += pages;
         }

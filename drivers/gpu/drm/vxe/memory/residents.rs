@@ -29,7 +29,10 @@ use kernel::{
     },
     time::msecs_to_jiffies, //
 };
-use kernel_ext::jiffies;
+use kernel_ext::{
+    dmem::Chooser,
+    jiffies, //
+};
 
 /// How long a block is left alone by those who want room, after it came, in milliseconds: what is
 /// brought for one access must not push out what was brought for the other half of it.
@@ -144,9 +147,14 @@ impl Residents {
         self.list.lock().last
     }
 
-    /// The oldest block that is to go, of those with numbers up to `newest`; it gets a new number.
-    /// Blocks that came just now, or have time promised, are to go with `any` only.
-    pub(super) fn next_victim(&self, newest: u64, any: bool) -> Option<Handle<Local>> {
+    /// The oldest block that is to go, of those with numbers up to `newest` that `chooser` does not spare;
+    /// it gets a new number. Blocks that came just now, or have time promised, are to go with `any` only.
+    pub(super) fn next_victim(
+        &self,
+        newest: u64,
+        any: bool,
+        chooser: &mut Chooser<'_>,
+    ) -> Option<Handle<Local>> {
         let mut list = self.list.lock();
         let number = list
             .blocks
@@ -154,9 +162,9 @@ impl Residents {
             .take_while(|(number, _)| **number <= newest)
             .find_map(|(number, handle)| {
                 let handle = handle.as_ref()?;
-                let may_go =
-                    any || (handle.memory().entry().is_settled() && handle.timeslice_left() == 0);
-                may_go.then_some(*number)
+                let block = handle.memory();
+                let may_go = any || (block.entry().is_settled() && handle.timeslice_left() == 0);
+                (may_go && chooser.may_take(block.charge())).then_some(*number)
             })?;
         let handle = list.blocks.get_mut(&number)?.take()?;
         let spare = list.blocks.remove_node(&number)?.into_reservation();

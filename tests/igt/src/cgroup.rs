@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Cgroups, and how much device memory they are charged.
+
+use crate::{skip, vram::soon};
+use std::{
+    ffi::CStr,
+    fs,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+    process::Command,
+};
+use vxe_client::Device;
+
+/// Where the hierarchy is mounted, or is to be.
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// A cgroup. It goes when this does, without the processes that may be in it.
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+/// Mounts the hierarchy unless it is, and has groups charged; skips the subtest if that cannot be.
+fn prepare() {
+    let root = Path::new(ROOT);
+    if !root.join("cgroup.controllers").exists() {
+        let (to, kind): (&CStr, &CStr) = (c"/sys/fs/cgroup", c"cgroup2");
+        // SAFETY: the names end with a zero; nothing else is read.
+        let mounted =
+            unsafe { libc::mount(kind.as_ptr(), to.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
+        if mounted != 0 {
+            skip!("no cgroups: {}", std::io::Error::last_os_error());
+        }
+    }
+    if let Err(e) = fs::write(root.join("cgroup.subtree_control"), "+dmem") {
+        skip!("no controller of device memory: {e}");
+    }
+}
+
+impl Cgroup {
+    /// A group, empty. Skips the subtest where there is no controller of device memory.
+    #[track_caller]
+    pub fn new(name: &str) -> Self {
+        prepare();
+        let path = Path::new(ROOT).join(format!("vxe-{}-{name}", std::process::id()));
+        fs::create_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        Self { path }
+    }
+
+    /// Puts a process into the group; 0 is the caller.
+    #[track_caller]
+    pub fn add(&self, pid: libc::pid_t) {
+        fs::write(self.path.join("cgroup.procs"), pid.to_string()).expect("another cgroup");
+    }
+
+    /// A number about a region.
+    #[track_caller]
+    fn get(&self, file: &str, region: &Region) -> u64 {
+        region.find(&self.path.join(file)).unwrap_or_else(|| panic!("nothing about {region:?}"))
+    }
+
+    /// How much it has of a region, in bytes.
+    #[track_caller]
+    pub fn current(&self, region: &Region) -> u64 {
+        self.get("dmem.current", region)
+    }
+
+    /// How much it had at the most.
+    #[track_caller]
+    pub fn peak(&self, region: &Region) -> u64 {
+        self.get("dmem.peak", region)
+    }
+
+    /// How many lines there are about a region.
+    #[track_caller]
+    pub fn mentions(&self, region: &Region) -> usize {
+        let text = fs::read_to_string(self.path.join("dmem.current")).expect("dmem.current");
+        text.lines().filter(|line| line.split(' ').next() == Some(&region.0)).count()
+    }
+
+    /// Sets how much it may have at the most, in bytes.
+    #[track_caller]
+    pub fn limit(&self, region: &Region, bytes: usize) {
+        self.set("dmem.max", region, bytes);
+    }
+
+    /// Sets how much others are to leave it, if they can, in bytes.
+    #[track_caller]
+    pub fn protect(&self, region: &Region, bytes: usize) {
+        self.set("dmem.low", region, bytes);
+    }
+
+    #[track_caller]
+    fn set(&self, file: &str, region: &Region, bytes: usize) {
+        fs::write(self.path.join(file), format!("{} {bytes}\n", region.0)).expect("a limit");
+    }
+
+    /// Waits until it has nothing of a region.
+    #[track_caller]
+    pub fn expect_nothing(&self, region: &Region) {
+        soon("nothing is charged", || self.current(region) == 0);
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Whoever is in it ends with the subtest.
+        let _ = fs::write(Path::new(ROOT).join("cgroup.procs"), "0");
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// Skips the subtest on a kernel that can charge nobody but who serves a fault: one without
+/// `CONFIG_VHOST_TASK`.
+#[track_caller]
+pub fn need_payers() {
+    let config = Command::new("zcat").arg("/proc/config.gz").output();
+    let config = config.map(|output| output.stdout).unwrap_or_default();
+    let config = String::from_utf8_lossy(&config);
+    // Where the kernel does not tell, it is one that can.
+    if !config.is_empty() && !config.lines().any(|line| line == "CONFIG_VHOST_TASK=y") {
+        skip!("the kernel has no threads that charge a process");
+    }
+}
+
+/// A device's memory, as cgroups call it.
+#[derive(Clone, Debug)]
+pub struct Region(String);
+
+impl Region {
+    /// That of a device.
+    #[track_caller]
+    pub fn of(device: &Device) -> Self {
+        let node = fs::metadata(format!("/proc/self/fd/{}", device.as_raw_fd())).expect("a node");
+        let (major, minor) = (libc::major(node.rdev()), libc::minor(node.rdev()));
+        let parent = fs::read_link(format!("/sys/dev/char/{major}:{minor}/device"));
+        let parent = parent.expect("the node's device");
+        let name = parent.file_name().expect("a device").to_string_lossy();
+        Self(format!("drm/{name}/vram0"))
+    }
+
+    /// The number in a file that has a line for each region.
+    fn find(&self, path: &Path) -> Option<u64> {
+        let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        number(&text, &self.0)
+    }
+}
+
+fn number(text: &str, region: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(region)?.strip_prefix(' '))?;
+    line.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_of_one_region() {
+        let text = "drm/vxe.0/vram0 4096\ndrm/vxe.1/vram0 7\n";
+        assert_eq!(number(text, "drm/vxe.1/vram0"), Some(7));
+        assert_eq!(number(text, "drm/vxe.0/vram0"), Some(4096));
+        assert_eq!(number(text, "drm/vxe.0/vram"), None);
+        assert_eq!(number("drm/vxe.0/vram0 max\n", "drm/vxe.0/vram0"), None);
+    }
+}
