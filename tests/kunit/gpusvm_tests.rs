@@ -9,7 +9,8 @@
 //! [`devices`], [`iova`], [`evict`]), what can come in between ([`races`], [`failures`]), and the
 //! memory of devices ([`pagemap_lifetime`], [`pagemap_unbind`], [`pagemap_owner`],
 //! [`pagemap_migrate`], [`pagemap_fault`], [`pagemap_evict`], [`pagemap_pages`],
-//! [`pagemap_peers`], [`pagemap_mm`], [`pagemap_split`], [`pagemap_failures`], [`pagemap_cached`]).
+//! [`pagemap_peers`], [`pagemap_payer`], [`pagemap_mm`], [`pagemap_split`], [`pagemap_failures`],
+//! [`pagemap_cached`]).
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 
@@ -42,6 +43,7 @@ mod pagemap_mm;
 mod pagemap_offer;
 mod pagemap_owner;
 mod pagemap_pages;
+mod pagemap_payer;
 mod pagemap_peers;
 mod pagemap_split;
 mod pagemap_unbind;

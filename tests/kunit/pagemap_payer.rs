@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Who is charged for device memory, as far as a thread of the kernel's can see.
+//!
+//! What processes are charged, and what their limits do, is for a program to see: `vxe_dmem`.
+
+use crate::fixture::mm;
+use gpusvm::pagemap::payer;
+use kernel::{prelude::*, sync::Arc};
+use kernel_ext::dmem::{
+    Charge,
+    Chooser,
+    Pool,
+    Reclaim,
+    Refused,
+    Region,
+    Registration,
+    Want, //
+};
+
+/// Has nothing to give.
+struct Nothing;
+
+impl Reclaim for Nothing {
+    fn reclaim(&self, _limit: &Pool, _bytes: u64) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+fn register() -> Result<Registration<Nothing>> {
+    Registration::new(c"kunit", c"payer", 1 << 20, Nothing)
+}
+
+/// Charges the cgroup of this thread, which is the root and has no limit.
+fn charge(region: &Region, bytes: u64) -> Result<Charge> {
+    region.try_charge(bytes).map_err(error)
+}
+
+fn error(refused: Refused) -> Error {
+    match refused {
+        Refused::Limit(_) => ENOSPC,
+        Refused::Failed(e) => e,
+    }
+}
+
+#[kunit_tests(gpusvm_pagemap_payer)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_charged_stays_so_when_the_device_is_gone() -> Result {
+        let registration = register()?;
+        let region = registration.region().clone();
+        let before = charge(&region, 4096)?;
+        let longer = charge(&region, 8192)?;
+        drop(before);
+        drop(registration);
+        ensure!(matches!(charge(&region, 4096), Err(e) if e == ENODEV));
+        // The same name may be had again, beside what is left of the first.
+        let again = register()?;
+        let other = charge(again.region(), 4096)?;
+        drop(longer);
+        drop(other);
+        Ok(())
+    }
+
+    #[test]
+    fn of_ones_own_all_may_be_taken() -> Result {
+        let registration = register()?;
+        let (mine, wanted) = (
+            charge(registration.region(), 4096)?,
+            charge(registration.region(), 4096)?,
+        );
+        let mut chooser = Chooser::new(Want::Room(&wanted));
+        ensure!(chooser.may_take(&mine));
+        // Nobody was spared.
+        ensure!(!chooser.try_harder());
+        ensure!(Chooser::new(Want::All).may_take(&mine));
+        Ok(())
+    }
+
+    #[test]
+    fn who_did_not_enroll_is_not_charged() -> Result {
+        let registration = register()?;
+        // A kernel thread is no process, and has none to be asked for it.
+        ensure!(payer::enroll().is_err_and(|e| e == EINVAL));
+        let mm = mm::attach()?;
+        ensure!(payer::pid(&mm).is_none());
+        let region: &Arc<Region> = registration.region();
+        ensure!(matches!(
+            payer::charge(&mm, region, 4096).map_err(error),
+            Err(e) if e == ESRCH
+        ));
+        // Though it uses the memory of one now.
+        ensure!(payer::enroll().is_err_and(|e| e == EINVAL));
+        Ok(())
+    }
+}
