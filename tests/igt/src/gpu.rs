@@ -2,7 +2,7 @@
 
 //! A GPU with a mirrored VM and a queue, as most subtests want it.
 
-use crate::{skip, time::expect_prompt, Map, PAGE};
+use crate::{skip, sysfs, time::expect_prompt, Map, PAGE};
 use std::{
     cell::Cell,
     time::{Duration, Instant},
@@ -32,7 +32,7 @@ pub struct Gpu {
 
 /// Opens the device, or skips the subtest if there is none.
 pub fn device() -> Device {
-    match Device::open() {
+    match sysfs::first() {
         Ok(device) => device,
         Err(e) => skip!("{e}"),
     }

@@ -20,6 +20,9 @@ const DEVICES: &str = "/sys/bus/platform/devices";
 /// The platform drivers.
 const DRIVERS: &str = "/sys/bus/platform/drivers";
 
+/// The device that tests use if they do not care which.
+static FIRST: Slot = Slot::constant("vxe", "vxe.0");
+
 /// A platform device, which is bound again when this goes.
 pub struct Slot {
     driver: Cow<'static, str>,
@@ -94,13 +97,26 @@ impl Slot {
     /// Opens the node of the device that is bound.
     #[track_caller]
     pub fn open(&self) -> Device {
-        let dir = Path::new(DEVICES).join(&*self.name).join("drm");
-        let names = fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+        Device::open_path(self.node().expect("a primary node")).expect("the device")
+    }
+
+    /// The primary node, if it is bound.
+    fn node(&self) -> Option<PathBuf> {
+        let names = fs::read_dir(Path::new(DEVICES).join(&*self.name).join("drm")).ok()?;
         let card = names
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .find(|name| name.starts_with("card"))
-            .expect("a primary node");
-        Device::open_path(Path::new("/dev/dri").join(card)).expect("the device")
+            .find(|name| name.starts_with("card"))?;
+        Some(Path::new("/dev/dri").join(card))
+    }
+}
+
+/// Opens the first device of the first driver, whatever number its node has: the device may have been
+/// bound again while the node that it had before was still in use. Where there is none, the first node
+/// of the driver whose uAPI that is.
+pub fn first() -> vxe_client::Result<Device> {
+    match FIRST.node() {
+        Some(node) => Device::open_path(node),
+        None => Device::open(),
     }
 }
 
