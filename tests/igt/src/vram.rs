@@ -127,10 +127,17 @@ impl Range {
     }
 }
 
-/// Asks for all of `map` to be brought to the device, however often it went to and fro.
-pub fn prefetch(gpu: &Gpu, map: Map) -> vxe_client::Result<()> {
+/// Asks for all of `map` to be brought to the device, however often it went to and fro. Says whether
+/// that was tried to the end: others may have kept changing it.
+#[track_caller]
+pub fn prefetch(gpu: &Gpu, map: Map) -> bool {
     let region = region(gpu.device()).instance;
-    gpu.vm().bind(&[Bind::prefetch(map.at(0), map.len() as u64, region.into())])
+    let bind = Bind::prefetch(map.at(0), map.len() as u64, region.into());
+    match gpu.vm().bind(&[bind]) {
+        Ok(()) => true,
+        Err(e) if e.errno() == libc::EBUSY => false,
+        Err(e) => panic!("a prefetch: {e}"),
+    }
 }
 
 /// Has all that the GPU uses stay in system memory.

@@ -162,7 +162,7 @@ fn evicted_at_work() {
         });
         let stop = Stop(is_enough);
         soon("it is evicted so often", || {
-            prefetch(&other, map).expect("a prefetch");
+            let _ = prefetch(&other, map);
             // All that is left: what the GPU works on is in the way. It may be back too soon.
             drop(try_buffer(&device, ROOM));
             evicted() >= before + ENOUGH || work.is_finished()
