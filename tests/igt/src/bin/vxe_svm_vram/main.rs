@@ -3,6 +3,7 @@
 //! Memory of the process in the device's own: it goes there when the GPU works on it, comes back when
 //! the CPU does or there is no room, and is never lost.
 
+mod direct;
 mod memory;
 mod moves;
 mod process;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
     let mut p = Program::new("vxe_svm_vram", "Memory of the process in the device's own.");
     moves::subtests(&mut p);
     memory::subtests(&mut p);
+    direct::subtests(&mut p);
     process::subtests(&mut p);
     room::subtests(&mut p);
     p.main()

@@ -56,7 +56,7 @@ impl Pipe {
 
 /// Memory of a shape, on the device.
 #[track_caller]
-fn there(gpu: &Gpu, shape: Shape) -> Map {
+pub fn there(gpu: &Gpu, shape: Shape) -> Map {
     region(gpu.device());
     let map = shape.make();
     bring(gpu, map);
@@ -94,32 +94,6 @@ fn remote(shape: Shape) {
     assert_eq!(got, SZ_64K as isize, "process_vm_writev: {}", io::Error::last_os_error());
     touch(&gpu, map);
     map.expect("all", |o| pattern(o) ^ u32::from(o < SZ_64K));
-}
-
-/// A file is written and read without the page cache, from and to what is on the device.
-fn direct(shape: Shape) {
-    use std::os::unix::fs::OpenOptionsExt;
-    let path = std::env::temp_dir().join(format!("vxe-direct-{}", std::process::id()));
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(&path)
-        .unwrap_or_else(|e| skip!("O_DIRECT: {e}"));
-    std::fs::remove_file(&path).expect("remove the file");
-    let gpu = Gpu::new();
-    let map = there(&gpu, shape);
-    // SAFETY: the memory is the test's own.
-    let done = unsafe { libc::pwrite(file.as_raw_fd(), map.start() as *const _, map.len(), 0) };
-    assert_eq!(done, map.len() as isize, "pwrite: {}", io::Error::last_os_error());
-    map.fill(|_| 7);
-    touch(&gpu, map);
-    // SAFETY: as above.
-    let done = unsafe { libc::pread(file.as_raw_fd(), map.start() as *mut _, map.len(), 0) };
-    assert_eq!(done, map.len() as isize, "pread: {}", io::Error::last_os_error());
-    touch(&gpu, map);
-    map.expect("what was in the file", pattern);
 }
 
 /// It is moved to other addresses while it is on the device.
@@ -337,10 +311,9 @@ fn protect(shape: Shape) {
 
 pub fn subtests(p: &mut Program) {
     type Sub = (&'static str, &'static str, fn(Shape));
-    let subs: [Sub; 13] = [
+    let subs: [Sub; 12] = [
         ("gup", "is held by the kernel", held),
         ("remote", "is read and written by another", remote),
-        ("direct", "is written to a file and read without its cache", direct),
         ("mremap", "is moved to other addresses", remap),
         ("mremap-part", "is moved in part", remap_part),
         ("munmap", "is unmapped in part", unmap),
