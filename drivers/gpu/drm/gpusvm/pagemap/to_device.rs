@@ -51,13 +51,13 @@ pub struct Moved {
     pub moved: usize,
     /// What was copied for that; the rest was cleared.
     pub copied: usize,
-    /// What was on the device before.
+    /// What was on the device before. Not told by a migration of [what is in RAM](Sources::System) only,
+    /// which does not look at what devices have.
     pub local: usize,
-    /// What is not on the device: it is pinned, or worked on by somebody, in swap, of a file, in memory
-    /// that KSM may merge, or of a device with another owner; or one of those that follow.
+    /// What did not move and is not `local`: it is pinned, or worked on by somebody, in swap, of a file, in
+    /// memory that KSM may merge, or of a device with another owner; or one of those that follow; or, if
+    /// only what is in RAM was to move, on a device.
     pub left: usize,
-    /// What is left since it is in the memory of another device, and [was not to move](Sources).
-    pub elsewhere: usize,
     /// What is left since it is in the memory of another device that does not reach this one.
     pub unreachable: usize,
     /// What is left since it changed before it was moved: trying again may help.
@@ -71,7 +71,6 @@ impl Moved {
         self.copied += other.copied;
         self.local += other.local;
         self.left += other.left;
-        self.elsewhere += other.elsewhere;
         self.unreachable += other.unreachable;
         self.raced += other.raced;
     }
@@ -202,10 +201,16 @@ pub(crate) unsafe fn migrate(
     let pages = (span.end - span.start) >> PAGE_SHIFT;
     let mut pieces = KVVec::with_capacity(pages, GFP_KERNEL)?;
     let mut frames = KVVec::from_elem(0usize, pages, GFP_KERNEL)?;
-    let (mut local, mut elsewhere) = (0, 0);
+    let mut local = 0;
+    // What is not to move is not collected either: each page would be taken from all page tables, and put
+    // back.
+    let select = match options.sources {
+        Sources::System => Select::System,
+        Sources::Devices | Sources::All => Select::Any,
+    };
 
     // SAFETY: The lock is held, and the span within the VMA.
-    let collected = unsafe { Migration::collect(vma, span, Select::Any, pagemap.owner(), None) };
+    let collected = unsafe { Migration::collect(vma, span, select, pagemap.owner(), None) };
     let mut migration = collected?;
     for (index, entry) in migration.entries().iter().enumerate() {
         // SAFETY: The entry is the migration's.
@@ -214,9 +219,6 @@ pub(crate) unsafe fn migrate(
                 pieces.push(piece(index, *entry, Source::Device(page)), GFP_KERNEL)?;
             }
             Found::Local(_) => local += entry.pages(),
-            Found::Movable(Source::Device(_)) if options.sources == Sources::System => {
-                elsewhere += entry.pages();
-            }
             Found::Movable(source) => pieces.push(piece(index, *entry, source), GFP_KERNEL)?,
             Found::Fixed => {}
         }
@@ -224,7 +226,6 @@ pub(crate) unsafe fn migrate(
     let nothing = Moved {
         local: local << PAGE_SHIFT,
         left: (pages - local) << PAGE_SHIFT,
-        elsewhere: elsewhere << PAGE_SHIFT,
         ..Moved::default()
     };
     if pieces.is_empty() {

@@ -378,7 +378,7 @@ pub(crate) fn to_vram(
         // as a whole, it is worth another look.
         let is_far = moved.unreachable != 0 && sources != Sources::System;
         let stuck = moved.moved == 0 && !is_far && (round > 1 || !is_new);
-        if total.left == total.elsewhere || round == TRIES || stuck {
+        if total.left == 0 || round == TRIES || stuck {
             break;
         }
         if is_far && to_system(vm, found, why, attempt).is_err() {
