@@ -3,7 +3,11 @@
 //! Prefetch: memory is moved to where a program says, or was advised to live, and mapped there before
 //! the GPU needs it.
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 use vxe_client::{Advice, AtomicAccess, Bind, Bo, Location, Migrate, Stats};
 use vxe_igt::{
     failure::Failures,
@@ -187,7 +191,7 @@ fn errors() {
     ];
     gpu.vm().bind(&both).expect("a bind, and advice");
     gpu.store(at, 5);
-    assert_eq!(mapping.words()[0].load(std::sync::atomic::Ordering::Acquire), 5);
+    assert_eq!(mapping.words()[0].load(Ordering::Acquire), 5);
     // What may not be read, or is not there, is left out; the rest is had.
     map.part(SZ_2M, SZ_64K).protect(vxe_igt::NONE);
     assert_eq!(try_prefetch(&gpu, map.part(SZ_2M, SZ_64K), DEVICE), Ok(()), "no rights");
@@ -197,6 +201,45 @@ fn errors() {
     map.part(0, SZ_2M).protect(vxe_igt::RO);
     assert_eq!(try_prefetch(&gpu, map.part(SZ_64K, SZ_64K), DEVICE), Ok(()), "to be read only");
     assert_eq!(in_device(&gpu, map.part(SZ_64K, SZ_64K)), SZ_64K);
+}
+
+/// While a large piece of memory is copied, faults of another VM are serviced, with copies of their own.
+fn beside_faults() {
+    // A busy machine may not run the other thread in time.
+    assert!(
+        (0..5).any(|_| serviced_beside() > 0),
+        "no fault was serviced while 10 MiB were copied"
+    );
+}
+
+/// How many faults are serviced while 10 MiB are copied, after the first 2.
+fn serviced_beside() -> u32 {
+    let (gpu, map) = (gpu(), filled(6 * SZ_2M));
+    let small: Vec<_> = (0..16).map(|_| filled(SZ_64K)).collect();
+    let copied = || Stats::read(gpu.device()).expect("the counters")["svm_device_copy_kb"];
+    let (before, done) = (copied(), AtomicBool::new(false));
+    let mut serviced = 0;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let gpu = Gpu::new();
+            let stats = prefetch(&gpu, map, DEVICE);
+            done.store(true, Ordering::Release);
+            assert!(stats["svm_device_copy_kb"] >= map.len() as u64 / 1024, "KiB copied");
+        });
+        // The first of it is copied.
+        while copied() == before && !done.load(Ordering::Acquire) {
+            thread::yield_now();
+        }
+        for map in &small {
+            gpu.store(map.at(0), 7);
+            if done.load(Ordering::Acquire) {
+                break;
+            }
+            serviced += 1;
+        }
+    });
+    map.expect("prefetched", pattern);
+    serviced
 }
 
 /// Each allocation fails once: the call says so if nothing is mapped, and nothing is lost.
@@ -238,6 +281,7 @@ fn main() -> ExitCode {
     p.subtest("shared", "memory that stays where it is", shared);
     p.subtest("holes", "holes and a buffer on the way", holes);
     p.subtest("errors", "what cannot be had", errors);
+    p.subtest("beside-faults", "while faults are serviced", beside_faults);
     p.subtest("no-memory", "each allocation fails once", no_memory);
     p.main()
 }
