@@ -322,7 +322,6 @@ unsafe fn look(entry: Entry, pagemap: &PageMap) -> Found {
         }
         match zdd::find_pagemap(page) {
             None => Found::Fixed,
-            Some(_) if Zdd::is_retired(page) => Found::Fixed,
             Some(known) if ptr::eq(known, pagemap) => Found::Local(page),
             Some(_) => Found::Movable(Source::Device(page)),
         }

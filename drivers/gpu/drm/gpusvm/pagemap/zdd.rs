@@ -7,7 +7,8 @@
 //! release is the provider's.
 //!
 //! In the word of a folio there is also a bit that says that its contents were moved to RAM: such a
-//! folio is only waiting for its last reference, and must not be moved again.
+//! folio is only waiting for its last reference, and must not be moved again. No process maps it any more,
+//! so that only who goes by frames comes across it.
 //!
 //! C: `struct drm_pagemap_zdd`.
 
