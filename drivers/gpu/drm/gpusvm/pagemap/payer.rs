@@ -282,6 +282,9 @@ pub(crate) unsafe fn init() -> Result {
 pub(crate) fn exit() {
     let queue = CLERKS.lock().take();
     drop(queue);
+    // Nobody is enrolled any more; a static is not dropped, and so would keep the memory of the list.
+    let members = mem::take(&mut *PAYERS.lock());
+    drop(members);
 }
 
 /// A mirror of a process that pays for its device memory, as long as this lives.
