@@ -373,10 +373,10 @@ fn memory_of(dev: &Device) -> Result<Option<Pagemap>> {
 }
 
 /// The calling process as one that pays for device memory. One that cannot has none, and all stays in
-/// system memory. Fails with `ENODEV` and `ERESTARTNOINTR`.
+/// system memory. Fails with `ENODEV`, `ENOMEM` and `ERESTARTNOINTR`.
 fn payer_of(dev: &Device) -> Result<Option<Enrolled>> {
     match payer::enroll() {
-        Err(e) if e != ENODEV && e != ERESTARTNOINTR => {
+        Err(e) if ![ENODEV, ENOMEM, ERESTARTNOINTR].contains(&e) => {
             kernel_ext::drm_dbg!(dev, "a process cannot pay for device memory: {e:?}");
             Ok(None)
         }
