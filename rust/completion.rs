@@ -55,10 +55,4 @@ impl Completion {
             _ => Err(EINTR),
         }
     }
-
-    /// Waits until it has happened. Sleeps, whatever signal comes.
-    pub fn wait(&self) {
-        // SAFETY: The object is initialized.
-        unsafe { bindings::wait_for_completion(self.inner.get()) }
-    }
 }

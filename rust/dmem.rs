@@ -109,10 +109,10 @@ pub trait Reclaim: Send + Sync + 'static {
 ///
 /// # Invariants
 ///
-/// `reclaim` is what the region was registered with.
+/// `_reclaim` is what the region was registered with.
 pub struct Registration<R: Reclaim> {
     region: Arc<Region>,
-    reclaim: KBox<R>,
+    _reclaim: KBox<R>,
 }
 
 impl<R: Reclaim> Registration<R> {
@@ -140,17 +140,15 @@ impl<R: Reclaim> Registration<R> {
         if let Some(raw) = NonNull::new(raw) {
             *region.state.lock() = State::Registered(raw);
         }
-        Ok(Self { region, reclaim })
+        Ok(Self {
+            region,
+            _reclaim: reclaim,
+        })
     }
 
     /// The region.
     pub fn region(&self) -> &Arc<Region> {
         &self.region
-    }
-
-    /// What frees memory.
-    pub fn reclaim(&self) -> &R {
-        &self.reclaim
     }
 
     /// # Safety
