@@ -2,7 +2,7 @@
 
 //! A GPU with a mirrored VM and a queue, as most subtests want it.
 
-use crate::{skip, sysfs, time::expect_prompt, Map, PAGE};
+use crate::{skip, sysfs, time::expect_prompt, Map, PAGE, SZ_64K};
 use std::{
     cell::Cell,
     time::{Duration, Instant},
@@ -17,6 +17,12 @@ pub const PATIENCE_TIME: Duration = Duration::from_secs(30);
 
 /// How soon a failed access must have reached those who wait.
 pub const FAULT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// The whole of the GPU's addresses.
+pub const ALL: u64 = 1 << 48;
+
+/// Where buffers may be bound: far from what the process has.
+pub const FAR: u64 = 1 << 46;
 
 /// Room for the batches of jobs that are waited for.
 const BATCH_AREA: usize = 256 * PAGE;
@@ -141,7 +147,7 @@ impl Gpu {
             self.cursor.set(0);
         }
         let at = self.cursor.replace(self.cursor.get() + length);
-        write_dwords(self.batches.part(at, length), dwords);
+        self.batches.part(at, length).write_words(0, dwords);
         self.batches.at(at)
     }
 
@@ -213,7 +219,7 @@ impl Gpu {
         commands.end();
         let length = (commands.dwords().len() * 4).next_multiple_of(PAGE);
         let memory = Map::anon(length + PAGE);
-        write_dwords(memory.part(0, length), commands.dwords());
+        memory.part(0, length).write_words(0, commands.dwords());
         let job = Job { queue: &self.queue, memory, fence: memory.part(length, PAGE) };
         let fence = Fence { address: job.fence.at(0), value: DONE };
         // SAFETY: batch and fence lie in memory of the job's own, which stays until the fence has
@@ -225,10 +231,28 @@ impl Gpu {
 
 const DONE: u64 = 0xd0d0_d0d0_cafe_0001;
 
-fn write_dwords(to: Map, dwords: &[u32]) {
-    for (i, &dword) in dwords.iter().enumerate() {
-        to.write(i * 4, dword);
+/// Writes commands, and their end, to memory. Says where the GPU finds them.
+#[track_caller]
+pub fn write_batch(to: Map, build: impl FnOnce(&mut Commands)) -> u64 {
+    let mut commands = Commands::new();
+    build(&mut commands);
+    commands.end();
+    to.write_words(0, commands.dwords());
+    to.at(0)
+}
+
+/// A device works: the GPU counts in memory of the process, from a new VM on.
+#[track_caller]
+pub fn works(device: &Device, what: &str) {
+    let map = Map::anon(2 * SZ_64K);
+    let gpu = Gpu::on_device(device);
+    for page in 0..map.len() / PAGE {
+        gpu.increment(map.at(page * PAGE));
     }
+    for page in 0..map.len() / PAGE {
+        map.expect_word(what, page * PAGE, 1);
+    }
+    map.unmap();
 }
 
 /// A job that runs.

@@ -3,7 +3,9 @@
 //! What the test programs share: the harness with IGT's command line, memory to experiment with,
 //! processes, and a GPU to do things to them.
 
+pub mod buffer;
 pub mod cgroup;
+pub mod contents;
 pub mod env;
 pub mod failure;
 pub mod gpu;
@@ -19,6 +21,7 @@ pub mod uffd;
 pub mod vmas;
 pub mod vram;
 
+pub use buffer::Buffer;
 pub use gpu::{Gpu, Job};
 pub use harness::Program;
 pub use map::{Map, NONE, PAGE, RO, RW, SZ_2M, SZ_64K};

@@ -169,6 +169,14 @@ impl Map {
         unsafe { ((self.start + offset) as *mut u32).write_volatile(value) }
     }
 
+    /// Writes words, from an offset on.
+    #[track_caller]
+    pub fn write_words(&self, offset: usize, words: &[u32]) {
+        for (i, &word) in words.iter().enumerate() {
+            self.write(offset + i * 4, word);
+        }
+    }
+
     /// The word as an atomic.
     #[track_caller]
     pub fn atomic(&self, offset: usize) -> &'static std::sync::atomic::AtomicU32 {

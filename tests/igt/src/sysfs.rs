@@ -23,6 +23,12 @@ const DRIVERS: &str = "/sys/bus/platform/drivers";
 /// The device that tests use if they do not care which.
 static FIRST: Slot = Slot::constant("vxe", "vxe.0");
 
+/// What work that is in flight may end with when its device goes: the queue died, was banned before the
+/// job came to it, or the file was cut off. The same goes for a new job of who keeps opening the device.
+pub fn is_end(e: &vxe_client::Error) -> bool {
+    [libc::ENODEV, libc::EIO, libc::ECANCELED, libc::ENOENT].contains(&e.errno())
+}
+
 /// A platform device, which is bound again when this goes.
 pub struct Slot {
     driver: Cow<'static, str>,

@@ -10,6 +10,7 @@ use std::{
 use vxe_client::{Advice, Bind, Bo, Location, Migrate};
 use vxe_igt::{
     cgroup::{need_payers, Cgroup, Region},
+    contents::{filled, pattern},
     env::iterations,
     gpu::device,
     process::{fork, Child, Link},
@@ -20,17 +21,6 @@ use vxe_igt::{
 
 /// How much a test works on, unless it says otherwise.
 const SIZE: usize = 2 * SZ_2M;
-
-fn pattern(offset: usize) -> u32 {
-    (offset as u32).wrapping_mul(0x9e37_79b1) ^ 0x0dde_ed00
-}
-
-/// Memory that the CPU has filled.
-fn filled(size: usize) -> Map {
-    let map = Map::aligned(size, SZ_2M);
-    map.fill(pattern);
-    map
-}
 
 /// How much of the device's memory is in use by anybody.
 fn used() -> u64 {

@@ -10,21 +10,10 @@ use std::{
 use vxe_client::{monotonic_now, Commands, ExecQueue, Fence, Timeout, Vm, Wait, WaitOp};
 use vxe_igt::{
     env::iterations,
-    gpu::{device, FAULT_DEADLINE, PATIENCE},
+    gpu::{device, write_batch, FAULT_DEADLINE, PATIENCE},
     time::expect_prompt,
     Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
 };
-
-/// Writes the commands, and their end, to memory.
-fn write_batch(to: Map, build: impl FnOnce(&mut Commands)) -> u64 {
-    let mut commands = Commands::new();
-    build(&mut commands);
-    commands.end();
-    for (i, &dword) in commands.dwords().iter().enumerate() {
-        to.write(i * 4, dword);
-    }
-    to.at(0)
-}
 
 /// Each job sees what the one before it wrote, and not what the next one writes.
 fn in_order() {
@@ -350,14 +339,11 @@ fn batch_without_end() {
     let result = Map::anon(PAGE);
     let mut commands = Commands::new();
     commands.store(result.at(0), 1);
-    for (i, &dword) in commands.dwords().iter().enumerate() {
-        page.write(i * 4, dword);
-    }
+    page.write_words(0, commands.dwords());
     gpu.expect_batch_fault("no end", page.at(0));
     result.expect_word("the command before", 0, 1);
     // A command that is cut off by the end of what is mapped.
-    page.write(PAGE - 8, commands.dwords()[0]);
-    page.write(PAGE - 4, commands.dwords()[1]);
+    page.write_words(PAGE - 8, &commands.dwords()[..2]);
     gpu.expect_batch_fault("half a command", page.at(PAGE - 8));
 }
 

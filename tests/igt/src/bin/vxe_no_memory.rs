@@ -10,17 +10,14 @@ use std::cell::Cell;
 use vxe_client::{
     request,
     sys::{self, drm_xe_sync, drm_xe_vm_bind, drm_xe_vm_bind_op},
-    Bind, Bo, Device, Error, Fence, Mapping, Request, Result, Vm, Wait,
+    Bind, Device, Error, Fence, Request, Result, Vm, Wait,
 };
 use vxe_igt::{
     failure::Failures,
-    gpu::{copy_engine, device, PATIENCE},
+    gpu::{copy_engine, device, write_batch, ALL, PATIENCE},
     vmas::{backings, vmas, Vma},
-    Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
+    Buffer, Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
 };
-
-/// The whole of the GPU's addresses.
-const ALL: u64 = 1 << 48;
 
 /// What a bind may change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,29 +44,6 @@ fn call<T>(device: &Device, request: &Request<T>, argument: &mut T) -> Result<()
 fn check_errno(error: Option<Error>, allowed: &[i32]) {
     if let Some(e) = error {
         assert!(allowed.contains(&e.errno()), "without memory: {e}");
-    }
-}
-
-/// A buffer, and the CPU's mapping of it.
-struct Buffer {
-    bo: Bo,
-    mapping: Mapping,
-}
-
-impl Buffer {
-    fn new(gpu: &Gpu, size: usize) -> Self {
-        let bo = Bo::system(gpu.device(), size).expect("a buffer");
-        let mapping = bo.map().expect("a mapping of the buffer");
-        Self { bo, mapping }
-    }
-
-    /// The word at an offset, as the CPU sees it.
-    fn word(&self, offset: usize) -> Map {
-        Map::existing(self.mapping.as_ptr() as usize + offset, 4)
-    }
-
-    fn bind(&self, place: Map) -> Bind {
-        Bind::bo(&self.bo, 0, place.at(0), place.len() as u64)
     }
 }
 
@@ -288,7 +262,7 @@ fn unmap_all() {
             buffer.bind(part(3)),
         ],
         there: &[alias(&buffer, 0), alias(&other, 1), alias(&buffer, 2)],
-        binds: &[Bind::unmap_all(&buffer.bo)],
+        binds: &[Bind::unmap_all(buffer.bo())],
         after: &[alias(&other, 1)],
     }
     .run();
@@ -306,7 +280,7 @@ fn array() {
         before: &[old.bind(part(0)), old.bind(part(1))],
         there: &[alias(&old, 0), alias(&old, 1)],
         binds: &[
-            Bind::unmap_all(&old.bo),
+            Bind::unmap_all(old.bo()),
             new.bind(part(1)).immediate(),
             old.bind(part(2)),
             mirror(part(0)),
@@ -469,12 +443,7 @@ fn exec() {
     let device = gpu.device();
     let failures = Failures::new();
     let memory = Map::anon(PAGE);
-    let batch = Map::anon(PAGE);
-    let mut commands = vxe_client::Commands::new();
-    commands.increment(memory.at(0)).end();
-    for (i, dword) in commands.dwords().iter().enumerate() {
-        batch.write(4 * i, *dword);
-    }
+    let batch = write_batch(Map::anon(PAGE), |c| _ = c.increment(memory.at(0)));
     let (fences, next) = (Map::anon(SZ_64K), Cell::new(0));
     let count = failures.each(
         || {
@@ -485,7 +454,7 @@ fn exec() {
                 exec_queue_id: gpu.queue().id(),
                 num_syncs: 1,
                 syncs: sync.as_ptr() as u64,
-                address: batch.at(0),
+                address: batch,
                 num_batch_buffer: 1,
                 ..Default::default()
             };

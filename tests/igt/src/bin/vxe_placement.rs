@@ -6,6 +6,7 @@
 use std::{os::fd::AsRawFd, process::ExitCode};
 use vxe_client::{Advice, AtomicAccess, Bind, Device, Location, Migrate};
 use vxe_igt::{
+    contents::{filled, pattern},
     gpu::device,
     sysfs::Provider,
     vmas::vmas,
@@ -15,16 +16,6 @@ use vxe_igt::{
 
 /// The memory of the second device, in MiB.
 const VRAM_MB: usize = 16;
-
-fn pattern(offset: usize) -> u32 {
-    (offset as u32).wrapping_mul(0x9e37_79b1) ^ 0x77
-}
-
-fn filled(length: usize) -> Map {
-    let map = Map::aligned(length, SZ_2M);
-    map.fill(pattern);
-    map
-}
 
 /// Says that memory should live in a region of another device.
 fn prefer(gpu: &Gpu, map: Map, other: &Device, region: u16) -> Result<(), i32> {

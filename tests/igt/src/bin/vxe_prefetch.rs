@@ -10,6 +10,7 @@ use std::{
 };
 use vxe_client::{Advice, AtomicAccess, Bind, Bo, Location, Migrate, Stats};
 use vxe_igt::{
+    contents::{filled, pattern},
     failure::Failures,
     memory::{memfd, transparent_huge},
     vram::{bring, buffer, counted, in_device, leave, mapped, region},
@@ -20,16 +21,6 @@ use vxe_igt::{
 const SYSTEM: i32 = 0;
 const DEVICE: i32 = 1;
 const ADVISED: i32 = -1;
-
-fn pattern(offset: usize) -> u32 {
-    (offset as u32).wrapping_mul(0x9e37_79b1) ^ 0x1234
-}
-
-fn filled(length: usize) -> Map {
-    let map = Map::aligned(length, SZ_2M);
-    map.fill(pattern);
-    map
-}
 
 #[track_caller]
 fn try_prefetch(gpu: &Gpu, map: Map, to: i32) -> Result<(), i32> {

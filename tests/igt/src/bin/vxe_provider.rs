@@ -12,9 +12,9 @@ use std::{
 use vxe_client::{Advice, Bind, Bo, Device, Location, Migrate, Vm};
 use vxe_igt::{
     env::{enough, iterations},
-    gpu::device,
+    gpu::{device, works, FAR},
     process::fork,
-    sysfs::{core_references, drop_caches, Expedited, Provider},
+    sysfs::{core_references, drop_caches, is_end, Expedited, Provider},
     vram::soon,
     Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
 };
@@ -22,35 +22,16 @@ use vxe_igt::{
 /// The memory of the second device, in MiB.
 const VRAM_MB: usize = 16;
 
-/// Where buffers are bound: far from what the process has.
-const AT: u64 = 1 << 46;
-
 /// How long the second driver is to come and go at most: the rest of the rounds are for a faster machine,
 /// or for who has more time.
 const ENOUGH: Duration = Duration::from_secs(18);
 
-/// What a job may end with whose device goes.
-const ENDS: [i32; 4] = [libc::ENODEV, libc::EIO, libc::ECANCELED, libc::ENOENT];
-
 /// Device memory that is bound, with a word that the GPU has written.
 fn buffer(gpu: &Gpu, value: u32) -> Bo {
     let bo = Bo::create(gpu.device(), SZ_2M, 1 << 1, None).expect("a buffer in its memory");
-    gpu.vm().bind(&[Bind::bo(&bo, 0, AT, SZ_2M as u64)]).expect("a bind");
-    gpu.store(AT + SZ_64K as u64, value);
+    gpu.vm().bind(&[Bind::bo(&bo, 0, FAR, SZ_2M as u64)]).expect("a bind");
+    gpu.store(FAR + SZ_64K as u64, value);
     bo
-}
-
-/// A device works.
-fn works(device: &Device, what: &str) {
-    let map = Map::anon(2 * SZ_64K);
-    let gpu = Gpu::on_device(device);
-    for page in 0..map.len() / PAGE {
-        gpu.increment(map.at(page * PAGE));
-    }
-    for page in 0..map.len() / PAGE {
-        map.expect_word(what, page * PAGE, 1);
-    }
-    map.unmap();
 }
 
 /// Two drivers of the same kind, side by side.
@@ -209,12 +190,12 @@ fn use_up(provider: &Provider, device: &Device, number: u32) {
     let bo = buffer(&gpu, number);
     gpu.store(map.at(0), number);
     let copied =
-        gpu.start(|c| _ = c.copy(AT, map.at(0), SZ_64K).copy(AT, AT + SZ_64K as u64, SZ_64K));
+        gpu.start(|c| _ = c.copy(FAR, map.at(0), SZ_64K).copy(FAR, FAR + SZ_64K as u64, SZ_64K));
     if number % 3 != 0 {
         provider.slot().unbind();
     }
     if let Ok(Err(e)) = copied.map(vxe_igt::Job::wait) {
-        assert!(ENDS.contains(&e.errno()), "{e}");
+        assert!(is_end(&e), "{e}");
     }
     if number % 3 == 1 {
         provider.slot().bind();
@@ -248,7 +229,7 @@ fn exit() {
             let map = Map::aligned(SZ_2M, SZ_2M);
             link.send(1);
             loop {
-                gpu.run(|c| _ = c.copy(AT, map.at(0), SZ_64K));
+                gpu.run(|c| _ = c.copy(FAR, map.at(0), SZ_64K));
                 first.run(|c| _ = c.increment(map.at(SZ_64K)));
                 map.madvise(libc::MADV_DONTNEED);
                 mapping.words()[0].fetch_add(1, Ordering::Relaxed);

@@ -4,15 +4,12 @@
 
 use std::process::ExitCode;
 use vxe_igt::{
+    contents::pattern,
     memory::{expect_in_file, memfd, smaps, temporary_file, transparent_huge},
     process,
     vram::keep_out,
     Gpu, Map, Program, NONE, PAGE, RO, RW, SZ_2M, SZ_64K,
 };
-
-fn pattern(offset: usize) -> u32 {
-    offset as u32 ^ 0x0ddb_a115
-}
 
 /// The GPU reads `map`, which must hold what `value` says.
 #[track_caller]

@@ -4,7 +4,8 @@
 
 use std::process::ExitCode;
 use vxe_igt::{
-    gpu,
+    contents::pattern,
+    gpu::{device, write_batch},
     memory::{Kind, KINDS},
     Gpu, Map, Program, PAGE, RW, SZ_2M, SZ_64K,
 };
@@ -14,10 +15,6 @@ type Operation = (&'static str, fn(&Gpu, Map));
 /// What the GPU does to the memory.
 const OPERATIONS: [Operation; 4] =
     [("write", write), ("read", read), ("atomic", atomic), ("copy", copy)];
-
-fn pattern(offset: usize) -> u32 {
-    (offset as u32).wrapping_mul(0x9e37_79b1) ^ 0x5eed
-}
 
 /// One store to each page, at an offset that differs from page to page.
 fn write(gpu: &Gpu, map: Map) {
@@ -146,9 +143,7 @@ fn batch_across(boundary: usize, before: usize) {
     }
     commands.end();
     let start = boundary - before;
-    for (i, &dword) in commands.dwords().iter().enumerate() {
-        map.write(start + i * 4, dword);
-    }
+    map.write_words(start, commands.dwords());
     gpu.submit_and_wait(map.at(start)).expect("a job");
     for i in 0..16 {
         result.expect_word("stored", i * 4, i as u32 + 5);
@@ -160,12 +155,8 @@ fn batch_in(kind: Kind) {
     let gpu = Gpu::new();
     kind.with(PAGE, &|map| {
         let target = Map::anon(PAGE);
-        let mut commands = vxe_client::Commands::new();
-        commands.store(target.at(12), 0x1234).end();
-        for (i, &dword) in commands.dwords().iter().enumerate() {
-            map.write(256 + i * 4, dword);
-        }
-        gpu.submit_and_wait(map.at(256)).expect("a job");
+        let batch = write_batch(map.part(256, 64), |c| _ = c.store(target.at(12), 0x1234));
+        gpu.submit_and_wait(batch).expect("a job");
         target.expect_word("stored", 12, 0x1234);
     });
 }
@@ -176,19 +167,15 @@ fn batch_changes() {
     let map = Map::anon(2 * PAGE);
     let target = map.part(PAGE, PAGE);
     for i in 0..20 {
-        let mut commands = vxe_client::Commands::new();
-        commands.store(target.at(i * 4), i as u32 + 9).end();
-        for (k, &dword) in commands.dwords().iter().enumerate() {
-            map.write(k * 4, dword);
-        }
-        gpu.submit_and_wait(map.at(0)).expect("a job");
+        let batch = write_batch(map, |c| _ = c.store(target.at(i * 4), i as u32 + 9));
+        gpu.submit_and_wait(batch).expect("a job");
         target.expect_word("stored", i * 4, i as u32 + 9);
     }
 }
 
 /// Two VMs of one process mirror the same memory.
 fn two_vms() {
-    let device = gpu::device();
+    let device = device();
     let (a, b) = (Gpu::on_device(&device), Gpu::on_device(&device));
     let map = Map::anon(SZ_64K);
     for i in 0..40 {

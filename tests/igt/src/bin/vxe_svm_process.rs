@@ -9,20 +9,17 @@ use std::{
     process::{Command, ExitCode, Stdio},
     time::Duration,
 };
-use vxe_client::{request, sys, Bind, Bo, Commands, Device, ExecQueue, Fence, Timeout, Vm, Wait};
+use vxe_client::{request, sys, Bind, Bo, Device, ExecQueue, Fence, Timeout, Vm, Wait};
 use vxe_igt::{
+    contents::pattern,
     env::iterations,
-    gpu::{device, PATIENCE},
+    gpu::{device, write_batch, PATIENCE},
     process::{fork, Link},
     Gpu, Map, Program, PAGE, SZ_64K,
 };
 
 /// When set, the program is what `exec-keeps-fd` has executed, with the device at this descriptor.
 const HELPER: &str = "VXE_EXEC_HELPER_FD";
-
-fn pattern(offset: usize) -> u32 {
-    offset as u32 ^ 0xc1c1_c1c1
-}
 
 /// Starts jobs that count in a word for as long as a test takes to interfere.
 fn start_counting(gpu: &Gpu, counter: u64) {
@@ -149,7 +146,7 @@ fn fork_uses_parents_vm() {
     gpu.increment(map.at(0));
     // Batch and fence are where both can see them.
     let shared = Map::shared(PAGE);
-    write_commands(shared, |c| _ = c.store(map.at(0), 0x600d));
+    write_batch(shared, |c| _ = c.store(map.at(0), 0x600d));
     let child = fork(|link| {
         let fence = Fence { address: shared.at(512), value: 1 };
         // SAFETY: batch and fence are the test's memory, and so is the target.
@@ -165,15 +162,6 @@ fn fork_uses_parents_vm() {
         0 => pattern(0).wrapping_add(1),
         _ => pattern(o),
     });
-}
-
-fn write_commands(to: Map, build: impl FnOnce(&mut Commands)) {
-    let mut commands = Commands::new();
-    build(&mut commands);
-    commands.end();
-    for (i, &dword) in commands.dwords().iter().enumerate() {
-        to.write(i * 4, dword);
-    }
 }
 
 /// The parent is gone: its VM has no memory any more, and using it is an error.
@@ -350,7 +338,7 @@ fn exec_helper(fd: &str) {
     memory.expect_word("a new VM", 0, 1);
 
     // The old queue: its batches, and what they touch, are gone with the memory.
-    write_commands(memory.part(PAGE, PAGE), |c| _ = c.store(memory.at(4), 0xbad));
+    write_batch(memory.part(PAGE, PAGE), |c| _ = c.store(memory.at(4), 0xbad));
     let fence = Fence { address: memory.at(8), value: 1 }.to_sync();
     let mut exec = sys::drm_xe_exec {
         exec_queue_id: queue,

@@ -8,16 +8,13 @@ use std::{
 };
 use vxe_client::Bind;
 use vxe_igt::{
+    contents::pattern,
     env::iterations,
     memory::{memfd, transparent_huge},
     Gpu, Map, Program, PAGE, RW, SZ_2M, SZ_64K,
 };
 
 const MOVE: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-
-fn pattern(offset: usize) -> u32 {
-    (offset as u32).wrapping_mul(0x0101_0101) ^ 0x7777
-}
 
 fn stored(page: usize) -> u32 {
     page as u32 ^ 0xa5a5_0000

@@ -8,7 +8,8 @@ use std::{
 };
 use vxe_client::{Advice, AtomicAccess, Bind};
 use vxe_igt::{
-    gpu::device, process::fork, uffd::Uffd, Gpu, Job, Map, Program, PAGE, SZ_2M, SZ_64K,
+    contents::pattern, gpu::device, process::fork, uffd::Uffd, Gpu, Job, Map, Program, PAGE, SZ_2M,
+    SZ_64K,
 };
 
 /// How long anything may take that has nothing to do with a blocked fault.
@@ -19,10 +20,6 @@ const ARRIVAL: Duration = Duration::from_secs(10);
 
 /// More faults than there could be workers to serve them.
 const BLOCKED: usize = 12;
-
-fn pattern(offset: usize) -> u32 {
-    offset as u32 ^ 0x0f0f_f0f0
-}
 
 /// Queues of one VM, each blocked in a fault on a chunk of its own.
 struct Blocked {

@@ -14,9 +14,9 @@ use std::{
 use vxe_client::{Bind, Bo, Device, Error, ExecQueue, Fence, Timeout, Vm, Wait};
 use vxe_igt::{
     env::{enough, iterations},
-    gpu::device,
+    gpu::{device, works, write_batch},
     memory::transparent_huge,
-    sysfs::Slot,
+    sysfs::{is_end, Slot},
     uffd::Uffd,
     vram::soon,
     Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
@@ -26,29 +26,6 @@ use vxe_igt::{
 /// machine, or for who has more time.
 const ENOUGH: Duration = Duration::from_secs(12);
 
-/// What work that is in flight may end with when the device goes: the queue died, was banned before
-/// the job came to it, or the file was cut off.
-const ENDS: [i32; 4] = [libc::ENODEV, libc::EIO, libc::ECANCELED, libc::ENOENT];
-
-/// The same for a new job of somebody who keeps opening the device.
-fn is_end(e: &Error) -> bool {
-    ENDS.contains(&e.errno())
-}
-
-/// The device works, from a new file on.
-#[track_caller]
-fn works() {
-    let map = Map::anon(SZ_64K);
-    let gpu = Gpu::new();
-    for page in 0..16 {
-        gpu.increment(map.at(page * PAGE));
-    }
-    for page in 0..16 {
-        map.expect_word("counted", page * PAGE, 1);
-    }
-    map.unmap();
-}
-
 fn idle() {
     let slot = Slot::first();
     for _ in 0..iterations(40) {
@@ -57,7 +34,7 @@ fn idle() {
         slot.bind();
         drop(device());
     }
-    works();
+    works(&device(), "counted");
 }
 
 /// All that can be asked of a file whose device is gone.
@@ -95,9 +72,9 @@ fn open_file() {
         // The old file and the new device do not meet.
         slot.bind();
         expect_cut_off(&gpu, &bo);
-        works();
+        works(&device(), "counted");
         drop(gpu);
-        works();
+        works(&device(), "counted");
         map.unmap();
     }
 }
@@ -152,7 +129,7 @@ fn while_working(rounds: u32, work: impl Fn(&Gpu, Map, u32) -> Result<(), Error>
     });
     let (jobs, ends) = (jobs.into_inner(), ends.into_inner());
     println!("{jobs} jobs, {ends} of them ended by an unbind");
-    works();
+    works(&device(), "counted");
 }
 
 /// First touches all the time.
@@ -238,7 +215,7 @@ fn waiter() {
         ends("a wait for a queue", of_queue);
     });
     slot.bind();
-    works();
+    works(&slot.open(), "counted");
 }
 
 /// A fault that waits for a userfaultfd is cut off as well: its job ends. The page that it waits
@@ -260,7 +237,7 @@ fn held_fault() {
     });
     map.expect_word("untouched", 0, 7);
     slot.bind();
-    works();
+    works(&device(), "counted");
 }
 
 /// Many jobs are queued; all of them go.
@@ -270,19 +247,12 @@ fn queued() {
         let gpu = Gpu::new();
         let map = Map::anon(PAGE);
         let batch = Map::anon(PAGE);
-        let mut commands = vxe_client::Commands::new();
-        for _ in 0..64 {
-            commands.increment(map.at(0));
-        }
-        commands.end();
-        for (i, &dword) in commands.dwords().iter().enumerate() {
-            batch.write(i * 4, dword);
-        }
+        let batch = write_batch(batch, |c| (0..64).for_each(|_| _ = c.increment(map.at(0))));
         let fence = Map::anon(PAGE);
         for value in 1..=4000 {
             let fence = Fence { address: fence.at(0), value };
             // SAFETY: batch and fence are the test's memory.
-            unsafe { gpu.queue().submit(batch.at(0), Some(fence)) }.expect("a job");
+            unsafe { gpu.queue().submit(batch, Some(fence)) }.expect("a job");
         }
         slot.unbind();
         let (counted, signalled) = (map.read(0), fence.read(0));
@@ -291,7 +261,7 @@ fn queued() {
         assert_eq!((map.read(0), fence.read(0)), (counted, signalled), "the GPU works on");
         slot.bind();
     }
-    works();
+    works(&device(), "counted");
 }
 
 fn main() -> ExitCode {

@@ -3,43 +3,13 @@
 //! VM_BIND: mirrors, buffers over parts of them, arrays of binds, fences and bind queues.
 
 use std::process::ExitCode;
-use vxe_client::{Bind, Bo, ExecQueue, Fence, Mapping, Vm, Wait};
+use vxe_client::{Bind, Bo, ExecQueue, Fence, Vm, Wait};
 use vxe_igt::{
+    contents::pattern,
     env::iterations,
-    gpu::{device, PATIENCE},
-    Gpu, Map, Program, Rng, PAGE, RW, SZ_2M, SZ_64K,
+    gpu::{device, ALL, PATIENCE},
+    Buffer, Gpu, Map, Program, Rng, PAGE, RW, SZ_2M, SZ_64K,
 };
-
-/// The whole of the GPU's addresses.
-const ALL: u64 = 1 << 48;
-
-fn pattern(offset: usize) -> u32 {
-    offset as u32 ^ 0xb0b0_b0b0
-}
-
-/// A buffer, and the CPU's mapping of it.
-struct Buffer {
-    bo: Bo,
-    mapping: Mapping,
-}
-
-impl Buffer {
-    fn new(gpu: &Gpu, size: usize) -> Self {
-        let bo = Bo::system(gpu.device(), size).expect("a buffer");
-        let mapping = bo.map().expect("a mapping of the buffer");
-        Self { bo, mapping }
-    }
-
-    /// What the CPU sees of it.
-    fn memory(&self) -> Map {
-        Map::existing(self.mapping.as_ptr() as usize, self.mapping.len())
-    }
-
-    /// Binds all of it where `place` is.
-    fn bind(&self, place: Map) -> Bind {
-        Bind::bo(&self.bo, 0, place.at(0), place.len() as u64)
-    }
-}
 
 #[track_caller]
 fn bind(gpu: &Gpu, binds: &[Bind]) {
@@ -165,7 +135,7 @@ fn arrays() {
     let place = nowhere(16 * PAGE);
     // The pages in reverse order.
     let reverse: Vec<_> = (0..16)
-        .map(|i| Bind::bo(&buffer.bo, ((15 - i) * PAGE) as u64, place.at(i * PAGE), PAGE as u64))
+        .map(|i| Bind::bo(buffer.bo(), ((15 - i) * PAGE) as u64, place.at(i * PAGE), PAGE as u64))
         .collect();
     bind(&gpu, &reverse);
     gpu.run(|c| {
@@ -181,8 +151,8 @@ fn arrays() {
         &gpu,
         &[
             Bind::unmap(place.at(0), 16 * PAGE as u64),
-            Bind::bo(&buffer.bo, 0, place.at(0), 8 * PAGE as u64),
-            Bind::bo(&buffer.bo, 0, place.at(4 * PAGE), PAGE as u64),
+            Bind::bo(buffer.bo(), 0, place.at(0), 8 * PAGE as u64),
+            Bind::bo(buffer.bo(), 0, place.at(4 * PAGE), PAGE as u64),
             Bind::unmap(place.at(2 * PAGE), PAGE as u64),
         ],
     );
@@ -238,19 +208,20 @@ fn unmap_all() {
         gpu.increment(place.at(PAGE));
         buffer.memory().expect_word("through each alias", PAGE, i as u32 + 1);
     }
-    bind(&gpu, &[Bind::unmap_all(&buffer.bo)]);
+    bind(&gpu, &[Bind::unmap_all(buffer.bo())]);
     for place in &places {
         gpu.expect_fault("after UNMAP_ALL", |c| _ = c.increment(place.at(PAGE)));
     }
     gpu.increment(kept.at(0));
     other.memory().expect_word("the other buffer", 0, 1);
-    bind(&gpu, &[Bind::unmap_all(&buffer.bo)]);
+    bind(&gpu, &[Bind::unmap_all(buffer.bo())]);
 }
 
 /// The handle is closed, the binding stays, and so does the memory.
 fn closed_while_bound() {
     let gpu = Gpu::new();
-    let Buffer { bo, mapping } = Buffer::new(&gpu, SZ_64K);
+    let bo = Bo::system(gpu.device(), SZ_64K).expect("a buffer");
+    let mapping = bo.map().expect("a mapping of the buffer");
     let memory = Map::existing(mapping.as_ptr() as usize, mapping.len());
     memory.fill(pattern);
     let place = nowhere(SZ_64K);
@@ -374,7 +345,7 @@ fn random() {
             model[start..start + length].fill(None);
         } else {
             let from = rng.below(PAGES - length + 1);
-            bind(&gpu, &[Bind::bo(&buffer.bo, (from * PAGE) as u64, address, bytes)]);
+            bind(&gpu, &[Bind::bo(buffer.bo(), (from * PAGE) as u64, address, bytes)]);
             (0..length).for_each(|i| model[start + i] = Some(from + i));
         }
         for page in [start, start + length - 1, rng.below(PAGES)] {

@@ -3,35 +3,15 @@
 //! Buffers in the device's own memory: by the GPU, by the CPU, and when it is full.
 
 use std::{os::fd::AsRawFd, process::ExitCode, sync::atomic::Ordering};
-use vxe_client::{sys, Bind, Bo, Device, Mapping};
+use vxe_client::{sys, Bind, Bo, Mapping};
 use vxe_igt::{
-    env::iterations, gpu::device, process::fork, skip, sysfs::Slot, Gpu, Map, Program, Rng, PAGE,
-    RW, SZ_2M, SZ_64K,
+    env::iterations,
+    gpu::{device, write_batch, FAR},
+    process::fork,
+    sysfs::Slot,
+    vram::{buffer, region, try_buffer},
+    Gpu, Map, Program, Rng, PAGE, RW, SZ_2M, SZ_64K,
 };
-
-/// Where buffers are bound: far from what the process has.
-const AT: u64 = 1 << 46;
-
-/// The device's memory region.
-#[track_caller]
-fn vram(device: &Device) -> sys::drm_xe_mem_region {
-    let class = sys::DRM_XE_MEM_REGION_CLASS_VRAM as u16;
-    let regions = device.memory_regions().expect("the regions");
-    match regions.into_iter().find(|region| region.mem_class == class) {
-        Some(region) => region,
-        None => skip!("the device has no memory of its own"),
-    }
-}
-
-/// A buffer that can only be in the device's memory.
-fn try_buffer(device: &Device, size: usize) -> vxe_client::Result<Bo> {
-    Bo::create(device, size, 1 << vram(device).instance, None)
-}
-
-#[track_caller]
-fn buffer(device: &Device, size: usize) -> Bo {
-    try_buffer(device, size).expect("a buffer in the device's memory")
-}
 
 fn read(mapping: &Mapping, offset: usize) -> u32 {
     mapping.words()[offset / 4].load(Ordering::Acquire)
@@ -42,9 +22,9 @@ fn write(mapping: &Mapping, offset: usize, value: u32) {
 }
 
 /// What the device says of it.
-fn region() {
+fn described() {
     let device = device();
-    let region = vram(&device);
+    let region = region(&device);
     assert_eq!(region.instance, 1);
     assert_eq!(region.min_page_size, PAGE as u32);
     assert_eq!(region.cpu_visible_size, region.total_size);
@@ -57,15 +37,15 @@ fn region() {
 /// Buffers are counted while they live.
 fn used() {
     let device = device();
-    let before = vram(&device).used;
+    let before = region(&device).used;
     let bo = buffer(&device, 3 * SZ_64K);
-    let now = vram(&device);
+    let now = region(&device);
     assert_eq!(now.used, before + 3 * SZ_64K as u64);
     assert_eq!(now.cpu_visible_used, now.used);
     drop(bo);
-    assert_eq!(vram(&device).used, before);
+    assert_eq!(region(&device).used, before);
     let system = Bo::system(&device, SZ_64K).expect("a buffer");
-    assert_eq!(vram(&device).used, before);
+    assert_eq!(region(&device).used, before);
     drop(system);
 }
 
@@ -74,14 +54,14 @@ fn coherent(size: usize) {
     let gpu = Gpu::new();
     let bo = buffer(gpu.device(), size);
     let mapping = bo.map().expect("its memory");
-    gpu.vm().bind(&[Bind::bo(&bo, 0, AT, size as u64)]).expect("a bind");
+    gpu.vm().bind(&[Bind::bo(&bo, 0, FAR, size as u64)]).expect("a bind");
     for offset in (0..size).step_by(SZ_64K / 4) {
         assert_eq!(read(&mapping, offset), 0, "new memory");
         write(&mapping, offset, offset as u32 + 1);
     }
     gpu.run(|c| {
         for offset in (0..size).step_by(SZ_64K / 4) {
-            c.increment(AT + offset as u64).store(AT + offset as u64 + 8, offset as u32);
+            c.increment(FAR + offset as u64).store(FAR + offset as u64 + 8, offset as u32);
         }
     });
     for offset in (0..size).step_by(SZ_64K / 4) {
@@ -94,12 +74,14 @@ fn coherent(size: usize) {
 fn copies() {
     let gpu = Gpu::new();
     let bo = buffer(gpu.device(), 2 * SZ_2M);
-    gpu.vm().bind(&[Bind::bo(&bo, 0, AT, 2 * SZ_2M as u64)]).expect("a bind");
+    gpu.vm().bind(&[Bind::bo(&bo, 0, FAR, 2 * SZ_2M as u64)]).expect("a bind");
     let (from, to) = (Map::anon(SZ_2M), Map::anon(SZ_2M));
     from.fill(|offset| offset as u32 ^ 0x5a5a_0000);
-    gpu.run(|c| _ = c.copy(from.at(0), AT + SZ_64K as u64, SZ_2M));
-    gpu.run(|c| _ = c.copy(AT + SZ_64K as u64, AT + SZ_2M as u64 + SZ_64K as u64, SZ_2M - SZ_64K));
-    gpu.run(|c| _ = c.copy(AT + SZ_2M as u64 + SZ_64K as u64, to.at(0), SZ_2M - SZ_64K));
+    gpu.run(|c| _ = c.copy(from.at(0), FAR + SZ_64K as u64, SZ_2M));
+    gpu.run(|c| {
+        _ = c.copy(FAR + SZ_64K as u64, FAR + SZ_2M as u64 + SZ_64K as u64, SZ_2M - SZ_64K)
+    });
+    gpu.run(|c| _ = c.copy(FAR + SZ_2M as u64 + SZ_64K as u64, to.at(0), SZ_2M - SZ_64K));
     to.part(0, SZ_2M - SZ_64K).expect("copied", |offset| offset as u32 ^ 0x5a5a_0000);
 }
 
@@ -108,13 +90,10 @@ fn batch() {
     let gpu = Gpu::new();
     let bo = buffer(gpu.device(), SZ_64K);
     let mapping = bo.map().expect("its memory");
-    gpu.vm().bind(&[Bind::bo(&bo, 0, AT, SZ_64K as u64)]).expect("a bind");
-    let mut commands = vxe_client::Commands::new();
-    commands.store(AT + PAGE as u64, 7).increment(AT + PAGE as u64).end();
-    for (i, &dword) in commands.dwords().iter().enumerate() {
-        write(&mapping, i * 4, dword);
-    }
-    gpu.submit_and_wait(AT).expect("a batch in the device's memory");
+    gpu.vm().bind(&[Bind::bo(&bo, 0, FAR, SZ_64K as u64)]).expect("a bind");
+    let memory = Map::existing(mapping.address() as usize, SZ_64K);
+    write_batch(memory, |c| _ = c.store(FAR + PAGE as u64, 7).increment(FAR + PAGE as u64));
+    gpu.submit_and_wait(FAR).expect("a batch in the device's memory");
     assert_eq!(read(&mapping, PAGE), 8);
 }
 
@@ -137,7 +116,7 @@ fn churn() {
     let device = device();
     let mut rng = Rng::from_environment();
     let mut alive: Vec<(Mapping, u32)> = Vec::new();
-    let before = vram(&device).used;
+    let before = region(&device).used;
     for round in 0..iterations(300) {
         if alive.len() > 20 || (rng.below(3) == 0 && !alive.is_empty()) {
             let (mapping, value) = alive.swap_remove(rng.below(alive.len()));
@@ -155,13 +134,13 @@ fn churn() {
     }
     // Mappings are all that was left of the buffers.
     drop(alive);
-    assert_eq!(vram(&device).used, before);
+    assert_eq!(region(&device).used, before);
 }
 
 /// A full memory refuses what cannot be elsewhere, and takes it when there is room again.
 fn full() {
     let device = device();
-    let total = vram(&device).total_size as usize;
+    let total = region(&device).total_size as usize;
     let mut hogs = Vec::new();
     let mut size = total / 4;
     while size >= SZ_2M {
@@ -181,8 +160,8 @@ fn full() {
     // What may be in system memory is made there, and works.
     let gpu = Gpu::on_device(&device);
     let both = Bo::create(&device, SZ_2M, 0b11, None).expect("a buffer anywhere");
-    gpu.vm().bind(&[Bind::bo(&both, 0, AT, SZ_2M as u64)]).expect("a bind");
-    gpu.store(AT + 4, 9);
+    gpu.vm().bind(&[Bind::bo(&both, 0, FAR, SZ_2M as u64)]).expect("a bind");
+    gpu.store(FAR + 4, 9);
     assert_eq!(read(&both.map().expect("its memory"), 4), 9);
 
     hogs.pop();
@@ -221,7 +200,7 @@ fn partial_mapping() {
 /// A child shares the mapping, and the buffer lives as long as any mapping.
 fn forked() {
     let device = device();
-    let before = vram(&device).used;
+    let before = region(&device).used;
     let bo = buffer(&device, SZ_64K);
     let mapping = bo.map().expect("its memory");
     drop(bo);
@@ -233,9 +212,9 @@ fn forked() {
     })
     .expect_success();
     assert_eq!(read(&mapping, PAGE), 2, "the child's word");
-    assert!(vram(&device).used > before, "the buffer is gone");
+    assert!(region(&device).used > before, "the buffer is gone");
     drop(mapping);
-    assert_eq!(vram(&device).used, before);
+    assert_eq!(region(&device).used, before);
 }
 
 /// Memory that is somebody's is not given away when the device comes back.
@@ -244,26 +223,26 @@ fn unbound() {
     let old = Gpu::new();
     let bo = buffer(old.device(), SZ_2M);
     let mapping = bo.map().expect("its memory");
-    old.vm().bind(&[Bind::bo(&bo, 0, AT, SZ_2M as u64)]).expect("a bind");
-    old.store(AT, 0x1234);
-    let before = vram(old.device()).used;
+    old.vm().bind(&[Bind::bo(&bo, 0, FAR, SZ_2M as u64)]).expect("a bind");
+    old.store(FAR, 0x1234);
+    let before = region(old.device()).used;
     slot.unbind();
     assert_eq!(read(&mapping, 0), 0x1234, "after the unbind");
     write(&mapping, 4, 0x5678);
     slot.bind();
     let device = device();
-    assert_eq!(vram(&device).used, before, "used, though the device is new");
-    let new = buffer(&device, vram(&device).total_size as usize / 2);
+    assert_eq!(region(&device).used, before, "used, though the device is new");
+    let new = buffer(&device, region(&device).total_size as usize / 2);
     let other = new.map().expect("its memory");
     other.words().iter().step_by(PAGE / 4).for_each(|word| word.store(!0, Ordering::Relaxed));
     assert_eq!((read(&mapping, 0), read(&mapping, 4)), (0x1234, 0x5678));
     drop((mapping, bo, old, other, new));
-    assert_eq!(vram(&device).used, before - SZ_2M as u64);
+    assert_eq!(region(&device).used, before - SZ_2M as u64);
 }
 
 fn main() -> ExitCode {
     let mut p = Program::new("vxe_vram", "Buffers in the device's own memory.");
-    p.subtest("region", "what the device says of it", region);
+    p.subtest("region", "what the device says of it", described);
     p.subtest("used", "buffers are counted", used);
     p.subtest("coherent-64K", "CPU and GPU see the same: 64 KiB", || coherent(SZ_64K));
     p.subtest("coherent-6M", "CPU and GPU see the same: 6 MiB", || coherent(3 * SZ_2M));
