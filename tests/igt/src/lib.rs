@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod env;
 pub mod failure;
 pub mod gpu;
+pub mod growth;
 pub mod harness;
 pub mod map;
 pub mod memory;

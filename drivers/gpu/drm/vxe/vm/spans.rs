@@ -35,8 +35,47 @@ impl Spans {
 
     /// All of them, sorted.
     pub(super) fn sorted(mut self) -> SortedSpans {
-        self.0.sort_unstable_by_key(|span| span.start);
+        sort(&mut self.0);
         SortedSpans(self.0)
+    }
+}
+
+/// Sorts by first addresses, in place: a heap sort. That of the `core` crate has functions that do not
+/// return, which the kernel's tools do not know as such.
+fn sort(spans: &mut [Span]) {
+    if spans.is_sorted_by_key(|span| span.start) {
+        return;
+    }
+    for root in (0..spans.len() / 2).rev() {
+        sift_down(spans, root);
+    }
+    for end in (1..spans.len()).rev() {
+        // The last of the heap, which is `spans[..=end]`, is its greatest then.
+        spans.swap(0, end);
+        if let Some(heap) = spans.get_mut(..end) {
+            sift_down(heap, 0);
+        }
+    }
+}
+
+/// Makes a heap of what is one below `root`, but maybe not there.
+fn sift_down(heap: &mut [Span], mut root: usize) {
+    let start = |heap: &[Span], i: usize| heap.get(i).map(|span| span.start);
+    loop {
+        // Does not overflow: a `usize` holds the size of the array in bytes.
+        let left = 2 * root + 1;
+        let right = left + 1;
+        // Nothing is less than any address.
+        let child = if start(heap, right) > start(heap, left) {
+            right
+        } else {
+            left
+        };
+        if start(heap, child) <= start(heap, root) {
+            return;
+        }
+        heap.swap(root, child);
+        root = child;
     }
 }
 
@@ -82,9 +121,27 @@ mod tests {
             &[4..5, 1..9, 1..9],
             &[6..9, 1..4, 4..6],
         ] {
-            assert_eq!(&*sorted(spans)?, &[1..9]);
+            let sorted = sorted(spans)?;
+            assert!(sorted.iter().eq([&(1..9)]));
         }
         assert_eq!(&*sorted(&[7..8, 1..2, 4..5, 3..4])?, &[1..2, 3..5, 7..8]);
+        Ok(())
+    }
+
+    #[test]
+    fn any_order_is_sorted() -> Result {
+        // With gaps, so that none are neighbours.
+        for count in [2, 3, 7, 64, 1001] {
+            let mut list = Spans::new();
+            for i in 0..count {
+                // 1003 is not a multiple of any factor of the others.
+                let at = 2 * (i * 1003 % count);
+                list.add(at..at + 1)?;
+            }
+            let mut wanted = (0..count).map(|i| 2 * i..2 * i + 1);
+            let sorted = list.sorted();
+            assert!(sorted.iter().eq(wanted.by_ref()));
+        }
         Ok(())
     }
 
