@@ -78,8 +78,8 @@ impl DeviceRam {
     /// Gives the pages of `span` out: they can be reached from now on. What is in them is what was
     /// there before. Sleeps.
     ///
-    /// No two may be given the same page at once. Fails with `ENOMEM`, and then gives none, with
-    /// `EINVAL` for what are no pages, and `ENXIO`.
+    /// No two may be given the same page at once. Fails with `ENOMEM`, or with `EINTR` for a caller who is
+    /// killed, and then gives none, with `EINVAL` for what are no pages, and `ENXIO`.
     pub fn give(&self, span: Range<u64>) -> Result {
         let frames = self.frames(&span)?;
         for frame in frames {
@@ -87,7 +87,7 @@ impl DeviceRam {
                 let page = Page::alloc_page(GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN)?;
                 // Nobody else fills it, as nobody else is given this page.
                 frame.ram.populate(page);
-                crate::sched::cond_resched();
+                crate::sched::check_killed()?;
             }
         }
         for frame in frames {

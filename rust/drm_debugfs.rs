@@ -38,6 +38,14 @@ pub trait Content: Send + Sync + 'static {
     }
 }
 
+/// Whether what was printed so far does not fit: then it is thrown away, and the file shown again with
+/// more room. C: `seq_has_overflowed()`.
+pub fn has_overflowed(m: &SeqFile) -> bool {
+    let m: *const bindings::seq_file = core::ptr::from_ref(m).cast();
+    // SAFETY: `SeqFile` is transparent over the C object, which nobody else uses meanwhile.
+    unsafe { (*m).count == (*m).size }
+}
+
 /// A directory that a [`Tree`] has made. It means something to that tree only.
 #[derive(Clone, Copy)]
 pub struct Dir(*mut bindings::dentry);

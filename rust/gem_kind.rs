@@ -8,7 +8,10 @@
 //!
 //! C header: [`include/drm/drm_gem.h`](srctree/include/drm/drm_gem.h)
 
-use crate::gem_mapping::Mapping;
+use crate::{
+    bindings as ext,
+    gem_mapping::Mapping, //
+};
 use core::{
     marker::PhantomData,
     ptr::NonNull, //
@@ -20,11 +23,16 @@ use kernel::{
         driver::AllocImpl,
         gem::{
             shmem,
+            BaseObject,
             DriverObject,
             IntoGEMObject, //
         }, //
     },
-    page::Page,
+    error::to_result,
+    page::{
+        Page,
+        PAGE_SIZE, //
+    },
     prelude::*,
     sync::aref::{
         ARef,
@@ -59,6 +67,21 @@ pub struct GemKind<O> {
 unsafe impl<O> Send for GemKind<O> {}
 // SAFETY: The functions are constant.
 unsafe impl<O> Sync for GemKind<O> {}
+
+/// Has the page of `object` with this number allocated, in whose memory cgroup the caller is, unless there
+/// is one; returns the number of the first page after the folio that it belongs to.
+///
+/// The page is not kept where it is. Fails with `EINVAL` beyond the end of the object, and `ENOMEM`. Sleeps.
+pub fn populate<T: DriverObject>(object: &shmem::Object<T>, index: usize) -> Result<usize> {
+    if index >= object.size() / PAGE_SIZE {
+        return Err(EINVAL);
+    }
+    // SAFETY: The object is of shmem, whose file it has as long as it lives.
+    let next = unsafe { ext::gem_populate(object.as_raw(), index) };
+    to_result(next.min(0) as c_int)?;
+    // CAST: It is not negative. However that folio lies, there is progress.
+    Ok((next as usize).max(index + 1))
+}
 
 impl<T: CpuPages> GemKind<shmem::Object<T>> {
     /// The kind of `object`. Fails with `ENOMEM`.

@@ -8,6 +8,7 @@ use crate::bindings as ext;
 use kernel::{
     bindings,
     mm::Mm,
+    prelude::*,
     task::Task, //
 };
 
@@ -16,6 +17,23 @@ pub fn cond_resched() {
     // SAFETY: Has no requirements, but that the caller may sleep, which is its own affair: a debug
     // kernel warns if not.
     unsafe { ext::cond_resched() }
+}
+
+/// Whether the calling thread has been killed, and should come to an end. Never so for a thread of the
+/// kernel. C: `fatal_signal_pending(current)`.
+pub fn is_killed() -> bool {
+    // SAFETY: Looks at `current` only.
+    unsafe { ext::is_killed() }
+}
+
+/// For each step of a loop that userspace can make long, and that can be undone: lets other tasks run if
+/// it is time. Fails with `EINTR` if the calling thread [has been killed](is_killed). May sleep.
+pub fn check_killed() -> Result {
+    cond_resched();
+    if is_killed() {
+        return Err(EINTR);
+    }
+    Ok(())
 }
 
 /// Sleeps for so many jiffies, or until the thread is killed.

@@ -5,12 +5,31 @@
 #include <linux/mm.h>
 
 #if IS_BUILTIN(CONFIG_DRM)
+#include <linux/pagemap.h>
+#include <linux/shmem_fs.h>
+#include <drm/drm_gem.h>
 #include <drm/drm_print.h>
 
 /* Prints Rust's fmt::Arguments if the user asked for driver messages (drm.debug=0x2). */
 void kext_drm_dbg(const struct drm_device *drm, const void *args)
 {
 	drm_dbg(drm, "%pA\n", args);
+}
+
+/*
+ * Allocates the page of a shmem object with this number, unless there is one. Returns the number of
+ * the first page after its folio.
+ */
+long kext_gem_populate(struct drm_gem_object *obj, unsigned long index)
+{
+	struct folio *folio = shmem_read_folio(obj->filp->f_mapping, index);
+	unsigned long next;
+
+	if (IS_ERR(folio))
+		return PTR_ERR(folio);
+	next = folio_next_index(folio);
+	folio_put(folio);
+	return next;
 }
 
 /* Makes a new VMA one of page frames; not for a private mapping that could be written. */

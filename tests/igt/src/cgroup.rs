@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Cgroups, and how much device memory they are charged.
+//! Cgroups, and how much memory they are charged: the device's, and the system's.
 
 use crate::{skip, vram::soon};
 use std::{
@@ -20,8 +20,10 @@ pub struct Cgroup {
     path: PathBuf,
 }
 
-/// Mounts the hierarchy unless it is, and has groups charged; skips the subtest if that cannot be.
-fn prepare() {
+/// Mounts the hierarchy unless it is, and has groups charged by a controller; skips the subtest if that
+/// cannot be.
+#[track_caller]
+fn prepare(controller: &str) {
     let root = Path::new(ROOT);
     if !root.join("cgroup.controllers").exists() {
         let (to, kind): (&CStr, &CStr) = (c"/sys/fs/cgroup", c"cgroup2");
@@ -32,8 +34,8 @@ fn prepare() {
             skip!("no cgroups: {}", std::io::Error::last_os_error());
         }
     }
-    if let Err(e) = fs::write(root.join("cgroup.subtree_control"), "+dmem") {
-        skip!("no controller of device memory: {e}");
+    if let Err(e) = fs::write(root.join("cgroup.subtree_control"), format!("+{controller}")) {
+        skip!("no controller {controller}: {e}");
     }
 }
 
@@ -41,7 +43,19 @@ impl Cgroup {
     /// A group, empty. Skips the subtest where there is no controller of device memory.
     #[track_caller]
     pub fn new(name: &str) -> Self {
-        prepare();
+        Self::with("dmem", name)
+    }
+
+    /// A group, empty, that is charged for the system's memory. Skips the subtest where there is no
+    /// controller of that.
+    #[track_caller]
+    pub fn of_memory(name: &str) -> Self {
+        Self::with("memory", name)
+    }
+
+    #[track_caller]
+    fn with(controller: &str, name: &str) -> Self {
+        prepare(controller);
         let path = Path::new(ROOT).join(format!("vxe-{}-{name}", std::process::id()));
         fs::create_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         Self { path }
@@ -51,6 +65,14 @@ impl Cgroup {
     #[track_caller]
     pub fn add(&self, pid: libc::pid_t) {
         fs::write(self.path.join("cgroup.procs"), pid.to_string()).expect("another cgroup");
+    }
+
+    /// How much of the system's memory it is charged for, in bytes: a little more than it has, as the kernel
+    /// charges in advance.
+    #[track_caller]
+    pub fn memory(&self) -> u64 {
+        let text = fs::read_to_string(self.path.join("memory.current")).expect("memory.current");
+        text.trim().parse().expect("a number of bytes")
     }
 
     /// A number about a region.

@@ -9,6 +9,7 @@ pub mod contents;
 pub mod env;
 pub mod failure;
 pub mod gpu;
+pub mod growth;
 pub mod harness;
 pub mod map;
 pub mod memory;

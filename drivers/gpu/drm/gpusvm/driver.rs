@@ -315,7 +315,7 @@ impl<D: Driver> Svm<D> {
                 pages: new.pages,
                 data: new.data,
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 

@@ -214,9 +214,9 @@ impl Arrays {
         if count == 1 {
             return Ok(Self::One(Some(SegmentArray::new(segments)?)));
         }
-        let mut arrays = KVec::with_capacity(count, GFP_KERNEL)?;
+        let mut arrays = KVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..count {
-            arrays.push(Some(SegmentArray::new(segments)?), GFP_KERNEL)?;
+            arrays.push(Some(SegmentArray::new(segments)?), GFP_KERNEL_ACCOUNT)?;
         }
         Ok(Self::Many(arrays))
     }

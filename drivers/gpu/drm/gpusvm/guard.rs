@@ -25,7 +25,7 @@ use kernel::{
     prelude::*,
     sync::{lock, static_lock_class, Mutex}, //
 };
-use kernel_ext::{hmm::Walk, lock_name, mutex};
+use kernel_ext::{hmm::Walk, lock_name, mutex, sched};
 
 /// The driver's SVM lock. Its class is defined here, once for all drivers.
 #[pin_data]
@@ -166,13 +166,22 @@ impl<'a, D: Driver> Guard<'a, D> {
     /// Removes all ranges that overlap `span`, and says how many they were.
     pub fn remove_all(&mut self, span: Span<usize>) -> usize {
         let mut removed = 0;
-        // SAFETY: The driver's SVM lock is held, and as long as the result is used.
-        while let Some(range) = unsafe { self.core().range_find(span.clone()) } {
-            // SAFETY: All ranges of an `Svm<D>` are `Range<D>`.
-            self.remove_range(unsafe { Range::from_base(range) });
+        while self.remove_first(span.clone()) {
             removed += 1;
+            sched::cond_resched();
         }
         removed
+    }
+
+    /// Removes the lowest range that overlaps `span`; false if there is none.
+    pub fn remove_first(&mut self, span: Span<usize>) -> bool {
+        // SAFETY: The driver's SVM lock is held, and as long as the result is used.
+        let Some(range) = (unsafe { self.core().range_find(span) }) else {
+            return false;
+        };
+        // SAFETY: All ranges of an `Svm<D>` are `Range<D>`.
+        self.remove_range(unsafe { Range::from_base(range) });
+        true
     }
 
     /// Has the driver let go of all ranges that overlap `span`, and unmaps their pages; the ranges

@@ -137,7 +137,7 @@ impl NewNotifier {
                 slot
             }
             None => {
-                let boxed = KBox::pin_init(init, GFP_KERNEL)?;
+                let boxed = KBox::pin_init(init, GFP_KERNEL_ACCOUNT)?;
                 // SAFETY: It is not moved until it is freed.
                 let ptr = KBox::into_raw(unsafe { Pin::into_inner_unchecked(boxed) });
                 // SAFETY: A box is never null.

@@ -440,9 +440,9 @@ impl PageSet {
         if drms.is_empty() {
             return Err(EINVAL);
         }
-        let mut pages = KVec::with_capacity(drms.len(), GFP_KERNEL)?;
+        let mut pages = KVec::with_capacity(drms.len(), GFP_KERNEL_ACCOUNT)?;
         for drm in drms {
-            pages.push(Pages::new(drm), GFP_KERNEL)?;
+            pages.push(Pages::new(drm), GFP_KERNEL_ACCOUNT)?;
         }
         Ok(Self::Many(pages))
     }

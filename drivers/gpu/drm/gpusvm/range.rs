@@ -165,7 +165,7 @@ impl<'a> RangeMemory<'a> {
                 NonNull::new(range).ok_or(ENOMEM)?.cast()
             }
             None => {
-                let boxed = KBox::<SvmRange>::new_uninit(GFP_KERNEL)?;
+                let boxed = KBox::<SvmRange>::new_uninit(GFP_KERNEL_ACCOUNT)?;
                 // SAFETY: A box is never null.
                 unsafe { NonNull::new_unchecked(KBox::into_raw(boxed).cast()) }
             }

@@ -3,7 +3,8 @@
 //! Buffer objects: GEM_CREATE and GEM_MMAP_OFFSET.
 //!
 //! An object is shmem. Its pages are got, and mapped for the device, when it is first bound, and then
-//! stay until the object goes. The CPU's caches are coherent with a GPU that runs on the CPU, so that
+//! stay until the object goes. They are charged to the memory cgroup of who binds it, or touches it first,
+//! and only what there is of them counts in the region. The CPU's caches are coherent with a GPU that runs on the CPU, so that
 //! both kinds of CPU caching work the same here; they differ in what the object may be bound with.
 
 use crate::{
@@ -22,11 +23,15 @@ use crate::{
     region::{
         self,
         Region,
-        Reservation, //
+        Reservation,
+        System, //
     },
     uapi,
     vm::Vm,
-    vram::Allocation, //
+    vram::{
+        Allocation,
+        Extent, //
+    }, //
 };
 use kernel::{
     device::Bound,
@@ -41,6 +46,7 @@ use kernel::{
     },
     platform,
     prelude::*,
+    sizes::SZ_2M,
     sync::{
         aref::ARef,
         new_mutex,
@@ -52,9 +58,12 @@ use kernel::{
 use kernel_ext::{
     dmem::Charge,
     gem_kind::{
+        self,
         CpuPages,
         GemKind, //
-    }, //
+    },
+    mutex,
+    sched, //
 };
 
 /// A buffer object.
@@ -63,10 +72,19 @@ pub(crate) type Bo = shmem::Object<BoData>;
 /// A contiguous piece of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
+    /// Where in the object it begins, in bytes.
+    offset: u64,
     /// Where the device reaches it.
     pub(crate) target: Target,
     /// In bytes; whole pages.
     pub(crate) len: u64,
+}
+
+impl Segment {
+    /// Where in the object it ends. Does not overflow: objects are in memory.
+    fn end(&self) -> u64 {
+        self.offset + self.len
+    }
 }
 
 /// What the driver keeps with an object.
@@ -84,15 +102,16 @@ pub(crate) struct BoData {
     memory: Memory,
     /// Where its memory is, from when it was first asked for.
     segments: SetOnce<KVVec<Segment>>,
-    /// Held to fill `segments`.
+    /// What its pages take of the system's memory, from when it has all of them. Held to get them, and to
+    /// fill `segments`.
     #[pin]
-    filling: Mutex<()>,
+    filling: Mutex<Option<Reservation>>,
 }
 
 /// What an object has of its region.
 enum Memory {
-    /// The right to so much of the system's.
-    System(#[expect(dead_code, reason = "only dropped")] Reservation),
+    /// What it uses of the system's.
+    System(Arc<System>),
     /// A part of the device's, charged to the cgroup of who made the object.
     Vram(
         Allocation,
@@ -134,7 +153,7 @@ impl DriverObject for BoData {
             vm: args.vm,
             memory: args.memory,
             segments: SetOnce::new(),
-            filling <- new_mutex!((), "BoData::filling"),
+            filling <- new_mutex!(None, "BoData::filling"),
         })
     }
 }
@@ -163,51 +182,100 @@ impl BoData {
 }
 
 impl BoData {
-    /// The segments that `bo` consists of, in order. It gets them when it is asked first: its pages
-    /// are allocated, and mapped for the device until the object goes.
+    /// Has all pages of `bo` allocated, so that [`segments`](Self::segments) takes no time. They are charged
+    /// to the memory cgroup of the caller.
     ///
-    /// Fails with `ENOMEM`. Sleeps, and takes the object's reservation lock.
-    pub(crate) fn segments<'a>(bo: &'a Bo, dev: &RegisteredDevice) -> Result<&'a [Segment]> {
-        let _filling = bo.filling.lock();
-        if bo.segments.as_ref().is_none() {
-            if let Memory::Vram(allocation, _) = &bo.memory {
-                bo.segments.populate(vram_segments(allocation)?);
-                return Ok(bo.segments.as_ref().ok_or(ENOMEM)?);
-            }
-            let parent: &platform::Device<Bound> = dev.as_ref();
-            let mut segments = KVVec::new();
-            for entry in bo.sg_table(parent.as_ref())?.iter() {
-                let segment = Segment {
-                    target: Target::System(entry.dma_address()),
-                    len: entry.dma_len(),
-                };
-                segments.push(segment, GFP_KERNEL)?;
-            }
-            // Nobody else fills it: that takes the lock.
-            bo.segments.populate(segments);
-        }
-        Ok(bo.segments.as_ref().ok_or(ENOMEM)?)
-    }
-}
-
-impl BoData {
-    /// The segments of an object that was asked for them before; none of any other.
-    pub(crate) fn pinned_segments(&self) -> &[Segment] {
-        self.segments.as_ref().map_or(&[], |segments| &**segments)
-    }
-}
-
-/// The segments of an object in the device's memory.
-fn vram_segments(allocation: &Allocation) -> Result<KVVec<Segment>> {
-    let mut segments = KVVec::new();
-    for extent in allocation.extents() {
-        let segment = Segment {
-            target: extent.target(),
-            len: extent.len,
+    /// Fails with `ENOMEM`, also if the region has no more room, and with `EINTR` for a caller who is
+    /// killed. Sleeps, as long as that takes.
+    pub(crate) fn populate(bo: &Bo) -> Result {
+        let Memory::System(system) = &bo.memory else {
+            return Ok(());
         };
-        segments.push(segment, GFP_KERNEL)?;
+        let mut filling = mutex::lock_killable(&bo.filling)?;
+        if filling.is_some() {
+            return Ok(());
+        }
+        // Grows with the pages: who gets none has nothing reserved.
+        let mut reservation = Reservation::new(system);
+        let pages = bo.size() / PAGE_SIZE;
+        let mut next = 0;
+        while next < pages {
+            sched::check_killed()?;
+            let end = gem_kind::populate(bo, next)?.min(pages);
+            // CAST: Widens.
+            reservation.grow(((end - next) * PAGE_SIZE) as u64)?;
+            next = end;
+        }
+        *filling = Some(reservation);
+        Ok(())
     }
-    Ok(segments)
+
+    /// Gets the segments that `bo` consists of, unless it has them: its pages are mapped for the device
+    /// until the object goes. It should have been [populated](Self::populate).
+    ///
+    /// Fails with `ENOMEM`, and with `EINTR` for a caller who is killed. Sleeps, and takes the object's
+    /// reservation lock.
+    pub(crate) fn pin_segments(bo: &Bo, dev: &RegisteredDevice) -> Result {
+        let _filling = mutex::lock_killable(&bo.filling)?;
+        if bo.segments.as_ref().is_some() {
+            return Ok(());
+        }
+        let mut segments = Segments::new();
+        match &bo.memory {
+            Memory::Vram(allocation, _) => {
+                for extent in allocation.extents() {
+                    segments.add(extent.target(), extent.len)?;
+                }
+            }
+            Memory::System(_) => {
+                let parent: &platform::Device<Bound> = dev.as_ref();
+                for entry in bo.sg_table(parent.as_ref())?.iter() {
+                    segments.add(Target::System(entry.dma_address()), entry.dma_len())?;
+                }
+            }
+        }
+        // Nobody else fills it: that takes the lock.
+        bo.segments.populate(segments.list);
+        Ok(())
+    }
+
+    /// The segments from the one on that has the byte at `offset`, and where in that it is; none of an
+    /// object that was never asked for them, or is not so long.
+    pub(crate) fn pinned_segments_from(&self, offset: u64) -> (&[Segment], u64) {
+        let all = self.segments.as_ref().map_or(&[][..], |all| &**all);
+        let first = all.partition_point(|segment| segment.end() <= offset);
+        let from = all.get(first..).unwrap_or(&[]);
+        let skip = from.first().map_or(0, |segment| offset - segment.offset);
+        (from, skip)
+    }
+}
+
+/// The segments of an object, while they are put together.
+struct Segments {
+    list: KVVec<Segment>,
+    size: u64,
+}
+
+impl Segments {
+    fn new() -> Self {
+        Self {
+            list: KVVec::new(),
+            size: 0,
+        }
+    }
+
+    /// Adds what comes next. Fails with `ENOMEM`.
+    fn add(&mut self, target: Target, len: u64) -> Result {
+        let segment = Segment {
+            offset: self.size,
+            target,
+            len,
+        };
+        self.list.push(segment, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
+        // Does not overflow: it is all memory.
+        self.size += len;
+        Ok(())
+    }
 }
 
 impl CpuPages for BoData {
@@ -248,14 +316,17 @@ pub(crate) fn lookup(dev: &Device, file: &DrmFile, handle: u32) -> Result<ARef<B
 
 /// Gets memory in a region of `placement` that has enough: the device's own, if it may be there, as
 /// with xe; what processes have there makes room, and what processes of the caller's cgroup have if
-/// that is at its limit. Fails with `ENOMEM`.
+/// that is at its limit. Of the system's memory nothing is taken until pages are allocated. Fails with
+/// `ENOMEM`.
 fn place(dev: &Device, placement: u32, size: u64) -> Result<Memory> {
     let memory = &dev.memory;
     let regions = dev.regions.iter().enumerate().rev();
     let mut allowed = regions.filter(|(instance, _)| placement >> instance & 1 != 0);
     allowed
         .find_map(|(_, region)| match region {
-            Region::System(system) => system.reserve(size).ok().map(Memory::System),
+            Region::System(system) => {
+                (size <= system.total()).then(|| Memory::System(system.clone()))
+            }
             Region::Vram(vram) => {
                 let charge = memory.charge(dev, true, |region| region.try_charge(size));
                 let both = charge.and_then(|charge| {
@@ -276,18 +347,33 @@ fn place(dev: &Device, placement: u32, size: u64) -> Result<Memory> {
         .ok_or(ENOMEM)
 }
 
-/// Makes an object, all zeros. Fails with `ENOMEM`, and `ENODEV` if the device is gone.
+/// A piece of memory as pieces that do not take long to clear.
+fn pieces(extent: &Extent) -> impl Iterator<Item = Extent> {
+    const PIECE: u64 = SZ_2M as u64;
+    let (mut start, end) = (extent.start, extent.end());
+    core::iter::from_fn(move || {
+        let len = PIECE.min(end - start);
+        let piece = Extent { start, len };
+        start += len;
+        (len != 0).then_some(piece)
+    })
+}
+
+/// Makes an object, all zeros. Fails with `ENOMEM`, with `ENODEV` if the device is gone, and with `EINTR`
+/// for a caller who is killed.
 fn create(dev: &Device, size: usize, args: BoArgs) -> Result<ARef<Bo>> {
     let Memory::Vram(allocation, _) = &args.memory else {
         return Bo::new(dev, size, shmem::ObjectConfig::default(), args);
     };
     // Whoever had the memory before is nobody's business.
-    dev.copies
-        .run(allocation.extents().iter().map(|extent| Run {
+    for piece in allocation.extents().iter().flat_map(pieces) {
+        sched::check_killed()?;
+        dev.copies.run([Run {
             from: None,
-            to: extent.target(),
-            len: extent.len,
-        }))?;
+            to: piece.target(),
+            len: piece.len,
+        }])?;
+    }
     GemKind::with_own_pages(dev, size, args)
 }
 

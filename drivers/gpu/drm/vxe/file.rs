@@ -18,6 +18,10 @@ use kernel::{
     drm,
     maple_tree::MapleTreeAlloc,
     prelude::*,
+    rbtree::{
+        RBTree,
+        RBTreeNodeReservation, //
+    },
     seq_file::{
         seq_print,
         SeqFile, //
@@ -29,6 +33,10 @@ use kernel::{
         Mutex, //
     },
     task::Pid, //
+};
+use kernel_ext::{
+    drm_debugfs::has_overflowed,
+    sched, //
 };
 
 /// The largest id; 0 is none, and ids are given out from 1.
@@ -66,13 +74,15 @@ impl drm::file::DriverFile for File {
 impl File {
     /// Gives a new VM an id.
     pub(crate) fn add_vm(&self, vm: Arc<Vm>) -> Result<u32> {
-        self.dev.vms.add(&vm, self.pid)?;
         let id = VmId {
+            number: self.dev.vms.add(&vm, self.pid)?,
             vm,
             dev: self.dev.clone(),
         };
-        let id = KBox::new(id, GFP_KERNEL)?;
-        let id = self.vms.alloc_range(1, id, 1..=MAX_ID, GFP_KERNEL)?;
+        let id = KBox::new(id, GFP_KERNEL_ACCOUNT)?;
+        let id = self
+            .vms
+            .alloc_range(1, id, 1..=MAX_ID, GFP_KERNEL_ACCOUNT)?;
         // CAST: Not more than `MAX_ID`.
         Ok(id as u32)
     }
@@ -125,6 +135,8 @@ impl Drop for QueueId {
 
 /// The id of a VM.
 struct VmId {
+    /// Its number in the list of the device.
+    number: u64,
     vm: Arc<Vm>,
     dev: ARef<Device>,
 }
@@ -132,7 +144,7 @@ struct VmId {
 impl Drop for VmId {
     fn drop(&mut self) {
         self.vm.close();
-        self.dev.vms.remove(&self.vm);
+        self.dev.vms.remove(self.number);
     }
 }
 
@@ -140,10 +152,17 @@ impl Drop for VmId {
 #[pin_data]
 pub(crate) struct VmList {
     #[pin]
-    vms: Mutex<KVec<ListedVm>>,
+    vms: Mutex<Listed>,
+}
+
+/// VMs by numbers, which are given out in ascending order and never again.
+struct Listed {
+    vms: RBTree<u64, ListedVm>,
+    next: u64,
 }
 
 /// A VM that is open.
+#[derive(Clone)]
 struct ListedVm {
     vm: Arc<Vm>,
     /// The process that made it.
@@ -153,56 +172,64 @@ struct ListedVm {
 impl VmList {
     /// An empty list.
     pub(crate) fn new() -> impl PinInit<Self> {
+        let listed = Listed {
+            vms: RBTree::new(),
+            next: 0,
+        };
         pin_init!(Self {
-            vms <- new_mutex!(KVec::new(), "VmList::vms"),
+            vms <- new_mutex!(listed, "VmList::vms"),
         })
     }
 
-    fn add(&self, vm: &Arc<Vm>, pid: Pid) -> Result {
+    /// Adds a VM; returns its number. Fails with `ENOMEM`.
+    fn add(&self, vm: &Arc<Vm>, pid: Pid) -> Result<u64> {
+        let memory = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
         let listed = ListedVm {
             vm: vm.clone(),
             pid,
         };
-        Ok(self.vms.lock().push(listed, GFP_KERNEL)?)
+        let mut list = self.vms.lock();
+        let number = list.next;
+        // Does not overflow in the lifetime of any machine.
+        list.next = number.wrapping_add(1);
+        list.vms.insert(memory.into_node(number, listed));
+        Ok(number)
     }
 
-    fn remove(&self, vm: &Arc<Vm>) {
-        let mut vms = self.vms.lock();
-        let removed = vms
-            .iter()
-            .position(|listed| Arc::ptr_eq(&listed.vm, vm))
-            .and_then(|at| vms.remove(at).ok());
+    fn remove(&self, number: u64) {
+        let removed = self.vms.lock().vms.remove_node(&number);
         // Maybe the last reference, whose end must not hold up others.
-        drop(vms);
         drop(removed);
+    }
+
+    /// The first VM with a number of `number` or more, and its number.
+    fn first_from(&self, number: u64) -> Option<(u64, ListedVm)> {
+        let list = self.vms.lock();
+        let cursor = list.vms.cursor_lower_bound(&number)?;
+        let (number, listed) = cursor.current();
+        Some((*number, listed.clone()))
     }
 
     /// Closes all of them. No new one may be added any more. Sleeps.
     pub(crate) fn close_all(&self) {
-        loop {
-            // Closing takes locks of the VM, so that the list's must not be held.
-            let listed = self.vms.lock().pop();
-            match listed {
-                Some(listed) => listed.vm.close(),
-                None => return,
-            }
+        // Closing takes locks of the VM, so that the list's must not be held.
+        while let Some((number, listed)) = self.first_from(0) {
+            self.remove(number);
+            listed.vm.close();
         }
     }
 
     /// Prints all VMs.
     pub(crate) fn show(&self, m: &SeqFile) -> Result {
+        let mut next = 0;
         // Showing a VM takes its locks, so that the list's must not be held.
-        let mut vms = KVec::new();
-        {
-            let list = self.vms.lock();
-            vms.reserve(list.len(), GFP_KERNEL)?;
-            for listed in list.iter() {
-                vms.push((listed.vm.clone(), listed.pid), GFP_KERNEL)?;
+        while let Some((number, listed)) = self.first_from(next) {
+            if has_overflowed(m) || sched::check_killed().is_err() {
+                break;
             }
-        }
-        for (vm, pid) in vms {
-            seq_print!(m, "vm of process {}\n", pid);
-            vm.show(m)?;
+            seq_print!(m, "vm of process {}\n", listed.pid);
+            listed.vm.show(m)?;
+            next = number.wrapping_add(1);
         }
         Ok(())
     }

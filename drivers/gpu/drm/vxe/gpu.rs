@@ -37,4 +37,4 @@ pub(crate) use address_space::AddressSpace;
 pub(crate) use bus::{Bus, Target};
 pub(crate) use copy::{CopyEngine, Run};
 pub(crate) use engine::{run, store_qword, EngineError, FaultHandler};
-pub(crate) use page_table::{Access, PteFlag, PteFlags, Staged, LARGE_PAGE_SIZE, PAGE_SIZE};
+pub(crate) use page_table::{Access, PteFlag, PteFlags, Staged, PAGE_SIZE};

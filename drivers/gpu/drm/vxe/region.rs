@@ -57,12 +57,12 @@ pub(crate) enum Region {
 pub(crate) struct System {
     /// In bytes.
     total: u64,
-    /// What buffer objects have reserved, in bytes; not more than `total`.
+    /// What pages of buffer objects take, in bytes; not more than `total`.
     used: Atomic<u64>,
 }
 
 impl Region {
-    /// The system's memory. Objects may reserve three quarters of it, as with xe.
+    /// The system's memory. Objects may have three quarters of it, as with xe.
     fn system() -> Result<Self> {
         let system = System {
             total: sysinfo::total_ram() / 4 * 3,
@@ -120,30 +120,44 @@ impl Region {
 }
 
 impl System {
-    /// Reserves `size` bytes. Fails with `ENOMEM` if so much is not left.
-    pub(crate) fn reserve(self: &Arc<Self>, size: u64) -> Result<Reservation> {
-        let mut used = self.used.load(Relaxed);
+    /// Its size in bytes.
+    pub(crate) fn total(&self) -> u64 {
+        self.total
+    }
+}
+
+/// System memory that is used; dropping it gives it back.
+pub(crate) struct Reservation {
+    system: Arc<System>,
+    size: u64,
+}
+
+impl Reservation {
+    /// Nothing yet.
+    pub(crate) fn new(system: &Arc<System>) -> Self {
+        Self {
+            system: system.clone(),
+            size: 0,
+        }
+    }
+
+    /// Adds `size` bytes. Fails with `ENOMEM` if so much is not left.
+    pub(crate) fn grow(&mut self, size: u64) -> Result {
+        let mut used = self.system.used.load(Relaxed);
         loop {
             let now = used.checked_add(size).ok_or(ENOMEM)?;
-            if now > self.total {
+            if now > self.system.total {
                 return Err(ENOMEM);
             }
-            match self.used.cmpxchg(used, now, Relaxed) {
+            match self.system.used.cmpxchg(used, now, Relaxed) {
                 Ok(_) => break,
                 Err(other) => used = other,
             }
         }
-        Ok(Reservation {
-            system: self.clone(),
-            size,
-        })
+        // Does not overflow: the sum of all is not more than the total.
+        self.size += size;
+        Ok(())
     }
-}
-
-/// System memory that is spoken for; dropping it gives it back.
-pub(crate) struct Reservation {
-    system: Arc<System>,
-    size: u64,
 }
 
 impl Drop for Reservation {

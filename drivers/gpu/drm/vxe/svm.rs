@@ -127,7 +127,7 @@ impl Collector {
             pin_init!(Self {
                 vm <- new_spinlock!(None, "vxe_collector"),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 

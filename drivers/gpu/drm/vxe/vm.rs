@@ -23,6 +23,7 @@ mod map;
 mod op;
 pub(crate) mod property;
 pub(crate) mod query_attrs;
+mod spans;
 pub(crate) mod vma;
 
 use crate::{
@@ -65,6 +66,7 @@ use gpusvm::{
     Svm, //
 };
 use kernel::{
+    alloc::Flags,
     mm::Mm,
     prelude::*,
     seq_file::{
@@ -84,6 +86,10 @@ use kernel::{
         WorkItem, //
     }, //
 };
+use kernel_ext::{
+    drm_debugfs::has_overflowed,
+    sched, //
+};
 use map::VmaMap;
 use property::FailedFaults;
 use vma::{
@@ -98,6 +104,15 @@ pub(crate) const SPAN: Span = 0..1 << VA_BITS;
 const SERVICE: u64 = 0;
 /// The work that collects garbage.
 const COLLECTION: u64 = 1;
+
+/// How many ranges, and how many VMAs, whoever closes a VM takes out himself. It takes a few milliseconds.
+const AT_ONCE: usize = 2048;
+
+/// How memory is allocated whose amount is userspace's choice: charged to its memory cgroup, and without
+/// a report where there is none.
+fn account() -> Flags {
+    GFP_KERNEL_ACCOUNT | __GFP_NOWARN
+}
 
 /// How often the service of a fault is begun anew when it has spent its attempts or its time, both
 /// of which are bounded each time: a second is not much on a machine that is busy.
@@ -150,12 +165,18 @@ impl WorkItem<COLLECTION> for Vm {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        this.collect_garbage(&mut this.svm.lock());
+        if this.is_closed() {
+            // There is no garbage but all of it.
+            this.tear_down();
+        } else {
+            this.collect_garbage(&mut this.svm.lock());
+        }
     }
 }
 
 impl Vm {
-    /// An open VM of the calling process. Whoever makes it must [close](Self::close) it.
+    /// An open VM of the calling process, charged to its memory cgroup. Whoever makes it must
+    /// [close](Self::close) it.
     ///
     /// Fails with `EINVAL` for a kernel thread, and `ENOMEM`.
     fn new(dev: &Device, mode: Mode) -> Result<Arc<Self>> {
@@ -188,7 +209,7 @@ impl Vm {
                 service <- new_work!("Vm::service"),
                 collection <- new_work!("Vm::collection"),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         vm.collector.connect(&vm);
         Ok(vm)
@@ -300,27 +321,62 @@ impl Vm {
 
     /// Closes the VM: nothing is mapped any more, and no fault serviced. Faults that wait fail.
     ///
-    /// Waits for no fault that is being serviced: what that still needs goes when it is done. May
-    /// be called any number of times. Sleeps.
-    pub(crate) fn close(&self) {
+    /// Waits for no fault that is being serviced: what that still needs goes when it is done. Nor for
+    /// others who have the SVM lock, or for much to be taken out: a worker does that then. The process
+    /// that closes a VM cannot be killed, as it may have been killed already. May be called any number
+    /// of times. Sleeps.
+    pub(crate) fn close(self: &Arc<Self>) {
         let whose = self.faults.close();
         self.collector.disconnect();
         // The GPU is cut off in any case.
         self.zap_all();
-        if whose == TearDown::Yours {
-            self.tear_down();
+        if whose == TearDown::Yours && !self.try_tear_down() {
+            self.queue_collection();
         }
     }
 
-    /// Takes everything out of a closed VM.
+    /// Takes everything out of a closed VM, if that does not take long; else it has to be torn down.
+    fn try_tear_down(&self) -> bool {
+        let Some(mut svm) = self.svm.try_lock() else {
+            return false;
+        };
+        let mut ranges = 0..AT_ONCE;
+        while ranges.next().is_some() {
+            if !svm.remove_first(svm::to_cpu(&SPAN)) {
+                break;
+            }
+        }
+        if ranges.is_empty() {
+            return false;
+        }
+        self.zap_all();
+        drop(svm);
+        self.drop_vmas(AT_ONCE)
+    }
+
+    /// Takes everything out of a closed VM. May wait for who has the SVM lock, and take long.
     pub(crate) fn tear_down(&self) {
         let mut svm = self.svm.lock();
         svm.remove_all(svm::to_cpu(&SPAN));
         self.zap_all();
-        let vmas = self.map.lock().take();
         drop(svm);
-        // With these go buffers, maybe: without locks, and after the GPU's mappings of them.
-        drop(vmas);
+        self.drop_vmas(usize::MAX);
+    }
+
+    /// Drops up to `count` VMAs of a closed VM, and with them buffers, maybe: without locks, and after the
+    /// GPU's mappings of them. Whether none is left.
+    ///
+    /// The SVM lock was held since the VM was closed, so that nobody adds any.
+    fn drop_vmas(&self, count: usize) -> bool {
+        for _ in 0..count {
+            let vma = self.map.lock().take_first();
+            if vma.is_none() {
+                return true;
+            }
+            drop(vma);
+            sched::cond_resched();
+        }
+        self.map.lock().iter().next().is_none()
     }
 
     fn zap_all(&self) {
@@ -346,6 +402,10 @@ impl Vm {
         );
         seq_print!(m, "  vmas:\n");
         for vma in self.map.lock().iter() {
+            // A buffer that is too small is thrown away, and all of this done again with a larger one.
+            if has_overflowed(m) || sched::check_killed().is_err() {
+                return Ok(());
+            }
             seq_print!(m, "    {}\n", vma);
         }
         seq_print!(m, "  ranges:\n");
@@ -354,6 +414,9 @@ impl Vm {
             return Ok(());
         };
         for range in svm.ranges(svm::to_cpu(&SPAN)) {
+            if has_overflowed(m) || sched::check_killed().is_err() {
+                break;
+            }
             seq_print!(m, "    {}\n", svm::Line(range));
         }
         Ok(())

@@ -74,7 +74,7 @@ impl Vram {
     /// Allocates `size` bytes, in as few pieces as there are. What is in them is what whoever had
     /// them before left there. Sleeps.
     ///
-    /// Fails with `ENOSPC` if there is not so much left, with `EINVAL` for no number of pages, and with
+    /// Fails with `EINTR` for a caller who is killed, with `ENOSPC` if there is not so much left, with `EINVAL` for no number of pages, and with
     /// `ENOMEM`, also if there is no RAM to stand for so much.
     pub(crate) fn allocate(self: &Arc<Self>, size: u64) -> Result<Allocation> {
         self.allocate_aligned(size, Alignment::new::<PAGE_SIZE>())
@@ -127,7 +127,7 @@ pub(crate) struct Extent {
 
 impl Extent {
     /// Where it ends. Does not overflow: it is within the memory.
-    fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.start + self.len
     }
 

@@ -27,7 +27,8 @@
 use kernel::prelude::*;
 use kernel_ext::{
     module_ref,
-    platform_device, //
+    platform_device,
+    sysinfo, //
 };
 
 mod bo;
@@ -117,12 +118,43 @@ fn boards(
         );
         return Err(EINVAL);
     }
+    let vram = u64::from(vram_mb) << 20;
+    let (all, ram) = (vram * u64::from(count), sysinfo::total_ram());
+    if all > ram {
+        // RAM stands for it. Nobody could have all of it, and who tries takes everybody's.
+        pr_err!(
+            "{count} devices with {vram_mb} MiB of memory each: the machine has only {} MiB\n",
+            ram >> 20
+        );
+        return Err(ENOMEM);
+    }
     let mut boards = KVec::new();
     for index in 0..count {
         boards.push(
-            driver::Board::register(name, index.into(), u64::from(vram_mb) << 20)?,
+            driver::Board::register(name, index.into(), vram)?,
             GFP_KERNEL,
         )?;
     }
     Ok(boards)
+}
+
+#[cfg(CONFIG_KUNIT = "y")]
+#[kunit_tests(vxe_module)]
+mod tests {
+    use super::*;
+
+    /// More memory than the machine has is refused before anything is made; so is what is no number of
+    /// large pages.
+    #[test]
+    fn memory_is_the_machines() {
+        let all = u64::from(MAX_DEVICES) * (u64::from(MAX_VRAM_MB) << 20);
+        let refused = |count, vram_mb| boards(c"vxe-none", count, vram_mb).err();
+        if all > sysinfo::total_ram() {
+            assert_eq!(refused(MAX_DEVICES, MAX_VRAM_MB), Some(ENOMEM));
+        }
+        assert_eq!(refused(1, MAX_VRAM_MB + 2), Some(EINVAL));
+        assert_eq!(refused(1, 3), Some(EINVAL));
+        assert_eq!(refused(MAX_DEVICES + 1, 2), Some(EINVAL));
+        assert_eq!(refused(0, 2), Some(EINVAL));
+    }
 }

@@ -8,6 +8,7 @@ use vxe_igt::{
     contents::pattern,
     env::iterations,
     gpu::{device, ALL, PATIENCE},
+    vmas::vmas,
     Buffer, Gpu, Map, Program, Rng, PAGE, RW, SZ_2M, SZ_64K,
 };
 
@@ -126,6 +127,64 @@ fn array_is_undone() {
     bind(&gpu, &[buffer.bind(place)]);
     gpu.increment(place.at(0));
     buffer.memory().expect_word("bound after all", 0, 1);
+}
+
+/// A buffer that is cut in two, and more than that, by binds of which a later one is refused: both it and
+/// its neighbours are as they were.
+fn remap_is_undone() {
+    let gpu = Gpu::new();
+    let live = Map::aligned(SZ_64K, SZ_2M);
+    gpu.increment(live.at(0));
+    let place = nowhere(3 * SZ_2M);
+    let (old, new) = (Buffer::new(&gpu, 3 * SZ_2M), Buffer::new(&gpu, SZ_2M));
+    bind(&gpu, &[old.bind(place).immediate()]);
+    let before = vmas(gpu.vm(), 0..ALL);
+    let (middle, page) = (place.part(SZ_2M / 2, SZ_2M), PAGE as u64);
+    let refused = [Bind::unmap(live.at(0), SZ_64K as u64)];
+    for binds in [
+        &[new.bind(middle)][..],
+        &[new.bind(middle).immediate(), Bind::unmap(middle.at(0), page)],
+        &[Bind::unmap(place.at(SZ_2M), page), Bind::unmap(place.at(SZ_2M + 2 * PAGE), page)],
+        &[Bind::mirror(middle.at(0), SZ_2M as u64), new.bind(middle), Bind::unmap_all(&old.bo)],
+        &[Bind::unmap_all(&old.bo), old.bind(place).read_only().immediate()],
+    ] {
+        let result = gpu.vm().bind(&[binds, &refused].concat());
+        assert_eq!(result.map_err(|e| e.errno()), Err(libc::EBUSY), "live pages");
+        assert_eq!(vmas(gpu.vm(), 0..ALL), before, "VMAs after it was undone");
+        for offset in
+            [0, SZ_2M / 2 - PAGE, SZ_2M / 2, SZ_2M + PAGE, SZ_2M * 3 / 2, 3 * SZ_2M - PAGE]
+        {
+            let count = old.memory().read(offset) + 1;
+            gpu.increment(place.at(offset));
+            old.memory().expect_word("where it was", offset, count);
+        }
+        new.memory().expect("never bound", |_| 0);
+    }
+}
+
+/// A prefetch to where memory was advised to be has no meaning for a buffer, whose place was chosen when it
+/// was made.
+fn prefetch_of_buffer() {
+    const ADVISED: i32 = -1;
+    let gpu = Gpu::new();
+    let buffer = Buffer::new(&gpu, SZ_64K);
+    let place = nowhere(2 * SZ_64K);
+    let length = SZ_64K as u64;
+    bind(&gpu, &[buffer.bind(place.part(SZ_64K, SZ_64K))]);
+    let errno = |binds: &[Bind]| gpu.vm().bind(binds).map_err(|e| e.errno());
+    let of_buffer = Bind::prefetch(place.at(SZ_64K), length, ADVISED);
+    assert_eq!(errno(&[of_buffer]), Err(libc::EINVAL), "a buffer");
+    let of_both = Bind::prefetch(place.at(0), 2 * length, ADVISED);
+    assert_eq!(errno(&[of_both]), Err(libc::EINVAL), "a mirror, and a buffer");
+    assert_eq!(errno(&[Bind::prefetch(place.at(0), length, ADVISED)]), Ok(()), "a mirror");
+    assert_eq!(errno(&[Bind::prefetch(place.at(SZ_64K), length, 0)]), Ok(()), "to a region");
+    // What an array has done before counts, and is undone.
+    let unmapped = Bind::unmap(place.at(SZ_64K), length);
+    assert_eq!(errno(&[unmapped, of_both]), Ok(()), "no buffer any more");
+    let before = vmas(gpu.vm(), 0..ALL);
+    let bound = buffer.bind(place.part(SZ_64K, SZ_64K));
+    assert_eq!(errno(&[bound, of_buffer]), Err(libc::EINVAL), "a buffer by then");
+    assert_eq!(vmas(gpu.vm(), 0..ALL), before, "as before");
 }
 
 /// Many binds in one call.
@@ -450,6 +509,8 @@ fn main() -> ExitCode {
     p.subtest("mirror-after-bo", "buffer and mirror take turns", mirror_after_bo);
     p.subtest("array", "many binds in a call", arrays);
     p.subtest("array-undone", "a failing array of binds is undone", array_is_undone);
+    p.subtest("remap-undone", "neighbours of a bind that is undone", remap_is_undone);
+    p.subtest("prefetch-buffer", "a prefetch to where memory was advised", prefetch_of_buffer);
     p.subtest("unmap", "unmapping is exact", unmap);
     p.subtest("unmap-all", "UNMAP_ALL", unmap_all);
     p.subtest("closed-while-bound", "a buffer is closed while bound", closed_while_bound);

@@ -72,12 +72,13 @@ pub(crate) struct AddressSpace {
 }
 
 impl AddressSpace {
-    /// An empty address space of `va_bits` bits, whose memory is behind `bus`.
+    /// An empty address space of `va_bits` bits, whose memory is behind `bus`. It is charged to the memory
+    /// cgroup of the caller.
     ///
     /// Fails with `EINVAL` if `va_bits` is not in 21..=48, and `ENOMEM`. May sleep.
     pub(crate) fn new(bus: Arc<Bus>, va_bits: u32) -> Result<Arc<Self>> {
         let table = PageTable::new(va_bits)?;
-        let tlb = KVBox::pin_init(Tlb::new(), GFP_KERNEL)?;
+        let tlb = KVBox::pin_init(Tlb::new(), GFP_KERNEL_ACCOUNT)?;
         Arc::pin_init(
             pin_init!(Self {
                 bus,
@@ -87,7 +88,7 @@ impl AddressSpace {
                 invalidations: Atomic::new(0),
                 faults: Atomic::new(0),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 
@@ -98,6 +99,22 @@ impl AddressSpace {
     /// May sleep.
     pub(crate) fn stage(&self, va: u64, len: u64) -> Result<Staged> {
         self.table.stage(va, len)
+    }
+
+    /// Allocates all that mapping all of `spans` can need, which come in ascending order and do not
+    /// overlap: in proportion to what the page table has then.
+    ///
+    /// Fails as [`Self::stage`] does, and with `EINTR` for a caller who is killed. May sleep.
+    pub(crate) fn stage_all(&self, spans: impl Iterator<Item = Range<u64>>) -> Result<Staged> {
+        self.table.stage_all(spans)
+    }
+
+    /// Allocates all that an [`Self::unmap`] of each of `spans` needs, which come in ascending order and do
+    /// not overlap: nothing, but where a large page is split. Nobody may map anything there meanwhile.
+    ///
+    /// Fails as [`Self::stage_all`] does. May sleep.
+    pub(crate) fn stage_removals(&self, spans: impl Iterator<Item = Range<u64>>) -> Result<Staged> {
+        self.table.stage_removals(spans)
     }
 
     /// Maps `[va, va + len)` to the memory that begins at `target`, in place of what was mapped.

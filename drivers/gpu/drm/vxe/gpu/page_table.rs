@@ -27,8 +27,9 @@ use kernel::{
     prelude::*,
     sync::{new_spinlock, Arc, SpinLock}, //
 };
+use kernel_ext::sched;
 use node::{NodeList, NodePool};
-use tree::{Edges, Leaf, Tree, Work};
+use tree::{Edges, Leaf, Tree, Work, WorstCase};
 
 pub(crate) use node::Staged;
 
@@ -167,8 +168,49 @@ impl PageTable {
     /// Fails with `EINVAL` for a span that is no span of pages, and `ENOMEM`. May sleep.
     pub(super) fn stage(&self, va: u64, len: u64) -> Result<Staged> {
         let span = self.span(va, len)?;
-        let count = tree::worst_case(&span).ok_or(EINVAL)?;
-        self.pool.stage(span, count)
+        self.stage_all(core::iter::once(span))
+    }
+
+    /// Allocates what mapping all of `spans` can need, however they are cut. They must come in ascending
+    /// order and not overlap.
+    ///
+    /// Fails with `EINVAL` for a span that is no span of pages, `EINTR` for a caller who is killed, and
+    /// `ENOMEM`. May sleep.
+    pub(super) fn stage_all(&self, spans: impl Iterator<Item = Range<u64>>) -> Result<Staged> {
+        let (mut hull, mut worst) = (0..0, WorstCase::new());
+        for span in spans {
+            sched::check_killed()?;
+            let span = self.span(span.start, span.end.saturating_sub(span.start))?;
+            worst.add(&span);
+            hull = extended(hull, span);
+        }
+        self.pool.stage(hull, worst.nodes()?)
+    }
+
+    /// Allocates what [clearing](Self::zap_exact) all of `spans` needs: a node for each large leaf that
+    /// a span has only a part of. The spans must come in ascending order and not overlap, and nobody may
+    /// map anything there until they are cleared.
+    ///
+    /// Fails as [`Self::stage_all`] does. May sleep.
+    pub(super) fn stage_removals(&self, spans: impl Iterator<Item = Range<u64>>) -> Result<Staged> {
+        let (mut hull, mut count, mut counted) = (0..0, 0, None);
+        for span in spans {
+            sched::check_killed()?;
+            let span = self.span(span.start, span.end.saturating_sub(span.start))?;
+            for edge in [span.start, span.end] {
+                let page = edge / LARGE_PAGE_SIZE;
+                if edge % LARGE_PAGE_SIZE != 0
+                    && counted != Some(page)
+                    && self.tree.lock().is_large(edge)
+                {
+                    counted = Some(page);
+                    // Cannot overflow: there are fewer large pages.
+                    count += 1;
+                }
+            }
+            hull = extended(hull, span);
+        }
+        self.pool.stage(hull, count)
     }
 
     /// Maps `[va, va + len)` to the memory that begins at `target`, in place of what was mapped.
@@ -215,7 +257,8 @@ impl PageTable {
         stale
     }
 
-    /// Clears exactly `[va, va + len)`: large leaves of which a part is in it are split.
+    /// Clears exactly `[va, va + len)`: large leaves of which a part is in it are split. They are staged for
+    /// by [`Self::stage_removals`], or [`Self::stage`].
     ///
     /// On success, returns the span of what was cleared, as [`Self::zap`] does. Does not sleep.
     ///
@@ -253,6 +296,11 @@ impl PageTable {
                 break;
             };
             let start = leaf.start.max(at);
+            if let Some(cut) = tree.cut(start, &span, work) {
+                drop(tree);
+                at = cut.end;
+                continue;
+            }
             let Some(part) = large_pages(start..span.end).next() else {
                 break;
             };
@@ -326,6 +374,14 @@ impl Leaf {
             self.pte.target(),
         ))
     }
+}
+
+/// The smallest span that includes both, the first of which may be empty.
+fn extended(hull: Range<u64>, span: Range<u64>) -> Range<u64> {
+    if hull.is_empty() {
+        return span;
+    }
+    hull.start.min(span.start)..hull.end.max(span.end)
 }
 
 /// Whether `inner` lies within `outer`.

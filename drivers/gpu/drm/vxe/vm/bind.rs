@@ -15,13 +15,18 @@
 //! All of this is done when the call returns. So bind queues have nothing to order, and exist for
 //! programs' sake.
 //!
+//! Arrays are charged to the memory cgroup of the caller, and no longer than what was read: the number of
+//! operations is userspace's. Each step is linear in the number of operations and of VMAs that they
+//! change, and ends when the caller is killed; what is committed then is left to faults.
+//!
 //! Locks as in [`vm`](super).
 
 use super::{
+    account,
     attributes::Attributes,
     buffer::{
         self,
-        Removal, //
+        Removals, //
     },
     map::{
         Changes,
@@ -31,6 +36,7 @@ use super::{
         Handle,
         Op, //
     },
+    spans::Spans,
     vma::{
         Backing,
         Span,
@@ -47,12 +53,10 @@ use crate::{
         DrmFile,
         IoctlDevice, //
     },
-    gpu::Staged,
     svm::{
         self,
         migrate::To,
         to_cpu,
-        Hull,
         Mirror, //
     },
     sync,
@@ -60,7 +64,6 @@ use crate::{
 };
 use gpusvm::Guard;
 use kernel::{
-    alloc::flags::__GFP_NOWARN,
     prelude::*,
     sync::{
         aref::ARef,
@@ -68,6 +71,7 @@ use kernel::{
     },
     uaccess::UserSlice, //
 };
+use kernel_ext::sched;
 
 /// VM_BIND.
 ///
@@ -114,49 +118,50 @@ fn operations(dev: &Device, args: &uapi::drm_xe_vm_bind, mode: Mode) -> Result<K
         ops.push(Op::new(dev, &args.bind(), mode)?, GFP_KERNEL)?;
         return Ok(ops);
     }
-    ops.reserve(count, GFP_KERNEL | __GFP_NOWARN)
-        .map_err(|_| ENOBUFS)?;
-    // Does not overflow: so many operations were allocated, and each takes more than one here.
+    // Does not overflow: the number has 32 bits.
     let len = count * size_of::<uapi::drm_xe_vm_bind_op>();
     let mut reader = UserSlice::new(uapi::user_ptr(args.vector_of_binds()), len).reader();
+    // The array grows with what was read: the number alone, or a vector that never comes, takes nothing.
     for _ in 0..count {
-        ops.push(Op::new(dev, &reader.read()?, mode)?, GFP_KERNEL)?;
+        sched::check_killed()?;
+        let op = Op::new(dev, &reader.read()?, mode)?;
+        ops.push(op, account()).map_err(|_| ENOBUFS)?;
     }
     Ok(ops)
 }
 
-/// Looks the buffers of operations up, while the device is there to map them for. Does not sleep
-/// for long: whoever unplugs the device waits for it.
+/// Looks the buffers of operations up, and gets their memory, charged to the memory cgroup of the caller.
+/// What takes long is done before the device must be there to map it for: whoever unplugs the device
+/// waits only for the rest.
 fn resolve(
     dev: &IoctlDevice,
     file: &DrmFile,
     vm: &Arc<Vm>,
     ops: KVVec<Op<Handle>>,
 ) -> Result<KVVec<Op<ARef<Bo>>>> {
-    let registered = dev.registration_guard().ok_or(ENODEV)?;
-    let mut resolved = KVVec::with_capacity(ops.len(), GFP_KERNEL | __GFP_NOWARN)?;
+    let mut resolved = KVVec::with_capacity(ops.len(), account())?;
     for op in ops {
-        resolved.push(op.resolve(&registered, file, vm)?, GFP_KERNEL)?;
+        sched::check_killed()?;
+        resolved.push(op.resolve(dev, file, vm)?, account())?;
+    }
+    let registered = dev.registration_guard().ok_or(ENODEV)?;
+    for op in &resolved {
+        sched::check_killed()?;
+        op.pin(&registered)?;
     }
     Ok(resolved)
 }
 
-/// What committing a change of the map takes besides: all of it is allocated.
+/// What committing a change of the map takes besides.
 struct Plan {
-    /// Mappings of buffers to remove.
-    removals: KVVec<Removal>,
+    /// Where mappings of buffers are to be removed.
+    removals: Spans,
     /// Mirrors to let go of: their ranges are mapped anew by faults.
-    resets: KVVec<Span>,
+    resets: Spans,
     /// Where buffers are to be mapped now.
-    at_once: KVVec<Span>,
+    at_once: Spans,
     /// Where pages are to be mapped before they are needed.
     prefetches: KVVec<(Span, To)>,
-}
-
-/// A buffer that is about to be mapped: its VMA, and memory for the page table.
-struct Mapping {
-    vma: Vma,
-    staged: Staged,
 }
 
 impl Vm {
@@ -192,43 +197,27 @@ impl Vm {
         let mut map = self.map.lock();
         let mut changes = map.change();
         let mut plan = Plan {
-            removals: KVVec::new(),
-            resets: KVVec::new(),
-            at_once: KVVec::new(),
+            removals: Spans::new(),
+            resets: Spans::new(),
+            at_once: Spans::new(),
             prefetches: KVVec::new(),
         };
         for op in ops {
+            sched::check_killed()?;
             plan.add(self, &mut changes, svm, op)?;
         }
-        let mut mappings = KVVec::new();
-        for span in &plan.at_once {
-            for vma in changes.map().overlapping(span.clone()) {
-                if let Backing::Bo { .. } = &vma.backing {
-                    let staged = buffer::stage(&context.aspace, vma)?;
-                    let vma = vma.clone();
-                    mappings.push(Mapping { vma, staged }, GFP_KERNEL)?;
-                }
-            }
-        }
+        let removals = Removals::stage(&context.aspace, plan.removals)?;
+        let at_once = plan.at_once.sorted();
+        let staged = buffer::stage_all(&context.aspace, changes.map(), &at_once)?;
 
         // From here on nothing fails.
         let retired = changes.commit();
         drop(map);
-        let mut stale = Hull::new();
-        for removal in plan.removals {
-            removal.carry_out(&context.aspace, &mut stale);
-        }
-        stale.flush(&context.aspace, &context.dev.stats);
-        for span in plan.resets {
+        removals.carry_out(context);
+        for span in plan.resets.sorted().iter() {
             svm.remove_all(to_cpu(&span));
         }
-        for Mapping { vma, staged } in mappings {
-            if let Backing::Bo { bo, offset } = &vma.backing {
-                // The buffer is as long as was checked, and the memory there. If it fails after
-                // all, a fault tries again.
-                let _ = buffer::write(context, staged, &vma, bo, *offset);
-            }
-        }
+        buffer::write_all(context, staged, &self.map.lock(), &at_once);
         Ok((retired, plan.prefetches))
     }
 
@@ -316,10 +305,10 @@ impl Plan {
                     read_only: with.read_only,
                     autoreset: *autoreset,
                 };
-                self.cut(vm, changes, svm, span, Some(&vma))?;
+                self.cut(changes, svm, span, Some(&vma))?;
                 vma.span = changes.merged(&vma);
                 let whole = vma.span.clone();
-                self.cut(vm, changes, svm, &whole, Some(&vma))?;
+                self.cut(changes, svm, &whole, Some(&vma))?;
                 changes.insert(vma)
             }
             Op::Buffer {
@@ -329,7 +318,7 @@ impl Plan {
                 offset,
                 immediate,
             } => {
-                self.cut(vm, changes, svm, span, None)?;
+                self.cut(changes, svm, span, None)?;
                 changes.insert(Vma {
                     span: span.clone(),
                     backing: Backing::Bo {
@@ -341,24 +330,26 @@ impl Plan {
                     autoreset: false,
                 })?;
                 if *immediate || vm.mode == Mode::AtOnce {
-                    self.at_once.push(span.clone(), GFP_KERNEL)?;
+                    self.at_once.add(span.clone())?;
                 }
                 Ok(())
             }
-            Op::Unmap { span } => self.cut(vm, changes, svm, span, None),
+            Op::Unmap { span } => self.cut(changes, svm, span, None),
             Op::UnmapAll { bo, .. } => {
-                let mut at = 0;
-                while let Some(vma) = changes.map().first_from(at) {
-                    let (span, maps) = (vma.span.clone(), vma.maps(bo));
-                    at = span.end;
-                    if maps {
-                        self.cut(vm, changes, svm, &span, None)?;
-                    }
+                while let Some(span) = changes.map().first_of(bo) {
+                    self.cut(changes, svm, &span, None)?;
                 }
                 Ok(())
             }
             Op::Prefetch { span, to } => {
-                Ok(self.prefetches.push((span.clone(), *to), GFP_KERNEL)?)
+                if *to == To::Advised {
+                    // Where a buffer lives was decided when it was made: nobody advised anything.
+                    for vma in changes.map().overlapping(span.clone()) {
+                        sched::check_killed()?;
+                        ensure!(vm.dev(), vma.is_mirror(), EINVAL);
+                    }
+                }
+                Ok(self.prefetches.push((span.clone(), *to), account())?)
             }
         }
     }
@@ -368,20 +359,16 @@ impl Plan {
     /// Fails with `EBUSY` if ranges of a mirror are in the way of something else.
     fn cut(
         &mut self,
-        vm: &Vm,
         changes: &mut Changes<'_>,
         svm: &Guard<'_, Mirror>,
         span: &Span,
         mirror: Option<&Vma>,
     ) -> Result {
         changes.cut(span, |piece| match (&piece.backing, mirror) {
-            (Backing::Bo { .. }, _) => {
-                let removal = Removal::stage(vm.aspace(), piece.span.clone())?;
-                Ok(self.removals.push(removal, GFP_KERNEL)?)
-            }
+            (Backing::Bo { .. }, _) => self.removals.add(piece.span.clone()),
             // What is mapped stays right.
             (Backing::Mirror, Some(new)) if piece.is_like(new) => Ok(()),
-            (Backing::Mirror, Some(_)) => Ok(self.resets.push(piece.span.clone(), GFP_KERNEL)?),
+            (Backing::Mirror, Some(_)) => self.resets.add(piece.span.clone()),
             (Backing::Mirror, None) if svm.has_mapping(to_cpu(&piece.span)) => Err(EBUSY),
             (Backing::Mirror, None) => Ok(()),
         })

@@ -5,9 +5,16 @@
 //! A buffer's pages stay where they are while it lives, so that its mapping changes only when
 //! programs bind. All functions need the VM's SVM lock, which is what keeps faults and binds apart.
 
-use super::vma::{
-    Span,
-    Vma, //
+use super::{
+    map::VmaMap,
+    spans::{
+        SortedSpans,
+        Spans, //
+    },
+    vma::{
+        Backing,
+        Vma, //
+    }, //
 };
 use crate::{
     bo::Bo,
@@ -16,8 +23,7 @@ use crate::{
         Access,
         AddressSpace,
         PteFlag,
-        Staged,
-        LARGE_PAGE_SIZE, //
+        Staged, //
     },
     stats::Stat,
     svm::{
@@ -27,6 +33,7 @@ use crate::{
     }, //
 };
 use kernel::prelude::*;
+use kernel_ext::sched;
 
 /// Services a fault in `vma`, which maps `bo` from `offset` bytes on: maps all of it.
 ///
@@ -40,42 +47,34 @@ pub(super) fn fault(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<Ser
 
 /// Maps all of `vma`, which maps `bo` from `offset` bytes on.
 ///
-/// Fails as [`fault`] does.
+/// Fails as [`fault`] does, and with `EINTR` for a caller who is killed.
 pub(super) fn populate(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<Served> {
-    let staged = stage(&vm.aspace, vma)?;
-    write(vm, staged, vma, bo, offset)
-}
-
-/// Allocates what writing a mapping of `vma` can need. Fails with `ENOMEM`.
-pub(super) fn stage(aspace: &AddressSpace, vma: &Vma) -> Result<Staged> {
-    aspace.stage(vma.span.start, vma.span.end - vma.span.start)
+    let size = vma.span.end - vma.span.start;
+    let mut staged = vm.aspace.stage(vma.span.start, size)?;
+    write(vm, &mut staged, vma, bo, offset)
 }
 
 /// Maps `vma` to `bo` from `offset` bytes on.
 ///
-/// Fails with `EINVAL`, after a part, if the buffer is too short, or has no pages yet.
-pub(super) fn write(
-    vm: &Context,
-    mut staged: Staged,
-    vma: &Vma,
-    bo: &Bo,
-    offset: u64,
-) -> Result<Served> {
+/// Fails, after a part, with `EINVAL` if the buffer is too short, or has no pages yet, and with `EINTR` for
+/// a caller who is killed.
+fn write(vm: &Context, staged: &mut Staged, vma: &Vma, bo: &Bo, offset: u64) -> Result<Served> {
     let flags = pte_flags(vma, true, true);
     let mut stale = Hull::new();
-    let (mut at, mut skip) = (vma.span.start, offset);
+    let (segments, mut skip) = bo.pinned_segments_from(offset);
+    let mut at = vma.span.start;
     let mut result = Ok(());
-    for segment in bo.pinned_segments() {
-        if skip >= segment.len {
-            skip -= segment.len;
-            continue;
+    for segment in segments {
+        result = sched::check_killed();
+        if result.is_err() {
+            break;
         }
         let len = (segment.len - skip).min(vma.span.end - at);
         if len == 0 {
             break;
         }
         let target = segment.target.offset(skip);
-        match vm.aspace.map(&mut staged, at, len, target, flags) {
+        match vm.aspace.map(staged, at, len, target, flags) {
             Ok(changed) => stale.add(changed),
             Err(e) => {
                 result = Err(e);
@@ -102,42 +101,75 @@ pub(super) fn write(
     })
 }
 
-/// The removal of a mapping, with all the memory that it needs: what is beside it stays mapped,
-/// even in a large page that it shares.
-pub(super) struct Removal {
-    span: Span,
-    /// For the large pages that `span` has only the end, or only the beginning, of.
-    edges: [Option<(Span, Staged)>; 2],
+/// The removal of mappings, with all the memory that it needs: what is beside them stays mapped, even in
+/// a large page that they share.
+pub(super) struct Removals {
+    spans: SortedSpans,
+    staged: Staged,
 }
 
-impl Removal {
-    /// Fails with `ENOMEM`.
-    pub(super) fn stage(aspace: &AddressSpace, span: Span) -> Result<Self> {
-        let stage = |part: Span| -> Result<Option<(Span, Staged)>> {
-            if part.is_empty() {
-                return Ok(None);
-            }
-            let staged = aspace.stage(part.start, part.end - part.start)?;
-            Ok(Some((part, staged)))
-        };
-        // Does not overflow: addresses have 48 bits.
-        let middle = span.start.next_multiple_of(LARGE_PAGE_SIZE).min(span.end);
-        let tail = (span.end - span.end % LARGE_PAGE_SIZE).max(middle);
-        Ok(Self {
-            edges: [stage(span.start..middle)?, stage(tail..span.end)?],
-            span,
-        })
+impl Removals {
+    /// Of all that is mapped in `spans`. Nothing may be mapped there until they are carried out, which the
+    /// SVM lock sees to.
+    ///
+    /// Fails with `EINTR` for a caller who is killed, and `ENOMEM`.
+    pub(super) fn stage(aspace: &AddressSpace, spans: Spans) -> Result<Self> {
+        let spans = spans.sorted();
+        let staged = aspace.stage_removals(spans.iter())?;
+        Ok(Self { spans, staged })
     }
 
-    /// Removes, and adds what the TLB has to forget to `stale`.
-    pub(super) fn carry_out(self, aspace: &AddressSpace, stale: &mut Hull) {
-        for (part, mut staged) in self.edges.into_iter().flatten() {
-            // Cannot fail: the part is what was staged. What is left is zapped below.
-            if let Ok(changed) = aspace.unmap(&mut staged, part.start, part.end - part.start) {
-                stale.add(changed);
+    /// Removes, and makes the TLB forget.
+    pub(super) fn carry_out(mut self, vm: &Context) {
+        let mut stale = Hull::new();
+        for span in self.spans.iter() {
+            let len = span.end - span.start;
+            match vm.aspace.unmap(&mut self.staged, span.start, len) {
+                Ok(changed) => stale.add(changed),
+                // Cannot be: this is what was staged. Faults bring back what goes too far.
+                Err(_) => stale.add(vm.aspace.zap(span.start, len)),
             }
+            sched::cond_resched();
         }
-        // Whatever is left now are whole large pages.
-        stale.add(aspace.zap(self.span.start, self.span.end - self.span.start));
+        stale.flush(&vm.aspace, &vm.dev.stats);
+    }
+}
+
+/// The VMAs of buffers that overlap `spans`, each once.
+fn buffers_in<'a>(
+    map: &'a VmaMap,
+    spans: &'a SortedSpans,
+) -> impl Iterator<Item = (&'a Vma, &'a Bo, u64)> {
+    let mut done = 0;
+    let vmas = spans.iter().flat_map(|span| map.overlapping(span));
+    vmas.filter_map(move |vma| {
+        // One that is in several spans comes with each of them.
+        let is_new = vma.span.start >= done;
+        done = vma.span.end.max(done);
+        match &vma.backing {
+            Backing::Bo { bo, offset } if is_new => Some((vma, &**bo, *offset)),
+            _ => None,
+        }
+    })
+}
+
+/// Allocates what [`write_all`] needs for the buffers that `map` has in `spans`. Fails with `EINTR` for a
+/// caller who is killed, and `ENOMEM`.
+pub(super) fn stage_all(
+    aspace: &AddressSpace,
+    map: &VmaMap,
+    spans: &SortedSpans,
+) -> Result<Staged> {
+    aspace.stage_all(buffers_in(map, spans).map(|(vma, ..)| vma.span.clone()))
+}
+
+/// Maps the buffers that `map` has in `spans`. What a caller leaves out who is killed, or what fails
+/// after all, is left to faults.
+pub(super) fn write_all(vm: &Context, mut staged: Staged, map: &VmaMap, spans: &SortedSpans) {
+    for (vma, bo, offset) in buffers_in(map, spans) {
+        if sched::check_killed().is_err() {
+            break;
+        }
+        let _ = write(vm, &mut staged, vma, bo, offset);
     }
 }

@@ -16,11 +16,12 @@ use super::{
         MigrationPolicy,
         PatIndex, //
     },
-    buffer::Removal,
+    buffer::Removals,
     map::{
         Changes,
         VmaMap, //
     },
+    spans::Spans,
     vma::{
         Backing,
         Span,
@@ -39,7 +40,6 @@ use crate::{
     region,
     svm::{
         to_cpu,
-        Hull,
         Mirror, //
     },
     uapi, //
@@ -50,6 +50,7 @@ use kernel::{
     prelude::*,
     uaccess::UserSlice, //
 };
+use kernel_ext::sched;
 
 /// A piece of advice.
 enum Advice {
@@ -107,7 +108,7 @@ impl Advice {
     }
 
     /// The attributes of `vma` when it is followed. Fails with `EINVAL` if that cannot be.
-    fn apply(&self, vma: &Vma) -> Result<Attributes> {
+    fn apply(&self, dev: &Device, vma: &Vma) -> Result<Attributes> {
         let mut attributes = vma.attributes.clone();
         match self {
             // Where a buffer lives was decided when it was made.
@@ -121,7 +122,14 @@ impl Advice {
                 }
                 attributes.atomics = *atomics;
             }
-            Self::Pat(pat) => attributes.pat = *pat,
+            Self::Pat(pat) => {
+                if let Backing::Bo { bo, .. } = &vma.backing {
+                    // As when it is bound: a GPU that does not snoop would see what the memory had in it
+                    // before the CPU's caches are written back.
+                    ensure!(dev, pat.is_coherent() || !bo.is_cpu_cached(), EINVAL);
+                }
+                attributes.pat = *pat;
+            }
         }
         Ok(attributes)
     }
@@ -196,15 +204,25 @@ impl Vm {
         let mut changes = map.change();
         split(&mut changes, span.start)?;
         split(&mut changes, span.end)?;
-        let (mut changed, mut removals) = (KVVec::new(), KVVec::new());
-        while let Some(vma) = next_to_change(&changes, &span, &advice)? {
+        let (mut changed, mut removals) = (Spans::new(), Spans::new());
+        let mut at = span.start;
+        while let Some(vma) = next_in(&changes, at..span.end) {
+            sched::check_killed()?;
+            at = vma.span.end;
+            let attributes = advice.apply(&self.dev, vma)?;
+            if attributes == vma.attributes {
+                continue;
+            }
+            let mut vma = vma.clone();
+            vma.attributes = attributes;
             if vma.is_mirror() {
-                changed.push(vma.span.clone(), GFP_KERNEL)?;
+                changed.add(vma.span.clone())?;
             } else {
-                removals.push(Removal::stage(self.aspace(), vma.span.clone())?, GFP_KERNEL)?;
+                removals.add(vma.span.clone())?;
             }
             changes.replace(vma)?;
         }
+        let removals = Removals::stage(self.aspace(), removals)?;
 
         // From here on nothing fails.
         let retired = changes.commit();
@@ -213,18 +231,20 @@ impl Vm {
             // A range lies in one VMA.
             remove_across(&mut svm, edge);
         }
-        for span in changed {
+        for span in changed.sorted().iter() {
             svm.invalidate(to_cpu(&span));
+            sched::cond_resched();
         }
-        let mut stale = Hull::new();
-        for removal in removals {
-            removal.carry_out(self.aspace(), &mut stale);
-        }
-        stale.flush(self.aspace(), &self.dev.stats);
+        removals.carry_out(self.svm.vm());
         drop(svm);
         drop(retired);
         Ok(())
     }
+}
+
+/// The first VMA that overlaps `span`.
+fn next_in<'a>(changes: &'a Changes<'_>, span: Span) -> Option<&'a Vma> {
+    changes.map().overlapping(span).next()
 }
 
 /// Splits a mirror at `addr`. A buffer's attributes are advised as a whole, as with xe.
@@ -233,20 +253,6 @@ fn split(changes: &mut Changes<'_>, addr: u64) -> Result {
         Some(vma) if vma.is_mirror() => changes.split(addr),
         _ => Ok(()),
     }
-}
-
-/// The first VMA in `span` whose attributes are not yet as `advice` has them, with those that it
-/// has then.
-fn next_to_change(changes: &Changes<'_>, span: &Span, advice: &Advice) -> Result<Option<Vma>> {
-    for vma in changes.map().overlapping(span.clone()) {
-        let attributes = advice.apply(vma)?;
-        if attributes != vma.attributes {
-            let mut vma = vma.clone();
-            vma.attributes = attributes;
-            return Ok(Some(vma));
-        }
-    }
-    Ok(None)
 }
 
 /// Removes the range that begins before `addr` and ends after it, if there is one.

@@ -213,13 +213,15 @@ impl Op<Handle> {
         Ok(addr..end)
     }
 
-    /// Looks the buffer up, and gets its pages if it is to be mapped.
+    /// Looks the buffer up, and has its pages allocated if it is to be mapped. It may sleep for as long as
+    /// that takes.
     ///
     /// Fails with `ENOENT` if there is none, `EINVAL` if the operation goes beyond its end, it was
-    /// made for another VM, or its memory does not bear the caching, and `ENOMEM`.
+    /// made for another VM, or its memory does not bear the caching, `EINTR` for a caller who is killed, and
+    /// `ENOMEM`.
     pub(crate) fn resolve(
         self,
-        dev: &RegisteredDevice,
+        dev: &Device,
         file: &DrmFile,
         vm: &Arc<Vm>,
     ) -> Result<Op<ARef<Bo>>> {
@@ -250,7 +252,7 @@ impl Op<Handle> {
                 let bo = lookup(bo, with.pat)?;
                 let (len, size) = (span.end - span.start, bo.size() as u64);
                 ensure!(dev, len <= size && offset <= size - len, EINVAL);
-                BoData::segments(&bo, dev)?;
+                BoData::populate(&bo)?;
                 Op::Buffer {
                     span,
                     with,
@@ -266,5 +268,15 @@ impl Op<Handle> {
             },
             Op::Prefetch { span, to } => Op::Prefetch { span, to },
         })
+    }
+}
+
+impl Op<ARef<Bo>> {
+    /// Gets what mapping its buffer takes, if it maps one. Fails as [`BoData::pin_segments`] does.
+    pub(crate) fn pin(&self, dev: &RegisteredDevice) -> Result {
+        match self {
+            Op::Buffer { bo, .. } => BoData::pin_segments(bo, dev),
+            _ => Ok(()),
+        }
     }
 }

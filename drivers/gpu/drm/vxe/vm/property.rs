@@ -54,7 +54,7 @@ impl FailedFaults {
         let mut list = self.list.lock();
         if list.len() < MAX {
             // Without memory it is forgotten: it is for those who debug.
-            let _ = list.push(entry(fault, error), GFP_KERNEL);
+            let _ = list.push(entry(fault, error), GFP_KERNEL_ACCOUNT);
         }
     }
 }
@@ -108,7 +108,7 @@ pub(crate) fn ioctl(
     ensure!(dev, faults, EINVAL);
 
     let mut copy = KVec::new();
-    copy.extend_from_slice(&vm.failed.list.lock(), GFP_KERNEL)?;
+    copy.extend_from_slice(&vm.failed.list.lock(), GFP_KERNEL_ACCOUNT)?;
     if args.size == 0 {
         // CAST: There are few.
         args.size = (copy.len() * ENTRY) as u32;

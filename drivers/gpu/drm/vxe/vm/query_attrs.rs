@@ -3,6 +3,7 @@
 //! VM_QUERY_MEM_RANGE_ATTRS: the memory attributes of a range of addresses, a VMA an entry.
 
 use super::{
+    account,
     vma::{
         Span,
         Vma, //
@@ -22,6 +23,10 @@ use kernel::{
     prelude::*,
     uaccess::UserSlice, //
 };
+use kernel_ext::{
+    mutex,
+    sched, //
+};
 
 /// Size of an entry, in bytes.
 const ENTRY: u64 = size_of::<uapi::drm_xe_mem_range_attr>() as u64;
@@ -29,7 +34,8 @@ const ENTRY: u64 = size_of::<uapi::drm_xe_mem_range_attr>() as u64;
 /// VM_QUERY_MEM_RANGE_ATTRS.
 ///
 /// Without room for entries it says how many there are. Fails as xe does: with `EINVAL`, `ENOSPC`
-/// if there are more than there is room for, `EFAULT`, `ENOMEM`.
+/// if there are more than there is room for, `EFAULT`, `EINTR` for a process that is killed, `ENOBUFS`,
+/// `ENOMEM`.
 pub(crate) fn ioctl(
     dev: &IoctlDevice,
     args: &mut uapi::drm_xe_vm_query_mem_range_attr,
@@ -46,8 +52,12 @@ pub(crate) fn ioctl(
     let vm = file.inner().vm(args.vm_id).map_err(|_| EINVAL)?;
 
     if room == 0 {
-        let count = vm.map.lock().overlapping(span).count();
-        args.num_mem_ranges = u32::try_from(count)?;
+        let mut count = 0u32;
+        for _ in mutex::lock_killable(&vm.map)?.overlapping(span) {
+            sched::check_killed()?;
+            count = count.checked_add(1).ok_or(EOVERFLOW)?;
+        }
+        args.num_mem_ranges = count;
         args.sizeof_mem_range_attr = ENTRY;
         return Ok(0);
     }
@@ -68,14 +78,18 @@ pub(crate) fn ioctl(
 
 impl Vm {
     /// The entries of the VMAs that overlap `span`. Fails with `ENOSPC` if they are more than
-    /// `room`, and with `ENOMEM`.
+    /// `room`, with `EINTR` for a caller who is killed, and as xe does without memory: with `ENOBUFS`
+    /// for several, and `ENOMEM` for one.
     fn attributes(&self, span: Span, room: usize) -> Result<KVVec<uapi::drm_xe_mem_range_attr>> {
         let mut entries = KVVec::new();
-        for vma in self.map.lock().overlapping(span) {
+        for vma in mutex::lock_killable(&self.map)?.overlapping(span) {
+            sched::check_killed()?;
             if entries.len() == room {
                 return Err(ENOSPC);
             }
-            entries.push(entry(vma), GFP_KERNEL)?;
+            // As in xe, an array is no lack of memory for anything else.
+            let pushed = entries.push(entry(vma), account());
+            pushed.map_err(|_| if room > 1 { ENOBUFS } else { ENOMEM })?;
         }
         Ok(entries)
     }

@@ -56,14 +56,6 @@ impl Vma {
         matches!(self.backing, Backing::Mirror)
     }
 
-    /// Whether it maps `bo`.
-    pub(crate) fn maps(&self, bo: &Bo) -> bool {
-        match &self.backing {
-            Backing::Bo { bo: mapped, .. } => core::ptr::eq::<Bo>(&**mapped, bo),
-            Backing::Mirror => false,
-        }
-    }
-
     /// The part of the VMA in `span`; none if they do not overlap.
     pub(crate) fn part(&self, span: &Span) -> Option<Self> {
         let span = intersection(&self.span, span);

@@ -4,7 +4,7 @@
 
 use super::{advise, expect, follow, span, Backing, ADVICE, ALL, DEFAULT};
 use std::ops::Range;
-use vxe_client::{request, sys, Bind, Bo, Vm};
+use vxe_client::{request, sys, Advice, Bind, Bo, Vm};
 use vxe_igt::{gpu::device, vmas::vmas, vmas::Attributes, Gpu, Map, NONE, PAGE, SZ_2M, SZ_64K};
 
 /// What a buffer is bound with.
@@ -51,9 +51,12 @@ pub fn whole() {
     }
 }
 
-/// A buffer in system memory cannot bear atomics of both sides. Advice that is refused for its sake
-/// is refused for all that is beside it, too.
+/// A buffer in system memory cannot bear atomics of both sides, and one that the CPU caches no access past
+/// its caches: the GPU would see what whoever had the memory before left there. Advice that is refused for
+/// its sake is refused for all that is beside it, too.
 pub fn refuse() {
+    // The first and the last entry of the table, and a compressing one, that are not coherent.
+    let refused = [ADVICE[1], Advice::Pat(0), Advice::Pat(29), Advice::Pat(9)];
     let (vm, _bo, place) = scene();
     let before = vmas(&vm, ALL);
     let page = PAGE as u64;
@@ -65,11 +68,15 @@ pub fn refuse() {
         place.end - page..place.end + page,
         ALL,
     ] {
-        let result = vm.madvise(span.start, span.end - span.start, ADVICE[1]);
-        assert_eq!(result.map_err(|e| e.errno()), Err(libc::EINVAL), "{span:#x?}");
-        assert_eq!(vmas(&vm, ALL), before, "after a refusal of {span:#x?}");
+        for advice in refused {
+            let result = vm.madvise(span.start, span.end - span.start, advice);
+            assert_eq!(result.map_err(|e| e.errno()), Err(libc::EINVAL), "{advice:?} {span:#x?}");
+            assert_eq!(vmas(&vm, ALL), before, "after a refusal of {advice:?} on {span:#x?}");
+        }
     }
-    advise(&vm, &(place.end..place.end + page), ADVICE[1]);
+    for advice in refused {
+        advise(&vm, &(place.end..place.end + page), advice);
+    }
 }
 
 /// The contents of buffers that are not needed: vxe always retains them.

@@ -30,7 +30,7 @@ const ADVICE: [Advice; 6] = [
     Advice::Atomic(AtomicAccess::Device),
     Advice::Atomic(AtomicAccess::Global),
     Advice::Atomic(AtomicAccess::Cpu),
-    Advice::Pat(3),
+    Advice::Pat(4),
     Advice::Preferred(Location::System, Migrate::AllPages),
     Advice::Preferred(Location::Local, Migrate::OnlySystemPages),
 ];

@@ -30,6 +30,9 @@ impl Piece {
     }
 }
 
+/// The entries of the page attribute table by which the GPU snoops the CPU's caches, a bit each.
+const COHERENT: u32 = 0xccc0_00b6;
+
 /// The VMAs, in ascending order.
 #[derive(Clone, Default)]
 pub struct Model(Vec<Piece>);
@@ -80,9 +83,15 @@ impl Model {
     /// where it begins and ends, buffers are advised as a whole, and nothing is merged.
     pub fn advise(&mut self, span: Range<u64>, advice: Advice) -> Result<(), i32> {
         let overlaps = |p: &Piece| p.vma.span.start < span.end && span.start < p.vma.span.end;
-        // A buffer in system memory can bear atomics of one side only.
+        // A buffer in system memory can bear atomics of one side only, and one that the CPU caches no access
+        // past its caches.
+        let refused = match advice {
+            Advice::Atomic(access) => access == AtomicAccess::Global,
+            Advice::Pat(index) => (COHERENT >> index) & 1 == 0,
+            Advice::Preferred(..) => false,
+        };
         let bad = |p: &Piece| overlaps(p) && p.backing == Backing::Buffer;
-        if advice == Advice::Atomic(AtomicAccess::Global) && self.0.iter().any(bad) {
+        if refused && self.0.iter().any(bad) {
             return Err(libc::EINVAL);
         }
         for at in [span.start, span.end] {

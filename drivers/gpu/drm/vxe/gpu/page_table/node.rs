@@ -52,14 +52,14 @@ pub(super) struct Node {
 static_assert!(size_of::<Node>() == 8192);
 
 impl Node {
-    /// An empty node. Fails with `ENOMEM`. May sleep.
+    /// An empty node, charged to the memory cgroup of the caller. Fails with `ENOMEM`. May sleep.
     fn new() -> Result<KBox<Self>> {
         // Initialized in place: a kernel stack has no room for it.
         KBox::init(
             init!(Node {
                 slots <- init_array_from_fn(|_| Slot::Empty),
             }),
-            GFP_KERNEL | __GFP_NOWARN,
+            GFP_KERNEL_ACCOUNT | __GFP_NOWARN,
         )
     }
 
@@ -152,11 +152,12 @@ impl NodePool {
             pin_init!(Self {
                 nodes <- new_spinlock!(NodeList::new(), "vxe_gpu_node_pool"),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 
-    /// Gets `count` nodes for mapping `span`. Fails with `ENOMEM`. May sleep.
+    /// Gets `count` nodes for changes of `span`. Fails with `EINTR` for a caller who is killed, and
+    /// `ENOMEM`. May sleep.
     pub(super) fn stage(self: &Arc<Self>, span: Range<u64>, count: usize) -> Result<Staged> {
         let mut staged = Staged {
             span,
@@ -166,7 +167,7 @@ impl NodePool {
         staged.nodes.fill(count, &mut self.nodes.lock());
         while staged.nodes.len < count {
             staged.nodes.push(Node::new()?);
-            kernel_ext::sched::cond_resched();
+            kernel_ext::sched::check_killed()?;
         }
         Ok(staged)
     }

@@ -246,7 +246,9 @@ mod suite {
         for i in 0..64 {
             map(&table, i * G, 4 * K, 0)?;
         }
-        table.zap(0, 1 << 48);
+        for i in 0..64 {
+            table.zap(i * G, 4 * K);
+        }
         assert_eq!(pooled(&table), 16);
         // A table that a large page replaces comes back, too.
         drop(table.stage(BORDER - 4 * K, 8 * K)?);
@@ -284,6 +286,105 @@ mod suite {
         }
         assert_eq!(staged.nodes.len, 0);
         assert!(is_mapped(&table, va..va + 4 * M, 0));
+        Ok(())
+    }
+
+    /// Small spans that are neighbours share tables, those of all spans are counted once.
+    #[test]
+    fn many_spans_are_staged_in_proportion() -> Result {
+        let table = table()?;
+        let pages = |count: u64, every: u64| {
+            (0..count).map(move |i| BORDER + i * every..BORDER + i * every + 4 * K)
+        };
+        for (count, every, nodes) in [
+            (1, 4 * K, 4),
+            (512, 4 * K, 4),
+            (513, 4 * K, 5),
+            (100, 2 * M, 100 + 3),
+            (100, G, 2 * 100 + 2),
+        ] {
+            let mut staged = table.stage_all(pages(count, every))?;
+            assert_eq!(staged.nodes.len, nodes);
+            for span in pages(count, every) {
+                table.map(
+                    &mut staged,
+                    span.start,
+                    4 * K,
+                    Target::System(0),
+                    writable(),
+                )?;
+            }
+            assert_eq!(staged.nodes.len, 0);
+            assert!(pages(count, every).all(|span| addr(&table, span.start) == Some(0)));
+            drop(staged);
+            table.zap(BORDER, 200 * G);
+        }
+        Ok(())
+    }
+
+    /// A removal takes memory only where it splits a large page, once for each.
+    #[test]
+    fn removals_are_staged_for_what_they_split() -> Result {
+        let table = table()?;
+        map(&table, BORDER, 8 * M, 0)?;
+        map(&table, BORDER + 8 * M, 2 * M, 4 * K)?;
+        let at = |&(start, end): &(u64, u64)| BORDER + start..BORDER + end;
+        for (spans, nodes) in [
+            (&[(0, 8 * M)][..], 0),
+            (&[(0, 4 * K)], 1),
+            (&[(M, 2 * M + 4 * K)], 2),
+            (&[(M, 7 * M)], 2),
+            (&[(4 * K, 8 * K), (16 * K, 20 * K), (M, M + 4 * K)], 1),
+            (&[(4 * K, 8 * K), (3 * M, 4 * M), (5 * M, 7 * M)], 4),
+            // Small pages, and nothing.
+            (&[(8 * M + 4 * K, 9 * M)], 0),
+            (&[(11 * M, 12 * M)], 0),
+        ] {
+            let spans = || spans.iter().map(at);
+            assert_eq!(table.stage_removals(spans())?.nodes.len, nodes);
+        }
+        let gone = [(M, 2 * M + 4 * K), (5 * M, 7 * M)];
+        let mut staged = table.stage_removals(gone.iter().map(at))?;
+        for span in gone.iter().map(at) {
+            let len = span.end - span.start;
+            assert_eq!(table.zap_exact(&mut staged, span.start, len)?, Some(span));
+        }
+        for page in 0..8 * M / PAGE_SIZE {
+            let offset = page * PAGE_SIZE;
+            let left = !gone
+                .iter()
+                .any(|&(start, end)| (start..end).contains(&offset));
+            assert_eq!(addr(&table, BORDER + offset), left.then_some(offset));
+        }
+        Ok(())
+    }
+
+    /// Tables go as a whole, with exactly what is to go.
+    #[test]
+    fn wide_spans_are_cleared() -> Result {
+        let table = table()?;
+        let mapped = [M, 2 * G, 2 * G + 6 * M, 3 * G - 4 * K, 4 * G, 600 * G];
+        for span in [
+            0..1 << 40,
+            M..3 * G,
+            G..4 * G,
+            2 * G + 4 * K..4 * G + 4 * K,
+            2 * G + 4 * M..3 * G,
+            2 * G..3 * G - 4 * K,
+        ] {
+            for at in mapped {
+                map(&table, at, 4 * K, 0)?;
+            }
+            let gone = || mapped.into_iter().filter(|at| span.contains(at));
+            let (first, last) = (gone().next(), gone().last());
+            let hull = first.zip(last).map(|(first, last)| first..last + 4 * K);
+            assert_eq!(table.zap(span.start, span.end - span.start), hull);
+            for at in mapped {
+                assert_eq!(addr(&table, at).is_none(), span.contains(&at));
+            }
+            table.zap(0, 1 << 48);
+            assert_eq!(table.zap(0, 1 << 48), None);
+        }
         Ok(())
     }
 

@@ -38,16 +38,40 @@ const fn index(va: u64, level: u32) -> usize {
     ((va >> shift(level)) % SLOTS as u64) as usize
 }
 
-/// Nodes that mapping `span` can take at most, if nothing is mapped and all leaves are small.
+/// Counts the nodes that mapping spans can take at most, if nothing is mapped and all leaves are small.
 ///
 /// Splitting what is mapped takes no more: it happens only where an empty slot would have taken a
-/// node. `None` for an empty span.
-pub(super) fn worst_case(span: &Range<u64>) -> Option<usize> {
-    let last = span.end.checked_sub(1).filter(|last| *last >= span.start)?;
-    let nodes: u64 = (1..=ROOT_LEVEL)
-        .map(|level| (last >> shift(level)) - (span.start >> shift(level)) + 1)
-        .sum();
-    usize::try_from(nodes).ok()
+/// node. Tables that several spans share are counted once, so that the count is in proportion to what
+/// the page table has in the end.
+pub(super) struct WorstCase {
+    nodes: u64,
+    /// For each level of tables, the number of the first one that was not counted yet.
+    next: [u64; ROOT_LEVEL as usize],
+}
+
+impl WorstCase {
+    pub(super) const fn new() -> Self {
+        Self {
+            nodes: 0,
+            next: [0; ROOT_LEVEL as usize],
+        }
+    }
+
+    /// Adds a span that is not empty. Spans must come in ascending order and not overlap.
+    pub(super) fn add(&mut self, span: &Range<u64>) {
+        let last = span.end.saturating_sub(1);
+        for (level, next) in (1..).zip(&mut self.next) {
+            let (first, last) = (span.start >> shift(level), last >> shift(level));
+            let first = first.max(*next);
+            // Cannot overflow: addresses have 48 bits.
+            self.nodes += (last + 1).saturating_sub(first);
+            *next = (last + 1).max(*next);
+        }
+    }
+
+    pub(super) fn nodes(&self) -> Result<usize> {
+        Ok(usize::try_from(self.nodes)?)
+    }
 }
 
 /// What one change takes and leaves.
@@ -156,7 +180,7 @@ impl Tree {
 
         visit(
             &mut self.root,
-            ROOT_LEVEL,
+            Way(ROOT_LEVEL, 1),
             base,
             true,
             work,
@@ -170,6 +194,61 @@ impl Tree {
         );
     }
 
+    /// Whether the page of `va` is mapped by a large leaf.
+    pub(super) fn is_large(&self, va: u64) -> bool {
+        self.next_leaf(va)
+            .is_some_and(|leaf| leaf.start <= va && leaf.size == LARGE_PAGE_SIZE)
+    }
+
+    /// Takes the widest table out that has the page of `va` in it, and nothing that is not in `within`:
+    /// so that clearing a wide span takes a step for each table, and not for each page. None if the page
+    /// is in no such table.
+    ///
+    /// Tables of up to 1 GiB are taken: it does not take long to free one.
+    pub(super) fn cut(&mut self, va: u64, within: &Range<u64>, work: &mut Work<'_>) -> Option<Cut> {
+        let span = |level| {
+            let base = va >> shift(level) << shift(level);
+            // Cannot overflow: addresses have 48 bits.
+            base..base + (1 << shift(level))
+        };
+        let fits = |level: &u32| {
+            let span = span(*level);
+            within.start <= span.start && span.end <= within.end
+        };
+        let level = [2, 1].into_iter().find(fits)?;
+        let Range { start, end } = span(level);
+        let first = self.next_leaf(start)?.start;
+        let mut cut = None;
+        visit(
+            &mut self.root,
+            Way(ROOT_LEVEL, level),
+            start,
+            false,
+            work,
+            &mut |slot, work| {
+                let last = end_of_last(slot, level, start);
+                if let Slot::Table { .. } = slot {
+                    if let (Slot::Table { mut node, .. }, Some(last)) = (slot.take(), last) {
+                        work.mark_stale(first, last - first);
+                        let mut tables = None;
+                        if level == 1 {
+                            // It has leaves only, and the next fault may want it back.
+                            node.clear_leaves();
+                            work.pruned.push(node);
+                        } else {
+                            tables = Some(node);
+                        }
+                        cut = Some(Cut {
+                            end,
+                            _tables: tables,
+                        });
+                    }
+                }
+            },
+        );
+        cut
+    }
+
     /// Clears the pages of `span`, which lie within one large page.
     pub(super) fn zap(&mut self, span: &Range<u64>, edges: Edges, work: &mut Work<'_>) {
         let base = span.start / LARGE_PAGE_SIZE * LARGE_PAGE_SIZE;
@@ -177,7 +256,7 @@ impl Tree {
 
         visit(
             &mut self.root,
-            ROOT_LEVEL,
+            Way(ROOT_LEVEL, 1),
             base,
             false,
             work,
@@ -209,6 +288,29 @@ impl Tree {
     }
 }
 
+/// A table that was taken out of a tree: to be dropped when the lock is released.
+pub(super) struct Cut {
+    /// Where its span ends.
+    pub(super) end: u64,
+    /// The table, unless it was empty of tables.
+    _tables: Option<KBox<Node>>,
+}
+
+/// Where the last leaf in `slot`, a slot of `level` that spans addresses from `base` on, ends.
+fn end_of_last(slot: &Slot, level: u32, base: u64) -> Option<u64> {
+    match slot {
+        Slot::Empty => None,
+        Slot::Leaf(_) => Some(base + (1 << shift(level))),
+        Slot::Table { node, .. } => {
+            let level = level.checked_sub(1)?;
+            // CAST: Widens.
+            let mut children = node.slots.iter().enumerate().rev();
+            children
+                .find_map(|(i, slot)| end_of_last(slot, level, base + ((i as u64) << shift(level))))
+        }
+    }
+}
+
 /// The slots of `span` in a table of small pages, with their numbers.
 fn pages<'a>(node: &'a mut Node, span: &Range<u64>) -> impl Iterator<Item = (u64, &'a mut Slot)> {
     let count = (span.end - span.start) / PAGE_SIZE;
@@ -219,17 +321,21 @@ fn pages<'a>(node: &'a mut Node, span: &Range<u64>) -> impl Iterator<Item = (u64
         .take(count as usize)
 }
 
-/// Runs `f` on the level 1 slot for `va`. On the way it makes the tables that miss, if `create`,
-/// and then removes those that are empty.
+/// From the slot of which level a visit begins to that of which level it goes.
+#[derive(Clone, Copy)]
+struct Way(u32, u32);
+
+/// Runs `f` on the slot for `va` of the level where the way ends. On the way it makes the tables that
+/// miss, if `create`, and then removes those that are empty.
 fn visit(
     slot: &mut Slot,
-    level: u32,
+    Way(level, to): Way,
     va: u64,
     create: bool,
     work: &mut Work<'_>,
     f: &mut dyn FnMut(&mut Slot, &mut Work<'_>),
 ) {
-    if level <= 1 {
+    if level <= to {
         return f(slot, work);
     }
     if slot.is_empty() {
@@ -245,7 +351,7 @@ fn visit(
     let level = level - 1;
     if let Some(child) = node.slots.get_mut(index(va, level)) {
         let was_empty = child.is_empty();
-        visit(child, level, va, create, work, f);
+        visit(child, Way(level, to), va, create, work, f);
         // `live` counts the slots that are not empty, and there are 512.
         match (was_empty, child.is_empty()) {
             (true, false) => *live += 1,

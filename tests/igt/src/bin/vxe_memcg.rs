@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! All that a process makes grow is charged to its memory cgroup, and comes back.
+//!
+//! What a process makes is made by a child in a group of its own; how much that is charged is compared
+//! before and after. The kernel charges in advance, by up to 64 pages a CPU, so that there are many of each.
+
+use std::{
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+use vxe_client::{sys, Bind, Bo, Vm};
+use vxe_igt::{
+    cgroup::Cgroup,
+    gpu::device,
+    process::{fork, Link},
+    uffd::Uffd,
+    vram::soon,
+    Gpu, Map, Program, NONE, PAGE, RW, SZ_2M,
+};
+
+/// By how much the kernel may charge in advance, or late, in bytes.
+const SLACK: u64 = 1 << 20;
+
+/// GPU addresses at which no process has anything.
+const NOWHERE: u64 = 1 << 47;
+
+/// A child in a group that makes `count` objects of at least `least` bytes each is charged for them, until
+/// it gives them up. `prepare` makes what is there before.
+#[track_caller]
+fn expect_charged<P, T>(
+    count: usize,
+    least: usize,
+    prepare: impl FnOnce() -> P,
+    make: impl FnOnce(&P) -> T,
+) {
+    let group = Cgroup::of_memory("its");
+    let step = |link: &Link| {
+        link.send(0);
+        link.receive();
+    };
+    let child = fork(|link| {
+        link.receive();
+        let before = prepare();
+        step(link);
+        let made = make(&before);
+        step(link);
+        drop(made);
+        step(link);
+    });
+    group.add(child.pid());
+    let next = || {
+        child.link().send(0);
+        child.link().receive();
+        group.memory()
+    };
+    let before = next();
+    let with = next();
+    let (charged, least) = (with.saturating_sub(before), (count * least) as u64);
+    println!("{charged} bytes for {count}: {} each", charged / count as u64);
+    assert!(least > 2 * SLACK, "too few to tell");
+    assert!(charged + SLACK > least, "only {charged} bytes are charged, of {least}");
+    let after = next();
+    println!("{} bytes are left", after.saturating_sub(before));
+    soon("what was given up is charged no more", || group.memory() < before + SLACK);
+    child.link().send(0);
+    child.expect_success();
+}
+
+/// A VM: its TLB, mostly.
+fn vms() {
+    const COUNT: usize = 300;
+    expect_charged(COUNT, 14_000, device, |device| -> Vec<Vm> {
+        (0..COUNT).map(|_| Vm::new(device).expect("a VM")).collect()
+    });
+}
+
+/// Pieces of a mirror that are not alike.
+fn pieces(count: usize) -> Vec<Bind> {
+    let at = |i: usize| NOWHERE + (i * PAGE) as u64;
+    let piece = |i: usize| {
+        let bind = Bind::mirror(at(i), PAGE as u64);
+        if i % 2 == 0 {
+            bind
+        } else {
+            bind.read_only()
+        }
+    };
+    (0..count).map(piece).collect()
+}
+
+fn vmas() {
+    const COUNT: usize = 40_000;
+    expect_charged(
+        COUNT,
+        100,
+        || (device(), pieces(COUNT)),
+        |(device, pieces)| {
+            let vm = Vm::new(device).expect("a VM");
+            vm.bind(pieces).expect("many VMAs");
+            vm
+        },
+    );
+}
+
+/// A page of a buffer in each large page: each needs a table of its own.
+fn page_tables() {
+    const COUNT: usize = 800;
+    let at = |i: usize| NOWHERE + (i * SZ_2M) as u64;
+    expect_charged(
+        COUNT,
+        4096,
+        || {
+            let device = device();
+            let bo = Bo::system(&device, PAGE).expect("a buffer");
+            let bind = |i| Bind::bo(&bo, 0, at(i), PAGE as u64).immediate();
+            let binds: Vec<_> = (0..COUNT).map(bind).collect();
+            (device, bo, binds)
+        },
+        |(device, _, binds)| {
+            let vm = Vm::new(device).expect("a VM");
+            vm.bind(binds).expect("mapped at once");
+            vm
+        },
+    );
+}
+
+/// Buffers in system memory, when they are bound.
+fn buffers() {
+    const COUNT: usize = 16;
+    const SIZE: usize = 1 << 20;
+    expect_charged(COUNT, SIZE, device, |device| {
+        let vm = Vm::new(device).expect("a VM");
+        let bos: Vec<_> = (0..COUNT).map(|_| Bo::system(device, SIZE).expect("a buffer")).collect();
+        let place = |i: usize| NOWHERE + (i * SIZE) as u64;
+        let bind = |(i, bo): (usize, &Bo)| Bind::bo(bo, 0, place(i), SIZE as u64);
+        vm.bind(&bos.iter().enumerate().map(bind).collect::<Vec<_>>()).expect("bound");
+        (vm, bos)
+    });
+}
+
+/// An array of operations of which the last never comes: the VM_BIND that waits for it is charged for
+/// what it has read.
+fn waiting_array() {
+    const COUNT: usize = 100_000;
+    static KILLED: AtomicBool = AtomicBool::new(false);
+    let length = (COUNT * size_of::<sys::drm_xe_vm_bind_op>()).next_multiple_of(PAGE);
+    let group = Cgroup::of_memory("its");
+    let child = fork(|link| {
+        link.receive();
+        let vm = Vm::new(&device()).expect("a VM");
+        let map = Map::anon(length + PAGE);
+        let piece = *pieces(1)[0].as_raw();
+        for i in 0..length / size_of::<sys::drm_xe_vm_bind_op>() {
+            let to = map.at(0) as *mut sys::drm_xe_vm_bind_op;
+            // SAFETY: there is room for so many, in memory of this test.
+            unsafe { to.add(i).write(piece) };
+        }
+        let uffd = Uffd::new(map.part(length, PAGE));
+        link.send(0);
+        link.receive();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                uffd.next_fault(Duration::from_secs(40)).expect("the vector is read");
+                link.send(0);
+                // Ends with the process.
+                while !KILLED.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+            });
+            // It asks for many more than are there.
+            let error = bind_vector(&vm, map.at(0), 20_000_000);
+            panic!("a vector that ends nowhere: {error:?}");
+        });
+    });
+    group.add(child.pid());
+    child.link().send(0);
+    child.link().receive();
+    let before = group.memory();
+    child.link().send(0);
+    child.link().receive();
+    let charged = group.memory().saturating_sub(before);
+    println!("{charged} bytes for {COUNT} operations");
+    let least = (COUNT * 40) as u64;
+    assert!(charged + SLACK > least, "only {charged} bytes are charged for what was read");
+    assert!(charged < 4 * least + SLACK, "{charged} bytes are taken for what was not read");
+    child.kill();
+    soon("all is charged no more", || group.memory() < SLACK);
+}
+
+/// A VM_BIND of `count` operations that are at `address`.
+fn bind_vector(vm: &Vm, address: u64, count: u32) -> vxe_client::Result<()> {
+    let mut args = sys::drm_xe_vm_bind { vm_id: vm.id(), num_binds: count, ..Default::default() };
+    args.__bindgen_anon_1.vector_of_binds = address;
+    // SAFETY: the memory is the test's, and stays.
+    unsafe { vm.device().call(&vxe_client::request::VM_BIND, &mut args) }
+}
+
+/// A number of operations takes no memory, whatever it is, if there are none.
+fn number_alone() {
+    let vm = Vm::new(&device()).expect("a VM");
+    for count in [2, 100_000, 20_000_000, u32::MAX] {
+        let refused = bind_vector(&vm, Map::anon_prot(PAGE, NONE).at(0), count);
+        assert_eq!(refused.map_err(|e| e.errno()), Err(libc::EFAULT), "{count} operations");
+    }
+    // Memory enough for many, all of them zeros: the first one is refused.
+    let zeros = Map::anon_prot(64 << 20, RW);
+    let refused = bind_vector(&vm, zeros.at(0), 700_000);
+    assert_eq!(refused.map_err(|e| e.errno()), Err(libc::EINVAL), "no operations");
+}
+
+/// More operations than an array of `kmalloc()` has room for work, and are undone, as few do.
+fn large_array() {
+    const COUNT: usize = 270_000;
+    let device = device();
+    let (vm, bo) = (Vm::new(&device).expect("a VM"), Bo::system(&device, PAGE).expect("a buffer"));
+    let at = |i: usize| NOWHERE + (i * PAGE) as u64;
+    let mut binds: Vec<_> = (0..COUNT).map(|i| Bind::bo(&bo, 0, at(i), PAGE as u64)).collect();
+    vm.bind(&binds).expect("very many binds");
+    binds.push(Bind::prefetch(at(0), PAGE as u64, -1));
+    let refused = vm.bind(&binds).map_err(|e| e.errno());
+    assert_eq!(refused, Err(libc::EINVAL), "all of them undone");
+    vm.bind(&[Bind::unmap_all(&bo)]).expect("unmapped");
+}
+
+/// Buffers that nobody has touched take nothing from others, however large they are.
+fn untouched() {
+    const SIZE: usize = 64 << 20;
+    let device = device();
+    let class = sys::DRM_XE_MEM_REGION_CLASS_SYSMEM as u16;
+    let system = || {
+        let regions = device.memory_regions().expect("the regions");
+        regions.into_iter().find(|region| region.mem_class == class).expect("system memory")
+    };
+    let before = system();
+    let count = before.total_size as usize / SIZE + 2;
+    let hogs: Vec<_> = (0..count).map(|_| Bo::system(&device, SIZE).expect("a buffer")).collect();
+    assert_eq!(system().used, before.used, "used by buffers that nobody touched");
+    let gpu = Gpu::on_device(&device);
+    let bo = Bo::system(&device, SZ_2M).expect("a buffer beside them");
+    gpu.vm().bind(&[Bind::bo(&bo, 0, NOWHERE, SZ_2M as u64)]).expect("bound");
+    gpu.store(NOWHERE, 1);
+    assert_eq!(system().used, before.used + SZ_2M as u64, "used by the one that was bound");
+    drop((hogs, gpu, bo));
+    soon("all is free", || system().used == before.used);
+    let refused = Bo::system(&device, before.total_size as usize + PAGE).map(|_| ());
+    assert_eq!(refused.map_err(|e| e.errno()), Err(libc::ENOMEM), "more than there is");
+}
+
+fn main() -> ExitCode {
+    let mut p = Program::new("vxe_memcg", "All that a process makes grow is charged to it.");
+    p.subtest("vms", "Address spaces are charged.", vms);
+    p.subtest("vmas", "Pieces of an address space are charged.", vmas);
+    p.subtest("page-tables", "The GPU's page tables are charged.", page_tables);
+    p.subtest("buffers", "Buffers in system memory are charged when they are bound.", buffers);
+    p.subtest("waiting-array", "An array of operations does not end.", waiting_array);
+    p.subtest("number-alone", "There are fewer operations than their number says.", number_alone);
+    p.subtest("large-array", "There are more operations than small arrays hold.", large_array);
+    p.subtest("untouched", "Buffers without pages take nothing.", untouched);
+    p.main()
+}

@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Very many VMAs, binds and buffers: every call takes time in proportion to what it is about, and a
+//! process can be killed in the middle of each.
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+use vxe_client::{Advice, AtomicAccess, Bind, Bo, Device, Vm};
+use vxe_igt::{
+    gpu::device,
+    growth::expect_linear,
+    process::fork,
+    time::{expect_prompt, promptly},
+    uffd::Uffd,
+    vmas::vmas,
+    Map, Program, PAGE, SZ_2M, SZ_64K,
+};
+
+/// GPU addresses at which no process has anything.
+const NOWHERE: u64 = 1 << 47;
+
+/// The smaller of the sizes that are compared.
+const SIZE: usize = 1500;
+
+/// How soon a process must be gone that is killed. It takes a part of it, where everything does on an
+/// emulated machine.
+const DEATH: Duration = Duration::from_secs(2);
+
+/// A page of a VM.
+fn page(i: usize) -> u64 {
+    NOWHERE + (i * PAGE) as u64
+}
+
+/// All of the first pages.
+fn span(count: usize) -> (u64, u64) {
+    (NOWHERE, (count * PAGE) as u64)
+}
+
+/// Mirrors of a page each that are not alike.
+fn mirrors(count: usize) -> Vec<Bind> {
+    let piece = |i| match i % 2 {
+        0 => Bind::mirror(page(i), PAGE as u64),
+        _ => Bind::mirror(page(i), PAGE as u64).read_only(),
+    };
+    (0..count).map(piece).collect()
+}
+
+/// A VM that has many VMAs, and what they are of.
+struct Many {
+    vm: Vm,
+    bos: Vec<Bo>,
+    count: usize,
+}
+
+impl Many {
+    fn empty(count: usize) -> Self {
+        Self { vm: Vm::new(&device()).expect("a VM"), bos: Vec::new(), count }
+    }
+
+    fn mirrors(count: usize) -> Self {
+        let this = Self::empty(count);
+        this.bind(&mirrors(count));
+        this
+    }
+
+    /// Of `kinds` buffers of a page, one after the other.
+    fn buffers(count: usize, kinds: usize) -> Self {
+        let mut this = Self::empty(count);
+        let device = this.vm.device().clone();
+        this.bos = (0..kinds).map(|_| Bo::system(&device, PAGE).expect("a buffer")).collect();
+        this.bind(&this.maps());
+        this
+    }
+
+    fn maps(&self) -> Vec<Bind> {
+        let map = |i| Bind::bo(&self.bos[i % self.bos.len()], 0, page(i), PAGE as u64);
+        (0..self.count).map(map).collect()
+    }
+
+    #[track_caller]
+    fn bind(&self, binds: &[Bind]) {
+        self.vm.bind(binds).expect("many binds");
+    }
+
+    #[track_caller]
+    fn advise(&self, advice: Advice) {
+        let (start, length) = span(self.count);
+        self.vm.madvise(start, length, advice).expect("advice");
+    }
+}
+
+/// Each call takes time in proportion.
+fn growth() {
+    expect_linear(
+        "many MAPs of a buffer",
+        SIZE,
+        |n| Many::buffers(n, 1),
+        |many| {
+            many.bind(&many.maps());
+        },
+    );
+    expect_linear(
+        "an UNMAP of many buffers",
+        SIZE,
+        |n| Many::buffers(n, 1),
+        |many| {
+            let (start, length) = span(many.count);
+            many.bind(&[Bind::unmap(start, length)]);
+        },
+    );
+    expect_linear(
+        "many UNMAPs",
+        SIZE,
+        |n| Many::buffers(n, 1),
+        |many| {
+            let unmap = |i| Bind::unmap(page(i), PAGE as u64);
+            many.bind(&(0..many.count).rev().map(unmap).collect::<Vec<_>>());
+        },
+    );
+    expect_linear("many mirrors", SIZE, Many::empty, |many| many.bind(&mirrors(many.count)));
+}
+
+/// So do UNMAP_ALLs, be it of one buffer that is everywhere, of one again and again, or of many.
+fn growth_unmap_all() {
+    let all = |many: &Many| many.bos.iter().map(Bind::unmap_all).collect::<Vec<_>>();
+    expect_linear(
+        "an UNMAP_ALL of many VMAs",
+        SIZE,
+        |n| Many::buffers(n, 1),
+        |many| {
+            many.bind(&all(many));
+        },
+    );
+    expect_linear(
+        "UNMAP_ALLs of many buffers",
+        SIZE / 4,
+        |n| Many::buffers(n, n),
+        |many| {
+            many.bind(&all(many));
+        },
+    );
+    let other = |n| {
+        let mut many = Many::buffers(n, 1);
+        many.bos.push(Bo::system(many.vm.device(), PAGE).expect("a buffer that is nowhere"));
+        many
+    };
+    expect_linear("many UNMAP_ALLs of another buffer", SIZE, other, |many| {
+        let unmap = Bind::unmap_all(many.bos.last().expect("a buffer"));
+        many.bind(&vec![unmap; many.count]);
+    });
+}
+
+/// So do advice, and questions about it.
+fn growth_madvise() {
+    let atomics = Advice::Atomic(AtomicAccess::Global);
+    expect_linear("advice on many mirrors", SIZE, Many::mirrors, |many| many.advise(atomics));
+    let device_atomics = Advice::Atomic(AtomicAccess::Device);
+    expect_linear(
+        "advice on many buffers",
+        SIZE,
+        |n| Many::buffers(n, 1),
+        |many| {
+            many.advise(device_atomics);
+        },
+    );
+    expect_linear("the attributes of many", SIZE, Many::mirrors, |many| {
+        let (start, length) = span(many.count);
+        assert_eq!(vmas(&many.vm, start..start + length).len(), many.count);
+    });
+}
+
+/// Mapping at once does, though operations name the same addresses many times.
+fn growth_immediate() {
+    expect_linear(
+        "MAPs of many buffers at once",
+        SIZE,
+        |n| Many::buffers(n, 1),
+        |many| {
+            let maps: Vec<_> = many.maps().into_iter().map(Bind::immediate).collect();
+            many.bind(&maps);
+        },
+    );
+    // Each of them replaces all before it; what is left in the end is mapped once.
+    let prepare = |n| {
+        let mut many = Many::empty(n);
+        let size = n * PAGE;
+        many.bos.push(Bo::system(many.vm.device(), size).expect("a buffer"));
+        many.bos.push(Bo::system(many.vm.device(), PAGE).expect("a buffer"));
+        many
+    };
+    expect_linear("many MAPs at once of the same addresses", SIZE, prepare, |many| {
+        let (start, length) = span(many.count);
+        let wide = Bind::bo(&many.bos[0], 0, start, length).immediate();
+        let mut maps = vec![wide; many.count];
+        maps.extend((0..many.count).map(|i| Bind::bo(&many.bos[1], 0, page(i), PAGE as u64)));
+        many.bind(&maps);
+    });
+}
+
+/// The end of a VM does.
+fn growth_destroy() {
+    for what in ["mirrors", "buffers"] {
+        let prepare = |n| match what {
+            "mirrors" => Many::mirrors(n),
+            _ => Many::buffers(n, n / 8),
+        };
+        expect_linear(&format!("the end of many {what}"), SIZE, prepare, |many| {
+            many.vm.destroy().expect("destroyed");
+        });
+    }
+}
+
+/// Kills a process while it is in a long call, and sees that it is gone soon. `prepare` makes what it works
+/// on.
+#[track_caller]
+fn expect_death<T>(what: &str, prepare: impl Fn(&Device) -> T, call: impl Fn(&T)) {
+    let child = fork(|link| {
+        let object = prepare(&device());
+        link.send(0);
+        loop {
+            call(&object);
+        }
+    });
+    child.link().receive();
+    // At different places of the call.
+    std::thread::sleep(Duration::from_millis(700));
+    let start = Instant::now();
+    child.kill();
+    expect_prompt(what, start.elapsed(), DEATH);
+}
+
+/// A process dies in the middle of what takes long.
+fn killed() {
+    const MAPS: usize = 6000;
+    const SIZE: usize = 4 << 20;
+    let place = |i: usize| NOWHERE + (i * SIZE) as u64;
+    expect_death(
+        "death in many MAPs at once",
+        |device| {
+            let bo = Bo::system(device, SIZE).expect("a buffer");
+            (Vm::new(device).expect("a VM"), bo)
+        },
+        |(vm, bo)| {
+            let map = |i| Bind::bo(bo, 0, place(i), SIZE as u64).immediate();
+            vm.bind(&(0..MAPS).map(map).collect::<Vec<_>>()).expect("many binds");
+        },
+    );
+    expect_death(
+        "death in many binds",
+        |device| (Vm::new(device).expect("a VM"), mirrors(300_000)),
+        |(vm, pieces)| vm.bind(pieces).expect("many binds"),
+    );
+    expect_death(
+        "death in advice",
+        |_| Many::mirrors(60_000),
+        |many| {
+            many.advise(Advice::Atomic(AtomicAccess::Global));
+            many.advise(Advice::Atomic(AtomicAccess::Device));
+        },
+    );
+    expect_death(
+        "death in a bind of a large buffer",
+        |device| Vm::new(device).expect("a VM"),
+        |vm| {
+            // There are up to two of them.
+            let regions = vm.device().memory_regions().expect("the regions");
+            let all = regions.iter().map(|region| region.total_size as usize).max();
+            let size = (all.expect("a region") / 4).next_multiple_of(SZ_2M);
+            let bo = Bo::system(vm.device(), size).expect("a buffer");
+            vm.bind(&[Bind::bo(&bo, 0, NOWHERE, size as u64)]).expect("bound");
+        },
+    );
+}
+
+/// A VM is destroyed while a prefetch of it waits for a page that does not come: nobody waits for that.
+fn destroy_behind_prefetch() {
+    let vm = Vm::mirrored(&device()).expect("a mirrored VM");
+    let map = Map::aligned(SZ_2M, SZ_2M);
+    let uffd = Uffd::new(map);
+    std::thread::scope(|scope| {
+        let prefetch = scope.spawn(|| {
+            // Nothing is promised of a VM that goes meanwhile.
+            let _ = vm.bind(&[Bind::prefetch(map.at(0), map.len() as u64, 0)]);
+        });
+        uffd.next_fault(Duration::from_secs(10)).expect("the prefetch wants the page");
+        promptly("VM_DESTROY behind a prefetch", DEATH, || vm.destroy().expect("destroyed"));
+        assert!(!prefetch.is_finished(), "it waits still");
+        uffd.populate(|_| 7);
+        prefetch.join().expect("the prefetch");
+    });
+    map.expect("given", |_| 7);
+    // Whoever waits so can be killed, and does not hold up the end of others.
+    let child = fork(|link| {
+        let vm = Vm::mirrored(&device()).expect("a mirrored VM");
+        let map = Map::aligned(SZ_64K, SZ_2M);
+        let uffd = Uffd::new(map);
+        std::thread::scope(|scope| {
+            scope.spawn(|| vm.bind(&[Bind::prefetch(map.at(0), map.len() as u64, 0)]));
+            uffd.next_fault(Duration::from_secs(10)).expect("the prefetch wants the page");
+            vm.destroy().expect("destroyed");
+            link.send(0);
+        });
+    });
+    child.link().receive();
+    promptly("death of who has destroyed", DEATH, || child.kill());
+}
+
+fn main() -> ExitCode {
+    let mut p = Program::new("vxe_vm_scale", "Very many VMAs, binds and buffers.");
+    p.subtest("growth", "Binds take time in proportion.", growth);
+    p.subtest("growth-unmap-all", "UNMAP_ALL takes time in proportion.", growth_unmap_all);
+    p.subtest("growth-madvise", "Advice takes time in proportion.", growth_madvise);
+    p.subtest("growth-immediate", "Mapping at once takes time in proportion.", growth_immediate);
+    p.subtest("growth-destroy", "The end of a VM takes time in proportion.", growth_destroy);
+    p.subtest("killed", "A process is killed in the middle of a long call.", killed);
+    p.subtest(
+        "destroy-behind-prefetch",
+        "A VM is destroyed while a prefetch waits.",
+        destroy_behind_prefetch,
+    );
+    p.main()
+}
