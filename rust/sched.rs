@@ -26,6 +26,12 @@ pub fn sleep_killable(jiffies: usize) {
     unsafe { bindings::schedule_timeout_killable(jiffies) };
 }
 
+/// Whether the calling thread is one of the kernel's, whatever it works with.
+pub fn is_kernel_thread() -> bool {
+    // SAFETY: `current` is valid, and its flags are changed by itself alone.
+    unsafe { (*Task::current_raw()).flags & bindings::PF_KTHREAD != 0 }
+}
+
 /// Whether the calling thread is one of a process, and that is the one whose memory is `mm`. A kernel
 /// thread is not, whatever it works with.
 pub fn is_thread_of(mm: &Mm) -> bool {

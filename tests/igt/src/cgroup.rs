@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Cgroups, and how much device memory they are charged.
+//! Cgroups: how much device memory they are charged, and how much of the system's.
 
 use crate::{skip, vram::soon};
 use std::{
@@ -20,8 +20,9 @@ pub struct Cgroup {
     path: PathBuf,
 }
 
-/// Mounts the hierarchy unless it is, and has groups charged; skips the subtest if that cannot be.
-fn prepare() {
+/// Mounts the hierarchy unless it is, and has groups charged by `controller`; skips the subtest if that
+/// cannot be.
+fn prepare(controller: &str) {
     let root = Path::new(ROOT);
     if !root.join("cgroup.controllers").exists() {
         let (to, kind): (&CStr, &CStr) = (c"/sys/fs/cgroup", c"cgroup2");
@@ -32,8 +33,8 @@ fn prepare() {
             skip!("no cgroups: {}", std::io::Error::last_os_error());
         }
     }
-    if let Err(e) = fs::write(root.join("cgroup.subtree_control"), "+dmem") {
-        skip!("no controller of device memory: {e}");
+    if let Err(e) = fs::write(root.join("cgroup.subtree_control"), format!("+{controller}")) {
+        skip!("no controller {controller}: {e}");
     }
 }
 
@@ -41,7 +42,23 @@ impl Cgroup {
     /// A group, empty. Skips the subtest where there is no controller of device memory.
     #[track_caller]
     pub fn new(name: &str) -> Self {
-        prepare();
+        Self::with("dmem", name)
+    }
+
+    /// A group, empty, that may have so much of the system's memory, in bytes, and no swap. Skips the
+    /// subtest where there is no controller of memory.
+    #[track_caller]
+    pub fn with_memory(name: &str, bytes: usize) -> Self {
+        let group = Self::with("memory", name);
+        fs::write(group.path.join("memory.max"), bytes.to_string()).expect("memory.max");
+        // Without swap there is no such file.
+        let _ = fs::write(group.path.join("memory.swap.max"), "0");
+        group
+    }
+
+    #[track_caller]
+    fn with(controller: &str, name: &str) -> Self {
+        prepare(controller);
         let path = Path::new(ROOT).join(format!("vxe-{}-{name}", std::process::id()));
         fs::create_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         Self { path }
@@ -76,6 +93,29 @@ impl Cgroup {
     pub fn mentions(&self, region: &Region) -> usize {
         let text = fs::read_to_string(self.path.join("dmem.current")).expect("dmem.current");
         text.lines().filter(|line| line.split(' ').next() == Some(&region.0)).count()
+    }
+
+    /// How much of the system's memory it has, in bytes.
+    #[track_caller]
+    pub fn memory(&self) -> usize {
+        let text = fs::read_to_string(self.path.join("memory.current")).expect("memory.current");
+        text.trim().parse().expect("a number of bytes")
+    }
+
+    /// How many processes of it were killed for want of memory.
+    #[track_caller]
+    pub fn oom_kills(&self) -> u64 {
+        let text = fs::read_to_string(self.path.join("memory.events")).expect("memory.events");
+        number(&text, "oom_kill").expect("oom_kill")
+    }
+
+    /// Freezes all that is in it, or has it go on; returns when they are.
+    #[track_caller]
+    pub fn freeze(&self, frozen: bool) {
+        let number_of = u64::from(frozen);
+        fs::write(self.path.join("cgroup.freeze"), number_of.to_string()).expect("cgroup.freeze");
+        let events = || fs::read_to_string(self.path.join("cgroup.events")).expect("cgroup.events");
+        soon("the group is frozen, or not", || number(&events(), "frozen") == Some(number_of));
     }
 
     /// Sets how much it may have at the most, in bytes.

@@ -129,6 +129,17 @@ impl Child {
         unsafe { libc::poll(&mut poll, 1, 0) > 0 }
     }
 
+    /// Whether it has ended, and was not waited for yet.
+    pub fn is_over(&self) -> bool {
+        // SAFETY: all zeroes are such a structure, which the call fills.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let how = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: the call writes the structure.
+        let result = unsafe { libc::waitid(libc::P_PID, self.pid as libc::id_t, &mut info, how) };
+        // SAFETY: the call has filled it, or left zeroes.
+        result == 0 && unsafe { info.si_pid() } == self.pid
+    }
+
     /// Waits for its end; what `waitpid(2)` says.
     #[track_caller]
     pub fn wait(mut self) -> i32 {

@@ -84,6 +84,10 @@ use kernel::{
         WorkItem, //
     }, //
 };
+use kernel_ext::{
+    live_mm,
+    memcg::ActiveMemcg, //
+};
 use map::VmaMap;
 use property::FailedFaults;
 use vma::{
@@ -237,10 +241,15 @@ impl Vm {
 
     /// Services a fault: makes its access possible.
     ///
-    /// Fails with `ENOENT` if the VM is closed, `EINVAL` where nothing is bound, `EPERM` for a write
-    /// to what is bound for reading, `EACCES` for an atomic where the GPU may do none, and as
+    /// Fails with `ENOENT` if the VM is closed, `EFAULT` if its process is exiting, `EINVAL` where nothing
+    /// is bound, `EPERM` for a write to what is bound for reading, `EACCES` for an atomic where the GPU may do none, and as
     /// [`svm::fault`] and [`buffer::fault`] do.
     pub(crate) fn service(&self, fault: Fault) -> Result<Served> {
+        // Who serves is a worker of the kernel's: what it allocates is for the process.
+        let _charged = {
+            let mm = self.svm.core().mm().ok_or(EFAULT)?;
+            ActiveMemcg::of(&*live_mm::get(mm, 0)?)
+        };
         let mut done = self.try_service(fault, false);
         for _ in 1..ROUNDS {
             // The CPU keeps changing its mappings, or is just slow. Others get their turn at the lock
