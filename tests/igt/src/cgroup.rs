@@ -8,7 +8,6 @@ use std::{
     fs,
     os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
-    process::Command,
 };
 use vxe_client::Device;
 
@@ -147,19 +146,6 @@ impl Drop for Cgroup {
         // Whoever is in it ends with the subtest.
         let _ = fs::write(Path::new(ROOT).join("cgroup.procs"), "0");
         let _ = fs::remove_dir(&self.path);
-    }
-}
-
-/// Skips the subtest on a kernel that can charge nobody but who serves a fault: one without
-/// `CONFIG_VHOST_TASK`.
-#[track_caller]
-pub fn need_payers() {
-    let config = Command::new("zcat").arg("/proc/config.gz").output();
-    let config = config.map(|output| output.stdout).unwrap_or_default();
-    let config = String::from_utf8_lossy(&config);
-    // Where the kernel does not tell, it is one that can.
-    if !config.is_empty() && !config.lines().any(|line| line == "CONFIG_VHOST_TASK=y") {
-        skip!("the kernel has no threads that charge a process");
     }
 }
 

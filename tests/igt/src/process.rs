@@ -56,6 +56,13 @@ impl Link {
         self.try_receive().expect("receive from the other process")
     }
 
+    /// Whether there is something to receive, or the other side is gone.
+    pub fn has_word(&self) -> bool {
+        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: the call writes to the one entry.
+        unsafe { libc::poll(&mut poll, 1, 0) > 0 }
+    }
+
     /// The socket.
     pub const fn socket(&self) -> &UnixStream {
         &self.0
@@ -123,10 +130,7 @@ impl Child {
 
     /// Whether it has sent something that was not received yet, or is gone.
     pub fn has_word(&self) -> bool {
-        let mut poll =
-            libc::pollfd { fd: self.link.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: the call writes to the one entry.
-        unsafe { libc::poll(&mut poll, 1, 0) > 0 }
+        self.link.has_word()
     }
 
     /// Whether it has ended, and was not waited for yet.

@@ -56,10 +56,7 @@ use crate::{
     uapi, //
 };
 use gpusvm::{
-    pagemap::payer::{
-        self,
-        Enrolled, //
-    },
+    pagemap::payer,
     Guard,
     Retry,
     Svm, //
@@ -168,7 +165,7 @@ impl Vm {
         let aspace = AddressSpace::new(dev.bus.clone(), VA_BITS)?;
         let collector = Collector::new()?;
         let (memory, payer) = match mode {
-            Mode::OnFault => (memory_of(dev)?, payer_of(dev)?),
+            Mode::OnFault => (memory_of(dev)?, Some(payer::enroll()?)),
             Mode::AtOnce => (None, None),
         };
         let context = Context {
@@ -378,18 +375,6 @@ fn memory_of(dev: &Device) -> Result<Option<Pagemap>> {
             Ok(None)
         }
         done => done,
-    }
-}
-
-/// The calling process as one that pays for device memory. One that cannot has none, and all stays in
-/// system memory. Fails with `ENODEV`, `ENOMEM` and `ERESTARTNOINTR`.
-fn payer_of(dev: &Device) -> Result<Option<Enrolled>> {
-    match payer::enroll() {
-        Err(e) if ![ENODEV, ENOMEM, ERESTARTNOINTR].contains(&e) => {
-            kernel_ext::drm_dbg!(dev, "a process cannot pay for device memory: {e:?}");
-            Ok(None)
-        }
-        done => done.map(Some),
     }
 }
 

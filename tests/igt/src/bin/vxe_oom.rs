@@ -12,7 +12,7 @@ use vxe_client::{Advice, Location, Migrate};
 use vxe_igt::{
     cgroup::Cgroup,
     gpu::device,
-    process::{fork, Child, Link},
+    process::{fork, Child},
     skip,
     time::expect_prompt,
     vram::soon,
@@ -60,7 +60,7 @@ fn bystander() -> Child {
         let mut count = 0;
         gpu.increment(map.at(0));
         link.send(0);
-        while !has_word(link) {
+        while !link.has_word() {
             gpu.increment(map.at(0));
             count += 1;
             map.expect_word("the count", 0, count + 1);
@@ -70,13 +70,6 @@ fn bystander() -> Child {
     });
     child.link().receive();
     child
-}
-
-fn has_word(link: &Link) -> bool {
-    use std::os::fd::AsRawFd;
-    let mut poll = libc::pollfd { fd: link.socket().as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: the call writes to the one entry.
-    unsafe { libc::poll(&mut poll, 1, 0) > 0 }
 }
 
 /// Stops a bystander, which must be alive and well.
