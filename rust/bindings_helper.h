@@ -13,8 +13,9 @@
 #include <linux/migrate.h>
 #include <linux/mmu_context.h>
 #include <linux/mmu_notifier.h>
+#include <linux/rcupdate_wait.h>
 #include <linux/rwsem.h>
-#include <linux/sched/vhost_task.h>
+#include <linux/task_work.h>
 #include <drm/drm_gpusvm.h>
 #include <drm/drm_pagemap.h>
 #include <drm/drm_pagemap_util.h>

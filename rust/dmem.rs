@@ -17,9 +17,16 @@ use kernel::{
     bindings,
     error::{from_err_ptr, to_result},
     ffi::c_int,
+    page::PAGE_SIZE,
     prelude::*,
     sync::{new_mutex, Arc, Mutex}, //
 };
+
+/// Bytes of a page.
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// How often a charge in parts is begun anew since the thread has moved to another cgroup.
+const MOVES: u32 = 8;
 
 /// Whether there is a controller.
 pub const IS_CONTROLLED: bool = cfg!(CONFIG_CGROUP_DMEM);
@@ -74,11 +81,52 @@ impl Region {
     /// Fails with `ENODEV` for a region that is not registered any more, and `ENOMEM`.
     pub fn try_charge(&self, bytes: u64) -> Result<Charge, Refused> {
         let state = self.state.lock();
+        Self::charge_locked(&state, bytes)
+    }
+
+    /// As [`try_charge`](Self::try_charge), for a number of pages, of which any part can be
+    /// [taken](Charge::take) and given back by itself.
+    ///
+    /// The controller gives back just what was charged at once. So what is charged are 1, 2, 4 pages and so
+    /// on, and the rest.
+    pub fn try_charge_pages(&self, pages: u32) -> Result<Charge, Refused> {
+        let state = self.state.lock();
+        for _ in 0..MOVES {
+            match Self::charge_pages_locked(&state, pages) {
+                Err(Refused::Failed(EAGAIN)) => {}
+                done => return done,
+            }
+        }
+        Err(EAGAIN.into())
+    }
+
+    /// As [`try_charge_pages`](Self::try_charge_pages), with the lock held. Fails with `EAGAIN` if the thread
+    /// moves to another cgroup in the middle of it.
+    fn charge_pages_locked(state: &State, pages: u32) -> Result<Charge, Refused> {
+        let units = pages.max(1).ilog2();
+        let rest = pages - ((1 << units) - 1);
+        let mut charge = Self::charge_locked(state, u64::from(rest) * PAGE)?;
+        for unit in (0..units).rev() {
+            let mut more = Self::charge_locked(state, PAGE << unit)?;
+            if more.pool != charge.pool {
+                return Err(EAGAIN.into());
+            }
+            // INVARIANT: What is charged by `more` is handed over.
+            more.rest = 0;
+            charge.units |= 1 << unit;
+        }
+        Ok(charge)
+    }
+
+    fn charge_locked(state: &State, bytes: u64) -> Result<Charge, Refused> {
         let region = match *state {
-            State::Free => return Ok(Charge { pool: None, bytes }),
+            State::Free => return Ok(Charge::new(None, bytes)),
             State::Registered(region) => region,
             State::Gone => return Err(ENODEV.into()),
         };
+        if bytes == 0 {
+            return Ok(Charge::new(None, 0));
+        }
         let (mut pool, mut limit) = (null_mut(), null_mut());
         // SAFETY: The region is registered, and stays so as long as the lock is held.
         let charged = to_result(unsafe {
@@ -86,10 +134,7 @@ impl Region {
         });
         match (charged, NonNull::new(limit)) {
             // INVARIANT: Just charged.
-            (Ok(()), _) => Ok(Charge {
-                pool: NonNull::new(pool),
-                bytes,
-            }),
+            (Ok(()), _) => Ok(Charge::new(NonNull::new(pool), bytes)),
             // INVARIANT: The reference was handed over.
             (Err(_), Some(limit)) => Err(Refused::Limit(Pool(limit))),
             (Err(e), None) => Err(e.into()),
@@ -208,12 +253,51 @@ impl Drop for Pool {
 ///
 /// # Invariants
 ///
-/// `bytes` are charged to the pool, if there is one.
+/// If there is a pool, `1 << n` pages were charged to it by themselves for each bit `n` of `units`; and so
+/// were `rest` bytes, unless that is 0.
 #[derive(Debug)]
 #[must_use = "what is dropped is charged no more"]
 pub struct Charge {
     pool: Option<NonNull<ext::dmem_cgroup_pool_state>>,
-    bytes: u64,
+    units: u32,
+    rest: u64,
+}
+
+impl Charge {
+    /// Of what was charged at once.
+    fn new(pool: Option<NonNull<ext::dmem_cgroup_pool_state>>, bytes: u64) -> Self {
+        Self {
+            pool,
+            units: 0,
+            rest: bytes,
+        }
+    }
+
+    /// How much is charged, in bytes.
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.units) * PAGE + self.rest
+    }
+
+    /// Takes so many bytes away, as a charge by themselves; what is left stays.
+    ///
+    /// Of what was charged [in pages](Region::try_charge_pages) any number can be taken once, and all that is
+    /// left. None, with nothing taken, if that cannot be.
+    pub fn take(&mut self, bytes: u64) -> Option<Self> {
+        let rest = if bytes >= self.rest { self.rest } else { 0 };
+        let left = bytes - rest;
+        let units = u32::try_from(left / PAGE).ok()?;
+        if left % PAGE != 0 || units & !self.units != 0 {
+            return None;
+        }
+        // INVARIANT: What was charged by itself is here or there.
+        self.units &= !units;
+        self.rest -= rest;
+        Some(Self {
+            pool: self.pool,
+            units,
+            rest,
+        })
+    }
 }
 
 // SAFETY: Memory may be given back by any thread.
@@ -223,9 +307,16 @@ unsafe impl Sync for Charge {}
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        if let Some(pool) = self.pool {
+        let Some(pool) = self.pool else { return };
+        if self.rest != 0 {
             // SAFETY: By the type invariants.
-            unsafe { ext::dmem_cgroup_uncharge(pool.as_ptr(), self.bytes) }
+            unsafe { ext::dmem_cgroup_uncharge(pool.as_ptr(), self.rest) }
+        }
+        while self.units != 0 {
+            let unit = self.units.trailing_zeros();
+            self.units &= self.units - 1;
+            // SAFETY: By the type invariants.
+            unsafe { ext::dmem_cgroup_uncharge(pool.as_ptr(), PAGE << unit) }
         }
     }
 }

@@ -5,7 +5,7 @@
 //! C headers: [`include/linux/gfp.h`](srctree/include/linux/gfp.h),
 //! [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
 
-use crate::{bindings, zone_device};
+use crate::{bindings, sched, zone_device};
 use core::{
     ffi::c_void,
     mem,
@@ -41,7 +41,8 @@ impl LockedFolio {
     /// reclaim. None when there is no memory.
     ///
     /// A large folio is only tried for, but harder where there is no process, and so nobody who has a
-    /// use for small ones.
+    /// use for small ones. A small one is had, or the OOM killer makes room for it, unless a kernel thread
+    /// asks: that reclaims what it can and then gives up, as nobody could kill it while it tries for ever.
     pub fn ram(place: Place<'_>, order: u32) -> Option<Self> {
         let mut gfp = bindings::KEXT_GFP_HIGHUSER_MOVABLE;
         if order != 0 {
@@ -51,7 +52,7 @@ impl LockedFolio {
             Place::Process(vma, addr) => (vma.as_ptr(), addr),
             Place::Anywhere => (ptr::null_mut(), 0),
         };
-        if order != 0 && vma.is_null() {
+        if (order != 0 && vma.is_null()) || (order == 0 && sched::is_kernel_thread()) {
             gfp |= bindings::KEXT_GFP_RETRY_MAYFAIL;
         }
         let wanted = Wanted {

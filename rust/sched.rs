@@ -5,10 +5,12 @@
 //! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
 
 use crate::bindings as ext;
+use core::ptr::NonNull;
 use kernel::{
     bindings,
     mm::Mm,
     prelude::*,
+    sync::aref::ARef,
     task::Task, //
 };
 
@@ -44,6 +46,12 @@ pub fn sleep_killable(jiffies: usize) {
     unsafe { bindings::schedule_timeout_killable(jiffies) };
 }
 
+/// Whether the calling thread is one of the kernel's, whatever it works with.
+pub fn is_kernel_thread() -> bool {
+    // SAFETY: `current` is valid, and its flags are changed by itself alone.
+    unsafe { (*Task::current_raw()).flags & bindings::PF_KTHREAD != 0 }
+}
+
 /// Whether the calling thread is one of a process, and that is the one whose memory is `mm`. A kernel
 /// thread is not, whatever it works with.
 pub fn is_thread_of(mm: &Mm) -> bool {
@@ -51,4 +59,19 @@ pub fn is_thread_of(mm: &Mm) -> bool {
     // SAFETY: `current` is valid, and its flags and mm are changed by itself alone.
     let (flags, current_mm) = unsafe { ((*task).flags, (*task).mm) };
     flags & bindings::PF_KTHREAD == 0 && current_mm == mm.as_raw()
+}
+
+/// Whether a thread does not sleep, and so may come to user mode soon; at some recent time.
+pub fn is_runnable(task: &Task) -> bool {
+    // SAFETY: The task is valid.
+    unsafe { ext::task_is_runnable(task.as_ptr()) }
+}
+
+/// One of the threads of `process` that work in `mm` and are [runnable](is_runnable): that with the number
+/// `nth`, from 0 on. None if there are fewer. Each call looks at all threads.
+pub fn find_runnable(process: &Task, mm: &Mm, nth: u32) -> Option<ARef<Task>> {
+    // SAFETY: Both are valid.
+    let found = unsafe { ext::find_runnable_thread(process.as_ptr(), mm.as_raw(), nth) };
+    // SAFETY: It is a task, whose reference is handed over.
+    NonNull::new(found).map(|task| unsafe { ARef::from_raw(task.cast()) })
 }

@@ -7,7 +7,7 @@
 //! device fault on this address of its own. The file then shows the ranges and the page table.
 
 use gpusvm::{Access, Config, Ctx, Driver, DrmDevice, Invalidation, Mapped, NewRange, PageSet};
-use gpusvm::{Retry, Stale, Svm};
+use gpusvm::{Retry, Stale, Svm, WouldBlock};
 use kernel::str::{parse_int::ParseInt, BStr};
 use kernel::sync::{aref::ARef, new_mutex, new_spinlock, Mutex, SpinLock};
 use kernel::{debugfs, device, drm, faux, fmt, page, prelude::*, sizes, uaccess::UserSliceReader};
@@ -50,6 +50,15 @@ impl Driver for Mirror {
             range.data().lock().clear();
         }
         // A device with a TLB has to forget `invalidation.span()` here.
+    }
+
+    fn try_invalidate(
+        device: &ARef<Device>,
+        invalidation: &Invalidation<'_, Self>,
+    ) -> Result<(), WouldBlock> {
+        // Nothing in there sleeps.
+        Self::invalidate(device, invalidation);
+        Ok(())
     }
 
     fn garbage(device: &ARef<Device>) {

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/cgroup_dmem.h>
-#include <linux/err.h>
-#include <linux/sched.h>
-#include <linux/sched/vhost_task.h>
 
 /* Inline stubs without CGROUP_DMEM; NULL then. The name is that of DRM's own regions. */
 struct dmem_cgroup_region *kext_dmem_cgroup_register_region(u64 size,
@@ -66,36 +63,4 @@ kext_dmem_cgroup_get_common_ancestor(struct dmem_cgroup_pool_state *a,
 void kext_dmem_cgroup_pool_state_put(struct dmem_cgroup_pool_state *pool)
 {
 	dmem_cgroup_pool_state_put(pool);
-}
-
-/* Not there at all without VHOST_TASK, which has no stubs. */
-struct vhost_task *kext_vhost_task_create(bool (*fn)(void *), void (*killed)(void *), void *arg,
-					  const char *name)
-{
-#if IS_ENABLED(CONFIG_VHOST_TASK)
-	return vhost_task_create(fn, killed, arg, name);
-#else
-	return ERR_PTR(-EOPNOTSUPP);
-#endif
-}
-
-void kext_vhost_task_start(struct vhost_task *task)
-{
-#if IS_ENABLED(CONFIG_VHOST_TASK)
-	vhost_task_start(task);
-#endif
-}
-
-void kext_vhost_task_wake(struct vhost_task *task)
-{
-#if IS_ENABLED(CONFIG_VHOST_TASK)
-	vhost_task_wake(task);
-#endif
-}
-
-void kext_vhost_task_stop(struct vhost_task *task)
-{
-#if IS_ENABLED(CONFIG_VHOST_TASK)
-	vhost_task_stop(task);
-#endif
 }

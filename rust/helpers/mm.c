@@ -2,8 +2,11 @@
 
 #include <linux/hmm.h>
 #include <linux/hugetlb.h>
+#include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 
 bool kext_mmu_interval_read_retry(struct mmu_interval_notifier *mni, unsigned long seq)
@@ -75,4 +78,82 @@ bool kext_page_keep_stores(struct page *page, bool write)
 		return false;
 	folio_mark_dirty(folio);
 	return true;
+}
+
+/*
+ * Whether the process that @mm is of is exiting. SIGNAL_GROUP_EXIT is set with the first fatal signal, long
+ * before the threads have noticed; MMF_OOM_REAP_QUEUED when the OOM killer has chosen it, MMF_UNSTABLE when
+ * memory is being taken from it. mm->owner is NULL when no process is left that uses it.
+ */
+bool kext_mm_is_exiting(struct mm_struct *mm)
+{
+	bool exiting = mm_flags_test(MMF_OOM_REAP_QUEUED, mm) || mm_flags_test(MMF_UNSTABLE, mm);
+
+#ifdef CONFIG_MEMCG
+	if (!exiting) {
+		struct task_struct *owner;
+
+		rcu_read_lock();
+		owner = rcu_dereference(mm->owner);
+		exiting = !owner || (!mm_flags_test(MMF_MULTIPROCESS, mm) &&
+				     READ_ONCE(owner->signal->flags) & SIGNAL_GROUP_EXIT);
+		rcu_read_unlock();
+	}
+#endif
+	return exiting;
+}
+
+/* The memory cgroup of @mm, with a reference; struct mem_cgroup is opaque to Rust. */
+void *kext_get_mem_cgroup_from_mm(struct mm_struct *mm)
+{
+	return get_mem_cgroup_from_mm(mm);
+}
+
+void kext_mem_cgroup_put(void *memcg)
+{
+	mem_cgroup_put(memcg);
+}
+
+void *kext_set_active_memcg(void *memcg)
+{
+	return set_active_memcg(memcg);
+}
+
+/*
+ * Whether the kernel might have to kill somebody for @pages more pages of @mm: next to none are free or
+ * could be reclaimed, or a memory cgroup that @mm is in has reached its limit.
+ */
+bool kext_memory_is_short(struct mm_struct *mm, unsigned long pages)
+{
+	bool is_short = si_mem_available() < (long)(totalram_pages() / 64 + pages);
+
+#ifdef CONFIG_MEMCG
+	struct mem_cgroup *memcg, *at;
+
+	memcg = get_mem_cgroup_from_mm(mm);
+	for (at = memcg; at && !is_short; at = parent_mem_cgroup(at))
+		is_short = page_counter_read(&at->memory) + pages > READ_ONCE(at->memory.max);
+	mem_cgroup_put(memcg);
+#endif
+	return is_short;
+}
+
+/* Allocates @count pages, accounted, and frees them; whether there were so many. */
+bool kext_try_pages(unsigned long count)
+{
+	struct page *page, *next;
+	LIST_HEAD(pages);
+
+	for (; count; count--) {
+		page = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_HIGHMEM);
+		if (!page)
+			break;
+		list_add(&page->lru, &pages);
+		cond_resched();
+	}
+	list_for_each_entry_safe(page, next, &pages, lru) {
+		list_del(&page->lru);
+		__free_page(page);
+	}
+	return !count;
 }

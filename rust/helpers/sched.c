@@ -4,6 +4,7 @@
 #include <linux/dma-fence.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/task.h>
 
 void kext_cond_resched(void)
 {
@@ -29,4 +30,32 @@ void kext_dma_fence_put(struct dma_fence *fence)
 void kext_set_current_running(void)
 {
 	__set_current_state(TASK_RUNNING);
+}
+
+bool kext_task_is_runnable(struct task_struct *task)
+{
+	return READ_ONCE(task->__state) == TASK_RUNNING;
+}
+
+/*
+ * The thread number @nth, from 0 on, of those of @process that work in @mm and do not sleep; with a
+ * reference.
+ */
+struct task_struct *kext_find_runnable_thread(struct task_struct *process, struct mm_struct *mm,
+					      unsigned int nth)
+{
+	struct task_struct *thread, *found = NULL;
+
+	rcu_read_lock();
+	for_each_thread(process, thread) {
+		if (!kext_task_is_runnable(thread) || READ_ONCE(thread->mm) != mm ||
+		    thread->flags & (PF_EXITING | PF_USER_WORKER))
+			continue;
+		if (nth--)
+			continue;
+		found = get_task_struct(thread);
+		break;
+	}
+	rcu_read_unlock();
+	return found;
 }

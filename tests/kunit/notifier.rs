@@ -88,21 +88,48 @@ mod tests {
     }
 
     #[test]
-    fn who_may_not_wait_is_sent_away_from_ranges() -> Result {
+    fn who_may_not_wait_has_ranges_let_go_of() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, 64), Prot::Write)?;
+            let svm = env.svm()?;
+            let spans = [pages(16, 1), pages(0, 64), pages(31, 10), pages(0, 17)];
+            for (rounds, span) in (1..).zip(spans) {
+                fault(&svm, pages(16, 1).start, Access::Write)?;
+                ensure!(dma::mapped() != 0);
+                ensure_eq!(invalidate(&svm, span, false)?, (true, true));
+                ensure_eq!(svm.vm().invalidations(), rounds);
+                ensure!(svm.vm().last().locked);
+                ensure_eq!(svm.vm().last().bound, 1);
+                ensure_eq!(dma::mapped(), 0);
+            }
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn who_may_not_wait_is_sent_away_by_a_driver_that_would() -> Result {
         with_device(|env| {
             mm::map(&pages(0, 64), Prot::Write)?;
             let svm = env.svm()?;
             fault(&svm, pages(16, 1).start, Access::Write)?;
             let mapped = dma::mapped();
-            for span in [pages(16, 1), pages(0, 64), pages(31, 10), pages(0, 17)] {
-                ensure_eq!(invalidate(&svm, span, false)?, (false, false));
+            svm.vm().set_waits(true);
+            for span in [pages(16, 1), pages(0, 64)] {
+                ensure_eq!(invalidate(&svm, span, false)?.0, false);
             }
-            // Nothing was done, and the driver not called, which might wait.
+            // Nothing was done.
             ensure_eq!(svm.vm().invalidations(), 0);
             ensure_eq!(dma::mapped(), mapped);
+            // What is elsewhere does not matter.
+            ensure_eq!(invalidate(&svm, pages(32, 16), false)?, (true, true));
             // Who may wait does it.
             ensure_eq!(invalidate(&svm, pages(31, 10), true)?, (true, true));
             ensure_eq!(svm.vm().invalidations(), 1);
+            ensure_eq!(dma::mapped(), 0);
+            // One that was refused is not refused for ever.
+            fault(&svm, pages(16, 1).start, Access::Write)?;
+            svm.vm().set_waits(false);
+            ensure_eq!(invalidate(&svm, pages(16, 1), false)?, (true, true));
             ensure_eq!(dma::mapped(), 0);
             Ok(())
         })

@@ -6,7 +6,7 @@
 
 use crate::fixture::mm;
 use gpusvm::pagemap::payer;
-use kernel::{prelude::*, sync::Arc};
+use kernel::{page::PAGE_SIZE, prelude::*, sync::Arc};
 use kernel_ext::dmem::{
     Charge,
     Chooser,
@@ -80,6 +80,29 @@ mod tests {
     }
 
     #[test]
+    fn any_part_of_a_charge_can_be_taken() -> Result {
+        let registration = register()?;
+        let page = PAGE_SIZE as u64;
+        for pages in [1, 2, 3, 7, 8, 9, 100, 255] {
+            for part in 0..=pages {
+                let all = registration.region().try_charge_pages(pages);
+                let mut all = all.map_err(error)?;
+                let (whole, wanted) = (u64::from(pages) * page, u64::from(part) * page);
+                ensure_eq!(all.bytes(), whole);
+                let taken = all.take(wanted).ok_or(EINVAL)?;
+                ensure_eq!((taken.bytes(), all.bytes()), (wanted, whole - wanted));
+                // No more than there is, and no part of a page.
+                ensure!(all.take(whole - wanted + page).is_none());
+                ensure!(all.take(page / 2).is_none());
+                ensure_eq!(all.bytes(), whole - wanted);
+                let rest = all.take(whole - wanted).ok_or(EINVAL)?;
+                ensure_eq!((rest.bytes(), all.bytes()), (whole - wanted, 0));
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
     fn who_did_not_enroll_is_not_charged() -> Result {
         let registration = register()?;
         // A kernel thread is no process, and has none to be asked for it.
@@ -88,7 +111,7 @@ mod tests {
         ensure!(payer::pid(&mm).is_none());
         let region: &Arc<Region> = registration.region();
         ensure!(matches!(
-            payer::charge(&mm, region, 4096).map_err(error),
+            payer::charge(&mm, region, 1).map_err(error),
             Err(e) if e == ESRCH
         ));
         // Though it uses the memory of one now.

@@ -52,6 +52,10 @@ HARMLESS = re.compile(
 INJECTED = re.compile(r"vmalloc error: size \d+, .*vm_struct allocation failed")
 # How many lines further on that shows its stack.
 INJECTED_TRACE = 5
+# What the OOM killer says, the first with a stack; and by what a test, in the log, says that it means to
+# have somebody killed, until it is over.
+OOM = re.compile(r"invoked oom-killer|[Oo]ut of memory: Killed process")
+OOM_EXPECTED = re.compile(r"klog: (expect|end) oom-kill$|guest: test ")
 EXCERPT = 45
 SAME_REPORT = 60
 
@@ -63,10 +67,15 @@ def problems(lines, allow=None):
     `allow` is a regular expression for reports that this run is meant to cause.
     """
     allow = re.compile(allow) if allow else None
-    found, skip_to, injected = [], -1, -1
+    found, skip_to, injected, may_kill = [], -1, -1, False
     for i, line in enumerate(lines):
+        if announced := OOM_EXPECTED.search(line):
+            may_kill = announced[1] == "expect"
         if INJECTED.search(line):
             injected = i
+        elif may_kill and OOM.search(line):
+            injected = i
+            continue
         elif "Call Trace:" in line and 0 <= injected >= i - INJECTED_TRACE:
             continue
         if i < skip_to or HARMLESS.search(line) or (allow and allow.search(line)):

@@ -8,7 +8,6 @@ use std::{
     fs,
     os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
-    process::Command,
 };
 use vxe_client::Device;
 
@@ -20,7 +19,7 @@ pub struct Cgroup {
     path: PathBuf,
 }
 
-/// Mounts the hierarchy unless it is, and has groups charged by a controller; skips the subtest if that
+/// Mounts the hierarchy unless it is, and has groups charged by `controller`; skips the subtest if that
 /// cannot be.
 #[track_caller]
 fn prepare(controller: &str) {
@@ -51,6 +50,16 @@ impl Cgroup {
     #[track_caller]
     pub fn of_memory(name: &str) -> Self {
         Self::with("memory", name)
+    }
+
+    /// The same, of one that may have so much of it, in bytes, and no swap.
+    #[track_caller]
+    pub fn with_memory(name: &str, bytes: usize) -> Self {
+        let group = Self::of_memory(name);
+        fs::write(group.path.join("memory.max"), bytes.to_string()).expect("memory.max");
+        // Without swap there is no such file.
+        let _ = fs::write(group.path.join("memory.swap.max"), "0");
+        group
     }
 
     #[track_caller]
@@ -100,6 +109,29 @@ impl Cgroup {
         text.lines().filter(|line| line.split(' ').next() == Some(&region.0)).count()
     }
 
+    /// How much of the system's memory it has, in bytes.
+    #[track_caller]
+    pub fn memory(&self) -> usize {
+        let text = fs::read_to_string(self.path.join("memory.current")).expect("memory.current");
+        text.trim().parse().expect("a number of bytes")
+    }
+
+    /// How many processes of it were killed for want of memory.
+    #[track_caller]
+    pub fn oom_kills(&self) -> u64 {
+        let text = fs::read_to_string(self.path.join("memory.events")).expect("memory.events");
+        number(&text, "oom_kill").expect("oom_kill")
+    }
+
+    /// Freezes all that is in it, or has it go on; returns when they are.
+    #[track_caller]
+    pub fn freeze(&self, frozen: bool) {
+        let number_of = u64::from(frozen);
+        fs::write(self.path.join("cgroup.freeze"), number_of.to_string()).expect("cgroup.freeze");
+        let events = || fs::read_to_string(self.path.join("cgroup.events")).expect("cgroup.events");
+        soon("the group is frozen, or not", || number(&events(), "frozen") == Some(number_of));
+    }
+
     /// Sets how much it may have at the most, in bytes.
     #[track_caller]
     pub fn limit(&self, region: &Region, bytes: usize) {
@@ -129,19 +161,6 @@ impl Drop for Cgroup {
         // Whoever is in it ends with the subtest.
         let _ = fs::write(Path::new(ROOT).join("cgroup.procs"), "0");
         let _ = fs::remove_dir(&self.path);
-    }
-}
-
-/// Skips the subtest on a kernel that can charge nobody but who serves a fault: one without
-/// `CONFIG_VHOST_TASK`.
-#[track_caller]
-pub fn need_payers() {
-    let config = Command::new("zcat").arg("/proc/config.gz").output();
-    let config = config.map(|output| output.stdout).unwrap_or_default();
-    let config = String::from_utf8_lossy(&config);
-    // Where the kernel does not tell, it is one that can.
-    if !config.is_empty() && !config.lines().any(|line| line == "CONFIG_VHOST_TASK=y") {
-        skip!("the kernel has no threads that charge a process");
     }
 }
 

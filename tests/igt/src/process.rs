@@ -56,6 +56,13 @@ impl Link {
         self.try_receive().expect("receive from the other process")
     }
 
+    /// Whether there is something to receive, or the other side is gone.
+    pub fn has_word(&self) -> bool {
+        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: the call writes to the one entry.
+        unsafe { libc::poll(&mut poll, 1, 0) > 0 }
+    }
+
     /// The socket.
     pub const fn socket(&self) -> &UnixStream {
         &self.0
@@ -123,10 +130,18 @@ impl Child {
 
     /// Whether it has sent something that was not received yet, or is gone.
     pub fn has_word(&self) -> bool {
-        let mut poll =
-            libc::pollfd { fd: self.link.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: the call writes to the one entry.
-        unsafe { libc::poll(&mut poll, 1, 0) > 0 }
+        self.link.has_word()
+    }
+
+    /// Whether it has ended, and was not waited for yet.
+    pub fn is_over(&self) -> bool {
+        // SAFETY: all zeroes are such a structure, which the call fills.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let how = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: the call writes the structure.
+        let result = unsafe { libc::waitid(libc::P_PID, self.pid as libc::id_t, &mut info, how) };
+        // SAFETY: the call has filled it, or left zeroes.
+        result == 0 && unsafe { info.si_pid() } == self.pid
     }
 
     /// Waits for its end; what `waitpid(2)` says.

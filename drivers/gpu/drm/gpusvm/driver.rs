@@ -54,10 +54,31 @@ pub trait Driver: Sized + Send + Sync + 'static {
     /// itself wait for a fault to be served.
     fn invalidate(vm: &Self::Vm, invalidation: &Invalidation<'_, Self>);
 
+    /// As [`invalidate`](Self::invalidate), for who may not wait: the OOM reaper, which takes memory from a
+    /// process that is being killed. What it is refused stays allocated until the process has ended, and
+    /// after a second the OOM killer turns to the next one.
+    ///
+    /// A driver that lets go without sleeping, and without waiting for anybody who may, does so here; a
+    /// spinlock may be waited for, a mutex tried. It fails where it would have to wait for more: then it
+    /// is called again some time later, for these ranges or as `invalidate`. What it has let go of already
+    /// need not be undone.
+    ///
+    /// If it is left out nobody is let go of without waiting.
+    fn try_invalidate(
+        _vm: &Self::Vm,
+        _invalidation: &Invalidation<'_, Self>,
+    ) -> Result<(), WouldBlock> {
+        Err(WouldBlock)
+    }
+
     /// There are ranges that the CPU unmapped: have [`Guard::collect_garbage`] called soon. Called
     /// with the notifier lock held: only queues the work.
     fn garbage(vm: &Self::Vm);
 }
+
+/// Somebody would have to be waited for, by who may not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WouldBlock;
 
 /// A driver's part of a new range.
 pub struct NewRange<T> {
@@ -238,6 +259,7 @@ impl<D: Driver> Svm<D> {
                 unsafe {
                     core.set_driver_lock(lock.dep_map())
                 };
+                core.set_nonblock();
             },
         })
     }
@@ -342,19 +364,33 @@ impl<D: Driver> Svm<D> {
     ) {
         // SAFETY: The core calls the operations of an SVM with that SVM, one of its notifiers and a
         // valid range.
-        let (this, watched, changed, event) = unsafe {
+        let (this, watched, changed, event, blockable) = unsafe {
             (
                 Self::from_core(core),
                 (*notifier.cast::<Notifier>()).span(),
                 (*mmu_range).start..(*mmu_range).end,
                 (*mmu_range).event,
+                ext::mmu_notifier_range_blockable(mmu_range),
             )
         };
         // Each notifier is told of its own part. No range reaches beyond its notifier, so that one
         // that is changed in part is so still.
         let changed = changed.start.max(watched.start)..changed.end.min(watched.end);
+        let let_go = if blockable {
+            Self::invalidate_all
+        } else {
+            D::try_invalidate
+        };
         // SAFETY: The notifier lock is held for writing.
-        unsafe { this.let_go(changed, event) };
+        if unsafe { this.let_go_by(changed, event, let_go) }.is_err() {
+            this.core.refuse();
+        }
+    }
+
+    /// [`Driver::invalidate`], which does not fail.
+    fn invalidate_all(vm: &D::Vm, invalidation: &Invalidation<'_, D>) -> Result<(), WouldBlock> {
+        D::invalidate(vm, invalidation);
+        Ok(())
     }
 
     /// Has the driver let go of the ranges that overlap `changed`, and unmaps their pages.
@@ -363,9 +399,27 @@ impl<D: Driver> Svm<D> {
     ///
     /// The notifier lock must be held for writing.
     pub(crate) unsafe fn let_go(&self, changed: Span<usize>, event: Event) {
+        // SAFETY: By this function's requirements. It does not fail.
+        let _ = unsafe { self.let_go_by(changed, event, Self::invalidate_all) };
+    }
+
+    /// As [`let_go`](Self::let_go), by `let_go`; fails as that does, with nothing unmapped.
+    ///
+    /// Nothing else in here sleeps: to unmap a page from a device, or to give up a pagemap, may be done in
+    /// any context.
+    ///
+    /// # Safety
+    ///
+    /// The notifier lock must be held for writing.
+    unsafe fn let_go_by(
+        &self,
+        changed: Span<usize>,
+        event: Event,
+        let_go: fn(&D::Vm, &Invalidation<'_, D>) -> Result<(), WouldBlock>,
+    ) -> Result<(), WouldBlock> {
         // SAFETY: The notifier lock is held.
         let Some(first) = (unsafe { self.core.range_find(changed.clone()) }) else {
-            return;
+            return Ok(());
         };
         let invalidation = Invalidation {
             svm: self,
@@ -375,7 +429,7 @@ impl<D: Driver> Svm<D> {
             _ranges: PhantomData,
         };
         if invalidation.ranges().next().is_some() {
-            D::invalidate(&self.vm, &invalidation);
+            let_go(&self.vm, &invalidation)?;
         }
         let mut garbage = false;
         for range in invalidation.all() {
@@ -394,6 +448,7 @@ impl<D: Driver> Svm<D> {
         if garbage {
             D::garbage(&self.vm);
         }
+        Ok(())
     }
 }
 

@@ -29,12 +29,14 @@ use core::{
 use kernel::{
     bindings::page,
     mm::Mm,
+    page::PAGE_SHIFT,
     prelude::*, //
 };
 use kernel_ext::{
     bindings as ext,
     dma::Direction,
     hmm::{Block, Blocks, Pfn, Walk},
+    live_mm,
     mmu_interval::MmuIntervalNotifier,
     rwsem::ReadGuard, //
 };
@@ -64,7 +66,7 @@ impl Source<'_> {
     /// Errors, after which nothing is mapped:
     /// - `EAGAIN`: the CPU changed its mappings meanwhile; try again;
     /// - `EBUSY`: it kept doing so until the time of `attempt` was spent;
-    /// - `EFAULT`: a page cannot be had, the pages are retired, the process is gone, or the device
+    /// - `EFAULT`: a page cannot be had, the pages are retired, the process is gone or exiting, or the device
     ///   cannot reach a page;
     /// - `EPERM`: a page may not be written;
     /// - `EOPNOTSUPP`: a page of a kind that cannot be mapped, such as another device's memory;
@@ -85,7 +87,7 @@ impl Source<'_> {
         walk: &mut Walk,
     ) -> Result {
         self.svm.assert_driver_lock();
-        let mm = self.mm.mmget_not_zero().ok_or(EFAULT)?;
+        let mm = live_mm::get(self.mm, self.span.len() >> PAGE_SHIFT)?;
         {
             let lock = self.svm.read_lock();
             // SAFETY: The notifier lock is held.

@@ -39,7 +39,7 @@ pub mod svm;
 pub mod view;
 
 pub use ctx::{Access, Ctx};
-pub use driver::{Driver, Invalidation, NewRange, Range, Svm};
+pub use driver::{Driver, Invalidation, NewRange, Range, Svm, WouldBlock};
 pub use flags::{PagesFlag, RangeFlag};
 pub use guard::{Found, Guard, Stale};
 pub use kernel_ext::drm_device::DrmDevice;

@@ -22,6 +22,7 @@ use crate::{
 use core::{ffi::c_void, ops::Range as Span, ptr, ptr::NonNull};
 use kernel::{
     bindings,
+    mm::Mm,
     prelude::*,
     sync::{lock, static_lock_class, Mutex}, //
 };
@@ -236,6 +237,11 @@ impl<D: Driver> Found<'_, '_, D> {
     /// Size in bytes.
     pub fn size(&self) -> usize {
         self.range().size()
+    }
+
+    /// The process's address space.
+    pub fn mm(&self) -> Option<&Mm> {
+        self.guard.core().mm()
     }
 
     /// The driver's part of the range.

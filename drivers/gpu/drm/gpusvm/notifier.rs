@@ -218,8 +218,10 @@ unsafe fn free(gpusvm: &GpuSvm, notifier: NonNull<Notifier>) {
 
 /// The CPU changes its mappings. C: `drm_gpusvm_notifier_invalidate()`.
 ///
-/// A caller that may not sleep (the OOM reaper) is sent away only if it would have to wait: where a
-/// range has to be unmapped, or the lock is taken. Over a span without ranges it proceeds.
+/// A caller that may not wait (the OOM reaper) is sent away only if it would have to: where the lock is
+/// taken, or there are ranges of which the driver cannot let go [at once]. It comes again then.
+///
+/// [at once]: crate::Driver::try_invalidate
 ///
 /// # Safety
 ///
@@ -253,13 +255,15 @@ unsafe extern "C" fn invalidate(
     };
     // SAFETY: The notifier lock is held.
     let hit = unsafe { this.find(span) }.is_some();
-    if hit && !blockable {
-        return false;
-    }
-    // SAFETY: Called from the invalidate callback, under the lock that readers retry under.
+    // SAFETY: Called from the invalidate callback, under the lock that readers retry under. Where nothing
+    // is invalidated in the end, they only look once more.
     unsafe { ext::mmu_interval_set_seq(mni, seq) };
-    if hit {
-        gpusvm.call_invalidate(this, mmu_range);
+    match (hit, blockable) {
+        (false, _) => true,
+        (true, true) => {
+            gpusvm.call_invalidate(this, mmu_range);
+            true
+        }
+        (true, false) => gpusvm.try_call_invalidate(this, mmu_range),
     }
-    true
 }

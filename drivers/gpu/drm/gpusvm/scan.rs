@@ -14,11 +14,13 @@ use kernel::{
     bindings,
     ffi::c_ulong,
     mm::{virt::VmaRef, Mm, MmWithUser, MmapReadGuard},
+    page::PAGE_SHIFT,
     prelude::*, //
 };
 use kernel_ext::{
     bindings as ext,
-    hmm::{Pfn, Request, Walk}, //
+    hmm::{Pfn, Request, Walk},
+    live_mm, //
 };
 
 /// Where the pages of a range are, `enum drm_gpusvm_scan_result`.
@@ -147,7 +149,7 @@ impl GpuSvm {
         attempt: &Attempt<'_>,
         walk: &mut Walk,
     ) -> ScanResult {
-        let Some(_mm) = self.mm().and_then(Mm::mmget_not_zero) else {
+        let Some(_mm) = self.mm().and_then(|mm| live_mm::get(mm, 0).ok()) else {
             return ScanResult::Unpopulated;
         };
         // SAFETY: The driver's lock keeps the range in its tree.
@@ -182,13 +184,14 @@ impl GpuSvm {
     /// Parts of the range without a VMA, or that cannot be had, are passed over, and what is behind
     /// them is still brought back; the first error of a part that has a VMA is returned at the end.
     /// Takes the mmap lock. `ETIME` says that the CPU kept changing its mappings, `EFAULT` also that
-    /// the process is gone.
+    /// the process is gone or exiting.
     ///
     /// # Safety
     ///
     /// As for [`scan`](Self::scan).
     pub unsafe fn evict(&self, range: &SvmRange, attempt: &Attempt<'_>) -> Result {
-        let mm = self.mm().and_then(Mm::mmget_not_zero).ok_or(EFAULT)?;
+        let pages = range.size() >> PAGE_SHIFT;
+        let mm = live_mm::get(self.mm().ok_or(EFAULT)?, pages)?;
         // SAFETY: The driver's lock keeps the range in its tree.
         let notifier = unsafe { range.notifier() }.mmu();
         let mut walk = Walk::new();

@@ -35,12 +35,17 @@ use kernel::{
     mm::{virt::VmaRef, Mm},
     page::PAGE_SIZE,
     prelude::*,
-    sync::{aref::ARef, static_lock_class},
+    sync::{
+        aref::ARef,
+        atomic::{Atomic, Relaxed},
+        static_lock_class, //
+    },
 };
 use kernel_ext::{
     bindings as ext,
     hmm::Walk,
     interval_tree::Tree,
+    live_mm,
     lock_name,
     rwsem::{ReadGuard, RwSemaphore}, //
 };
@@ -64,6 +69,8 @@ pub struct GpuSvm {
     pub(crate) ops: *const Ops,
     pub(crate) chunk_sizes: *const usize,
     pub(crate) num_chunks: c_int,
+    /// What `invalidate` can do for who may not wait; padding in C.
+    nonblock: Atomic<u32>,
     #[pin]
     pub(crate) notifier_lock: RwSemaphore,
     #[pin]
@@ -107,6 +114,11 @@ impl Config {
         Ok(())
     }
 }
+
+/// The driver's `invalidate` can be called for who may not wait.
+const NONBLOCK: u32 = 1;
+/// It was, and would have to wait. Set and cleared under the notifier lock, held for writing.
+const REFUSED: u32 = 2;
 
 impl GpuSvm {
     /// A full SVM of `mm`, `drm_gpusvm_init()`. Fails with `EINVAL` as [`Config::check`] says, or
@@ -153,6 +165,7 @@ impl GpuSvm {
             ops,
             chunk_sizes: config.chunk_sizes.as_ptr(),
             num_chunks: config.chunk_sizes.len() as c_int,
+            nonblock: Atomic::new(0),
             notifier_lock <- RwSemaphore::new(
                 lock_name!(c"gpusvm.notifier_lock"),
                 static_lock_class!()
@@ -255,6 +268,34 @@ impl GpuSvm {
         }
     }
 
+    /// Says that the driver's `invalidate` heeds whether a range is blockable, and calls
+    /// [`refuse`](Self::refuse) where it would have to wait; C's has no way to say that.
+    pub(crate) fn set_nonblock(&self) {
+        self.nonblock.store(NONBLOCK, Relaxed);
+    }
+
+    /// Says, in `invalidate`, that it would have to wait, so that the pages may be in use still.
+    pub(crate) fn refuse(&self) {
+        self.nonblock.store(NONBLOCK | REFUSED, Relaxed);
+    }
+
+    /// As [`call_invalidate`](Self::call_invalidate), for a range that is not blockable. Returns whether the
+    /// driver let go; if not, the pages of some ranges may be mapped still.
+    pub(crate) fn try_call_invalidate(
+        &self,
+        notifier: &Notifier,
+        range: *const bindings::mmu_notifier_range,
+    ) -> bool {
+        if self.nonblock.load(Relaxed) != NONBLOCK {
+            return false;
+        }
+        self.call_invalidate(notifier, range);
+        // The notifier lock is held for writing: it was this call that refused.
+        let done = self.nonblock.load(Relaxed) == NONBLOCK;
+        self.nonblock.store(NONBLOCK, Relaxed);
+        done
+    }
+
     /// Invalidates `range` as if the CPU had changed its mappings, by an event of the kind `event`.
     ///
     /// This is how anything but a change by the CPU makes a driver let go of a range: a permission
@@ -346,7 +387,7 @@ impl GpuSvm {
     /// C: `drm_gpusvm_find_vma_start()`, which gives the start of the VMA even if that is below the
     /// span.
     pub fn find_vma_start(&self, span: Range<usize>) -> Option<usize> {
-        let mm = self.mm()?.mmget_not_zero()?;
+        let mm = live_mm::get(self.mm()?, 0).ok()?;
         let mmap = mm.mmap_read_lock();
         let vma = crate::scan::first_vma(&mmap, &mm, span.clone())?;
         Some(vma.start().max(span.start))
@@ -360,7 +401,7 @@ impl GpuSvm {
     ///
     /// Errors, after which nothing is changed but where said:
     /// - `EINVAL`: `addr` is outside the SVM or the window;
-    /// - `EFAULT`: the process is gone;
+    /// - `EFAULT`: the process is gone or exiting;
     /// - `ENOENT`: the CPU has no VMA there;
     /// - `EPERM`: a write to a VMA that may not be written;
     /// - `EIO`: device memory of some other driver is mapped there;
@@ -386,7 +427,7 @@ impl GpuSvm {
             kernel_ext::debug!("{addr:#x} is outside the address space");
             return Err(EINVAL);
         }
-        let mm = self.mm().and_then(Mm::mmget_not_zero).ok_or(EFAULT)?;
+        let mm = live_mm::get(self.mm().ok_or(EFAULT)?, 0)?;
 
         // SAFETY: The driver's lock is held, here and below.
         let found = unsafe { self.notifier_find(addr..addr + 1) };

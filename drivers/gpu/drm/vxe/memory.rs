@@ -16,6 +16,7 @@
 //! The locks here are taken by migrations and CPU faults, under the mmap lock of some process. Under
 //! them nothing sleeps, and no memory is allocated but under that of the cache's lookup.
 
+mod advance;
 mod charge;
 mod local;
 mod residents;
@@ -26,6 +27,8 @@ use crate::{
     stats::Stat,
     vram::Vram, //
 };
+pub(crate) use advance::Advance;
+use advance::Advances;
 use charge::Limits;
 #[cfg(CONFIG_KUNIT = "y")]
 use core::cell::Cell;
@@ -37,6 +40,7 @@ use gpusvm::{
             Offer,
             Offered, //
         },
+        payer,
         provider,
         PageMapRef,
         PagemapCache,
@@ -50,6 +54,8 @@ use kernel::{
         self,
         Bound, //
     },
+    mm::Mm,
+    page::PAGE_SIZE,
     prelude::*,
     sync::{
         aref::ARef,
@@ -72,7 +78,8 @@ use kernel_ext::{
         Registration,
         Want, //
     },
-    jiffies, //
+    jiffies,
+    sched, //
 };
 pub(crate) use local::target;
 use local::Local;
@@ -138,6 +145,8 @@ pub(crate) struct DeviceMemory {
     offered: Mutex<Option<Offered>>,
     #[pin]
     residents: Residents,
+    #[pin]
+    advances: Advances,
 }
 
 /// The memory, for other devices. It keeps the device, until the offer ends.
@@ -163,6 +172,7 @@ impl DeviceMemory {
             region <- new_mutex!(None, "DeviceMemory::region"),
             offered <- new_mutex!(None, "DeviceMemory::offered"),
             residents <- Residents::new(),
+            advances <- Advances::new(),
         })
     }
 
@@ -235,6 +245,29 @@ impl DeviceMemory {
             },
             |limit| self.evict_next(dev, newest, any, Want::Limit(&limit)),
         )
+    }
+
+    /// Charges the process that `mm` is of for `bytes`, of which what the calling thread moves until the
+    /// result is dropped takes what it needs. None if that is left to the time when it is known: to a thread
+    /// of the process itself, or where not all of it can be had.
+    ///
+    /// Fails as [`charge`](Self::charge) and [`payer::charge`] do. Sleeps; to be called before pages or
+    /// locks of the process are taken.
+    pub(crate) fn advance(
+        &self,
+        dev: &Device,
+        mm: &Mm,
+        bytes: usize,
+    ) -> Result<Option<Advance<'_>>> {
+        if sched::is_thread_of(mm) {
+            return Ok(None);
+        }
+        let pages = u32::try_from(bytes / PAGE_SIZE)?;
+        match self.charge(dev, false, |region| payer::charge(mm, region, pages)) {
+            Ok(charge) => self.advances.put(charge).map(Some),
+            Err(ENOSPC) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// Allocates what is charged as `charge` by `attempt`, which fails with `ENOSPC` when there is no

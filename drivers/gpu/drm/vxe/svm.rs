@@ -52,7 +52,8 @@ use gpusvm::{
     DrmDevice,
     Invalidation,
     NewRange,
-    PageSet, //
+    PageSet,
+    WouldBlock, //
 };
 use kernel::{
     prelude::*,
@@ -176,6 +177,15 @@ impl Driver for Mirror {
             vm.dev.stats.inc(Stat::SvmTlbInvalCount);
             vm.dev.stats.add_us(Stat::SvmTlbInvalUs, started);
         }
+    }
+
+    fn try_invalidate(
+        vm: &Context,
+        invalidation: &Invalidation<'_, Self>,
+    ) -> Result<(), WouldBlock> {
+        // The page table and the TLB have spinlocks only, which are held for an access of a page at most.
+        Self::invalidate(vm, invalidation);
+        Ok(())
     }
 
     fn garbage(vm: &Context) {

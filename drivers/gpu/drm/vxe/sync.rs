@@ -40,6 +40,7 @@ use kernel::{
 };
 use kernel_ext::{
     drm_dbg,
+    live_mm,
     use_mm::with_mm, //
 };
 
@@ -159,10 +160,10 @@ impl UserFence {
         let _ = dev.queues.work.enqueue(self);
     }
 
-    /// Writes the value. Fails with `ESRCH` if the process is gone, with `EFAULT` if the address
+    /// Writes the value. Fails with `ESRCH` if the process is gone or exiting, with `EFAULT` if the address
     /// is.
     fn write(&self) -> Result {
-        let mm = MmWithUser::into_mmput_async(self.mm.mmget_not_zero().ok_or(ESRCH)?);
+        let mm = MmWithUser::into_mmput_async(live_mm::get(&self.mm, 1).map_err(|_| ESRCH)?);
         with_mm(&mm, || {
             UserSlice::new(uapi::user_ptr(self.addr), size_of::<u64>())
                 .writer()

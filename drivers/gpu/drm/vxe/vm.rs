@@ -57,10 +57,7 @@ use crate::{
     uapi, //
 };
 use gpusvm::{
-    pagemap::payer::{
-        self,
-        Enrolled, //
-    },
+    pagemap::payer,
     Guard,
     Retry,
     Svm, //
@@ -88,6 +85,8 @@ use kernel::{
 };
 use kernel_ext::{
     drm_debugfs::has_overflowed,
+    live_mm,
+    memcg::ActiveMemcg,
     sched, //
 };
 use map::VmaMap;
@@ -185,7 +184,7 @@ impl Vm {
         let aspace = AddressSpace::new(dev.bus.clone(), VA_BITS)?;
         let collector = Collector::new()?;
         let (memory, payer) = match mode {
-            Mode::OnFault => (memory_of(dev)?, payer_of(dev)?),
+            Mode::OnFault => (memory_of(dev)?, Some(payer::enroll()?)),
             Mode::AtOnce => (None, None),
         };
         let context = Context {
@@ -258,10 +257,15 @@ impl Vm {
 
     /// Services a fault: makes its access possible.
     ///
-    /// Fails with `ENOENT` if the VM is closed, `EINVAL` where nothing is bound, `EPERM` for a write
-    /// to what is bound for reading, `EACCES` for an atomic where the GPU may do none, and as
+    /// Fails with `ENOENT` if the VM is closed, `EFAULT` if its process is exiting, `EINVAL` where nothing
+    /// is bound, `EPERM` for a write to what is bound for reading, `EACCES` for an atomic where the GPU may do none, and as
     /// [`svm::fault`] and [`buffer::fault`] do.
     pub(crate) fn service(&self, fault: Fault) -> Result<Served> {
+        // Who serves is a worker of the kernel's: what it allocates is for the process.
+        let _charged = {
+            let mm = self.svm.core().mm().ok_or(EFAULT)?;
+            ActiveMemcg::of(&*live_mm::get(mm, 0)?)
+        };
         let mut done = self.try_service(fault, false);
         for _ in 1..ROUNDS {
             // The CPU keeps changing its mappings, or is just slow. Others get their turn at the lock
@@ -432,18 +436,6 @@ fn memory_of(dev: &Device) -> Result<Option<Pagemap>> {
             Ok(None)
         }
         done => done,
-    }
-}
-
-/// The calling process as one that pays for device memory. One that cannot has none, and all stays in
-/// system memory. Fails with `ENODEV`, `ENOMEM` and `ERESTARTNOINTR`.
-fn payer_of(dev: &Device) -> Result<Option<Enrolled>> {
-    match payer::enroll() {
-        Err(e) if ![ENODEV, ENOMEM, ERESTARTNOINTR].contains(&e) => {
-            kernel_ext::drm_dbg!(dev, "a process cannot pay for device memory: {e:?}");
-            Ok(None)
-        }
-        done => done.map(Some),
     }
 }
 

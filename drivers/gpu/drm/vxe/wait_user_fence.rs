@@ -14,6 +14,7 @@ use crate::{
     sync::Waited,
     uapi, //
 };
+use gpusvm::pagemap::payer;
 use kernel::{
     prelude::*,
     task::MAX_SCHEDULE_TIMEOUT,
@@ -98,6 +99,7 @@ pub(crate) fn ioctl(
     let mut timeout = to_jiffies(args.timeout, absolute);
     let start = Clock::Monotonic.now_ns();
 
+    let mut attending = None;
     let result = loop {
         // Before looking, so that what is signalled afterwards is not slept through.
         let seen = dev.fences.generation();
@@ -115,6 +117,8 @@ pub(crate) fn ioctl(
             Ok(false) => {}
             Err(error) => break Err(error),
         }
+        // Who waits for the GPU answers when the process is asked to pay for its memory.
+        attending = attending.or_else(payer::attend);
         timeout = match dev.fences.wait(seen, timeout) {
             Waited::Signalled(left) => left,
             // Look once more.

@@ -9,12 +9,13 @@ use std::{
 };
 use vxe_client::{Advice, Bind, Bo, Location, Migrate};
 use vxe_igt::{
-    cgroup::{need_payers, Cgroup, Region},
+    cgroup::{Cgroup, Region},
     contents::{filled, pattern},
     env::iterations,
     gpu::device,
     process::{fork, Child, Link},
     sysfs::{Provider, Slot},
+    time::expect_prompt,
     vram::{bring, buffer, in_device, leave, region, soon, touch, try_buffer},
     Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
 };
@@ -30,14 +31,6 @@ fn used() -> u64 {
 /// The device's memory, as cgroups call it.
 fn memory() -> Region {
     Region::of(&device())
-}
-
-/// A subtest, but on a kernel that charges nobody but who serves faults.
-fn subtest(p: &mut Program, name: &str, about: &str, body: fn()) {
-    p.subtest(name, about, move || {
-        need_payers();
-        body();
-    });
 }
 
 /// A child in a group of its own.
@@ -220,6 +213,10 @@ fn forked() {
         });
         link.send(child.pid() as u64);
         std::mem::forget(child);
+        // Awake: one that sleeps is not asked to pay.
+        while !link.has_word() {
+            std::thread::yield_now();
+        }
         link.receive();
     });
     let child = parent.link().receive() as libc::pid_t;
@@ -430,6 +427,99 @@ fn stopped() {
     group.expect_nothing(&memory);
 }
 
+/// The owner is frozen: its GPU goes on, in system memory, and does not wait for it.
+fn frozen() {
+    let (memory, group) = (memory(), Cgroup::new("its"));
+    let shared = Map::shared(PAGE);
+    let child = fork_into(&group, |link| {
+        let gpu = Gpu::new();
+        let work = |map: Map, stamp: u32| {
+            gpu.start(|c| {
+                // Something else, for long enough to be frozen meanwhile.
+                for _ in 0..2000 {
+                    c.increment(shared.at(PAGE / 2));
+                }
+                c.store(shared.at(0), stamp);
+                for offset in (0..map.len()).step_by(SZ_64K) {
+                    c.increment(map.at(offset));
+                }
+                c.store(shared.at(0), stamp + 1);
+            })
+        };
+        for stamp in [1, 3] {
+            let map = filled(8 * SZ_2M);
+            let job = work(map, stamp).expect("a job");
+            link.send(0);
+            job.wait().expect("the job");
+            map.expect("all", |o| pattern(o).wrapping_add(u32::from(o % SZ_64K == 0)));
+            map.unmap();
+            link.receive();
+        }
+    });
+    let took = || {
+        soon("the job begins", || shared.read(0) % 2 == 1);
+        let start = Instant::now();
+        soon("the job is done", || shared.read(0) % 2 == 0);
+        start.elapsed()
+    };
+    child.link().receive();
+    let awake = took();
+    child.link().send(0);
+    child.link().receive();
+    group.freeze(true);
+    let frozen = took();
+    println!("it took {awake:?}, and {frozen:?} with the process frozen");
+    println!("{:#x} bytes are charged", group.current(&memory));
+    group.freeze(false);
+    child.link().send(0);
+    child.expect_success();
+    group.expect_nothing(&memory);
+    expect_prompt("the job of who is frozen", frozen, 2 * awake + Duration::from_millis(500));
+}
+
+/// The owner sleeps where it must not be woken: what its GPU works on stays in system memory, and its
+/// sleep goes on. When it waits for the GPU, or is awake, memory moves.
+fn asleep() {
+    let (memory, group) = (memory(), Cgroup::new("its"));
+    let child = fork_into(&group, |link| {
+        let gpu = Gpu::new();
+        let map = filled(SIZE);
+        let job = gpu.start(|c| {
+            for offset in (0..map.len()).step_by(SZ_64K) {
+                c.increment(map.at(offset));
+            }
+        });
+        let job = job.expect("a job");
+        link.send(0);
+        // A sleep that would not be restarted.
+        // SAFETY: the calls take an array of one entry, and nothing else.
+        let (epoll, slept) = unsafe {
+            let epoll = libc::epoll_create1(0);
+            let mut event = libc::epoll_event { events: 0, u64: 0 };
+            (epoll, libc::epoll_wait(epoll, &mut event, 1, 1000))
+        };
+        assert!(epoll >= 0);
+        assert_eq!(slept, 0, "its sleep ended: {}", std::io::Error::last_os_error());
+        job.wait().expect("the job");
+        link.send(0);
+        link.receive();
+        let more = filled(SIZE);
+        bring(&gpu, more);
+        link.send(0);
+        link.receive();
+        more.expect("what moved", pattern);
+    });
+    child.link().receive();
+    child.link().receive();
+    child.link().send(0);
+    child.link().receive();
+    let charged = group.current(&memory);
+    assert!(charged >= SIZE as u64, "only {charged:#x} bytes are charged for who is awake");
+    child.link().send(0);
+    child.expect_success();
+    group.expect_nothing(&memory);
+}
+
 /// The memory of another device, in a module of its own, is charged as that.
 fn elsewhere() {
     let group = Cgroup::new("its");
@@ -481,22 +571,24 @@ fn unbound() {
 
 fn main() -> ExitCode {
     let mut p = Program::new("vxe_dmem", "Who is charged for device memory.");
-    subtest(&mut p, "charged", "Memory on the device is charged to its process.", charged);
-    subtest(&mut p, "exit", "A process that ends is charged no more.", || end(false));
-    subtest(&mut p, "kill", "A process that is killed is charged no more.", || end(true));
-    subtest(&mut p, "exec", "A process that becomes another program is charged no more.", exec);
-    subtest(&mut p, "back", "What the CPU takes back is charged no more.", back);
-    subtest(&mut p, "other-cgroup", "A process moves to another cgroup.", moves);
-    subtest(&mut p, "fork", "The owner of a VM pays for what others have it do.", forked);
-    subtest(&mut p, "limit", "More is worked on than the cgroup may have.", limited);
-    subtest(&mut p, "limit-0", "The cgroup may have nothing.", nothing);
-    subtest(&mut p, "limit-own", "A limit costs only those whom it is for.", from_himself);
-    subtest(&mut p, "limit-lowered", "A limit is lowered.", lowered);
-    subtest(&mut p, "protected", "Protected memory makes no room.", protected);
-    subtest(&mut p, "buffer", "Buffers are charged, and limited.", buffers);
-    subtest(&mut p, "buffer-for-pages", "A buffer takes the place of pages.", buffer_for_pages);
-    subtest(&mut p, "stopped", "The owner is stopped.", stopped);
-    subtest(&mut p, "other-device", "The memory of another device is charged.", elsewhere);
-    subtest(&mut p, "unbind", "The device goes, and comes back.", unbound);
+    p.subtest("charged", "Memory on the device is charged to its process.", charged);
+    p.subtest("exit", "A process that ends is charged no more.", || end(false));
+    p.subtest("kill", "A process that is killed is charged no more.", || end(true));
+    p.subtest("exec", "A process that becomes another program is charged no more.", exec);
+    p.subtest("back", "What the CPU takes back is charged no more.", back);
+    p.subtest("other-cgroup", "A process moves to another cgroup.", moves);
+    p.subtest("fork", "The owner of a VM pays for what others have it do.", forked);
+    p.subtest("limit", "More is worked on than the cgroup may have.", limited);
+    p.subtest("limit-0", "The cgroup may have nothing.", nothing);
+    p.subtest("limit-own", "A limit costs only those whom it is for.", from_himself);
+    p.subtest("limit-lowered", "A limit is lowered.", lowered);
+    p.subtest("protected", "Protected memory makes no room.", protected);
+    p.subtest("buffer", "Buffers are charged, and limited.", buffers);
+    p.subtest("buffer-for-pages", "A buffer takes the place of pages.", buffer_for_pages);
+    p.subtest("stopped", "The owner is stopped.", stopped);
+    p.subtest("frozen", "The owner is frozen.", frozen);
+    p.subtest("asleep", "The owner sleeps, and must not be woken.", asleep);
+    p.subtest("other-device", "The memory of another device is charged.", elsewhere);
+    p.subtest("unbind", "The device goes, and comes back.", unbound);
     p.main()
 }

@@ -9,13 +9,18 @@ use std::{
     process::{Command, ExitCode, Stdio},
     time::Duration,
 };
-use vxe_client::{request, sys, Bind, Bo, Device, ExecQueue, Fence, Timeout, Vm, Wait};
+use vxe_client::{
+    request, stats::debugfs_directory, sys, Bind, Bo, Commands, Device, ExecQueue, Fence, Timeout,
+    Vm, Wait,
+};
 use vxe_igt::{
     contents::pattern,
     env::iterations,
     gpu::{device, write_batch, PATIENCE},
     process::{fork, Link},
-    Gpu, Map, Program, PAGE, SZ_64K,
+    skip,
+    vram::soon,
+    Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
 };
 
 /// When set, the program is what `exec-keeps-fd` has executed, with the device at this descriptor.
@@ -293,6 +298,73 @@ fn exec_in_flight() {
     }
 }
 
+/// The only thread of a process ends by itself (exit(2), and not exit_group(2), which the C library calls),
+/// with a buffer mapped and a job under way: the process ends, and its VM with it.
+fn exit_of_the_thread() {
+    let child = fork(|link| {
+        let gpu = Gpu::new();
+        let map = Map::aligned(SZ_2M, SZ_2M);
+        map.fill(pattern);
+        gpu.increment(map.at(0));
+        let bo = Bo::system(gpu.device(), PAGE).expect("a buffer");
+        let mapping = bo.map().expect("its memory");
+        start_counting(&gpu, map.at(0));
+        link.send(0);
+        std::mem::forget((mapping, bo));
+        // SAFETY: the thread ends here, without running any destructor.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    });
+    child.link().receive();
+    let line = format!("vm of process {}", child.pid());
+    assert_eq!(child.wait(), 0, "its end");
+    let path = debugfs_directory(&device()).unwrap_or_else(|e| skip!("{e}")).join("vms");
+    let vms = || std::fs::read_to_string(&path).unwrap_or_else(|e| skip!("{path:?}: {e}"));
+    soon("its VM is gone", || !vms().lines().any(|other| other == line));
+}
+
+/// A process with one thread still has one when its GPU has worked for it: only such a one may go to
+/// another namespace of users.
+fn namespaces() {
+    // SAFETY: the call takes no pointers.
+    let unshare = || match unsafe { libc::unshare(libc::CLONE_NEWUSER) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    let work = || {
+        let gpu = Gpu::new();
+        let map = Map::aligned(SZ_2M, SZ_2M);
+        map.fill(pattern);
+        gpu.increment(map.at(0));
+        let threads = std::fs::read_dir("/proc/self/task").expect("the threads").count();
+        assert_eq!(threads, 1, "threads of a process that has one");
+        gpu
+    };
+    let other = fork(|link| {
+        unshare().expect("unshare");
+        link.send(0);
+        link.receive();
+    });
+    if other.link().try_receive().is_err() {
+        skip!("no namespaces of users");
+    }
+    fork(|_| {
+        let _gpu = work();
+        unshare().expect("unshare");
+    })
+    .expect_success();
+    let path = format!("/proc/{}/ns/user", other.pid());
+    fork(|_| {
+        let _gpu = work();
+        let namespace = std::fs::File::open(&path).expect("the namespace");
+        // SAFETY: the descriptor is open.
+        let done = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWUSER) };
+        assert_eq!(done, 0, "setns: {}", io::Error::last_os_error());
+    })
+    .expect_success();
+    other.link().send(0);
+    other.expect_success();
+}
+
 /// Executes this program, in place of what runs; returns only if it fails.
 fn exec(arguments: &[&str], fd: Option<RawFd>) -> io::Error {
     use std::os::unix::process::CommandExt;
@@ -498,6 +570,8 @@ fn main() -> ExitCode {
     p.subtest("close-while-waiting", "the file is closed under a waiter", close_while_waiting);
     p.subtest("kill-in-flight", "the process is killed in flight", kill_in_flight);
     p.subtest("exit-in-flight", "the process exits in flight", exit_in_flight);
+    p.subtest("exit-thread", "the only thread exits", exit_of_the_thread);
+    p.subtest("namespaces", "the process goes to another namespace", namespaces);
     p.subtest("exec-in-flight", "the process execs in flight", exec_in_flight);
     p.subtest("exec-keeps-fd", "the file survives exec", exec_keeps_fd);
     p.subtest("passed-fd", "the file is passed to another process", passed_fd);

@@ -50,6 +50,7 @@ use kernel_ext::{
     dma::Direction,
     drm_device::DrmDevice,
     list_head::Link,
+    live_mm,
     llist::Linked, //
 };
 
@@ -233,7 +234,7 @@ impl PageMap {
     /// Fails with `EFAULT` if the process is gone, `ENODEV` if the device is, and as the driver says.
     pub fn populate(&self, mm: &Mm, span: Range<usize>, timeslice_ms: u32) -> Result {
         let populate = self.ops().populate_mm.ok_or(ENODEV)?;
-        let mm = mm.mmget_not_zero().ok_or(EFAULT)?;
+        let mm = live_mm::get(mm, 0)?;
         let _mmap = mm.mmap_read_lock();
         // SAFETY: The operation is called as C does it: the process has users and its mmap lock is
         // held for reading; there is a counted reference to the pagemap.

@@ -3,58 +3,66 @@
 //! Who pays for device memory: the process whose pages are there.
 //!
 //! The controller charges the cgroup of the thread that asks. Who serves a fault is a worker of the
-//! kernel's, in the root cgroup; so it has a thread of the process ask. A process that has a mirror
-//! [enrolls](enroll), in one of its own system calls, and then has such a thread, one for all of its mirrors,
-//! which is in its cgroup wherever it moves.
+//! kernel's, in the root cgroup; so it has a thread of the process ask, on its way to user mode. Any of
+//! them will do, as all are in the cgroup of the process. A process that has a mirror [enrolls](enroll), and
+//! is known by that.
 //!
-//! An answer is waited for, though not for ever: a process that is stopped or frozen does not give any, and
-//! is asked no more until it goes on. One that is gone, or has become another program,
-//! is as one that never enrolled: its pages stay in RAM.
+//! No sleep of the process is disturbed, but for that in a driver's own system call, which knows how to
+//! go on ([`attend`]): who waits for the GPU answers there. Who computes, or waits by looking at memory
+//! again and again, is made to answer. A process all of whose threads sleep elsewhere, or are stopped or
+//! frozen, is not waited for: it does not pay, and its pages stay in RAM for now. So do those of one that
+//! is gone, or has become another program.
+//!
+//! Who asks may have to wait until the thread gets the CPU, and it may come to wait for what the asker
+//! holds. So it is watched: as soon as it sleeps it is waited for no longer.
 //!
 //! # Locking
 //!
-//! The list of payers and each payer's queue have a mutex. The first is outside of the second, and both
-//! are leaves but for memory that is allocated under them.
+//! The list of payers, then a payer's threads, then its questions, each a mutex; they are leaves but for
+//! memory that is allocated under them. No lock is held while somebody is waited for.
 
-use core::mem;
+use core::{marker::PhantomData, mem};
 use kernel::{
-    impl_has_work,
     mm::Mm,
     module::this_module,
-    new_work,
     prelude::*,
     sync::{
         aref::ARef,
-        atomic::{Acquire, Atomic, Relaxed, Release},
         global_lock,
         new_mutex,
         Arc,
         Mutex, //
     },
-    task::Pid,
-    workqueue::{Work, WorkItem}, //
+    task::{Pid, Task},
+    time::msecs_to_jiffies, //
 };
 use kernel_ext::{
     completion::Completion,
     dmem::{Charge, Refused, Region, IS_CONTROLLED},
+    jiffies,
     module_ref::ModuleRef,
     sched,
-    vhost_task::{self, ProcessThread, Worker},
+    task_work::{Errand, Notify, Posting},
     workqueue::OwnedQueue, //
 };
 
-/// Whether processes are asked: if there is anything to charge, and whom to ask. A kernel that has no threads
-/// for that charges whoever serves the fault.
-const ARE_ASKED: bool = IS_CONTROLLED && vhost_task::IS_AVAILABLE;
-
-/// How long an answer is waited for, in milliseconds.
+/// How long a thread is waited for that does not sleep, in milliseconds: the CPU may be busy with others.
 const PATIENCE_MS: u32 = 1000;
+
+/// How often it is looked at meanwhile, in milliseconds; in jiffies, at the least one.
+const LOOK_MS: u32 = 1;
+
+/// How many threads are asked, one after the other.
+const THREADS: u32 = 4;
+
+/// How many threads of a process may have been asked and not have come yet.
+const ON_THEIR_WAY: usize = 8;
 
 /// Something that a process is asked to charge.
 #[pin_data]
 struct Question {
     region: Arc<Region>,
-    bytes: u64,
+    pages: u32,
     #[pin]
     answer: Mutex<Option<Result<Charge, Refused>>>,
     #[pin]
@@ -69,181 +77,177 @@ impl Question {
     }
 }
 
-/// What a process's thread shares with those who ask.
-#[pin_data]
-struct Desk {
-    /// Whether there are questions; written under the lock.
-    is_asked: Atomic<bool>,
-    #[pin]
-    queue: Mutex<Queue>,
-}
+/// A thread, and how it was told.
+type Told = (ARef<Task>, Notify);
 
-struct Queue {
-    questions: KVec<Arc<Question>>,
-    /// The thread did not come for a question in time, and has not come since.
-    stuck: bool,
-    /// The process is gone, or another program.
-    closed: bool,
-}
-
-impl Worker for Desk {
-    fn has_work(&self) -> bool {
-        self.is_asked.load(Acquire)
-    }
-
-    fn work(&self) {
-        let questions = {
-            let mut queue = self.queue.lock();
-            self.is_asked.store(false, Relaxed);
-            queue.stuck = false;
-            mem::take(&mut queue.questions)
-        };
-        for question in questions {
-            question.answer(question.region.try_charge(question.bytes));
-        }
-    }
-
-    fn killed(&self) {
-        let questions = {
-            let mut queue = self.queue.lock();
-            queue.closed = true;
-            mem::take(&mut queue.questions)
-        };
-        for question in questions {
-            question.answer(Err(ESRCH.into()));
-        }
-    }
-}
-
-/// The thread of a payer, with what its end needs: that may take as long as the process is stopped.
-#[pin_data]
-struct Clerk {
-    thread: ProcessThread<Desk>,
-    /// The thread runs code of this module. Given up last.
-    _module: ModuleRef,
-    #[pin]
-    end: Work<Clerk>,
-}
-
-impl_has_work! {
-    impl HasWork<Self> for Clerk { self.end }
-}
-
-impl WorkItem for Clerk {
-    type Pointer = Pin<KBox<Self>>;
-
-    fn run(this: Pin<KBox<Self>>) {
-        drop(this);
-    }
+/// The threads of a payer that are known.
+struct Threads {
+    /// Those that sleep in a system call of a driver's, and may be woken.
+    attending: KVec<ARef<Task>>,
+    /// Those that were told to come and answer, and have not come yet.
+    told: KVec<Told>,
 }
 
 /// A process that pays.
+#[pin_data]
 struct Payer {
     /// Kept, so that no other has its address meanwhile.
     mm: ARef<Mm>,
-    pid: Pid,
-    /// There until it is dropped.
-    clerk: Option<Pin<KBox<Clerk>>>,
+    process: ARef<Task>,
+    #[pin]
+    threads: Mutex<Threads>,
+    #[pin]
+    questions: Mutex<KVec<Arc<Question>>>,
+}
+
+/// A thread that is to answer.
+struct Visit(Arc<Payer>);
+
+impl Errand for Visit {
+    fn run(&self) {
+        let task = Task::current_raw();
+        {
+            let mut threads = self.0.threads.lock();
+            let at = threads
+                .told
+                .iter()
+                .position(|(told, _)| told.as_ptr() == task);
+            let told = at.and_then(|at| threads.told.remove(at).ok());
+            drop(threads);
+            drop(told);
+        }
+        self.0.answer_all();
+    }
+
+    fn finish(posting: Pin<KBox<Posting<Self>>>) {
+        match &*RETURNING.lock() {
+            Some(queue) => _ = queue.enqueue(posting),
+            // The queue is there as long as the module is, which the posting keeps.
+            None => mem::forget(posting),
+        }
+    }
 }
 
 impl Payer {
-    /// Makes the calling process one. Fails as [`enroll`] does.
+    /// The calling process. Fails with `ENOMEM`.
     fn new(mm: &Mm) -> Result<Arc<Self>> {
-        let this = this_module::<crate::GpuSvmModule>();
-        // SAFETY: The module is this one.
-        let module = unsafe { ModuleRef::try_get(this.as_ptr()) }?;
-        let desk = Arc::pin_init(
-            pin_init!(Desk {
-                is_asked: Atomic::new(false),
-                queue <- new_mutex!(
-                    Queue {
-                        questions: KVec::new(),
-                        stuck: false,
-                        closed: false,
+        Arc::pin_init(
+            pin_init!(Self {
+                mm: mm.into(),
+                process: kernel::current!().group_leader().into(),
+                threads <- new_mutex!(
+                    Threads {
+                        attending: KVec::new(),
+                        told: KVec::new(),
                     },
-                    "payer::Desk"
+                    "payer::Threads"
                 ),
+                questions <- new_mutex!(KVec::new(), "payer::Questions"),
             }),
             GFP_KERNEL,
-        )?;
-        let thread = ProcessThread::new(c"gpusvm-charge", desk)?;
-        let clerk = KBox::pin_init(
-            pin_init!(Clerk {
-                thread,
-                _module: module,
-                end <- new_work!("payer::Clerk"),
-            }),
-            GFP_KERNEL,
-        )?;
-        let payer = Self {
-            mm: mm.into(),
-            pid: kernel::current!().group_leader().pid(),
-            clerk: Some(clerk),
-        };
-        Ok(Arc::new(payer, GFP_KERNEL)?)
+        )
     }
 
     fn is(&self, mm: &Mm) -> bool {
         self.mm.as_raw() == mm.as_raw()
     }
 
-    /// Whether it never pays again.
-    fn is_closed(&self) -> bool {
-        let desk = self.clerk.as_ref().map(|clerk| clerk.thread.worker());
-        desk.is_none_or(|desk| desk.queue.lock().closed)
+    /// Answers all questions, if the calling thread still is one of the process: and not exiting, say.
+    fn answer_all(&self) {
+        if !sched::is_thread_of(&self.mm) {
+            return;
+        }
+        let questions = mem::take(&mut *self.questions.lock());
+        for question in questions {
+            question.answer(question.region.try_charge_pages(question.pages));
+        }
     }
 
     /// Has the process charge. Fails as [`charge`] does.
-    fn ask(&self, region: &Arc<Region>, bytes: u64) -> Result<Charge, Refused> {
-        let thread = &self.clerk.as_ref().ok_or(ESRCH)?.thread;
-        let desk = thread.worker();
+    fn ask(self: &Arc<Self>, region: &Arc<Region>, pages: u32) -> Result<Charge, Refused> {
         let question = Arc::pin_init(
             pin_init!(Question {
                 region: region.clone(),
-                bytes,
+                pages,
                 answer <- new_mutex!(None, "payer::Question"),
                 answered <- Completion::new(),
             }),
             GFP_KERNEL,
         )?;
-        {
-            let mut queue = desk.queue.lock();
-            if queue.closed {
-                return Err(ESRCH.into());
-            }
-            if queue.stuck {
-                return Err(ETIMEDOUT.into());
-            }
-            queue
-                .questions
-                .push(question.clone(), GFP_KERNEL)
-                .map_err(Error::from)?;
-            desk.is_asked.store(true, Release);
-        }
-        thread.wake();
-        let waited = question.answered.wait_killable(PATIENCE_MS);
+        self.questions
+            .lock()
+            .push(question.clone(), GFP_KERNEL)
+            .map_err(Error::from)?;
+        let waited = self.wait_for(&question);
+        let unasked = {
+            let mut questions = self.questions.lock();
+            let at = questions
+                .iter()
+                .position(|other| Arc::ptr_eq(other, &question));
+            at.and_then(|at| questions.remove(at).ok())
+        };
+        drop(unasked);
         // It may have come just now.
         if let Some(answer) = question.answer.lock().take() {
             return answer;
         }
-        let mut queue = desk.queue.lock();
-        let is_it = |other: &Arc<Question>| Arc::ptr_eq(other, &question);
-        if let Some(index) = queue.questions.iter().position(is_it) {
-            let unasked = queue.questions.remove(index);
-            queue.stuck |= waited == Err(ETIMEDOUT);
-            drop(queue);
-            drop(unasked);
-        }
         waited?;
         Err(ETIMEDOUT.into())
     }
-}
 
-impl Drop for Payer {
-    fn drop(&mut self) {
-        if let (Some(clerk), Some(queue)) = (self.clerk.take(), &*CLERKS.lock()) {
-            queue.enqueue(clerk);
+    /// Waits for an answer. Fails with `ETIMEDOUT` if no thread gives one, `EINTR` if the caller is killed,
+    /// `ENODEV` and `ENOMEM`.
+    fn wait_for(self: &Arc<Self>, question: &Question) -> Result {
+        let begun = jiffies::now();
+        for nth in 0..THREADS {
+            let Some(thread) = self.tell(nth)? else { break };
+            loop {
+                match question.answered.wait_killable(LOOK_MS) {
+                    Err(e) if e == ETIMEDOUT => {}
+                    done => return done,
+                }
+                if jiffies::since(begun) > msecs_to_jiffies(PATIENCE_MS) {
+                    return Err(ETIMEDOUT);
+                }
+                if !sched::is_runnable(&thread) {
+                    break;
+                }
+            }
         }
+        Err(ETIMEDOUT)
+    }
+
+    /// Has a thread come and answer: one that attends, or else the one with this number of those that do
+    /// not sleep. Returns it; none if there is none. Fails with `ENODEV` and `ENOMEM`.
+    fn tell(self: &Arc<Self>, nth: u32) -> Result<Option<ARef<Task>>> {
+        let mut threads = self.threads.lock();
+        let (thread, notify) = match threads.attending.last() {
+            Some(thread) if nth == 0 => (thread.clone(), Notify::Signal),
+            _ => match sched::find_runnable(&self.process, &self.mm, nth) {
+                Some(thread) => (thread, Notify::Resume),
+                None => return Ok(None),
+            },
+        };
+        let is_told = |told: &Told| told.0.as_ptr() == thread.as_ptr() && told.1 == notify;
+        if threads.told.iter().any(is_told) {
+            return Ok(Some(thread));
+        }
+        if threads.told.len() >= ON_THEIR_WAY {
+            return Ok(None);
+        }
+        let this = this_module::<crate::GpuSvmModule>();
+        // SAFETY: The module is this one.
+        let module = unsafe { ModuleRef::try_get(this.as_ptr()) }?;
+        let posting = Posting::new(Visit(self.clone()), module)?;
+        threads.told.push((thread.clone(), notify), GFP_KERNEL)?;
+        // With the lock held: one that attends cannot go elsewhere before it knows.
+        if posting.send(&thread, notify).is_err() {
+            let told = threads.told.pop();
+            drop(threads);
+            drop(told);
+            return Ok(None);
+        }
+        Ok(Some(thread))
     }
 }
 
@@ -259,8 +263,8 @@ global_lock! {
 }
 
 global_lock! {
-    // SAFETY: As above.
-    unsafe(uninit) static CLERKS: Mutex<Option<OwnedQueue>> = None;
+    // SAFETY: As above. The work of the queue waits for threads to come back from a visit.
+    unsafe(uninit) static RETURNING: Mutex<Option<OwnedQueue>> = None;
 }
 
 /// Makes the lists ready. Fails with `ENOMEM`.
@@ -272,63 +276,48 @@ pub(crate) unsafe fn init() -> Result {
     // SAFETY: By this function's requirements.
     unsafe {
         PAYERS.init();
-        CLERKS.init();
+        RETURNING.init();
     }
-    *CLERKS.lock() = Some(OwnedQueue::new_unbound(c"gpusvm-payers")?);
+    *RETURNING.lock() = Some(OwnedQueue::new_unbound(c"gpusvm-payers")?);
     Ok(())
 }
 
-/// Waits for threads that are ending. To be called once, when the module is unloaded.
+/// Waits for threads that are coming back. To be called once, when the module is unloaded: which it cannot
+/// be as long as there are others that were told to come.
 pub(crate) fn exit() {
-    let queue = CLERKS.lock().take();
+    let queue = RETURNING.lock().take();
     drop(queue);
     // Nobody is enrolled any more; a static is not dropped, and so would keep the memory of the list.
     let members = mem::take(&mut *PAYERS.lock());
     drop(members);
 }
 
+/// The payer that `mm` is of.
+fn find(mm: &Mm) -> Option<Arc<Payer>> {
+    let members = PAYERS.lock();
+    let member = members.iter().find(|member| member.payer.is(mm));
+    member.map(|member| member.payer.clone())
+}
+
 /// A mirror of a process that pays for its device memory, as long as this lives.
 pub struct Enrolled(ARef<Mm>);
 
-/// Has the calling process pay for device memory that its pages live in.
-///
-/// It then has a thread more, `gpusvm-charge`, until the last of its mirrors is gone. Sleeps. Fails with
-/// `EINVAL` for a kernel thread; `EAGAIN` when the process may have no more threads; `ERESTARTNOINTR`
-/// when a signal is to be handled before; `ENODEV` when the module is on its way out; `ENOMEM`. On a kernel
-/// without `CONFIG_VHOST_TASK` or `CONFIG_CGROUP_DMEM` there is no such thread.
+/// Has the calling process pay for device memory that its pages live in. Sleeps. Fails with `EINVAL` for a
+/// kernel thread, and `ENOMEM`.
 pub fn enroll() -> Result<Enrolled> {
     let current = kernel::current!();
     let mm: &Mm = current.mm().ok_or(EINVAL)?;
-    if !ARE_ASKED {
+    if !IS_CONTROLLED {
         return Ok(Enrolled(mm.into()));
     }
-    let known = {
-        let mut members = PAYERS.lock();
-        members
-            .iter_mut()
-            .find(|member| member.payer.is(mm) && !member.payer.is_closed())
-            .map(|member| member.count += 1)
-    };
-    if known.is_some() {
-        return Ok(Enrolled(mm.into()));
+    if sched::is_kernel_thread() {
+        return Err(EINVAL);
     }
-    let mut payer = Payer::new(mm)?;
+    let payer = Payer::new(mm)?;
     let mut members = PAYERS.lock();
     match members.iter_mut().find(|member| member.payer.is(mm)) {
-        Some(member) => {
-            // In place of one that is gone; or another thread was quicker.
-            if member.payer.is_closed() {
-                mem::swap(&mut member.payer, &mut payer);
-            }
-            member.count += 1;
-        }
-        None => {
-            let member = Member {
-                payer: payer.clone(),
-                count: 1,
-            };
-            members.push(member, GFP_KERNEL)?;
-        }
+        Some(member) => member.count += 1,
+        None => members.push(Member { payer, count: 1 }, GFP_KERNEL)?,
     }
     drop(members);
     Ok(Enrolled(mm.into()))
@@ -350,26 +339,59 @@ impl Drop for Enrolled {
     }
 }
 
-/// Charges `bytes` of `region` to the cgroup of the process that `mm` is of.
+/// A thread that may be woken to answer, as long as this lives.
+pub struct Attending(Arc<Payer>, PhantomData<*mut ()>);
+
+/// Says that the calling thread is about to sleep, interruptibly, in a system call that is restarted after
+/// an interruption (`ERESTARTSYS`), or goes on by itself. What its process is asked now is answered at once,
+/// and after that it is interrupted for it.
 ///
-/// Sleeps, for a bounded time, and needs no lock of the process: may be called with its mmap lock held.
-/// Fails with `ESRCH` if the process is gone or did not [enroll]; `ETIMEDOUT` if it does not answer, as
-/// it is stopped; `EINTR` if the caller is killed; and as [`Region::try_charge`] does.
-pub fn charge(mm: &Mm, region: &Arc<Region>, bytes: u64) -> Result<Charge, Refused> {
-    if !ARE_ASKED || sched::is_thread_of(mm) {
-        return region.try_charge(bytes);
+/// None if the process does not pay, or without memory.
+pub fn attend() -> Option<Attending> {
+    let current = kernel::current!();
+    let payer = find(current.mm()?)?;
+    let task: &Task = &current;
+    payer
+        .threads
+        .lock()
+        .attending
+        .push(task.into(), GFP_KERNEL)
+        .ok()?;
+    payer.answer_all();
+    Some(Attending(payer, PhantomData))
+}
+
+impl Drop for Attending {
+    fn drop(&mut self) {
+        let task = Task::current_raw();
+        let mut threads = self.0.threads.lock();
+        let at = threads
+            .attending
+            .iter()
+            .position(|other| other.as_ptr() == task);
+        let gone = at.and_then(|at| threads.attending.remove(at).ok());
+        drop(threads);
+        drop(gone);
     }
-    let payer = {
-        let members = PAYERS.lock();
-        let member = members.iter().find(|member| member.payer.is(mm));
-        member.map(|member| member.payer.clone())
-    };
-    payer.ok_or(ESRCH)?.ask(region, bytes)
+}
+
+/// Charges `pages` pages of `region` to the cgroup of the process that `mm` is of: a charge of which
+/// parts can be [taken](Charge::take).
+///
+/// Sleeps, for a bounded time, and needs no lock of the process. A thread of the process that waits for a
+/// lock of the caller's, or for a page that the caller has, cannot answer: so this is best called with none.
+///
+/// Fails with `ESRCH` if the process did not [enroll]; `ETIMEDOUT` if none of its threads answers, as they
+/// sleep, or the process is stopped, frozen, or gone; `EINTR` if the caller is killed; and as
+/// [`Region::try_charge_pages`] does.
+pub fn charge(mm: &Mm, region: &Arc<Region>, pages: u32) -> Result<Charge, Refused> {
+    if !IS_CONTROLLED || sched::is_thread_of(mm) {
+        return region.try_charge_pages(pages);
+    }
+    find(mm).ok_or(ESRCH)?.ask(region, pages)
 }
 
 /// The process that `mm` is of, for messages; none if it did not [enroll].
 pub fn pid(mm: &Mm) -> Option<Pid> {
-    let members = PAYERS.lock();
-    let member = members.iter().find(|member| member.payer.is(mm));
-    member.map(|member| member.payer.pid)
+    find(mm).map(|payer| payer.process.pid())
 }

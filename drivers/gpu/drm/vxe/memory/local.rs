@@ -140,14 +140,18 @@ impl Provider for Local {
 
     fn allocate(&self, request: &Request<'_>) -> Result<Block> {
         let (dev, memory) = (&self.dev, &self.dev.memory);
-        let bytes = request.pages() as u64 * PAGE;
+        let pages = u32::try_from(request.pages())?;
+        let bytes = u64::from(pages) * PAGE;
         // Before it waits for anything: while it is listed, the device is there.
         let entry = memory.residents.add()?;
-        let charge = memory
-            .charge(dev, false, |region| {
-                payer::charge(request.mm(), region, bytes)
-            })
-            .inspect_err(|_| memory.residents.remove(&entry))?;
+        let charge = match memory.advances.take(bytes) {
+            Some(charge) => charge,
+            None => memory
+                .charge(dev, false, |region| {
+                    payer::charge(request.mm(), region, pages)
+                })
+                .inspect_err(|_| memory.residents.remove(&entry))?,
+        };
         let mut block = Block {
             parts: KVVec::new(),
             entry,

@@ -23,7 +23,10 @@ use super::{
 use crate::{
     fault::Fault,
     gpu::Access,
-    memory::Pagemap,
+    memory::{
+        Advance,
+        Pagemap, //
+    },
     stats::Stat,
     vm::{
         attributes::{
@@ -129,6 +132,18 @@ pub(crate) enum Memory<'a> {
 }
 
 impl Memory<'_> {
+    /// Charges the process for all that a migration of the range may need, as far as that is known before.
+    fn advance<'d>(
+        &self,
+        vm: &'d Context,
+        found: &Found<'_, '_, Mirror>,
+    ) -> Result<Option<Advance<'d>>> {
+        match (self, found.mm()) {
+            (Self::Own(_), Some(mm)) => vm.dev.memory.advance(&vm.dev, mm, found.size()),
+            _ => Ok(None),
+        }
+    }
+
     /// Moves what can move of a range. (To another device's memory it does from everywhere, as that
     /// was asked for by its name.)
     fn populate(
@@ -350,7 +365,8 @@ pub(crate) fn to_vram(
     let start = Instant::<Monotonic>::now();
     for round in 1..=TRIES {
         let moved = memory
-            .populate(found, sources, stay_ms, attempt)
+            .advance(vm, found)
+            .and_then(|_advance| memory.populate(found, sources, stay_ms, attempt))
             .inspect_err(|e| {
                 kernel_ext::drm_dbg!(
                     &vm.dev,

@@ -17,11 +17,12 @@ use crate::scan::first_vma_locked;
 use core::{ffi::c_void, marker::PhantomData, ops::Range, ptr::NonNull};
 use kernel::{
     mm::Mm,
+    page::PAGE_SHIFT,
     prelude::*,
     sync::aref::ARef,
     time::msecs_to_jiffies, //
 };
-use kernel_ext::{dev_pagemap::DevPagemap, drm_device::DrmDevice};
+use kernel_ext::{dev_pagemap::DevPagemap, drm_device::DrmDevice, live_mm};
 
 /// A device's memory, with a provider. A counted reference.
 pub struct Pagemap<P: Provider>(pub(super) PageMapRef, pub(super) PhantomData<P>);
@@ -121,7 +122,7 @@ impl<P: Provider> Pagemap<P> {
     /// touch, together.
     ///
     /// Errors, after which the part of the VMA that failed is where it was:
-    /// - `EFAULT`: the process is gone, or the device cannot reach a page;
+    /// - `EFAULT`: the process is gone or exiting, or the device cannot reach a page;
     /// - `EINVAL`: the span is not page-aligned;
     /// - `ENOMEM`, or an error of the provider's.
     pub fn populate_from(
@@ -131,7 +132,7 @@ impl<P: Provider> Pagemap<P> {
         span: Range<usize>,
         timeslice_ms: u32,
     ) -> Result<Moved> {
-        let mm = mm.mmget_not_zero().ok_or(EFAULT)?;
+        let mm = live_mm::get(mm, span.len() >> PAGE_SHIFT)?;
         let _mmap = mm.mmap_read_lock();
         // SAFETY: The lock is held.
         unsafe {

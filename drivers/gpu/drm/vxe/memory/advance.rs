@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Device memory that is charged before it is known how much of it is needed.
+//!
+//! To charge a process may be to wait for one of its threads, and that thread may wait for pages that are
+//! being moved. So as much as a migration can need is charged before it takes any; what it needs is taken of
+//! that, and the rest given back when it is over.
+
+use core::marker::PhantomData;
+use kernel::{
+    prelude::*,
+    sync::{
+        new_mutex,
+        Mutex, //
+    },
+    task::Pid, //
+};
+use kernel_ext::dmem::Charge;
+
+/// The advances of all threads that move pages.
+#[pin_data]
+pub(super) struct Advances {
+    /// Each thread has one at the most.
+    #[pin]
+    list: Mutex<KVec<(Pid, Charge)>>,
+}
+
+/// What the calling thread has been advanced. Dropping it gives back what is left.
+pub(crate) struct Advance<'a> {
+    advances: &'a Advances,
+    /// It is of the thread that made it.
+    _thread: PhantomData<*mut ()>,
+}
+
+impl Advances {
+    /// Nobody has any.
+    pub(super) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            list <- new_mutex!(KVec::new(), "vxe::Advances"),
+        })
+    }
+
+    /// Advances the calling thread `charge`. Fails with `ENOMEM`.
+    pub(super) fn put(&self, charge: Charge) -> Result<Advance<'_>> {
+        let of = kernel::current!().pid();
+        self.list.lock().push((of, charge), GFP_KERNEL)?;
+        Ok(Advance {
+            advances: self,
+            _thread: PhantomData,
+        })
+    }
+
+    /// So many bytes of what the calling thread has been advanced, if that is enough.
+    pub(super) fn take(&self, bytes: u64) -> Option<Charge> {
+        let of = kernel::current!().pid();
+        let mut list = self.list.lock();
+        let (_, charge) = list.iter_mut().find(|(whose, _)| *whose == of)?;
+        charge.take(bytes)
+    }
+}
+
+impl Drop for Advance<'_> {
+    fn drop(&mut self) {
+        let of = kernel::current!().pid();
+        let mut list = self.advances.list.lock();
+        let at = list.iter().position(|(whose, _)| *whose == of);
+        let left = at.and_then(|at| list.remove(at).ok());
+        drop(list);
+        drop(left);
+    }
+}

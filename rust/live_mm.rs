@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Users of an address space, but not of one whose process is on its way out.
+//!
+//! A kernel thread that serves a process becomes a user of its address space (`mmget()`), and while it is
+//! one nothing of that memory is freed, not even when the process was killed to free it. So a kernel thread
+//! must not go on for a process that is exiting: it would allocate what its death was to free, and the OOM
+//! killer would turn to the next one.
+//!
+//! Nor may it look for memory while it is a user, where there is none: the OOM killer kills the process, its
+//! parent buries it, and nobody is left of whom the kernel knew that its memory is about to be free.
+//!
+//! C headers: [`include/linux/sched/mm.h`](srctree/include/linux/sched/mm.h),
+//! [`include/linux/oom.h`](srctree/include/linux/oom.h)
+
+use crate::{bindings as ext, memcg::ActiveMemcg, sched};
+use kernel::{
+    mm::{Mm, MmWithUser},
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// Whether the process that `mm` is of is exiting: the OOM killer has chosen it, all of its threads were
+/// told to end (`SIGNAL_GROUP_EXIT`), or there are none left. Advice only: it may be wrong when the caller
+/// reads it, but only by being late.
+///
+/// Where several processes share the address space, one of them does not count. On a kernel without
+/// `CONFIG_MEMCG` nobody knows whose an address space is, and only the OOM killer's choice counts.
+pub fn is_exiting(mm: &MmWithUser) -> bool {
+    // SAFETY: The address space is valid and has users, so that its owner is there or none.
+    unsafe { ext::mm_is_exiting(mm.as_raw()) }
+}
+
+/// How many pages one step may need besides what it is asked for: page tables, and what the kernel notes.
+const BESIDES: usize = 16;
+
+/// Becomes a user of `mm`. Fails with `EFAULT` if it has no users any more, or its process
+/// [is exiting](is_exiting); and with `ENOMEM`.
+///
+/// For kernel threads, and for all that may run in one: to be asked anew before each step that allocates
+/// memory for the process, `pages` pages of it at the most, and given back after it. No lock may be held that a process needs
+/// to end.
+///
+/// Where memory is short, a kernel thread first has the kernel make room, by killing somebody if need be, and
+/// only then becomes a user: of whoever is killed, all memory is free soon.
+pub fn get(mm: &Mm, pages: usize) -> Result<ARef<MmWithUser>> {
+    let pages = pages.saturating_add(BESIDES);
+    if let Some(memcg) = short_of(mm, pages)? {
+        // SAFETY: Has no requirements, but that the caller may sleep.
+        let had = unsafe { ext::try_pages(pages) };
+        drop(memcg);
+        if !had {
+            crate::debug!("there is no memory for the process");
+            return Err(ENOMEM);
+        }
+    }
+    user_of(mm)
+}
+
+/// As [`get`], but makes no room.
+fn user_of(mm: &Mm) -> Result<ARef<MmWithUser>> {
+    let mm = mm.mmget_not_zero().ok_or(EFAULT)?;
+    if is_exiting(&mm) {
+        crate::debug!("the process is exiting");
+        return Err(EFAULT);
+    }
+    Ok(mm)
+}
+
+/// Whether the caller is a kernel thread and might not find so many pages; as what charges the cgroup of the
+/// process for them.
+fn short_of(mm: &Mm, pages: usize) -> Result<Option<ActiveMemcg>> {
+    if !sched::is_kernel_thread() {
+        return Ok(None);
+    }
+    let mm = user_of(mm)?;
+    // SAFETY: The address space is valid and has users, so that its owner is there or none.
+    let is_short = unsafe { ext::memory_is_short(mm.as_raw(), pages) };
+    Ok(is_short.then(|| ActiveMemcg::of(&mm)))
+}
