@@ -19,6 +19,7 @@ use crate::{
         Run,
         Target, //
     },
+    ioctl::Ioctl,
     region::{
         self,
         Region,
@@ -297,12 +298,12 @@ fn create(dev: &Device, size: usize, args: BoArgs) -> Result<ARef<Bo>> {
 /// [`for_each_property`](uapi::for_each_property) fails with, with `ENODEV` for protected content,
 /// and with `ENOMEM`.
 pub(crate) fn create_ioctl(
-    dev: &Device,
+    ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_gem_create,
-    file: &DrmFile,
 ) -> Result<u32> {
     const FLAGS: u32 = uapi::DRM_XE_GEM_CREATE_FLAG_DEFER_BACKING
         | uapi::DRM_XE_GEM_CREATE_FLAG_SCANOUT
+    let (dev, file) = (ioctl.dev(), ioctl.file());
         | uapi::DRM_XE_GEM_CREATE_FLAG_NEEDS_VISIBLE_VRAM
         | uapi::DRM_XE_GEM_CREATE_FLAG_NO_COMPRESSION;
     const WB: u32 = uapi::DRM_XE_GEM_CPU_CACHING_WB;
@@ -331,7 +332,7 @@ pub(crate) fn create_ioctl(
         0 => None,
         id => Some(VmIdentity::of(&file.inner().vm(id)?)),
     };
-    uapi::for_each_property(dev, args.extensions, |property, value| {
+    uapi::for_each_property(ioctl, args.extensions, |property, value| {
         ensure!(
             dev,
             property == uapi::DRM_XE_GEM_CREATE_SET_PROPERTY_PXP_TYPE,
@@ -342,6 +343,7 @@ pub(crate) fn create_ioctl(
 
     let bo_args = BoArgs {
         placement: args.placement,
+    let _registered = ioctl.registered()?;
         cpu_cached: caching == WB,
         compressible: args.flags & uapi::DRM_XE_GEM_CREATE_FLAG_NO_COMPRESSION == 0,
         vm,
@@ -357,12 +359,12 @@ pub(crate) fn create_ioctl(
 /// Fails with `EINVAL`, and with `ENOENT` for a handle that is none. A PCI memory barrier is not to
 /// be had, as on any integrated GPU: `EINVAL`.
 pub(crate) fn mmap_offset_ioctl(
-    dev: &Device,
+    ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_gem_mmap_offset,
-    file: &DrmFile,
 ) -> Result<u32> {
     ensure!(dev, args.extensions == 0, EINVAL);
     ensure!(dev, args.reserved == [0; 2], EINVAL);
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     ensure!(dev, args.flags == 0, EINVAL);
     args.offset = lookup(dev, file, args.handle)?.create_mmap_offset()?;
     Ok(0)

@@ -29,9 +29,6 @@ use crate::{
     check::ensure,
     driver::{
         Device,
-        DrmFile,
-        IoctlDevice,
-        RegisteredDevice,
         VA_BITS, //
     },
     fault::{
@@ -45,6 +42,7 @@ use crate::{
         Access,
         AddressSpace, //
     },
+    ioctl::Ioctl,
     memory::Pagemap,
     svm::{
         self,
@@ -389,9 +387,8 @@ fn payer_of(dev: &Device) -> Result<Option<Enrolled>> {
 /// Fails as xe does, and with `EOPNOTSUPP` for what vxe has none of: scratch pages, and VMs that
 /// are not in long-running mode (their fences are DMA fences).
 pub(crate) fn create_ioctl(
-    dev: &RegisteredDevice,
+    ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_vm_create,
-    file: &DrmFile,
 ) -> Result<u32> {
     const SCRATCH: u32 = uapi::DRM_XE_VM_CREATE_FLAG_SCRATCH_PAGE;
     const LR: u32 = uapi::DRM_XE_VM_CREATE_FLAG_LR_MODE;
@@ -417,21 +414,24 @@ pub(crate) fn create_ioctl(
         Mode::AtOnce
     };
     let vm = Vm::new(dev, mode)?;
-    args.vm_id = file
-        .inner()
-        .add_vm(vm.clone())
-        .inspect_err(|_| vm.close())?;
+    // Who unplugs the device closes all VMs that are known then, and that are known to it.
+    let added = match ioctl.registered() {
+        Ok(_registered) => file.inner().add_vm(vm.clone()),
+        Err(e) => Err(e),
+    };
+    args.vm_id = added.inspect_err(|_| vm.close())?;
     Ok(0)
 }
 
 /// VM_DESTROY.
 pub(crate) fn destroy_ioctl(
-    dev: &IoctlDevice,
+    ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_vm_destroy,
-    file: &DrmFile,
 ) -> Result<u32> {
     ensure!(dev, args.pad == 0, EINVAL);
     ensure!(dev, args.reserved == [0; 2], EINVAL);
     file.inner().remove_vm(args.vm_id)?;
     Ok(0)
+    let (dev, file) = (ioctl.dev(), ioctl.file());
 }
+    let (dev, file) = (ioctl.dev(), ioctl.file());
