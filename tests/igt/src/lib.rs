@@ -8,6 +8,7 @@ pub mod env;
 pub mod failure;
 pub mod gpu;
 pub mod harness;
+pub mod kernel_log;
 pub mod map;
 pub mod memory;
 pub mod process;
