@@ -26,7 +26,10 @@ use crate::{
         Reservation, //
     },
     uapi,
-    vm::Vm,
+    vm::{
+        Vm,
+        VmIdentity, //
+    },
     vram::Allocation, //
 };
 use kernel::{
@@ -45,7 +48,6 @@ use kernel::{
     sync::{
         aref::ARef,
         new_mutex,
-        Arc,
         Mutex,
         SetOnce, //
     }, //
@@ -54,7 +56,8 @@ use kernel_ext::{
     dmem::Charge,
     gem_kind::{
         CpuPages,
-        GemKind, //
+        GemKind,
+        Pages, //
     }, //
 };
 
@@ -101,19 +104,6 @@ enum Memory {
     ),
 }
 
-/// Which VM a VM is, without a reference to it: an object may go while the memory of a process is
-/// locked, which is no time for the end of a VM.
-///
-/// An object that outlives its VM may take a later one for it, and can then be bound there.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct VmIdentity(usize);
-
-impl VmIdentity {
-    fn of(vm: &Arc<Vm>) -> Self {
-        Self(Arc::as_ptr(vm) as usize)
-    }
-}
-
 /// What an object is made of.
 pub(crate) struct BoArgs {
     placement: u32,
@@ -157,9 +147,9 @@ impl BoData {
         self.compressible
     }
 
-    /// Whether the object was made for one VM, and that is another than `vm`.
-    pub(crate) fn is_private_to_other(&self, vm: &Arc<Vm>) -> bool {
-        self.vm.is_some_and(|private| private != VmIdentity::of(vm))
+    /// Whether the object was made for one VM, and that is another than `vm`: maybe one that is gone.
+    pub(crate) fn is_private_to_other(&self, vm: &Vm) -> bool {
+        self.vm.is_some_and(|private| private != vm.identity())
     }
 }
 
@@ -220,6 +210,11 @@ impl CpuPages for BoData {
         }
     }
 
+    /// What was made for one VM stays there, as with xe.
+    fn may_export(&self) -> Result {
+        self.vm.map_or(Ok(()), |_| Err(EPERM))
+    }
+
     fn kind(data: &Data) -> Option<&BoKind> {
         data.bo_kind.as_ref()
     }
@@ -241,10 +236,17 @@ pub(crate) fn kind(dev: &Device) -> Result<BoKind> {
     GemKind::of(&*bo)
 }
 
-/// The object that `handle` names in `file`, if it is one of this driver's. Fails with `ENOENT`.
+/// The object that `handle` names in `file`, if it is one of this driver's. Fails with `ENOENT`, and with
+/// `EOPNOTSUPP` for what was imported from another device, which vxe cannot use.
 pub(crate) fn lookup(dev: &Device, file: &DrmFile, handle: u32) -> Result<ARef<Bo>> {
     let kind = dev.bo_kind.as_ref().ok_or(ENOENT)?;
-    kind.lookup(file, handle)
+    kind.lookup(file, handle).inspect_err(|e| {
+        let why = match *e {
+            EOPNOTSUPP => "imported from another device",
+            _ => "none of this driver's",
+        };
+        kernel_ext::drm_dbg!(dev, "buffer {handle}: {why}");
+    })
 }
 
 /// Gets memory in a region of `placement` that has enough: the device's own, if it may be there, as
@@ -280,7 +282,7 @@ fn place(dev: &Device, placement: u32, size: u64) -> Result<Memory> {
 /// Makes an object, all zeros. Fails with `ENOMEM`, and `ENODEV` if the device is gone.
 fn create(dev: &Device, size: usize, args: BoArgs) -> Result<ARef<Bo>> {
     let Memory::Vram(allocation, _) = &args.memory else {
-        return Bo::new(dev, size, shmem::ObjectConfig::default(), args);
+        return GemKind::create(dev, size, args, Pages::Shmem);
     };
     // Whoever had the memory before is nobody's business.
     dev.copies
@@ -289,7 +291,7 @@ fn create(dev: &Device, size: usize, args: BoArgs) -> Result<ARef<Bo>> {
             to: extent.target(),
             len: extent.len,
         }))?;
-    GemKind::with_own_pages(dev, size, args)
+    GemKind::create(dev, size, args, Pages::Own)
 }
 
 /// `DRM_IOCTL_XE_GEM_CREATE`.
@@ -301,9 +303,9 @@ pub(crate) fn create_ioctl(
     ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_gem_create,
 ) -> Result<u32> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     const FLAGS: u32 = uapi::DRM_XE_GEM_CREATE_FLAG_DEFER_BACKING
         | uapi::DRM_XE_GEM_CREATE_FLAG_SCANOUT
-    let (dev, file) = (ioctl.dev(), ioctl.file());
         | uapi::DRM_XE_GEM_CREATE_FLAG_NEEDS_VISIBLE_VRAM
         | uapi::DRM_XE_GEM_CREATE_FLAG_NO_COMPRESSION;
     const WB: u32 = uapi::DRM_XE_GEM_CPU_CACHING_WB;
@@ -330,7 +332,7 @@ pub(crate) fn create_ioctl(
 
     let vm = match args.vm_id {
         0 => None,
-        id => Some(VmIdentity::of(&file.inner().vm(id)?)),
+        id => Some(file.inner().vm(id)?.identity()),
     };
     uapi::for_each_property(ioctl, args.extensions, |property, value| {
         ensure!(
@@ -341,9 +343,9 @@ pub(crate) fn create_ioctl(
         uapi::check_pxp_type(dev, value)
     })?;
 
+    let _registered = ioctl.registered()?;
     let bo_args = BoArgs {
         placement: args.placement,
-    let _registered = ioctl.registered()?;
         cpu_cached: caching == WB,
         compressible: args.flags & uapi::DRM_XE_GEM_CREATE_FLAG_NO_COMPRESSION == 0,
         vm,
@@ -362,9 +364,9 @@ pub(crate) fn mmap_offset_ioctl(
     ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_gem_mmap_offset,
 ) -> Result<u32> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     ensure!(dev, args.extensions == 0, EINVAL);
     ensure!(dev, args.reserved == [0; 2], EINVAL);
-    let (dev, file) = (ioctl.dev(), ioctl.file());
     ensure!(dev, args.flags == 0, EINVAL);
     args.offset = lookup(dev, file, args.handle)?.create_mmap_offset()?;
     Ok(0)

@@ -66,7 +66,8 @@ use kernel::{
 
 /// VM_BIND.
 ///
-/// Fails as xe does: with `EINVAL` for no such VM and for operations that make no sense, `ENOENT` for no such
+/// Fails as xe does: with `EINVAL` for no such VM and for operations that make no sense, such as to prefetch
+/// a buffer to where it was advised to be, `ENOENT` for no such
 /// queue or buffer, or a VM that is closed, `EBUSY` for an unmap of a mirror where ranges are mapped,
 /// `ENOBUFS` for more operations than there is memory for, `EINTR` for a process that is killed,
 /// `ENOMEM`, `EFAULT`.
@@ -355,6 +356,10 @@ impl Plan {
                 Ok(())
             }
             Op::Prefetch { span, to } => {
+                let mut vmas = changes.map().overlapping(span.clone());
+                // Nobody advises where a buffer is.
+                let advised = *to != To::Advised || vmas.all(Vma::is_mirror);
+                ensure!(vm.dev(), advised, EINVAL);
                 Ok(self.prefetches.push((span.clone(), *to), GFP_KERNEL)?)
             }
         }
