@@ -7,6 +7,7 @@
 //! device that is bound again works like new.
 
 mod held;
+mod lost;
 
 use std::{
     process::ExitCode,
@@ -309,5 +310,6 @@ fn main() -> ExitCode {
     p.subtest("held-fault", "a fault waits for userspace", held_fault);
     p.subtest("queued", "thousands of jobs are queued", queued);
     held::subtests(&mut p);
+    p.subtest("lost", "there is no RAM for what lives on the device", lost::without_ram);
     p.main()
 }
