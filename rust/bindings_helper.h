@@ -19,6 +19,7 @@
 #include <drm/drm_gpusvm.h>
 #include <drm/drm_pagemap.h>
 #include <drm/drm_pagemap_util.h>
+#include <drm/drm_prime.h>
 #include <uapi/drm/xe_drm.h>
 
 /* Macros that bindgen does not evaluate. */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Handles of GEM objects, of which only a driver's own are to be found.
+//! Handles of GEM objects, of which only a driver's own are to be found; and which of these may be
+//! exported.
 //!
 //! DRM makes objects for a driver that are none of `kernel::drm`'s: the frame buffers of
 //! `DRM_IOCTL_MODE_CREATE_DUMB`, and imports. They get handles of the same files, so that a handle
@@ -46,21 +47,36 @@ pub trait CpuPages: DriverObject {
     /// object's as long as that lives.
     fn page(&self, index: usize) -> Option<&Page>;
 
+    /// Whether the object may be exported as a dma-buf: its error if not. One with pages of the driver's
+    /// own is not in any case.
+    fn may_export(&self) -> Result;
+
     /// The kind of such objects, in the data of their device: from when objects are made.
     fn kind(data: &<Self::Driver as drm::Driver>::Data) -> Option<&GemKind<shmem::Object<Self>>>;
 }
 
-/// What all objects of type `O` have in common, and no other objects.
+/// What all objects of type `O` that a file may have handles of have in common, and no other objects.
 ///
 /// # Invariants
 ///
-/// `funcs` are the functions of objects of type `O` as DRM makes them. The type keeps them to itself,
-/// so that an object that has them is an `O`; and so is one that has `own`.
+/// An object that has `shmem` or `own` as its functions is an `O`: they are known here only, and given
+/// to such objects only.
 pub struct GemKind<O> {
-    funcs: *const bindings::drm_gem_object_funcs,
+    /// For objects whose pages are those of shmem.
+    shmem: KBox<bindings::drm_gem_object_funcs>,
     /// For objects whose pages are the driver's own.
     own: KBox<bindings::drm_gem_object_funcs>,
     _objects: PhantomData<fn() -> O>,
+}
+
+/// Whose the pages of an object are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// Those of shmem.
+    Shmem,
+    /// The driver's own: the CPU maps them by [`CpuPages::page`], and the object never gets pages of
+    /// shmem.
+    Own,
 }
 
 // SAFETY: The functions are constant.
@@ -84,40 +100,74 @@ pub fn populate<T: DriverObject>(object: &shmem::Object<T>, index: usize) -> Res
 }
 
 impl<T: CpuPages> GemKind<shmem::Object<T>> {
-    /// The kind of `object`. Fails with `ENOMEM`.
+    /// The kind of `object`, which is made for this, and of which nobody gets a handle. Fails with
+    /// `ENOMEM`.
     pub fn of(object: &shmem::Object<T>) -> Result<Self> {
-        // SAFETY: The object is valid, and its functions never change.
-        let funcs = unsafe { (*object.as_raw()).funcs };
-        // SAFETY: As above.
-        let own = Mapping::<T>::functions(unsafe { &*funcs });
-        // INVARIANT: `object` is such an object; `own` is nobody else's.
+        // SAFETY: The object is valid, and its functions are constant.
+        let funcs = unsafe { &*(*object.as_raw()).funcs };
+        // INVARIANT: Nobody has them yet.
         Ok(Self {
-            funcs,
-            own: KBox::new(own, GFP_KERNEL)?,
+            shmem: KBox::new(Export::<T>::functions(funcs), GFP_KERNEL)?,
+            own: KBox::new(Mapping::<T>::functions(funcs), GFP_KERNEL)?,
             _objects: PhantomData,
         })
     }
 
-    /// Makes an object of `size` bytes that the CPU maps by [`CpuPages::page`]. It never gets pages
-    /// of shmem. Fails with `ENOMEM`, and with `ENODEV` before the device has its kind.
-    pub fn with_own_pages(
+    /// Makes an object of `size` bytes. Fails with `ENOMEM`, and with `ENODEV` before the device has its
+    /// kind.
+    pub fn create(
         dev: &drm::Device<T::Driver>,
         size: usize,
         args: T::Args,
+        pages: Pages,
     ) -> Result<ARef<shmem::Object<T>>> {
-        let own = &*T::kind(dev).ok_or(ENODEV)?.own;
+        let kind = T::kind(dev).ok_or(ENODEV)?;
+        let funcs = match pages {
+            Pages::Shmem => &*kind.shmem,
+            Pages::Own => &*kind.own,
+        };
         let object = shmem::Object::<T>::new(dev, size, shmem::ObjectConfig::default(), args)?;
         // SAFETY: Nobody else knows the object yet. Its functions are borrowed from the data of its
         // device, which outlives the object.
-        unsafe { (*object.as_raw()).funcs = own };
+        unsafe { (*object.as_raw()).funcs = funcs };
         Ok(object)
+    }
+}
+
+/// What DRM calls to export an object of shmem's pages.
+struct Export<T>(PhantomData<T>);
+
+impl<T: CpuPages> Export<T> {
+    /// The functions of such an object, made of those that DRM gives it.
+    fn functions(of: &bindings::drm_gem_object_funcs) -> bindings::drm_gem_object_funcs {
+        bindings::drm_gem_object_funcs {
+            export: Some(Self::export),
+            ..*of
+        }
+    }
+
+    /// # Safety
+    ///
+    /// To be called by DRM for an object that has pages of shmem.
+    unsafe extern "C" fn export(
+        obj: *mut bindings::drm_gem_object,
+        flags: c_int,
+    ) -> *mut bindings::dma_buf {
+        // SAFETY: By this function's requirements.
+        let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(obj) };
+        match object.may_export() {
+            // SAFETY: As above; who exports it has a reference.
+            Ok(()) => unsafe { ext::drm_gem_prime_export(obj, flags) },
+            Err(e) => e.to_ptr(),
+        }
     }
 }
 
 impl<O: IntoGEMObject> GemKind<O> {
     /// The object that `handle` names in `file`.
     ///
-    /// Fails with `ENOENT` if there is none, or if it is of another kind.
+    /// Fails with `ENOENT` if there is none, or if it is of another kind, and with `EOPNOTSUPP` if it
+    /// was imported from another device.
     pub fn lookup<F>(&self, file: &drm::File<F>, handle: u32) -> Result<ARef<O>>
     where
         O: AllocImpl + AlwaysRefCounted,
@@ -131,11 +181,11 @@ impl<O: IntoGEMObject> GemKind<O> {
             return Err(ENOENT);
         }
         // SAFETY: The lookup took a reference.
-        let funcs = unsafe { (*object).funcs };
-        if funcs != self.funcs && !core::ptr::eq(funcs, &*self.own) {
+        let (funcs, imported) = unsafe { ((*object).funcs, !(*object).import_attach.is_null()) };
+        if !core::ptr::eq(funcs, &*self.shmem) && !core::ptr::eq(funcs, &*self.own) {
             // SAFETY: This is that reference.
             unsafe { bindings::drm_gem_object_put(object) };
-            return Err(ENOENT);
+            return Err(if imported { EOPNOTSUPP } else { ENOENT });
         }
         // SAFETY: By the type invariant the object is an `O`, and the reference keeps it.
         let object = unsafe { O::from_raw(object) };

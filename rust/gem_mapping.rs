@@ -38,7 +38,7 @@ impl<T: CpuPages> Mapping<T> {
             free: of.free,
             open: of.open,
             close: of.close,
-            export: Some(export),
+            export: Some(export::<T>),
             mmap: Some(mmap),
             vm_ops: &Self::VM_OPS,
             ..pin_init::zeroed()
@@ -48,12 +48,14 @@ impl<T: CpuPages> Mapping<T> {
 
 /// # Safety
 ///
-/// May be called by anybody.
-unsafe extern "C" fn export(
-    _obj: *mut bindings::drm_gem_object,
+/// To be called by DRM for an object with pages of a `T`.
+unsafe extern "C" fn export<T: CpuPages>(
+    obj: *mut bindings::drm_gem_object,
     _flags: c_int,
 ) -> *mut bindings::dma_buf {
-    EOPNOTSUPP.to_ptr()
+    // SAFETY: By this function's requirements.
+    let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(obj) };
+    object.may_export().err().unwrap_or(EOPNOTSUPP).to_ptr()
 }
 
 /// # Safety

@@ -66,8 +66,8 @@ enum Way {
 /// - `EFAULT` when the IOMMU has no translation for the address,
 /// - `ENXIO` when there is no RAM at the address,
 /// - `ESTALE` when the page has been freed,
-/// - `EACCES` when the page is the kernel's own (slab, page table, kernel image), or is the zero
-///   page and would be written,
+/// - `EACCES` when the page is the kernel's own (slab, page table), or is one that processes have for
+///   reading only, and would be written: of the kernel's image (the vDSO is), or the zero page,
 /// - `EIO` when a device may reach the page, but not the kernel: it is secret memory (see
 ///   `memfd_secret(2)`), or poisoned.
 ///
@@ -239,8 +239,11 @@ impl Port {
         let page = unsafe { bindings::pfn_to_online_page(pfn) };
         let page = NonNull::new(page).ok_or(ENXIO)?;
 
-        // SAFETY: Any frame number is allowed.
-        if unsafe { bindings::is_zero_pfn(pfn) } {
+        // SAFETY: Any frame number is allowed, and `page` is the page of online memory.
+        let fixed =
+            unsafe { bindings::is_zero_pfn(pfn) || bindings::page_is_reserved(page.as_ptr()) };
+        if fixed {
+            // It never was, and never will be, a page that the allocator gives out.
             if way == Way::Write {
                 return Err(EACCES);
             }
@@ -377,6 +380,27 @@ mod tests {
         check(read(&memory, addr) == Ok(0))?;
         // SAFETY: Refused, as is checked; otherwise it writes the zero that is there.
         check(unsafe { memory.store_u32(addr, 0) } == Err(EACCES))
+    }
+
+    /// As a process has it in its vDSO.
+    #[test]
+    fn the_kernels_image_is_only_read() -> Result {
+        let (_device, memory) = memory()?;
+        // SAFETY: Has no requirements.
+        let addr = unsafe { bindings::kernel_image_phys() };
+        check(read(&memory, addr & !3).is_ok())?;
+        // SAFETY: Refused, as is checked.
+        check(unsafe { memory.write(addr, &[0]) } == Err(EACCES))
+    }
+
+    /// As a page of a process's that was freed, and then allocated by the kernel.
+    #[test]
+    fn what_the_kernel_allocated_is_refused() -> Result {
+        let (_device, memory) = memory()?;
+        let word = KBox::new(0u64, GFP_KERNEL)?;
+        // SAFETY: Any address of the kernel's linear map is allowed.
+        let addr = unsafe { bindings::linear_phys(core::ptr::from_ref(&*word).cast()) };
+        check(read(&memory, addr & !3) == Err(EACCES))
     }
 
     #[test]

@@ -5,6 +5,7 @@
 #include <linux/iommu.h>
 #include <linux/memory_hotplug.h>
 #include <linux/mm.h>
+#include <linux/sched/task.h>
 #include <linux/string.h>
 #include <linux/uaccess.h>
 
@@ -50,13 +51,34 @@ bool kext_page_is_free(struct page *page)
 	return !folio_ref_count(page_folio(page));
 }
 
-/* The kernel's own: no driver maps such memory for a device that obeys user programs. */
+/* What the kernel allocated for itself: no driver maps it for a device that obeys user programs. */
 bool kext_page_is_internal(struct page *page)
 {
 	struct folio *folio = page_folio(page);
 
-	return PageReserved(page) || folio_test_slab(folio) ||
-	       folio_test_large_kmalloc(folio) || folio_test_pgtable(folio);
+	return folio_test_slab(folio) || folio_test_large_kmalloc(folio) ||
+	       folio_test_pgtable(folio);
+}
+
+/*
+ * Part of the kernel's image, or what else was never the page allocator's. A process may have it
+ * mapped for reading: the vDSO, the zero page.
+ */
+bool kext_page_is_reserved(struct page *page)
+{
+	return PageReserved(page);
+}
+
+/* A page of the kernel's image. */
+phys_addr_t kext_kernel_image_phys(void)
+{
+	return __pa_symbol(&init_task);
+}
+
+/* Of an address in the kernel's linear map. */
+phys_addr_t kext_linear_phys(const void *addr)
+{
+	return __pa(addr);
 }
 
 /* Not so for secret memory and poisoned pages, which the kernel's mapping leaves out. */

@@ -252,6 +252,7 @@ mod tests {
             })?;
             ensure_eq!(without_memory(scan)?, Err(ENOMEM));
 
+            let users = mm::users(&env.mm);
             let evict = || {
                 let mut guard = svm.lock();
                 let mut retry = Retry::bounded();
@@ -261,11 +262,11 @@ mod tests {
             };
             each_allocation(evict, |result| {
                 is_done_or(ENOMEM, result)?;
-                ensure_eq!(dma::mapped(), mapped);
+                ensure_eq!((dma::mapped(), mm::users(&env.mm)), (mapped, users));
                 Ok(())
             })?;
             ensure_eq!(without_memory(evict)?, Err(ENOMEM));
-            ensure_eq!(dma::mapped(), mapped);
+            ensure_eq!((dma::mapped(), mm::users(&env.mm)), (mapped, users));
             Ok(())
         })
     }

@@ -204,6 +204,30 @@ mod tests {
         })
     }
 
+    /// Behind what the process has there is nothing, or what was never written.
+    #[test]
+    fn a_span_with_a_hole_at_its_end() -> Result {
+        with_vram(64, |env, pagemap| {
+            for hole in [1, 4, 15] {
+                let (span, there) = (pages(0, 16), pages(0, 16 - hole));
+                mm::map(&there, Prot::Write)?;
+                mm::fill(&there)?;
+                let had = 16 - hole;
+                ensure_eq!(to_device(env, pagemap, &span)?, moved(had, had, had));
+                check(&there)?;
+                mm::unmap(&there)?;
+                // All of it is mapped, and the end is empty.
+                mm::map(&span, Prot::Write)?;
+                mm::fill(&there)?;
+                ensure_eq!(to_device(env, pagemap, &span)?, moved(16, had, 16));
+                check(&there)?;
+                check_zero(&pages(had, hole))?;
+                mm::unmap(&span)?;
+            }
+            Ok(())
+        })
+    }
+
     #[test]
     fn a_page_that_is_given_away_twice_is_refused() -> Result {
         with_vram(64, |env, pagemap| {

@@ -29,7 +29,7 @@ fn main() {
         .args(["--default-enum-style", "consts", "--no-prepend-enum-name"])
         .args([
             "--allowlist-type",
-            "drm_xe_.*|xe_vm_fault|drm_version|drm_gem_close|drm_syncobj_(create|destroy)",
+            "drm_xe_.*|xe_vm_fault|drm_version|drm_gem_close|drm_prime_handle|drm_syncobj_(create|destroy)",
         ])
         .args(["--allowlist-var", "IOCTL_.*|DRM_XE_.*|FAULT_.*"])
         .arg("--")

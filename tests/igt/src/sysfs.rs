@@ -64,6 +64,11 @@ impl Slot {
         slot
     }
 
+    /// Whether it is for the driver with this name.
+    pub fn is_of(&self, driver: &str) -> bool {
+        self.driver == driver
+    }
+
     fn exists(&self) -> bool {
         Path::new(DEVICES).join(&*self.name).exists()
     }
@@ -160,9 +165,15 @@ impl Provider {
     /// The same, with one more parameter of the module.
     #[track_caller]
     pub fn load_with(vram_mb: usize, parameter: &str) -> Self {
-        let vram = format!("vram_mb={vram_mb}");
+        Self::try_load(1, vram_mb, parameter).unwrap_or_else(|e| panic!("modprobe: {e}"))
+    }
+
+    /// Loads it, with so many devices, each with as much memory. The error is what modprobe says. Skips
+    /// the subtest if there is no such module, or no right to load it.
+    #[track_caller]
+    pub fn try_load(devices: usize, vram_mb: usize, parameter: &str) -> Result<Self, String> {
         let output = Command::new("modprobe")
-            .args([MODULE, "devices=1", &vram])
+            .args([MODULE, &format!("devices={devices}"), &format!("vram_mb={vram_mb}")])
             .args((!parameter.is_empty()).then_some(parameter))
             .output();
         match output {
@@ -172,12 +183,17 @@ impl Provider {
                 if error.contains("not found") || error.contains("not permitted") {
                     skip!("modprobe: {error}");
                 }
-                panic!("modprobe: {error}");
+                return Err(error.into_owned());
             }
             Err(e) => skip!("modprobe: {e}"),
         }
         assert!(SECOND.is_bound(), "the new device is not bound");
-        Self { loaded: true }
+        Ok(Self { loaded: true })
+    }
+
+    /// All its devices, bound or not.
+    pub fn slots(&self) -> Vec<Slot> {
+        Slot::all().into_iter().filter(|slot| slot.driver == MODULE).collect()
     }
 
     /// Its device.

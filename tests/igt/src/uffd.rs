@@ -17,7 +17,10 @@ const fn request<T>(nr: u64) -> libc::c_ulong {
 
 // From linux/userfaultfd.h, whose layouts never change.
 const API: u64 = 0xaa;
+const FEATURE_WP: u64 = 1;
 const REGISTER_MODE_MISSING: u64 = 1;
+const REGISTER_MODE_WP: u64 = 2;
+const WRITEPROTECT_MODE_WP: u64 = 1;
 const EVENT_PAGEFAULT: u8 = 0x12;
 
 #[repr(C)]
@@ -44,7 +47,15 @@ struct Copy {
     copied: i64,
 }
 
-/// A range of memory without pages; whoever touches it sleeps until the test gives it some.
+#[repr(C)]
+struct WriteProtect {
+    start: u64,
+    length: u64,
+    mode: u64,
+}
+
+/// A range of memory without pages; whoever touches it sleeps until the test gives it some. Or one that
+/// may only be read: whoever writes it sleeps until the test lets him.
 pub struct Uffd {
     file: File,
     map: Map,
@@ -54,6 +65,20 @@ impl Uffd {
     /// Takes charge of untouched memory. Skips the subtest if the system does not allow it.
     #[track_caller]
     pub fn new(map: Map) -> Self {
+        Self::register(map, 0, REGISTER_MODE_MISSING)
+    }
+
+    /// Takes charge of writes to memory that is there. Skips the subtest if the system does not allow
+    /// it.
+    #[track_caller]
+    pub fn write_protected(map: Map) -> Self {
+        let this = Self::register(map, FEATURE_WP, REGISTER_MODE_WP);
+        this.protect(WRITEPROTECT_MODE_WP);
+        this
+    }
+
+    #[track_caller]
+    fn register(map: Map, features: u64, mode: u64) -> Self {
         // SAFETY: the call takes no pointers.
         let fd =
             unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
@@ -63,15 +88,10 @@ impl Uffd {
         // SAFETY: the descriptor is new and ours.
         let file = File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) });
         let this = Self { file, map };
-        this.call(0x3f, &mut Api { api: API, features: 0, ioctls: 0 });
+        this.call(0x3f, &mut Api { api: API, features, ioctls: 0 });
         this.call(
             0x00,
-            &mut Register {
-                start: map.at(0),
-                length: map.len() as u64,
-                mode: REGISTER_MODE_MISSING,
-                ioctls: 0,
-            },
+            &mut Register { start: map.at(0), length: map.len() as u64, mode, ioctls: 0 },
         );
         this
     }
@@ -84,6 +104,19 @@ impl Uffd {
             libc::ioctl(self.file.as_raw_fd(), request::<T>(nr), std::ptr::from_mut(argument))
         };
         assert_eq!(result, 0, "userfaultfd request {nr:#x}: {}", Error::last_os_error());
+    }
+
+    #[track_caller]
+    fn protect(&self, mode: u64) {
+        let mut argument =
+            WriteProtect { start: self.map.at(0), length: self.map.len() as u64, mode };
+        self.call(0x06, &mut argument);
+    }
+
+    /// Lets all write what was [write-protected](Self::write_protected), and wakes those who sleep.
+    #[track_caller]
+    pub fn unprotect(&self) {
+        self.protect(0);
     }
 
     /// Its descriptor.

@@ -3,7 +3,7 @@
 //! Buffer objects.
 
 use crate::{request, sys, Device, Mapping, Result, Vm};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// A buffer object: memory that the driver allocates, named by a handle of the file.
 ///
@@ -46,6 +46,35 @@ impl Bo {
         // SAFETY: creating a buffer touches no memory of the process.
         unsafe { device.call(&request::GEM_CREATE, &mut create) }?;
         Ok(Self { device: device.clone(), handle: create.handle, size })
+    }
+
+    /// The buffer of a dma-buf, which some device exported.
+    ///
+    /// # Errors
+    ///
+    /// What the ioctl says.
+    pub fn import(device: &Device, buffer: BorrowedFd<'_>, size: usize) -> Result<Self> {
+        let mut prime = sys::drm_prime_handle { fd: buffer.as_raw_fd(), ..Default::default() };
+        // SAFETY: the call only fills in its argument.
+        unsafe { device.call(&request::PRIME_FD_TO_HANDLE, &mut prime) }?;
+        Ok(Self { device: device.clone(), handle: prime.handle, size })
+    }
+
+    /// Exports it as a dma-buf.
+    ///
+    /// # Errors
+    ///
+    /// What the ioctl says.
+    pub fn export(&self) -> Result<OwnedFd> {
+        let mut prime = sys::drm_prime_handle {
+            handle: self.handle,
+            flags: (libc::O_CLOEXEC | libc::O_RDWR) as u32,
+            ..Default::default()
+        };
+        // SAFETY: the call only fills in its argument.
+        unsafe { self.device.call(&request::PRIME_HANDLE_TO_FD, &mut prime) }?;
+        // SAFETY: the descriptor is new and ours.
+        Ok(unsafe { OwnedFd::from_raw_fd(prime.fd) })
     }
 
     /// The handle.

@@ -61,6 +61,8 @@ macro_rules! requests {
 requests! {
     VERSION = IOCTL_VERSION(drm_version);
     GEM_CLOSE = IOCTL_GEM_CLOSE(drm_gem_close);
+    PRIME_HANDLE_TO_FD = IOCTL_PRIME_HANDLE_TO_FD(drm_prime_handle);
+    PRIME_FD_TO_HANDLE = IOCTL_PRIME_FD_TO_HANDLE(drm_prime_handle);
     SYNCOBJ_CREATE = IOCTL_SYNCOBJ_CREATE(drm_syncobj_create);
     SYNCOBJ_DESTROY = IOCTL_SYNCOBJ_DESTROY(drm_syncobj_destroy);
     DEVICE_QUERY = IOCTL_XE_DEVICE_QUERY(drm_xe_device_query);

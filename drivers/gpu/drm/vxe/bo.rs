@@ -20,6 +20,7 @@ use crate::{
         Run,
         Target, //
     },
+    ioctl::Ioctl,
     region::{
         self,
         Region,
@@ -27,7 +28,10 @@ use crate::{
         System, //
     },
     uapi,
-    vm::Vm,
+    vm::{
+        Vm,
+        VmIdentity, //
+    },
     vram::{
         Allocation,
         Extent, //
@@ -50,7 +54,6 @@ use kernel::{
     sync::{
         aref::ARef,
         new_mutex,
-        Arc,
         Mutex,
         SetOnce, //
     }, //
@@ -60,7 +63,8 @@ use kernel_ext::{
     gem_kind::{
         self,
         CpuPages,
-        GemKind, //
+        GemKind,
+        Pages, //
     },
     mutex,
     sched, //
@@ -119,19 +123,6 @@ enum Memory {
     ),
 }
 
-/// Which VM a VM is, without a reference to it: an object may go while the memory of a process is
-/// locked, which is no time for the end of a VM.
-///
-/// An object that outlives its VM may take a later one for it, and can then be bound there.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct VmIdentity(usize);
-
-impl VmIdentity {
-    fn of(vm: &Arc<Vm>) -> Self {
-        Self(Arc::as_ptr(vm) as usize)
-    }
-}
-
 /// What an object is made of.
 pub(crate) struct BoArgs {
     placement: u32,
@@ -175,9 +166,9 @@ impl BoData {
         self.compressible
     }
 
-    /// Whether the object was made for one VM, and that is another than `vm`.
-    pub(crate) fn is_private_to_other(&self, vm: &Arc<Vm>) -> bool {
-        self.vm.is_some_and(|private| private != VmIdentity::of(vm))
+    /// Whether the object was made for one VM, and that is another than `vm`: maybe one that is gone.
+    pub(crate) fn is_private_to_other(&self, vm: &Vm) -> bool {
+        self.vm.is_some_and(|private| private != vm.identity())
     }
 }
 
@@ -287,6 +278,11 @@ impl CpuPages for BoData {
         }
     }
 
+    /// What was made for one VM stays there, as with xe.
+    fn may_export(&self) -> Result {
+        self.vm.map_or(Ok(()), |_| Err(EPERM))
+    }
+
     fn kind(data: &Data) -> Option<&BoKind> {
         data.bo_kind.as_ref()
     }
@@ -308,10 +304,17 @@ pub(crate) fn kind(dev: &Device) -> Result<BoKind> {
     GemKind::of(&*bo)
 }
 
-/// The object that `handle` names in `file`, if it is one of this driver's. Fails with `ENOENT`.
+/// The object that `handle` names in `file`, if it is one of this driver's. Fails with `ENOENT`, and with
+/// `EOPNOTSUPP` for what was imported from another device, which vxe cannot use.
 pub(crate) fn lookup(dev: &Device, file: &DrmFile, handle: u32) -> Result<ARef<Bo>> {
     let kind = dev.bo_kind.as_ref().ok_or(ENOENT)?;
-    kind.lookup(file, handle)
+    kind.lookup(file, handle).inspect_err(|e| {
+        let why = match *e {
+            EOPNOTSUPP => "imported from another device",
+            _ => "none of this driver's",
+        };
+        kernel_ext::drm_dbg!(dev, "buffer {handle}: {why}");
+    })
 }
 
 /// Gets memory in a region of `placement` that has enough: the device's own, if it may be there, as
@@ -363,7 +366,7 @@ fn pieces(extent: &Extent) -> impl Iterator<Item = Extent> {
 /// for a caller who is killed.
 fn create(dev: &Device, size: usize, args: BoArgs) -> Result<ARef<Bo>> {
     let Memory::Vram(allocation, _) = &args.memory else {
-        return Bo::new(dev, size, shmem::ObjectConfig::default(), args);
+        return GemKind::create(dev, size, args, Pages::Shmem);
     };
     // Whoever had the memory before is nobody's business.
     for piece in allocation.extents().iter().flat_map(pieces) {
@@ -374,7 +377,7 @@ fn create(dev: &Device, size: usize, args: BoArgs) -> Result<ARef<Bo>> {
             len: piece.len,
         }])?;
     }
-    GemKind::with_own_pages(dev, size, args)
+    GemKind::create(dev, size, args, Pages::Own)
 }
 
 /// `DRM_IOCTL_XE_GEM_CREATE`.
@@ -383,10 +386,10 @@ fn create(dev: &Device, size: usize, args: BoArgs) -> Result<ARef<Bo>> {
 /// [`for_each_property`](uapi::for_each_property) fails with, with `ENODEV` for protected content,
 /// and with `ENOMEM`.
 pub(crate) fn create_ioctl(
-    dev: &Device,
+    ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_gem_create,
-    file: &DrmFile,
 ) -> Result<u32> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     const FLAGS: u32 = uapi::DRM_XE_GEM_CREATE_FLAG_DEFER_BACKING
         | uapi::DRM_XE_GEM_CREATE_FLAG_SCANOUT
         | uapi::DRM_XE_GEM_CREATE_FLAG_NEEDS_VISIBLE_VRAM
@@ -415,9 +418,9 @@ pub(crate) fn create_ioctl(
 
     let vm = match args.vm_id {
         0 => None,
-        id => Some(VmIdentity::of(&file.inner().vm(id)?)),
+        id => Some(file.inner().vm(id)?.identity()),
     };
-    uapi::for_each_property(dev, args.extensions, |property, value| {
+    uapi::for_each_property(ioctl, args.extensions, |property, value| {
         ensure!(
             dev,
             property == uapi::DRM_XE_GEM_CREATE_SET_PROPERTY_PXP_TYPE,
@@ -426,6 +429,7 @@ pub(crate) fn create_ioctl(
         uapi::check_pxp_type(dev, value)
     })?;
 
+    let _registered = ioctl.registered()?;
     let bo_args = BoArgs {
         placement: args.placement,
         cpu_cached: caching == WB,
@@ -443,10 +447,10 @@ pub(crate) fn create_ioctl(
 /// Fails with `EINVAL`, and with `ENOENT` for a handle that is none. A PCI memory barrier is not to
 /// be had, as on any integrated GPU: `EINVAL`.
 pub(crate) fn mmap_offset_ioctl(
-    dev: &Device,
+    ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_gem_mmap_offset,
-    file: &DrmFile,
 ) -> Result<u32> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     ensure!(dev, args.extensions == 0, EINVAL);
     ensure!(dev, args.reserved == [0; 2], EINVAL);
     ensure!(dev, args.flags == 0, EINVAL);

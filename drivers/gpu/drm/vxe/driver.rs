@@ -132,8 +132,6 @@ pub(crate) struct Queues {
     /// Services page faults and collects garbage, a work item a VM. Such work may take as long as the
     /// pages of a process take to come.
     pub(crate) faults: OwnedQueue,
-    /// Short work that needs no job to finish: user fences, closing.
-    pub(crate) work: OwnedQueue,
 }
 
 /// What a platform device of this driver consists of, before anybody drives it.
@@ -156,7 +154,6 @@ impl Board {
         let queues = Queues {
             jobs: OwnedQueue::new_unbound(c"vxe-jobs")?,
             faults: OwnedQueue::new_unbound(c"vxe-faults")?,
-            work: OwnedQueue::new_unbound(c"vxe-work")?,
         };
         let vram = match vram {
             0 => None,
@@ -178,7 +175,6 @@ impl Drop for Board {
         // left is the end of work that nobody waited for, and references to devices that it holds.
         self.queues.jobs.drain();
         self.queues.faults.drain();
-        self.queues.work.drain();
     }
 }
 
@@ -229,7 +225,6 @@ impl drm_platform::Driver for VxeDriver {
         // A fault that is being serviced is waited for: its worker takes the rest of its VM down.
         dev.queues.jobs.flush();
         dev.queues.faults.flush();
-        dev.queues.work.flush();
         // After what may still have been on its way there.
         dev.memory.close(dev);
     }

@@ -4,12 +4,9 @@
 
 use crate::{
     check::ensure,
-    driver::{
-        Device,
-        DrmFile, //
-    },
     exec_queue::Job,
-    sync::exec_fence,
+    ioctl::Ioctl,
+    sync,
     uapi, //
 };
 use kernel::prelude::*;
@@ -19,9 +16,10 @@ use kernel::prelude::*;
 /// Without a batch nothing happens, and no fence is signalled: as in every long-running VM of xe.
 ///
 /// Fails with `EINVAL`; with `ENOENT` for a queue that is none; with `ECANCELED` for a queue that is
-/// banned, or whose VM is closed; with `EAGAIN` for a queue that is full; and as [`exec_fence`] and
+/// banned, or whose VM is closed; with `EAGAIN` for a queue that is full; and as [`sync::fence`] and
 /// allocation fail.
-pub(crate) fn ioctl(dev: &Device, args: &mut uapi::drm_xe_exec, file: &DrmFile) -> Result<u32> {
+pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_exec) -> Result<u32> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     ensure!(dev, args.extensions == 0, EINVAL);
     ensure!(dev, args.pad == [0; 3] && args.reserved == [0; 2], EINVAL);
     ensure!(dev, args.num_syncs <= uapi::DRM_XE_MAX_SYNCS, EINVAL);
@@ -32,11 +30,13 @@ pub(crate) fn ioctl(dev: &Device, args: &mut uapi::drm_xe_exec, file: &DrmFile) 
     ensure!(dev, args.num_batch_buffer <= 1, EINVAL);
     ensure!(dev, !queue.is_dead(), ECANCELED);
 
-    let fence = exec_fence(dev, args.syncs, args.num_syncs)?;
+    let fence = sync::fence(ioctl, args.syncs, args.num_syncs)?;
     if args.num_batch_buffer == 0 {
         return Ok(0);
     }
     ensure!(dev, !queue.vm().is_closed(), ECANCELED);
-    queue.submit(Job::new(args.address, fence)?)?;
+    let job = Job::new(args.address, fence)?;
+    let _registered = ioctl.registered()?;
+    queue.submit(job)?;
     Ok(0)
 }

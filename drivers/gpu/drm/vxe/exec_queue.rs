@@ -24,7 +24,7 @@ use crate::{
         EngineError,
         FaultHandler, //
     },
-    sync::ExecFence,
+    sync::UserFence,
     vm::Vm, //
 };
 use kernel::{
@@ -78,7 +78,7 @@ pub(crate) struct Job {
     /// The GPU address of the first command.
     batch: u64,
     /// What the GPU stores when the batch is done.
-    fence: Option<ExecFence>,
+    fence: Option<UserFence>,
     #[pin]
     links: ListLinks,
 }
@@ -92,7 +92,7 @@ impl_list_item! {
 
 impl Job {
     /// A job for [`ExecQueue::submit`].
-    pub(crate) fn new(batch: u64, fence: Option<ExecFence>) -> Result<ListArc<Self>> {
+    pub(crate) fn new(batch: u64, fence: Option<UserFence>) -> Result<ListArc<Self>> {
         ListArc::pin_init(
             try_pin_init!(Self {
                 batch,

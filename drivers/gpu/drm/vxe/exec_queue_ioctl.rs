@@ -4,14 +4,12 @@
 
 use crate::{
     check::ensure,
-    driver::{
-        Device,
-        DrmFile, //
-    },
+    driver::Device,
     exec_queue::{
         ExecQueue,
         Kind, //
     },
+    ioctl::Ioctl,
     uapi, //
 };
 use kernel::prelude::*;
@@ -46,17 +44,17 @@ pub(crate) fn max_priority() -> u64 {
 /// Fails with `EINVAL`, with `EFAULT`, with `ENOENT` for a VM that is none, with what
 /// [`set_property`] fails with, and with `ENOMEM`.
 pub(crate) fn create_ioctl(
-    dev: &Device,
+    ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_exec_queue_create,
-    file: &DrmFile,
 ) -> Result<u32> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     const FLAGS: u32 = uapi::DRM_XE_EXEC_QUEUE_LOW_LATENCY_HINT;
     ensure!(dev, args.flags & !FLAGS == 0, EINVAL);
     ensure!(dev, args.reserved == [0; 2], EINVAL);
 
     let engines = u32::from(args.width) * u32::from(args.num_placements);
     ensure!(dev, engines != 0 && engines <= MAX_ENGINES, EINVAL);
-    let engine: uapi::drm_xe_engine_class_instance = uapi::read(args.instances)?;
+    let engine: uapi::drm_xe_engine_class_instance = ioctl.read(args.instances)?;
     // There is but one engine of a class, which cannot be named twice.
     ensure!(dev, engines == 1, EINVAL);
     ensure!(dev, engine.gt_id == 0 && engine.pad == 0, EINVAL);
@@ -72,7 +70,7 @@ pub(crate) fn create_ioctl(
 
     let vm = file.inner().vm(args.vm_id)?;
     ensure!(dev, !vm.is_closed(), ENOENT);
-    uapi::for_each_property(dev, args.extensions, |property, value| {
+    uapi::for_each_property(ioctl, args.extensions, |property, value| {
         set_property(dev, property, value)
     })?;
 
@@ -115,10 +113,10 @@ fn set_property(dev: &Device, property: u32, value: u64) -> Result {
 /// Waits for the running job, which is stopped. Fails with `EINVAL`, and with `ENOENT` for a queue
 /// that is none.
 pub(crate) fn destroy_ioctl(
-    dev: &Device,
+    ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_exec_queue_destroy,
-    file: &DrmFile,
 ) -> Result<u32> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     ensure!(dev, args.pad == 0 && args.reserved == [0; 2], EINVAL);
     file.inner().remove_queue(args.exec_queue_id)?;
     Ok(0)
@@ -128,10 +126,10 @@ pub(crate) fn destroy_ioctl(
 ///
 /// Fails with `EINVAL`, and with `ENOENT` for a queue that is none.
 pub(crate) fn get_property_ioctl(
-    dev: &Device,
+    ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_exec_queue_get_property,
-    file: &DrmFile,
 ) -> Result<u32> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     const BAN: u32 = uapi::DRM_XE_EXEC_QUEUE_GET_PROPERTY_BAN;
     ensure!(dev, args.extensions == 0, EINVAL);
     ensure!(dev, args.reserved == [0; 2], EINVAL);
@@ -146,10 +144,10 @@ pub(crate) fn get_property_ioctl(
 /// The only property that can change is a queue's priority within its group, and no queue is in one.
 /// So this fails: with `ENOENT` for a queue that is none, else with `EINVAL`.
 pub(crate) fn set_property_ioctl(
-    dev: &Device,
+    ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_exec_queue_set_property,
-    file: &DrmFile,
 ) -> Result<u32> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     const PRIORITY: u32 = uapi::DRM_XE_EXEC_QUEUE_SET_PROPERTY_MULTI_QUEUE_PRIORITY;
     ensure!(dev, args.extensions == 0, EINVAL);
     ensure!(dev, args.reserved == [0; 2], EINVAL);

@@ -7,6 +7,7 @@
 //! those that wait for a page which never comes.
 
 use crate::{
+    check::ensure,
     driver::{
         Device,
         VxeDriver, //
@@ -95,15 +96,17 @@ impl File {
         Ok(id.vm.clone())
     }
 
-    /// Closes the VM with this id. Fails with `ENOENT`. Sleeps.
+    /// Closes the VM with this id. Fails with `ENOENT`, and with `EBUSY` if its queues do not let it go.
+    /// Sleeps.
     pub(crate) fn remove_vm(&self, id: u32) -> Result {
+        ensure!(&*self.dev, !self.vm(id)?.is_held_by_queues(), EBUSY);
         // CAST: Widens.
         self.vms.erase(id as usize).map(drop).ok_or(ENOENT)
     }
 
     /// Gives a new queue an id.
     pub(crate) fn add_queue(&self, queue: Arc<ExecQueue>) -> Result<u32> {
-        let id = KBox::new(QueueId(queue), GFP_KERNEL)?;
+        let id = KBox::new(QueueId::new(queue), GFP_KERNEL)?;
         let id = self.queues.alloc_range(1, id, 1..=MAX_ID, GFP_KERNEL)?;
         // CAST: Not more than `MAX_ID`.
         Ok(id as u32)
@@ -127,9 +130,21 @@ impl File {
 /// The id of a queue.
 struct QueueId(Arc<ExecQueue>);
 
+impl QueueId {
+    fn new(queue: Arc<ExecQueue>) -> Self {
+        if !queue.is_bind() {
+            queue.vm().queue_opened();
+        }
+        Self(queue)
+    }
+}
+
 impl Drop for QueueId {
     fn drop(&mut self) {
         self.0.close();
+        if !self.0.is_bind() {
+            self.0.vm().queue_closed();
+        }
     }
 }
 

@@ -6,13 +6,14 @@
 //! from C are here. They are the only unsafe code of the driver's uAPI: everything behind them takes
 //! references.
 
+#[deny(unsafe_code)]
+mod context;
+
 use crate::{
     bo,
     driver::{
-        Device,
         DrmFile,
-        IoctlDevice,
-        RegisteredDevice, //
+        IoctlDevice, //
     },
     exec,
     exec_queue_ioctl,
@@ -24,6 +25,7 @@ use crate::{
     vm,
     wait_user_fence, //
 };
+pub(crate) use context::Ioctl;
 use kernel::{
     drm::{
         self,
@@ -41,20 +43,17 @@ use kernel::{
     str::as_char_ptr_in_const_context, //
 };
 
-/// Calls the handler of an ioctl while the device is registered. Fails with `ENODEV` when it is not.
-///
-/// A handler must not sleep without bound: what waits for a device to go waits for it, with DRM
-/// devices of other drivers, too.
+/// Calls the handler of an ioctl if the device is registered. Fails with `ENODEV` if it is not.
 ///
 /// # Safety
 ///
 /// This must be called by the DRM core as an ioctl of this driver, with an argument of the size of
 /// an `A`.
-unsafe fn registered<A: IoctlArgument>(
+unsafe fn call<A: IoctlArgument>(
     dev: *mut drm_device,
     data: *mut c_void,
     file: *mut drm_file,
-    handler: fn(&RegisteredDevice, &mut A, &DrmFile) -> Result<u32>,
+    handler: fn(&mut Ioctl<'_>, &mut A) -> Result<u32>,
 ) -> c_int {
     // SAFETY: The DRM core keeps the device, which is this driver's and has been registered.
     let dev: &IoctlDevice = unsafe { drm::Device::from_raw(dev) };
@@ -63,40 +62,12 @@ unsafe fn registered<A: IoctlArgument>(
     let args = unsafe { &mut *data.cast::<A>() };
     // SAFETY: The file is open, and of this driver.
     let file = unsafe { DrmFile::from_raw(file) };
-    from_result(|| {
-        let guard = dev.registration_guard().ok_or(ENODEV)?;
-        Ok(handler(&guard, args, file)? as c_int)
-    })
+    from_result(|| Ok(handler(&mut Ioctl::new(dev, file)?, args)? as c_int))
 }
 
-/// Calls the handler of an ioctl if the device was registered a moment ago. The handler may sleep as
-/// long as it likes. Fails with `ENODEV`.
-///
-/// # Safety
-///
-/// As [`registered`].
-unsafe fn unguarded<A: IoctlArgument>(
-    dev: *mut drm_device,
-    data: *mut c_void,
-    file: *mut drm_file,
-    handler: fn(&IoctlDevice, &mut A, &DrmFile) -> Result<u32>,
-) -> c_int {
-    // SAFETY: As in `registered()`.
-    let dev: &IoctlDevice = unsafe { drm::Device::from_raw(dev) };
-    // SAFETY: As in `registered()`.
-    let args = unsafe { &mut *data.cast::<A>() };
-    // SAFETY: As in `registered()`.
-    let file = unsafe { DrmFile::from_raw(file) };
-    from_result(|| {
-        drop(dev.registration_guard().ok_or(ENODEV)?);
-        Ok(handler(dev, args, file)? as c_int)
-    })
-}
-
-/// Makes the table: by number, each with its direction, argument and handler, and how that is
-/// called.
+/// Makes the table: by number, each with its direction, argument and handler.
 macro_rules! ioctls {
-    ($($nr:ident: $dir:ident<$args:ident>, $call:ident($handler:path);)*) => {
+    ($($nr:ident: $dir:ident<$args:ident>, $handler:path;)*) => {
         /// The driver's ioctls, by number from `DRM_COMMAND_BASE`.
         pub(crate) const IOCTLS: &[DrmIoctlDescriptor] = {
             // The core finds an ioctl by its number in the table.
@@ -126,8 +97,8 @@ macro_rules! ioctls {
                             // SAFETY: The core calls this for `cmd`, which has the argument's
                             // size in it.
                             unsafe {
-                                $call::<uapi::$args>(dev, data, file, |dev, args, file| {
-                                    $handler(dev, args, file)
+                                call::<uapi::$args>(dev, data, file, |ioctl, args| {
+                                    $handler(ioctl, args)
                                 })
                             }
                         }
@@ -142,37 +113,37 @@ macro_rules! ioctls {
 }
 
 ioctls! {
-    DRM_XE_DEVICE_QUERY: IOWR<drm_xe_device_query>, registered(query::ioctl);
-    DRM_XE_GEM_CREATE: IOWR<drm_xe_gem_create>, registered(bo::create_ioctl);
-    DRM_XE_GEM_MMAP_OFFSET: IOWR<drm_xe_gem_mmap_offset>, registered(bo::mmap_offset_ioctl);
-    DRM_XE_VM_CREATE: IOWR<drm_xe_vm_create>, registered(vm::create_ioctl);
-    DRM_XE_VM_DESTROY: IOW<drm_xe_vm_destroy>, unguarded(vm::destroy_ioctl);
-    DRM_XE_VM_BIND: IOW<drm_xe_vm_bind>, unguarded(vm::bind::ioctl);
+    DRM_XE_DEVICE_QUERY: IOWR<drm_xe_device_query>, query::ioctl;
+    DRM_XE_GEM_CREATE: IOWR<drm_xe_gem_create>, bo::create_ioctl;
+    DRM_XE_GEM_MMAP_OFFSET: IOWR<drm_xe_gem_mmap_offset>, bo::mmap_offset_ioctl;
+    DRM_XE_VM_CREATE: IOWR<drm_xe_vm_create>, vm::create_ioctl;
+    DRM_XE_VM_DESTROY: IOW<drm_xe_vm_destroy>, vm::destroy_ioctl;
+    DRM_XE_VM_BIND: IOW<drm_xe_vm_bind>, vm::bind::ioctl;
     DRM_XE_EXEC_QUEUE_CREATE: IOWR<drm_xe_exec_queue_create>,
-        registered(exec_queue_ioctl::create_ioctl);
+        exec_queue_ioctl::create_ioctl;
     DRM_XE_EXEC_QUEUE_DESTROY: IOW<drm_xe_exec_queue_destroy>,
-        unguarded(exec_queue_ioctl::destroy_ioctl);
+        exec_queue_ioctl::destroy_ioctl;
     DRM_XE_EXEC_QUEUE_GET_PROPERTY: IOWR<drm_xe_exec_queue_get_property>,
-        registered(exec_queue_ioctl::get_property_ioctl);
-    DRM_XE_EXEC: IOW<drm_xe_exec>, registered(exec::ioctl);
-    DRM_XE_WAIT_USER_FENCE: IOWR<drm_xe_wait_user_fence>, unguarded(wait_user_fence::ioctl);
-    DRM_XE_OBSERVATION: IOW<drm_xe_observation_param>, registered(observation_ioctl);
-    DRM_XE_MADVISE: IOW<drm_xe_madvise>, unguarded(vm::madvise::ioctl);
+        exec_queue_ioctl::get_property_ioctl;
+    DRM_XE_EXEC: IOW<drm_xe_exec>, exec::ioctl;
+    DRM_XE_WAIT_USER_FENCE: IOWR<drm_xe_wait_user_fence>, wait_user_fence::ioctl;
+    DRM_XE_OBSERVATION: IOW<drm_xe_observation_param>, observation_ioctl;
+    DRM_XE_MADVISE: IOW<drm_xe_madvise>, vm::madvise::ioctl;
     DRM_XE_VM_QUERY_MEM_RANGE_ATTRS: IOWR<drm_xe_vm_query_mem_range_attr>,
-        unguarded(vm::query_attrs::ioctl);
+        vm::query_attrs::ioctl;
     DRM_XE_EXEC_QUEUE_SET_PROPERTY: IOW<drm_xe_exec_queue_set_property>,
-        registered(exec_queue_ioctl::set_property_ioctl);
-    DRM_XE_VM_GET_PROPERTY: IOWR<drm_xe_vm_get_property>, unguarded(vm::property::ioctl);
+        exec_queue_ioctl::set_property_ioctl;
+    DRM_XE_VM_GET_PROPERTY: IOWR<drm_xe_vm_get_property>, vm::property::ioctl;
 }
 
 /// `DRM_IOCTL_XE_OBSERVATION`: there is nothing to observe.
 ///
 /// Fails with `ENODEV` for what xe can observe, with `EINVAL` for what it cannot.
 fn observation_ioctl(
-    dev: &Device,
+    ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_observation_param,
-    _file: &DrmFile,
 ) -> Result<u32> {
+    let dev = ioctl.dev();
     const TYPES: u64 = 2;
     crate::check::ensure!(dev, args.extensions == 0, EINVAL);
     crate::check::ensure!(dev, args.observation_type < TYPES, EINVAL);

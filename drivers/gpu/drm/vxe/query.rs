@@ -9,21 +9,20 @@ use crate::{
     check::ensure,
     driver::{
         Device,
-        DrmFile,
         DEVICE_ID,
         REVISION,
         VA_BITS, //
     },
     exec_queue_ioctl::max_priority,
     gpu,
+    ioctl::Ioctl,
     region,
     uapi, //
 };
 use kernel::{
     prelude::*,
     time::NSEC_PER_SEC,
-    transmute::AsBytes,
-    uaccess::UserSlice, //
+    transmute::AsBytes, //
 };
 use kernel_ext::sysinfo::Clock;
 
@@ -58,13 +57,18 @@ impl Answer {
     ///
     /// Fails with `EINVAL` unless the buffer has that size, and with `fault` unless it can be
     /// written.
-    fn give(self, dev: &Device, query: &mut uapi::drm_xe_device_query, fault: Error) -> Result {
-        if tell_size(dev, query, self.0.len())? {
+    fn give(
+        self,
+        ioctl: &mut Ioctl<'_>,
+        query: &mut uapi::drm_xe_device_query,
+        fault: Error,
+    ) -> Result {
+        if tell_size(ioctl.dev(), query, self.0.len())? {
             return Ok(());
         }
-        UserSlice::new(uapi::user_ptr(query.data), self.0.len())
-            .writer()
-            .write_slice(&self.0)
+        ioctl
+            .writer(query.data, self.0.len())
+            .write_bytes(&self.0)
             .map_err(|_| fault)
     }
 }
@@ -86,24 +90,21 @@ fn tell_size(dev: &Device, query: &mut uapi::drm_xe_device_query, size: usize) -
 ///
 /// Fails with `EINVAL`; with `EFAULT` (`ENOSPC` for memory regions, as with xe) for a bad buffer; and
 /// with `ENODEV` for what this device has not: firmware, protected content and sampling.
-pub(crate) fn ioctl(
-    dev: &Device,
-    query: &mut uapi::drm_xe_device_query,
-    _file: &DrmFile,
-) -> Result<u32> {
+pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query) -> Result<u32> {
+    let dev = ioctl.dev();
     ensure!(dev, query.extensions == 0, EINVAL);
     ensure!(dev, query.reserved == [0; 2], EINVAL);
     match query.query {
-        uapi::DRM_XE_DEVICE_QUERY_ENGINES => engines()?.give(dev, query, EFAULT)?,
-        uapi::DRM_XE_DEVICE_QUERY_MEM_REGIONS => mem_regions(dev)?.give(dev, query, ENOSPC)?,
-        uapi::DRM_XE_DEVICE_QUERY_CONFIG => config(dev)?.give(dev, query, EFAULT)?,
-        uapi::DRM_XE_DEVICE_QUERY_GT_LIST => gt_list(dev)?.give(dev, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_ENGINES => engines()?.give(ioctl, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_MEM_REGIONS => mem_regions(dev)?.give(ioctl, query, ENOSPC)?,
+        uapi::DRM_XE_DEVICE_QUERY_CONFIG => config(dev)?.give(ioctl, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_GT_LIST => gt_list(dev)?.give(ioctl, query, EFAULT)?,
         // A table of the firmware's, which is empty.
-        uapi::DRM_XE_DEVICE_QUERY_HWCONFIG => Answer::default().give(dev, query, EFAULT)?,
-        uapi::DRM_XE_DEVICE_QUERY_GT_TOPOLOGY => gt_topology()?.give(dev, query, EFAULT)?,
-        uapi::DRM_XE_DEVICE_QUERY_ENGINE_CYCLES => engine_cycles(dev, query)?,
-        uapi::DRM_XE_DEVICE_QUERY_UC_FW_VERSION => uc_fw_version(dev, query)?,
-        uapi::DRM_XE_DEVICE_QUERY_OA_UNITS => oa_units()?.give(dev, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_HWCONFIG => Answer::default().give(ioctl, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_GT_TOPOLOGY => gt_topology()?.give(ioctl, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_ENGINE_CYCLES => engine_cycles(ioctl, query)?,
+        uapi::DRM_XE_DEVICE_QUERY_UC_FW_VERSION => uc_fw_version(ioctl, query)?,
+        uapi::DRM_XE_DEVICE_QUERY_OA_UNITS => oa_units()?.give(ioctl, query, EFAULT)?,
         uapi::DRM_XE_DEVICE_QUERY_PXP_STATUS | uapi::DRM_XE_DEVICE_QUERY_EU_STALL => {
             return Err(ENODEV);
         }
@@ -221,12 +222,13 @@ fn oa_units() -> Result<Answer> {
 }
 
 /// The time of an engine, beside that of a CPU clock of the caller's choice.
-fn engine_cycles(dev: &Device, query: &mut uapi::drm_xe_device_query) -> Result {
+fn engine_cycles(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query) -> Result {
+    let dev = ioctl.dev();
     let size = size_of::<uapi::drm_xe_query_engine_cycles>();
     if tell_size(dev, query, size)? {
         return Ok(());
     }
-    let mut cycles: uapi::drm_xe_query_engine_cycles = uapi::read(query.data)?;
+    let mut cycles: uapi::drm_xe_query_engine_cycles = ioctl.read(query.data)?;
     let clock = Clock::from_id(cycles.clockid).ok_or(EINVAL)?;
     let eci = &cycles.eci;
     ensure!(dev, eci.gt_id == 0 && eci.engine_instance == 0, EINVAL);
@@ -245,19 +247,18 @@ fn engine_cycles(dev: &Device, query: &mut uapi::drm_xe_device_query) -> Result 
     cycles.engine_cycles = engine as u64;
     cycles.cpu_timestamp = cpu as u64;
     cycles.cpu_delta = delta as u64;
-    UserSlice::new(uapi::user_ptr(query.data), size)
-        .writer()
-        .write(&cycles)
+    ioctl.write(query.data, &cycles)
 }
 
 /// The version of firmware, of which there is none.
-fn uc_fw_version(dev: &Device, query: &mut uapi::drm_xe_device_query) -> Result {
+fn uc_fw_version(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query) -> Result {
+    let dev = ioctl.dev();
     const GUC: u32 = uapi::XE_QUERY_UC_TYPE_GUC_SUBMISSION;
     const HUC: u32 = uapi::XE_QUERY_UC_TYPE_HUC;
     if tell_size(dev, query, size_of::<uapi::drm_xe_query_uc_fw_version>())? {
         return Ok(());
     }
-    let version: uapi::drm_xe_query_uc_fw_version = uapi::read(query.data)?;
+    let version: uapi::drm_xe_query_uc_fw_version = ioctl.read(query.data)?;
     ensure!(dev, version.pad == 0 && version.pad2 == 0, EINVAL);
     ensure!(dev, version.reserved == 0, EINVAL);
     let uc = u32::from(version.uc_type);

@@ -6,43 +6,26 @@
 //! in [`FenceWaiters`], of which a device has one: whoever writes a fence, or changes what a waiter
 //! looks at, calls [`FenceWaiters::signal`] afterwards.
 //!
-//! The fence of a VM_BIND is at a CPU address of the process that bound, a [`UserFence`]; the fence
-//! of an EXEC is at a GPU address, an [`ExecFence`], which the queue stores to.
+//! The fence of a VM_BIND is at a CPU address of the process that binds, a [`BindFence`], which the
+//! ioctl writes when all is done; that of an EXEC is at a GPU address, which the queue stores to.
 
 use crate::{
     check::ensure,
-    driver::Device,
+    ioctl::Ioctl,
     uapi, //
 };
 use kernel::{
-    mm::{
-        Mm,
-        MmWithUser, //
-    },
     prelude::*,
     sync::{
-        aref::ARef,
         new_condvar,
         new_spinlock,
-        Arc,
         CondVar,
         CondVarTimeoutResult,
         SpinLock, //
     },
-    time::Jiffies,
-    uaccess::UserSlice,
-    workqueue::{
-        impl_has_work,
-        new_work,
-        Work,
-        WorkItem, //
-    }, //
+    time::Jiffies, //
 };
-use kernel_ext::{
-    drm_dbg,
-    live_mm,
-    use_mm::with_mm, //
-};
+use kernel_ext::drm_dbg;
 
 /// Why [`FenceWaiters::wait`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,106 +92,45 @@ impl FenceWaiters {
     }
 }
 
-/// A fence in the memory of the process that asked for it.
-#[pin_data]
-pub(crate) struct UserFence {
-    dev: ARef<Device>,
-    /// The process's; it may be gone when the fence is signalled.
-    mm: ARef<Mm>,
-    /// A CPU address, 8-byte aligned.
-    addr: u64,
-    value: u64,
-    #[pin]
-    work: Work<UserFence>,
-}
-
-impl_has_work! {
-    impl HasWork<Self> for UserFence { self.work }
-}
-
-impl UserFence {
-    /// A fence that will write `value` to `addr` in the caller's memory.
-    ///
-    /// Fails with `EFAULT` unless `addr` can be read.
-    fn new(dev: &Device, addr: u64, value: u64) -> Result<Arc<Self>> {
-        let _: u64 = uapi::read(addr)?;
-        let mm: ARef<Mm> = {
-            let task = kernel::current!();
-            let mm: &MmWithUser = task.mm().ok_or(EINVAL)?;
-            let mm: &Mm = mm;
-            mm.into()
-        };
-        Arc::pin_init(
-            pin_init!(Self {
-                dev: dev.into(),
-                mm,
-                addr,
-                value,
-                work <- new_work!("UserFence::work"),
-            }),
-            GFP_KERNEL,
-        )
-    }
-
-    /// Signals the fence, soon: the value is written by a worker, which holds no lock, as the write
-    /// may fault.
-    ///
-    /// May be called in any context, with any lock held. A second call does nothing more.
-    pub(crate) fn signal(self: Arc<Self>) {
-        let dev = self.dev.clone();
-        // If it is queued already, the fence is about to be signalled as asked.
-        let _ = dev.queues.work.enqueue(self);
-    }
-
-    /// Writes the value. Fails with `ESRCH` if the process is gone or exiting, with `EFAULT` if the address
-    /// is.
-    fn write(&self) -> Result {
-        let mm = MmWithUser::into_mmput_async(live_mm::get(&self.mm, 1).map_err(|_| ESRCH)?);
-        with_mm(&mm, || {
-            UserSlice::new(uapi::user_ptr(self.addr), size_of::<u64>())
-                .writer()
-                .write(&self.value)
-        })?
-    }
-}
-
-impl WorkItem for UserFence {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
-        if let Err(e) = this.write() {
-            drm_dbg!(&*this.dev, "user fence not written: {:?}", e);
-        }
-        this.dev.fences.signal();
-    }
-}
-
-/// The fence of an EXEC, stored by the GPU when the batch has run.
+/// A user fence: a 64-bit word, and the value that it gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ExecFence {
-    /// A GPU address, 8-byte aligned.
+pub(crate) struct UserFence {
+    /// An address, 8-byte aligned: the GPU's of a fence that a job signals, the CPU's of one that a
+    /// bind signals.
     pub(crate) addr: u64,
     pub(crate) value: u64,
 }
 
-/// The fence that an EXEC asks for with the `num` sync entries at user address `syncs`.
-///
-/// Fails as [`fence`] does.
-pub(crate) fn exec_fence(dev: &Device, syncs: u64, num: u32) -> Result<Option<ExecFence>> {
-    fence(dev, syncs, num)
+/// A fence at an address of the CPU, which could be read.
+pub(crate) struct BindFence(UserFence);
+
+impl BindFence {
+    /// Signals the fence.
+    ///
+    /// The calling thread writes it, so that a page which does not come holds up nobody else. No lock
+    /// may be held. What cannot be written, since the process has unmapped it, is left.
+    pub(crate) fn signal(self, ioctl: &mut Ioctl<'_>) {
+        let dev = ioctl.dev();
+        let UserFence { addr, value } = self.0;
+        if let Err(e) = ioctl.write(addr, &value) {
+            drm_dbg!(dev, "user fence at {addr:#x} not written: {e:?}");
+        }
+        dev.fences.signal();
+    }
 }
 
 /// The fence that a VM_BIND asks for with the `num` sync entries at user address `syncs`.
 ///
 /// Fails as [`fence`] does, and with `EFAULT` unless the fence can be read.
-pub(crate) fn bind_fence(dev: &Device, syncs: u64, num: u32) -> Result<Option<Arc<UserFence>>> {
-    match fence(dev, syncs, num)? {
-        Some(fence) => UserFence::new(dev, fence.addr, fence.value).map(Some),
-        None => Ok(None),
-    }
+pub(crate) fn bind_fence(ioctl: &mut Ioctl<'_>, syncs: u64, num: u32) -> Result<Option<BindFence>> {
+    let Some(fence) = fence(ioctl, syncs, num)? else {
+        return Ok(None);
+    };
+    let _: u64 = ioctl.read(fence.addr)?;
+    Ok(Some(BindFence(fence)))
 }
 
-/// Parses sync entries. All VMs are of the kind that never signals a DMA fence, so that the only
+/// The fence that an EXEC or VM_BIND asks for with the `num` sync entries at user address `syncs`. All VMs are of the kind that never signals a DMA fence, so that the only
 /// entry there may be is one user fence to signal.
 ///
 /// The device has no sync objects, so that a handle of one never names any.
@@ -216,12 +138,13 @@ pub(crate) fn bind_fence(dev: &Device, syncs: u64, num: u32) -> Result<Option<Ar
 /// Fails with `EFAULT`; with `EINVAL` for too many entries, unknown types or flags, non-zero
 /// reserved fields, a misaligned address, and a second user fence; with `EOPNOTSUPP` for a sync
 /// object to signal, and for a user fence to wait for; with `ENOENT` for a sync object to wait for.
-fn fence(dev: &Device, syncs: u64, num: u32) -> Result<Option<ExecFence>> {
+pub(crate) fn fence(ioctl: &mut Ioctl<'_>, syncs: u64, num: u32) -> Result<Option<UserFence>> {
+    let dev = ioctl.dev();
     ensure!(dev, num <= uapi::DRM_XE_MAX_SYNCS, EINVAL);
     let mut found = None;
     // CAST: `num` was checked to be small.
     let len = num as usize * size_of::<uapi::drm_xe_sync>();
-    let mut entries = UserSlice::new(uapi::user_ptr(syncs), len).reader();
+    let mut entries = ioctl.reader(syncs, len);
     for _ in 0..num {
         let sync: uapi::drm_xe_sync = entries.read()?;
         ensure!(dev, sync.extensions == 0, EINVAL);
@@ -236,7 +159,7 @@ fn fence(dev: &Device, syncs: u64, num: u32) -> Result<Option<ExecFence>> {
                 ensure!(dev, sync.flags == uapi::DRM_XE_SYNC_FLAG_SIGNAL, EOPNOTSUPP);
                 ensure!(dev, sync.addr() & 7 == 0, EINVAL);
                 ensure!(dev, found.is_none(), EINVAL);
-                found = Some(ExecFence {
+                found = Some(UserFence {
                     addr: sync.addr(),
                     value: sync.timeline_value,
                 });

@@ -7,16 +7,10 @@
 
 use crate::{
     check::ensure,
-    driver::Device, //
+    driver::Device,
+    ioctl::Ioctl, //
 };
-use kernel::{
-    prelude::*,
-    transmute::FromBytes,
-    uaccess::{
-        UserPtr,
-        UserSlice, //
-    }, //
-};
+use kernel::prelude::*;
 
 pub(crate) use kernel_ext::bindings::*;
 pub(crate) use kernel_ext::xe_drm::*;
@@ -24,29 +18,17 @@ pub(crate) use kernel_ext::xe_drm::*;
 /// The longest chain of extensions that is followed.
 const MAX_EXTENSIONS: usize = 16;
 
-/// A user address in an ioctl's argument.
-pub(crate) fn user_ptr(addr: u64) -> UserPtr {
-    // CAST: Addresses are 64 bits wide on what this driver runs on.
-    UserPtr::from_addr(addr as usize)
-}
-
-/// Reads one structure at the user address `addr`. Fails with `EFAULT`.
-pub(crate) fn read<T: FromBytes>(addr: u64) -> Result<T> {
-    UserSlice::new(user_ptr(addr), size_of::<T>())
-        .reader()
-        .read()
-}
-
 /// Calls `set` with each property of the chain of extensions at `addr`, which may be 0 for none.
 ///
 /// Every extension must be one that sets a property, which is what all of Xe's chains consist of.
 /// Fails with `EFAULT`, with `EINVAL` for an unknown extension or non-zero padding, with `E2BIG` for
 /// more than 16 of them, and with what `set` fails with.
 pub(crate) fn for_each_property(
-    dev: &Device,
+    ioctl: &mut Ioctl<'_>,
     mut addr: u64,
     mut set: impl FnMut(u32, u64) -> Result,
 ) -> Result {
+    let dev = ioctl.dev();
     // Both chains of the uAPI give this the same number.
     const SET_PROPERTY: u32 = DRM_XE_EXEC_QUEUE_EXTENSION_SET_PROPERTY;
     const _: () = assert!(SET_PROPERTY == DRM_XE_GEM_CREATE_EXTENSION_SET_PROPERTY);
@@ -56,11 +38,11 @@ pub(crate) fn for_each_property(
         ensure!(dev, count < MAX_EXTENSIONS, E2BIG);
         count += 1;
 
-        let base: drm_xe_user_extension = read(addr)?;
+        let base: drm_xe_user_extension = ioctl.read(addr)?;
         ensure!(dev, base.pad == 0, EINVAL);
         ensure!(dev, base.name == SET_PROPERTY, EINVAL);
 
-        let ext: drm_xe_ext_set_property = read(addr)?;
+        let ext: drm_xe_ext_set_property = ioctl.read(addr)?;
         ensure!(dev, ext.pad == 0 && ext.reserved == [0; 2], EINVAL);
         set(ext.property, ext.value())?;
         addr = base.next_extension;

@@ -30,9 +30,6 @@ use crate::{
     check::ensure,
     driver::{
         Device,
-        DrmFile,
-        IoctlDevice,
-        RegisteredDevice,
         VA_BITS, //
     },
     fault::{
@@ -46,6 +43,7 @@ use crate::{
         Access,
         AddressSpace, //
     },
+    ioctl::Ioctl,
     memory::Pagemap,
     svm::{
         self,
@@ -72,6 +70,10 @@ use kernel::{
     },
     sync::{
         aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         new_mutex,
         Arc,
         Mutex, //
@@ -126,11 +128,25 @@ pub(crate) enum Mode {
     AtOnce,
 }
 
+/// Which VM a VM is: no other has been, or will be, the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VmIdentity(u64);
+
+impl VmIdentity {
+    fn new() -> Self {
+        static MADE: Atomic<u64> = Atomic::new(0);
+        Self(MADE.fetch_add(1, Relaxed))
+    }
+}
+
 /// A GPU address space.
 #[pin_data]
 pub(crate) struct Vm {
     dev: ARef<Device>,
+    identity: VmIdentity,
     mode: Mode,
+    /// How many of its queues for jobs are open.
+    queues: Atomic<usize>,
     aspace: Arc<AddressSpace>,
     collector: Arc<Collector>,
     #[pin]
@@ -198,7 +214,9 @@ impl Vm {
         let vm = Arc::pin_init(
             try_pin_init!(Self {
                 dev: dev.into(),
+                identity: VmIdentity::new(),
                 mode,
+                queues: Atomic::new(0),
                 aspace,
                 collector,
                 faults <- FaultQueue::new(),
@@ -217,6 +235,27 @@ impl Vm {
     /// The GPU's side.
     pub(crate) fn aspace(&self) -> &Arc<AddressSpace> {
         &self.aspace
+    }
+
+    /// Which VM it is.
+    pub(crate) fn identity(&self) -> VmIdentity {
+        self.identity
+    }
+
+    /// Counts one more open queue for jobs.
+    pub(crate) fn queue_opened(&self) {
+        self.queues.add(1, Relaxed);
+    }
+
+    /// Counts one less.
+    pub(crate) fn queue_closed(&self) {
+        let _ = self.queues.fetch_sub(1, Relaxed);
+    }
+
+    /// Whether the VM may not be destroyed yet: one that maps at once may not while it has queues for
+    /// jobs, as with xe, whose jobs depend on all that is mapped.
+    pub(crate) fn is_held_by_queues(&self) -> bool {
+        self.mode == Mode::AtOnce && self.queues.load(Relaxed) != 0
     }
 
     /// Whether the VM is closed, which it then stays.
@@ -444,10 +483,10 @@ fn memory_of(dev: &Device) -> Result<Option<Pagemap>> {
 /// Fails as xe does, and with `EOPNOTSUPP` for what vxe has none of: scratch pages, and VMs that
 /// are not in long-running mode (their fences are DMA fences).
 pub(crate) fn create_ioctl(
-    dev: &RegisteredDevice,
+    ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_vm_create,
-    file: &DrmFile,
 ) -> Result<u32> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     const SCRATCH: u32 = uapi::DRM_XE_VM_CREATE_FLAG_SCRATCH_PAGE;
     const LR: u32 = uapi::DRM_XE_VM_CREATE_FLAG_LR_MODE;
     const FAULT: u32 = uapi::DRM_XE_VM_CREATE_FLAG_FAULT_MODE;
@@ -472,19 +511,24 @@ pub(crate) fn create_ioctl(
         Mode::AtOnce
     };
     let vm = Vm::new(dev, mode)?;
-    args.vm_id = file
-        .inner()
-        .add_vm(vm.clone())
-        .inspect_err(|_| vm.close())?;
+    // Who unplugs the device closes all VMs that are known then, and that are known to it.
+    let added = match ioctl.registered() {
+        Ok(_registered) => file.inner().add_vm(vm.clone()),
+        Err(e) => Err(e),
+    };
+    args.vm_id = added.inspect_err(|_| vm.close())?;
     Ok(0)
 }
 
 /// VM_DESTROY.
+///
+/// Fails with `EINVAL`, with `ENOENT` for no such VM, and with `EBUSY` for one that maps at once and has
+/// queues for jobs.
 pub(crate) fn destroy_ioctl(
-    dev: &IoctlDevice,
+    ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_vm_destroy,
-    file: &DrmFile,
 ) -> Result<u32> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     ensure!(dev, args.pad == 0, EINVAL);
     ensure!(dev, args.reserved == [0; 2], EINVAL);
     file.inner().remove_vm(args.vm_id)?;

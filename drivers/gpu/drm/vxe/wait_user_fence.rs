@@ -7,10 +7,7 @@
 
 use crate::{
     check::ensure,
-    driver::{
-        DrmFile,
-        IoctlDevice, //
-    },
+    ioctl::Ioctl,
     sync::Waited,
     uapi, //
 };
@@ -55,8 +52,8 @@ impl Condition {
     }
 
     /// Whether the word at the user address `addr` is as wanted. Fails with `EFAULT`.
-    fn holds_at(&self, addr: u64) -> Result<bool> {
-        let word: u64 = uapi::read(addr)?;
+    fn holds_at(&self, ioctl: &mut Ioctl<'_>, addr: u64) -> Result<bool> {
+        let word: u64 = ioctl.read(addr)?;
         Ok((self.op)(&(word & self.mask), &(self.value & self.mask)))
     }
 }
@@ -70,11 +67,8 @@ impl Condition {
 /// Fails with `EINVAL`, with `EFAULT`, with `ENOENT` for a queue that is none, with `ETIME` when the
 /// time is up, with `EIO` when the queue is dead, with `ENODEV` when the device is gone, and with
 /// `ERESTARTSYS` on a signal.
-pub(crate) fn ioctl(
-    dev: &IoctlDevice,
-    args: &mut uapi::drm_xe_wait_user_fence,
-    file: &DrmFile,
-) -> Result<u32> {
+pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fence) -> Result<u32> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     ensure!(dev, args.extensions == 0, EINVAL);
     ensure!(dev, args.pad == 0 && args.pad2 == 0, EINVAL);
     ensure!(dev, args.reserved == [0; 2], EINVAL);
@@ -105,14 +99,14 @@ pub(crate) fn ioctl(
         let seen = dev.fences.generation();
         // The queue before the word: a queue may write the word, and die after that.
         let dead = queue.as_ref().is_some_and(|queue| queue.is_dead());
-        match wanted.holds_at(args.addr) {
+        match wanted.holds_at(ioctl, args.addr) {
             Ok(true) => break Ok(0),
             Ok(false) if kernel::current!().signal_pending() => break Err(ERESTARTSYS),
             Ok(false) if dead => {
                 kernel_ext::drm_dbg!(dev, "waiting for an exec queue that is dead");
                 break Err(EIO);
             }
-            Ok(false) if dev.registration_guard().is_none() => break Err(ENODEV),
+            Ok(false) if ioctl.registered().is_err() => break Err(ENODEV),
             Ok(false) if timeout == 0 => break Err(ETIME),
             Ok(false) => {}
             Err(error) => break Err(error),

@@ -4,7 +4,8 @@
 //!
 //! This is the only place of the GPU that touches memory, and so its only unsafe code. It is as
 //! strict as hardware with an honest IOMMU: an access to memory that the device has no business
-//! with fails, and is logged, since only a driver that lost track of its mappings can cause it.
+//! with fails, and is logged, a few times at least, since only a driver that lost track of its mappings
+//! can cause it.
 //!
 //! There are no locks. Accesses never sleep.
 
@@ -15,7 +16,12 @@ use kernel::{
     prelude::*,
     sync::{aref::ARef, Arc}, //
 };
-use kernel_ext::{device_ram::DeviceRam, fabric, phys::DmaMemory};
+use kernel_ext::{
+    device_ram::DeviceRam,
+    fabric,
+    phys::DmaMemory,
+    print::dev_err_ratelimited, //
+};
 
 /// An address as the device puts it on its bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,7 +206,7 @@ impl Bus {
     fn check<T>(&self, at: Target, done: Result<T>) -> Result<T> {
         done.inspect_err(|err| {
             if ![ENODEV, EIO].contains(err) {
-                dev_err!(self.dev, "GPU access to {at} refused: {err:?}\n");
+                dev_err_ratelimited(&self.dev, fmt!("GPU access to {at} refused: {err:?}"));
             }
         })
     }

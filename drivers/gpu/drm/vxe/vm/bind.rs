@@ -48,11 +48,7 @@ use super::{
 use crate::{
     bo::Bo,
     check::ensure,
-    driver::{
-        Device,
-        DrmFile,
-        IoctlDevice, //
-    },
+    ioctl::Ioctl,
     svm::{
         self,
         migrate::To,
@@ -68,49 +64,51 @@ use kernel::{
     sync::{
         aref::ARef,
         Arc, //
-    },
-    uaccess::UserSlice, //
+    }, //
 };
 use kernel_ext::sched;
 
 /// VM_BIND.
 ///
-/// Fails as xe does: with `EINVAL` for no such VM and for operations that make no sense, `ENOENT` for no such
+/// Fails as xe does: with `EINVAL` for no such VM and for operations that make no sense, such as to prefetch
+/// a buffer to where it was advised to be, `ENOENT` for no such
 /// queue or buffer, or a VM that is closed, `EBUSY` for an unmap of a mirror where ranges are mapped,
 /// `ENOBUFS` for more operations than there is memory for, `EINTR` for a process that is killed,
 /// `ENOMEM`, `EFAULT`.
-pub(crate) fn ioctl(
-    dev: &IoctlDevice,
-    args: &mut uapi::drm_xe_vm_bind,
-    file: &DrmFile,
-) -> Result<u32> {
+pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_vm_bind) -> Result<u32> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     let vm = file.inner().vm(args.vm_id).map_err(|_| EINVAL)?;
     ensure!(dev, args.extensions == 0, EINVAL);
     ensure!(dev, args.pad == 0 && args.pad2 == 0, EINVAL);
     ensure!(dev, args.reserved == [0; 2], EINVAL);
     ensure!(dev, args.num_syncs <= uapi::DRM_XE_MAX_SYNCS, EINVAL);
 
-    let ops = operations(dev, args, vm.mode)?;
+    let ops = operations(ioctl, args, vm.mode)?;
     if args.exec_queue_id != 0 {
         let queue = file.inner().queue(args.exec_queue_id)?;
         ensure!(dev, queue.is_bind(), EINVAL);
         ensure!(dev, Arc::ptr_eq(queue.vm(), &vm), EINVAL);
     }
-    let resolved = resolve(dev, file, &vm, ops)?;
-    let fence = sync::bind_fence(dev, args.syncs, args.num_syncs)?;
+    let resolved = resolve(ioctl, &vm, ops)?;
+    let fence = sync::bind_fence(ioctl, args.syncs, args.num_syncs)?;
     ensure!(dev, fence.is_none() || args.num_binds != 0, EOPNOTSUPP);
 
     vm.bind(&resolved)?;
     // The last reference to a buffer may go here: no lock is held.
     drop(resolved);
     if let Some(fence) = fence {
-        fence.signal();
+        fence.signal(ioctl);
     }
     Ok(0)
 }
 
 /// The operations of a call, each checked by itself.
-fn operations(dev: &Device, args: &uapi::drm_xe_vm_bind, mode: Mode) -> Result<KVVec<Op<Handle>>> {
+fn operations(
+    ioctl: &mut Ioctl<'_>,
+    args: &uapi::drm_xe_vm_bind,
+    mode: Mode,
+) -> Result<KVVec<Op<Handle>>> {
+    let dev = ioctl.dev();
     // CAST: Widens.
     let count = args.num_binds as usize;
     let mut ops = KVVec::new();
@@ -120,7 +118,7 @@ fn operations(dev: &Device, args: &uapi::drm_xe_vm_bind, mode: Mode) -> Result<K
     }
     // Does not overflow: the number has 32 bits.
     let len = count * size_of::<uapi::drm_xe_vm_bind_op>();
-    let mut reader = UserSlice::new(uapi::user_ptr(args.vector_of_binds()), len).reader();
+    let mut reader = ioctl.reader(args.vector_of_binds(), len);
     // The array grows with what was read: the number alone, or a vector that never comes, takes nothing.
     for _ in 0..count {
         sched::check_killed()?;
@@ -134,17 +132,17 @@ fn operations(dev: &Device, args: &uapi::drm_xe_vm_bind, mode: Mode) -> Result<K
 /// What takes long is done before the device must be there to map it for: whoever unplugs the device
 /// waits only for the rest.
 fn resolve(
-    dev: &IoctlDevice,
-    file: &DrmFile,
+    ioctl: &mut Ioctl<'_>,
     vm: &Arc<Vm>,
     ops: KVVec<Op<Handle>>,
 ) -> Result<KVVec<Op<ARef<Bo>>>> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     let mut resolved = KVVec::with_capacity(ops.len(), account())?;
     for op in ops {
         sched::check_killed()?;
         resolved.push(op.resolve(dev, file, vm)?, account())?;
     }
-    let registered = dev.registration_guard().ok_or(ENODEV)?;
+    let registered = ioctl.registered()?;
     for op in &resolved {
         sched::check_killed()?;
         op.pin(&registered)?;

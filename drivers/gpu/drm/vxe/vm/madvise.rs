@@ -32,11 +32,8 @@ use super::{
 };
 use crate::{
     check::ensure,
-    driver::{
-        Device,
-        DrmFile,
-        IoctlDevice, //
-    },
+    driver::Device,
+    ioctl::Ioctl,
     region,
     svm::{
         to_cpu,
@@ -47,8 +44,7 @@ use crate::{
 use gpusvm::Guard;
 use kernel::{
     page::PAGE_SIZE,
-    prelude::*,
-    uaccess::UserSlice, //
+    prelude::*, //
 };
 use kernel_ext::sched;
 
@@ -153,11 +149,8 @@ fn check_atomics(atomics: Atomics, placement: u32) -> Result {
 ///
 /// Fails as xe does: with `EINVAL`, `ENOENT` for a VM that is closed and for a device that there is
 /// not, `ENODEV` for one that is gone, `ENOLINK` for one without a fast interconnect, `EINTR` for a process that is killed, `EFAULT`, `ENOMEM`.
-pub(crate) fn ioctl(
-    dev: &IoctlDevice,
-    args: &mut uapi::drm_xe_madvise,
-    file: &DrmFile,
-) -> Result<u32> {
+pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_madvise) -> Result<u32> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     const PAGE: u64 = PAGE_SIZE as u64;
 
     let vm = file.inner().vm(args.vm_id).map_err(|_| EINVAL)?;
@@ -177,7 +170,7 @@ pub(crate) fn ioctl(
 
     let retained = match advice {
         Advice::Purgeable(addr) if addr != 0 => {
-            let before: u32 = uapi::read(addr)?;
+            let before: u32 = ioctl.read(addr)?;
             ensure!(dev, before == 0, EINVAL);
             Some(addr)
         }
@@ -185,9 +178,7 @@ pub(crate) fn ioctl(
     };
     vm.advise(start..end, advice)?;
     if let Some(addr) = retained {
-        UserSlice::new(uapi::user_ptr(addr), size_of::<u32>())
-            .writer()
-            .write(&1u32)?;
+        ioctl.write(addr, &1u32)?;
     }
     Ok(0)
 }

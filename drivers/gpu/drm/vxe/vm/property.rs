@@ -7,16 +7,13 @@
 use super::SPAN;
 use crate::{
     check::ensure,
-    driver::{
-        DrmFile,
-        IoctlDevice,
-        VA_BITS, //
-    },
+    driver::VA_BITS,
     fault::Fault,
     gpu::{
         Access,
         PAGE_SIZE, //
     },
+    ioctl::Ioctl,
     uapi, //
 };
 use kernel::{
@@ -24,8 +21,7 @@ use kernel::{
     sync::{
         new_mutex,
         Mutex, //
-    },
-    uaccess::UserSlice, //
+    }, //
 };
 
 /// How many faults a VM remembers: its first, as with xe.
@@ -96,11 +92,8 @@ fn entry(fault: &Fault, error: Error) -> uapi::xe_vm_fault {
 ///
 /// Without room for faults it says how much they take. Fails as xe does: with `EINVAL`, also for
 /// more room than there are faults, `ENOENT` for no such VM, `EFAULT`, `ENOMEM`.
-pub(crate) fn ioctl(
-    dev: &IoctlDevice,
-    args: &mut uapi::drm_xe_vm_get_property,
-    file: &DrmFile,
-) -> Result<u32> {
+pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_vm_get_property) -> Result<u32> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     ensure!(dev, args.extensions == 0, EINVAL);
     ensure!(dev, args.pad == 0 && args.reserved == [0; 3], EINVAL);
     let vm = file.inner().vm(args.vm_id)?;
@@ -118,7 +111,7 @@ pub(crate) fn ioctl(
     let size = args.size as usize;
     ensure!(dev, size % ENTRY == 0, EINVAL);
     let wanted = copy.get(..size / ENTRY).ok_or(EINVAL)?;
-    let mut writer = UserSlice::new(uapi::user_ptr(args.data()), size).writer();
+    let mut writer = ioctl.writer(args.data(), size);
     for fault in wanted {
         writer.write(fault)?;
     }

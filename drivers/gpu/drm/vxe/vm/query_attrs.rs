@@ -13,16 +13,10 @@ use super::{
 };
 use crate::{
     check::ensure,
-    driver::{
-        DrmFile,
-        IoctlDevice, //
-    },
+    ioctl::Ioctl,
     uapi, //
 };
-use kernel::{
-    prelude::*,
-    uaccess::UserSlice, //
-};
+use kernel::prelude::*;
 use kernel_ext::{
     mutex,
     sched, //
@@ -37,10 +31,10 @@ const ENTRY: u64 = size_of::<uapi::drm_xe_mem_range_attr>() as u64;
 /// if there are more than there is room for, `EFAULT`, `EINTR` for a process that is killed, `ENOBUFS`,
 /// `ENOMEM`.
 pub(crate) fn ioctl(
-    dev: &IoctlDevice,
+    ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_vm_query_mem_range_attr,
-    file: &DrmFile,
 ) -> Result<u32> {
+    let (dev, file) = (ioctl.dev(), ioctl.file());
     let (room, vector) = (args.num_mem_ranges, args.vector_of_mem_attr);
     ensure!(dev, args.extensions == 0, EINVAL);
     ensure!(dev, args.reserved == [0; 2], EINVAL);
@@ -63,11 +57,8 @@ pub(crate) fn ioctl(
     }
     // CAST: Widens.
     let entries = vm.attributes(span, room as usize)?;
-    let mut writer = UserSlice::new(
-        uapi::user_ptr(vector),
-        entries.len() * size_of::<uapi::drm_xe_mem_range_attr>(),
-    )
-    .writer();
+    let size = entries.len() * size_of::<uapi::drm_xe_mem_range_attr>();
+    let mut writer = ioctl.writer(vector, size);
     for entry in &entries {
         writer.write(entry)?;
     }

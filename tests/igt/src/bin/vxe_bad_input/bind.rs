@@ -141,6 +141,28 @@ pub fn operation() {
     prefetch.finish();
 }
 
+/// Nobody advises where buffers are: a prefetch to where it was advised is for mirrors only.
+pub fn advised() {
+    let (gpu, bo, place) = scene();
+    let (device, vm, length) = (gpu.device(), gpu.vm(), SZ_64K as u64);
+    let half = length / 2;
+    vm.bind(&[Bind::unmap(place.at(0), half), Bind::bo(&bo, 0, place.at(0), half)])
+        .expect("a bind");
+    let good = args(vm, Bind::prefetch(place.at(SZ_64K / 2), half, -1));
+    let mut cases = Cases::new(device, &request::VM_BIND, good).accepted();
+    cases
+        .reject(EINVAL, "a buffer", |a| op(a).addr = place.at(0))
+        .reject(EINVAL, "the end of a buffer, and a mirror", |a| op(a).addr = place.at(PAGE))
+        .finish();
+    // In an array nothing of it is done.
+    let other = Map::reserve(SZ_64K, SZ_2M);
+    let result =
+        vm.bind(&[Bind::bo(&bo, 0, other.at(0), length), Bind::prefetch(other.at(0), length, -1)]);
+    assert_eq!(result.map_err(|e| e.errno()), Err(EINVAL));
+    assert!(vm.bind(&[Bind::prefetch(other.at(0), length, -1)]).is_ok(), "still a mirror");
+    vm.bind(&[Bind::prefetch(place.at(0), length, 0)]).expect("a buffer, to a region");
+}
+
 /// A buffer of 64 KiB, cached by the CPU as said; it is never closed.
 fn raw_buffer(device: &Device, caching: u32, flags: u32) -> u32 {
     let mut create = sys::drm_xe_gem_create {

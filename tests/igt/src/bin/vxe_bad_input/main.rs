@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     );
     p.subtest("vm-create", "flags, reserved fields", vm::create);
     p.subtest("vm-destroy", "wrong and foreign numbers", vm::destroy);
+    p.subtest("vm-destroy-queues", "VMs whose queues are there", vm::destroy_with_queues);
     p.subtest("madvise", "ranges, types, values", vm::madvise);
     p.subtest("query-attributes", "arrays and ranges", vm::attributes);
     p.subtest("get-property", "of a VM", vm::get_property);
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     p.subtest("vm-bind-pat", "entries of the page attribute table", bind::caching);
     p.subtest("vm-bind-unsupported", "what xe has and this has not", bind::not_supported);
     p.subtest("vm-bind-range", "misaligned, overflowing and empty ranges", bind::ranges);
+    p.subtest("vm-bind-advised", "prefetches of buffers to where they were advised", bind::advised);
     p.subtest("vm-bind-array", "arrays of binds", bind::arrays);
     p.subtest("vm-bind-sync", "syncs of binds", sync::of_bind);
     p.subtest("exec-queue-create", "engines, flags, extensions", queue::create);

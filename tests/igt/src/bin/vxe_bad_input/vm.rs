@@ -3,11 +3,11 @@
 //! VMs and advice on their memory.
 
 use super::cases::{nothing, Cases};
-use libc::{EFAULT, EINVAL, ENOENT, EOPNOTSUPP};
+use libc::{EBUSY, EFAULT, EINVAL, ENOENT, EOPNOTSUPP};
 use vxe_client::{
     request,
     sys::{self, drm_xe_vm_create, drm_xe_vm_destroy},
-    Device, Vm,
+    Device, ExecQueue, Vm,
 };
 use vxe_igt::{gpu::device, Map, PAGE, SZ_64K};
 
@@ -73,6 +73,29 @@ pub fn destroy() {
         .finish();
     vm.destroy().expect("the VM is still there");
     cases.reject(ENOENT, "a destroyed VM", |_| ()).finish();
+}
+
+/// A VM that maps at once stays while it has queues for jobs; others do not.
+pub fn destroy_with_queues() {
+    let device = device();
+    let at_once = Vm::with_flags(&device, sys::DRM_XE_VM_CREATE_FLAG_LR_MODE).expect("a VM");
+    let good = drm_xe_vm_destroy { vm_id: at_once.id(), ..Default::default() };
+    let mut cases = Cases::new(&device, &request::VM_DESTROY, good);
+    let queue = ExecQueue::new(&at_once).expect("a queue");
+    let other = ExecQueue::new(&at_once).expect("another queue");
+    let binds = ExecQueue::for_binds(&at_once).expect("a bind queue");
+    cases.reject(EBUSY, "a VM with two queues", |_| ());
+    drop(queue);
+    cases.reject(EBUSY, "a VM with a queue", |_| ());
+    drop(other);
+    cases.accept().reject(ENOENT, "a destroyed VM", |_| ()).finish();
+    drop(binds);
+
+    let on_fault = Vm::mirrored(&device).expect("a VM");
+    let queue = ExecQueue::new(&on_fault).expect("a queue");
+    let good = drm_xe_vm_destroy { vm_id: on_fault.id(), ..Default::default() };
+    Cases::new(&device, &request::VM_DESTROY, good).accept();
+    drop(queue);
 }
 
 pub fn madvise() {

@@ -6,6 +6,9 @@
 //! waiters learn of it; memory of the process that the device had mapped is the process's alone; a
 //! device that is bound again works like new.
 
+mod held;
+mod lost;
+
 use std::{
     process::ExitCode,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
@@ -276,5 +279,7 @@ fn main() -> ExitCode {
     p.subtest("waiter", "somebody waits for a fence", waiter);
     p.subtest("held-fault", "a fault waits for userspace", held_fault);
     p.subtest("queued", "thousands of jobs are queued", queued);
+    held::subtests(&mut p);
+    p.subtest("lost", "there is no RAM for what lives on the device", lost::without_ram);
     p.main()
 }
