@@ -119,10 +119,18 @@ impl<'a, D: Driver> Guard<'a, D> {
         attempt: &Attempt<'_>,
     ) -> Result<Found<'_, 'a, D>> {
         let mut walk = Walk::new();
+        let is_mapped = |range| {
+            // SAFETY: All ranges of an `Svm<D>` are `Range<D>`; the driver's SVM lock keeps it.
+            let range: &Range<D> = unsafe { Range::from_base(range).as_ref() };
+            let _lock = self.core().read_lock();
+            let mut pages = range.pages().iter();
+            // SAFETY: The notifier lock is held.
+            pages.all(|pages| unsafe { pages.is_valid_for(ctx.access) })
+        };
         // SAFETY: The driver's SVM lock is held, and as long as the result is used.
         let range = unsafe {
             self.core()
-                .find_or_insert(addr, window, ctx, attempt, &mut walk)
+                .find_or_insert(addr, window, ctx, attempt, &mut walk, is_mapped)
         }?;
         Ok(self.found(range, walk))
     }

@@ -22,6 +22,7 @@ use crate::{
     ctx::{Access, Ctx},
     notifier::{self, NewNotifier, Notifier},
     pages::Pages,
+    population,
     range::{RangeMemory, SvmRange},
     retry::Attempt, //
 };
@@ -365,8 +366,9 @@ impl GpuSvm {
     /// - `EPERM`: a write to a VMA that may not be written;
     /// - `EIO`: device memory of some other driver is mapped there;
     /// - `EAGAIN`: there is a range, but it was unmapped, or no longer fits the CPU's VMA or the window, or is
-    ///   larger than `attempt` allows. It is invalidated as if unmapped: let the garbage collector
-    ///   remove it, and try again;
+    ///   larger than `attempt` allows; or it is not mapped for the access, as `is_mapped` says, and larger than
+    ///   `ctx` allows where the CPU has [few pages](Ctx::with_fault_around). It is invalidated as if unmapped:
+    ///   let the garbage collector remove it, and try again;
     /// - `ENOMEM`.
     ///
     /// # Safety
@@ -380,6 +382,7 @@ impl GpuSvm {
         ctx: &Ctx,
         attempt: &Attempt<'_>,
         walk: &mut Walk,
+        is_mapped: impl FnOnce(NonNull<SvmRange>) -> bool,
     ) -> Result<NonNull<SvmRange>> {
         self.assert_driver_lock();
         if !self.span().contains(&addr) || !window.contains(&addr) {
@@ -394,7 +397,10 @@ impl GpuSvm {
             // SAFETY: As above.
             if let Some(range) = unsafe { notifier.as_ref().find(addr..addr + 1) } {
                 // SAFETY: As above.
-                return unsafe { self.check_found(range, &mm, addr, &window, ctx, attempt) };
+                unsafe {
+                    self.check_found(range, &mm, addr, &window, ctx, attempt, walk, is_mapped)
+                }?;
+                return Ok(range);
             }
         }
 
@@ -421,7 +427,7 @@ impl GpuSvm {
             limit: attempt.limit(addr),
         };
         // SAFETY: As above.
-        let span = unsafe { self.choose(&mmap, notifier, addr, &bounds, ctx, walk) }?;
+        let span = unsafe { self.choose(&mmap, vma, notifier, addr, &bounds, ctx, walk) }?;
         let range = memory.into_range(notifier, span, ctx.devmem_possible && can_migrate(vma));
 
         let lock = self.notifier_lock.write();
@@ -442,6 +448,7 @@ impl GpuSvm {
     /// # Safety
     ///
     /// The caller must hold the driver's SVM lock.
+    #[expect(clippy::too_many_arguments)]
     unsafe fn check_found(
         &self,
         range: NonNull<SvmRange>,
@@ -450,7 +457,9 @@ impl GpuSvm {
         window: &Range<usize>,
         ctx: &Ctx,
         attempt: &Attempt<'_>,
-    ) -> Result<NonNull<SvmRange>> {
+        walk: &mut Walk,
+        is_mapped: impl FnOnce(NonNull<SvmRange>) -> bool,
+    ) -> Result {
         // SAFETY: The driver's lock keeps the range.
         let this = unsafe { range.as_ref() };
         if this.has(crate::flags::RangeFlag::Unmapped) {
@@ -461,13 +470,20 @@ impl GpuSvm {
             let vma = lookup(&mmap, addr, ctx.access)?;
             chunk::contains(&(vma.start()..vma.end()), &this.span())
                 && chunk::contains(window, &this.span())
+                && (!ctx.fault_around().is_exceeded_by(this.size())
+                    || is_mapped(range)
+                    // SAFETY: The driver's lock keeps the range and its notifier.
+                    || unsafe {
+                        let notifier = this.notifier().mmu();
+                        population::allows(&mmap, vma, notifier, &this.span(), ctx, walk)
+                    })
         };
         if !fits || this.size() > attempt.limit(addr) {
             // SAFETY: The driver's lock is held.
             unsafe { self.invalidate_range(this, UNMAP) };
             return Err(EAGAIN);
         }
-        Ok(range)
+        Ok(())
     }
 
     /// The span of a new range.
@@ -475,9 +491,11 @@ impl GpuSvm {
     /// # Safety
     ///
     /// The caller must hold the driver's SVM lock; `notifier` must be inserted in `mmap`'s mm.
+    #[expect(clippy::too_many_arguments)]
     unsafe fn choose(
         &self,
         mmap: &MmapReadGuard<'_>,
+        vma: &VmaRef,
         notifier: NonNull<Notifier>,
         addr: usize,
         bounds: &Bounds,
@@ -501,6 +519,12 @@ impl GpuSvm {
                     walk.forget();
                     continue;
                 }
+            }
+            if ctx.fault_around().is_exceeded_by(size)
+                // SAFETY: As above.
+                && !unsafe { population::allows(mmap, vma, notifier.mmu(), &span, ctx, walk) }
+            {
+                continue;
             }
             return Ok(span);
         }

@@ -130,7 +130,8 @@ pub(crate) enum Memory<'a> {
 
 impl Memory<'_> {
     /// Moves what can move of a range. (To another device's memory it does from everywhere, as that
-    /// was asked for by its name.)
+    /// was asked for by its name; but where something was never written and is not to move, nothing does, as
+    /// the other driver takes all or nothing.)
     fn populate(
         &self,
         found: &mut Found<'_, '_, Mirror>,
@@ -142,11 +143,20 @@ impl Memory<'_> {
             Self::Own(memory) => found.populate(memory, sources, stay_ms),
             Self::Other(memory) => {
                 let size = found.size();
-                if found.scan_for(memory, attempt) == ScanResult::Equal {
-                    return Ok(Moved {
-                        local: size,
-                        ..Moved::default()
-                    });
+                match found.scan_for(memory, attempt) {
+                    ScanResult::Equal => {
+                        return Ok(Moved {
+                            local: size,
+                            ..Moved::default()
+                        })
+                    }
+                    ScanResult::Unpopulated if sources == Sources::Populated => {
+                        return Ok(Moved {
+                            holes: size,
+                            ..Moved::default()
+                        })
+                    }
+                    _ => {}
                 }
                 found.populate_any(memory, stay_ms)?;
                 // Its driver does not tell. What is not all there is taken for nothing.
@@ -315,17 +325,12 @@ pub(super) fn on_fault(
         }
     };
     // What is on a device that this one reaches is used there: two that work on it in turn would have
-    // it move to and fro.
-    to_vram(
-        vm,
-        found,
-        memory,
-        Sources::System,
-        Why::Fault,
-        stay,
-        attempt,
-    )
-    .ok()
+    // it move to and fro. A read takes no memory for what was never written.
+    let sources = match fault.access {
+        Access::Read => Sources::Populated,
+        Access::Write | Access::Atomic => Sources::System,
+    };
+    to_vram(vm, found, memory, sources, Why::Fault, stay, attempt).ok()
 }
 
 /// Moves what can move of a range from `sources` to `memory`, and has it stay there for `stay_ms`
@@ -376,7 +381,7 @@ pub(crate) fn to_vram(
         };
         // What is left never moves, or somebody held it just then: of a range that never came, or not
         // as a whole, it is worth another look.
-        let is_far = moved.unreachable != 0 && sources != Sources::System;
+        let is_far = moved.unreachable != 0 && sources > Sources::System;
         let stuck = moved.moved == 0 && !is_far && (round > 1 || !is_new);
         if total.left == 0 || round == TRIES || stuck {
             break;

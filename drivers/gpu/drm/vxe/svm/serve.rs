@@ -41,6 +41,7 @@ use gpusvm::{
 };
 use kernel::{
     prelude::*,
+    sizes::SZ_64K,
     time::{
         Instant,
         Monotonic, //
@@ -50,6 +51,10 @@ use kernel::{
 /// How many times a range is tried whose pages the CPU takes away meanwhile. After that only the page
 /// of the fault is mapped: the smaller, the sooner.
 const TRIES: u32 = 3;
+
+/// How much a fault populates, in bytes, of memory that is mostly not populated: as much as a fault of the
+/// CPU maps around the page of a file.
+const FAULT_AROUND: usize = SZ_64K;
 
 /// Services a fault of the GPU in `vma`, a mirror. With `page_only` it maps no more than its page, if
 /// that is not mapped yet.
@@ -181,12 +186,17 @@ impl<'a> Aim<'a> {
         ctx.devmem_possible = vm.memory.is_some() || self.placement.is_some();
         ctx.devmem_only = self.moving == Moving::Always;
         ctx.allow_mixed = true;
+        let owner = vm.dev.memory.owner();
+        // A prefetch is told what to populate.
+        if !matches!(self.moving, Moving::First(_)) {
+            ctx = ctx.with_fault_around(FAULT_AROUND, owner);
+        }
         if self.placement.is_none() {
             // Pages come to system memory.
             return ctx;
         }
         // They stay in memory that the GPU reaches.
-        ctx.with_owner(vm.dev.memory.owner())
+        ctx.with_owner(owner)
     }
 
     /// Whether no more than a page is to be mapped, after `lost` tries.
