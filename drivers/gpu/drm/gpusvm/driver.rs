@@ -15,7 +15,7 @@ use crate::{
     notifier::Notifier,
     pages::{PageSet, Pages},
     range::SvmRange,
-    svm::{Config, Event, GpuSvm, Ops, UNMAP}, //
+    svm::{Config, Event, GpuSvm, Ops, CLEAR, PROTECTION_PAGE, PROTECTION_VMA, UNMAP}, //
 };
 use core::{marker::PhantomData, ops::Range as Span, ptr::NonNull};
 use kernel::{
@@ -153,6 +153,7 @@ pub struct Invalidation<'a, D: Driver> {
     first: NonNull<SvmRange>,
     changed: Span<usize>,
     event: Event,
+    by_cpu: bool,
     _ranges: PhantomData<&'a Range<D>>,
 }
 
@@ -183,6 +184,12 @@ impl<'a, D: Driver> Invalidation<'a, D> {
     /// Whether the CPU unmaps the addresses, and not just changes what is mapped there.
     pub fn is_unmap(&self) -> bool {
         self.event == UNMAP
+    }
+
+    /// Whether the CPU changes what is mapped at addresses that stay in use, and the change may be held up
+    /// for some milliseconds, for the sake of an access that is about to be made.
+    pub fn can_wait(&self) -> bool {
+        self.by_cpu && [CLEAR, PROTECTION_VMA, PROTECTION_PAGE].contains(&self.event)
     }
 
     fn all(&self) -> impl Iterator<Item = &'a Range<D>> {
@@ -342,27 +349,29 @@ impl<D: Driver> Svm<D> {
     ) {
         // SAFETY: The core calls the operations of an SVM with that SVM, one of its notifiers and a
         // valid range.
-        let (this, watched, changed, event) = unsafe {
+        let (this, watched, changed, event, by_cpu) = unsafe {
             (
                 Self::from_core(core),
                 (*notifier.cast::<Notifier>()).span(),
                 (*mmu_range).start..(*mmu_range).end,
                 (*mmu_range).event,
+                (*mmu_range).owner.cast() != core,
             )
         };
         // Each notifier is told of its own part. No range reaches beyond its notifier, so that one
         // that is changed in part is so still.
         let changed = changed.start.max(watched.start)..changed.end.min(watched.end);
         // SAFETY: The notifier lock is held for writing.
-        unsafe { this.let_go(changed, event) };
+        unsafe { this.let_go(changed, event, by_cpu) };
     }
 
-    /// Has the driver let go of the ranges that overlap `changed`, and unmaps their pages.
+    /// Has the driver let go of the ranges that overlap `changed`, and unmaps their pages. `by_cpu` says
+    /// whether it is the CPU that changes its mappings, and not the core that wants them let go of.
     ///
     /// # Safety
     ///
     /// The notifier lock must be held for writing.
-    pub(crate) unsafe fn let_go(&self, changed: Span<usize>, event: Event) {
+    pub(crate) unsafe fn let_go(&self, changed: Span<usize>, event: Event, by_cpu: bool) {
         // SAFETY: The notifier lock is held.
         let Some(first) = (unsafe { self.core.range_find(changed.clone()) }) else {
             return;
@@ -372,6 +381,7 @@ impl<D: Driver> Svm<D> {
             first,
             changed: changed.clone(),
             event,
+            by_cpu,
             _ranges: PhantomData,
         };
         if invalidation.ranges().next().is_some() {

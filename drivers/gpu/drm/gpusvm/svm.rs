@@ -274,7 +274,8 @@ impl GpuSvm {
             end: span.end as c_ulong,
             flags: bindings::MMU_NOTIFIER_RANGE_BLOCKABLE,
             event,
-            owner: core::ptr::null_mut(),
+            // Tells it from a change by the CPU.
+            owner: self.as_raw().cast(),
         };
         let _lock = self.notifier_lock.write();
         // SAFETY: The driver's lock keeps the range in its tree.
@@ -584,6 +585,10 @@ impl GpuSvm {
 pub type Event = bindings::mmu_notifier_event;
 /// The CPU unmapped the span.
 pub const UNMAP: Event = bindings::mmu_notifier_event_MMU_NOTIFY_UNMAP;
+/// Pages are taken from the span.
+pub const CLEAR: Event = bindings::mmu_notifier_event_MMU_NOTIFY_CLEAR;
+/// The permission of the VMA changes.
+pub const PROTECTION_VMA: Event = bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_VMA;
 /// The permission of single pages changes.
 pub const PROTECTION_PAGE: Event = bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_PAGE;
 

@@ -20,6 +20,7 @@
 
 mod bind;
 mod bound;
+mod grace;
 mod history;
 mod meter;
 pub(crate) mod migrate;
@@ -168,6 +169,8 @@ impl Driver for Mirror {
         let started = Instant::<Monotonic>::now();
         let mut stale = Hull::new();
         for range in invalidation.ranges() {
+            let grace = &range.data().grace;
+            grace.end(&vm.aspace, invalidation.can_wait());
             let span = to_gpu(range.span());
             stale.add(vm.aspace.zap(span.start, span.end - span.start));
             range.data().set(None, 0, 0);

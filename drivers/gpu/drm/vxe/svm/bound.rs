@@ -3,6 +3,7 @@
 //! What is known of the GPU's mapping of a range, and how debugfs shows it.
 
 use super::{
+    grace::Grace,
     history::History,
     Mirror, //
 };
@@ -26,6 +27,8 @@ pub(crate) struct Bound {
     in_device: Atomic<usize>,
     /// How it moves.
     pub(super) history: History,
+    /// What its last fault is due.
+    pub(super) grace: Grace,
 }
 
 impl Bound {
@@ -40,6 +43,7 @@ impl Bound {
             segments: Atomic::new(0),
             in_device: Atomic::new(0),
             history: History::new(),
+            grace: Grace::new(),
         }
     }
 

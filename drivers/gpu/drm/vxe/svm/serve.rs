@@ -253,6 +253,15 @@ impl<'a> Aim<'a> {
         }
         Ok(())
     }
+
+    /// Notes, under the notifier lock, that the range was mapped, after `lost` tries. An access follows
+    /// that faulted, but for a prefetch.
+    fn mapped(&self, vm: &Context, found: &Found<'_, '_, Mirror>, served: &Served, lost: u32) {
+        if served.settles(&self.fault) && !matches!(self.moving, Moving::First(_)) {
+            let grace = &found.data().grace;
+            grace.begin(&vm.aspace, self.fault.addr, lost != 0);
+        }
+    }
 }
 
 /// Has the range at the address of an aim where it is to be, and maps it.
@@ -292,11 +301,15 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
         }
 
         // Somebody else may have had it mapped since the GPU looked.
-        if let Ok(Some(access)) = found.commit(|_| found.data().access()) {
+        let before = found.commit(|_| {
             let served = Served {
                 span: to_gpu(span.clone()),
-                access,
+                access: found.data().access()?,
             };
+            aim.mapped(vm, &found, &served, lost);
+            Some(served)
+        });
+        if let Ok(Some(served)) = before {
             if aim.is_met(&served, moves) {
                 meter.inc(size, |stats| stats.valid);
                 return Ok(served);
@@ -309,6 +322,9 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
         }
         moves += 1;
 
+        // All memory is allocated before the notifier lock is taken, and before the pages are there: the
+        // sooner they are committed, the more likely it is that the CPU has left them alone.
+        let mut staged = vm.aspace.stage(span.start as u64, size as u64)?;
         let get_started = Instant::<Monotonic>::now();
         match found.get(&ctx, &attempt) {
             Ok(()) => {}
@@ -334,9 +350,12 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
         meter.add_us(size, get_started, |stats| stats.get_pages_us);
 
         let bind_started = Instant::<Monotonic>::now();
-        // All memory is allocated before the notifier lock is taken.
-        let mut staged = vm.aspace.stage(span.start as u64, size as u64)?;
-        let served = match found.commit(|view| bind(vm, &mut staged, vma, &found, view)) {
+        let bound = found.commit(|view| -> Result<Served> {
+            let served = bind(vm, &mut staged, vma, &found, view)?;
+            aim.mapped(vm, &found, &served, lost);
+            Ok(served)
+        });
+        let served = match bound {
             Ok(served) => served?,
             Err(Stale) => {
                 lost += 1;
