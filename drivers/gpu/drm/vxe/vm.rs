@@ -78,12 +78,16 @@ use kernel::{
         Mutex, //
     },
     workqueue::{
+        impl_has_delayed_work,
         impl_has_work,
+        new_delayed_work,
         new_work,
+        DelayedWork,
         Work,
         WorkItem, //
     }, //
 };
+use kernel_ext::workqueue::cancel_delayed;
 use map::VmaMap;
 use property::FailedFaults;
 use vma::{
@@ -98,6 +102,8 @@ pub(crate) const SPAN: Span = 0..1 << VA_BITS;
 const SERVICE: u64 = 0;
 /// The work that collects garbage.
 const COLLECTION: u64 = 1;
+/// The work that looks again at what could not move.
+const REVISIT: u64 = 2;
 
 /// How often the service of a fault is begun anew when it has spent its attempts or its time, both
 /// of which are bounded each time: a second is not much on a machine that is busy.
@@ -131,11 +137,17 @@ pub(crate) struct Vm {
     service: Work<Vm, SERVICE>,
     #[pin]
     collection: Work<Vm, COLLECTION>,
+    #[pin]
+    revisit: DelayedWork<Vm, REVISIT>,
 }
 
 impl_has_work! {
     impl HasWork<Self, 0> for Vm { self.service }
     impl HasWork<Self, 1> for Vm { self.collection }
+}
+
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self, 2> for Vm { self.revisit }
 }
 
 impl WorkItem<SERVICE> for Vm {
@@ -151,6 +163,16 @@ impl WorkItem<COLLECTION> for Vm {
 
     fn run(this: Arc<Self>) {
         this.collect_garbage(&mut this.svm.lock());
+    }
+}
+
+impl WorkItem<REVISIT> for Vm {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        if !this.is_closed() {
+            svm::revisit(&this.svm);
+        }
     }
 }
 
@@ -187,6 +209,7 @@ impl Vm {
                 svm <- Svm::new(mm, svm::CONFIG, context),
                 service <- new_work!("Vm::service"),
                 collection <- new_work!("Vm::collection"),
+                revisit <- new_delayed_work!("Vm::revisit"),
             }),
             GFP_KERNEL,
         )?;
@@ -233,6 +256,16 @@ impl Vm {
             .queues
             .faults
             .enqueue::<_, COLLECTION>(self.clone());
+    }
+
+    /// Has what could not move looked at again, in so many jiffies or sooner. Does not sleep.
+    pub(crate) fn queue_revisit(self: &Arc<Self>, delay: usize) {
+        // If the work is queued already, it says itself when it is to run next.
+        let _ = self
+            .dev
+            .queues
+            .faults
+            .enqueue_delayed::<_, REVISIT>(self.clone(), delay);
     }
 
     /// Services a fault: makes its access possible.
@@ -302,9 +335,11 @@ impl Vm {
     ///
     /// Waits for no fault that is being serviced: what that still needs goes when it is done. May
     /// be called any number of times. Sleeps.
-    pub(crate) fn close(&self) {
+    pub(crate) fn close(self: &Arc<Self>) {
         let whose = self.faults.close();
         self.collector.disconnect();
+        // Nobody enqueues it any more.
+        cancel_delayed::<_, REVISIT>(self);
         // The GPU is cut off in any case.
         self.zap_all();
         if whose == TearDown::Yours {

@@ -5,6 +5,7 @@
 use super::{
     grace::Grace,
     history::History,
+    revisit::Away,
     Mirror, //
 };
 use crate::gpu::Access;
@@ -29,6 +30,8 @@ pub(crate) struct Bound {
     pub(super) history: History,
     /// What its last fault is due.
     pub(super) grace: Grace,
+    /// Why it is not where it should live.
+    pub(super) away: Away,
 }
 
 impl Bound {
@@ -44,6 +47,7 @@ impl Bound {
             in_device: Atomic::new(0),
             history: History::new(),
             grace: Grace::new(),
+            away: Away::new(),
         }
     }
 

@@ -13,6 +13,7 @@ use super::{
         To,
         Why, //
     },
+    revisit,
     to_cpu,
     to_gpu,
     Context,
@@ -214,7 +215,8 @@ impl<'a> Aim<'a> {
         has_moved && served.settles(&self.fault)
     }
 
-    /// Has a range where it is to be, as far as that can be, after `moves` times before.
+    /// Has a range where it is to be, as far as that can be, after `moves` times before. Returns whether it
+    /// was refused, and may move later.
     ///
     /// Fails if it is not to be mapped where it is.
     fn bring(
@@ -223,21 +225,23 @@ impl<'a> Aim<'a> {
         found: &mut Found<'_, '_, Mirror>,
         moves: u32,
         attempt: &Attempt<'_>,
-    ) -> Result {
+    ) -> Result<bool> {
         let started = Instant::<Monotonic>::now();
+        if moves == 0 {
+            found.data().away.reset();
+        }
         let moved = match (&self.placement, self.moving) {
             (Some(memory), Moving::Always) => {
                 match migrate::on_atomic(vm, found, memory, moves, attempt) {
                     Err(e) if e == EACCES || moves >= TRIES => return Err(e),
-                    moved => moved.ok(),
+                    moved => Some(moved),
                 }
             }
             (Some(memory), Moving::IfItMay) if moves == 0 => {
                 migrate::on_fault(vm, found, memory, &self.fault, attempt)
             }
             (Some(memory), Moving::First(policy)) if moves == 0 => {
-                migrate::on_prefetch(vm, found, memory, policy, attempt);
-                None
+                migrate::on_prefetch(vm, found, memory, policy, attempt)
             }
             (None, Moving::First(_)) if moves == 0 && found.data().in_device() != 0 => {
                 // If that fails it stays where it is.
@@ -246,12 +250,12 @@ impl<'a> Aim<'a> {
             }
             _ => None,
         };
-        if moved.is_some_and(|moved| moved.moved != 0) {
+        if matches!(&moved, Some(Ok(moved)) if moved.moved != 0) {
             let size = found.size();
             self.meter.inc(size, |stats| stats.migrations);
             self.meter.add_us(size, started, |stats| stats.migrate_us);
         }
-        Ok(())
+        Ok(moved.is_some_and(|moved| migrate::is_refused(&moved)))
     }
 
     /// Notes, under the notifier lock, that the range was mapped, after `lost` tries. An access follows
@@ -274,6 +278,7 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
 
     let mut retry = Retry::bounded();
     let (mut counted, mut evicted, mut lost, mut moves) = (false, false, 0, 0);
+    let mut refused = false;
     while let Some(mut attempt) = retry.next() {
         if aim.is_content_with_a_page(lost) {
             // If the range is that small already, there is nothing better than to try again.
@@ -316,9 +321,12 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
             }
         }
 
-        if let Err(e) = aim.bring(vm, &mut found, moves, &attempt) {
-            found.remove();
-            return Err(e);
+        match aim.bring(vm, &mut found, moves, &attempt) {
+            Ok(is_refused) => refused |= is_refused,
+            Err(e) => {
+                found.remove();
+                return Err(e);
+            }
         }
         moves += 1;
 
@@ -363,6 +371,9 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
             }
         };
         meter.add_us(size, bind_started, |stats| stats.bind_us);
+        if refused && found.data().in_device() == 0 {
+            revisit::refuse(vm, &found.data().away);
+        }
         if served.settles(&aim.fault) {
             meter.add_us(size, started, |stats| stats.fault_us);
             return Ok(served);
