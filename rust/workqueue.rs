@@ -15,9 +15,15 @@ use core::{
 use kernel::{
     bindings,
     prelude::*,
+    sync::Arc,
     sync::LockClassKey,
     types::Opaque,
-    workqueue::Queue, //
+    workqueue::{
+        HasDelayedWork,
+        Queue,
+        Work,
+        WorkItem, //
+    }, //
 };
 
 /// The most work items of one queue that may run, or sleep while running, at once.
@@ -85,6 +91,26 @@ impl Drop for OwnedQueue {
         // SAFETY: By the type invariant; nobody can enqueue any more.
         unsafe { bindings::destroy_workqueue(self.0.as_ptr()) }
     }
+}
+
+/// Takes a delayed work item back, if it has not begun to run, and drops the reference that was enqueued with
+/// it. Returns whether it was pending. Waits for nothing; work that runs goes on.
+pub fn cancel_delayed<T, const ID: u64>(item: &Arc<T>) -> bool
+where
+    T: HasDelayedWork<T, ID> + WorkItem<ID, Pointer = Arc<T>>,
+{
+    let ptr: *const T = &raw const **item;
+    // SAFETY: The item is valid, and its work that of a `delayed_work`, by what `HasDelayedWork` promises.
+    let was_pending = unsafe {
+        let work = Work::raw_get(T::raw_get_work(ptr.cast_mut()));
+        bindings::cancel_delayed_work(kernel::container_of!(work, bindings::delayed_work, work))
+    };
+    if was_pending {
+        // SAFETY: It was enqueued as an `Arc`, which is the only kind of pointer that its work takes, and
+        // which belongs to the work until it runs: it does not any more.
+        drop(unsafe { Arc::from_raw(ptr) });
+    }
+    was_pending
 }
 
 /// A work item that is a static of a module, and runs a function of it.

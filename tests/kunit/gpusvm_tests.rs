@@ -48,6 +48,7 @@ mod pagemap_peers;
 mod pagemap_split;
 mod pagemap_unbind;
 mod pages;
+mod population;
 mod races;
 mod random;
 mod ranges;

@@ -8,7 +8,7 @@ use crate::fixture::{
     pages,
     vram::{Done, Mood, HUGE}, //
 };
-use gpusvm::pagemap::to_device::Moved;
+use gpusvm::pagemap::to_device::{Moved, Sources};
 use kernel::{page::PAGE_SIZE, prelude::*};
 
 #[kunit_tests(gpusvm_pagemap_migrate)]
@@ -94,6 +94,38 @@ mod tests {
             ensure_eq!(to_device(env, pagemap, &span)?, moved(HUGE, HUGE, HUGE));
             ensure_eq!(vram.take_done().pieces, HUGE);
             check(&span)
+        })
+    }
+
+    #[test]
+    fn what_was_never_written_need_not_come() -> Result {
+        with_vram(4 * HUGE, |env, pagemap| {
+            mm::map(&pages(0, 12), Prot::Write)?;
+            mm::fill(&pages(4, 2))?;
+            mm::read(pages(8, 1).start)?;
+            let span = pages(0, 12);
+            let populated = || pagemap.populate_from(Sources::Populated, &env.mm, span.clone(), 0);
+            let came = Moved {
+                moved: 2 * PAGE_SIZE,
+                copied: 2 * PAGE_SIZE,
+                holes: 10 * PAGE_SIZE,
+                ..Moved::default()
+            };
+            ensure_eq!(populated()?, came);
+            let done = pagemap.provider().take_done();
+            ensure_eq!((done.to_device, done.cleared), (2, 0));
+            ensure_eq!(pagemap.provider().used(), 2);
+            // What is there already is not looked at.
+            let left = 2 * PAGE_SIZE;
+            let nothing = Moved {
+                left,
+                holes: 10 * PAGE_SIZE,
+                ..Moved::default()
+            };
+            ensure_eq!(populated()?, nothing);
+            check(&pages(4, 2))?;
+            check_zero(&pages(0, 4))?;
+            check_zero(&pages(6, 6))
         })
     }
 

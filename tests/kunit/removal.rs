@@ -235,8 +235,10 @@ mod tests {
             // process does not change the memory that is mapped. The ranges are removed below,
             // and the second keeps the notifier until after the last use of it.
             unsafe {
-                let made = svm.find_or_insert(BASE, one.clone(), &ctx, &attempt, &mut walk)?;
-                let kept = svm.find_or_insert(other.start, other, &ctx, &attempt, &mut walk);
+                let made =
+                    svm.find_or_insert(BASE, one.clone(), &ctx, &attempt, &mut walk, |_| false)?;
+                let kept =
+                    svm.find_or_insert(other.start, other, &ctx, &attempt, &mut walk, |_| false);
                 let kept = match kept {
                     Ok(kept) => kept,
                     Err(e) => {

@@ -3,6 +3,7 @@
 //! What a driver asks for: the parameters of finding and mapping a range.
 
 use core::{ffi::c_void, ptr};
+use kernel::page::PAGE_SIZE;
 use kernel_ext::hmm::Request;
 
 /// What a device wants to do with memory.
@@ -40,6 +41,23 @@ pub struct Ctx {
     /// refuses to mix allocations of one provider, too.)
     pub allow_mixed: bool,
     owner: *mut c_void,
+    fault_around: FaultAround,
+}
+
+/// How much a fault may populate where the CPU has few pages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FaultAround {
+    /// The largest chunk, in bytes, that needs no pages.
+    pub(crate) limit: usize,
+    /// Whose device-private pages count as there.
+    pub(crate) owner: *mut c_void,
+}
+
+impl FaultAround {
+    /// Whether a range of `size` bytes must be populated already.
+    pub(crate) fn is_exceeded_by(&self, size: usize) -> bool {
+        size > self.limit.max(PAGE_SIZE)
+    }
 }
 
 impl Ctx {
@@ -52,7 +70,29 @@ impl Ctx {
             devmem_only: false,
             allow_mixed: false,
             owner: ptr::null_mut(),
+            fault_around: FaultAround {
+                limit: usize::MAX,
+                owner: ptr::null_mut(),
+            },
         }
+    }
+
+    /// The same parameters, where a fault populates at most `limit` bytes, a chunk size, of memory that is
+    /// mostly not populated: a larger range is used only if the CPU has at least half of its pages, as
+    /// `access` needs them (a page that a write would have to copy is none), or if the CPU would populate
+    /// it as a whole, by a huge page. Device-private pages of `owner`, which is only compared, count like
+    /// the CPU's.
+    ///
+    /// Without this a range may be populated as a whole whatever its size, as in C.
+    pub const fn with_fault_around(self, limit: usize, owner: *mut c_void) -> Self {
+        Self {
+            fault_around: FaultAround { limit, owner },
+            ..self
+        }
+    }
+
+    pub(crate) fn fault_around(&self) -> &FaultAround {
+        &self.fault_around
     }
 
     /// The same parameters, where device-private pages of `owner` need not come back to system memory:

@@ -15,7 +15,7 @@ use crate::{
     notifier::Notifier,
     pages::{PageSet, Pages},
     range::SvmRange,
-    svm::{Config, Event, GpuSvm, Ops, UNMAP}, //
+    svm::{Config, Event, GpuSvm, Ops, CLEAR, PROTECTION_PAGE, PROTECTION_VMA, UNMAP}, //
 };
 use core::{marker::PhantomData, ops::Range as Span, ptr::NonNull};
 use kernel::{
@@ -174,6 +174,7 @@ pub struct Invalidation<'a, D: Driver> {
     first: NonNull<SvmRange>,
     changed: Span<usize>,
     event: Event,
+    by_cpu: bool,
     _ranges: PhantomData<&'a Range<D>>,
 }
 
@@ -204,6 +205,12 @@ impl<'a, D: Driver> Invalidation<'a, D> {
     /// Whether the CPU unmaps the addresses, and not just changes what is mapped there.
     pub fn is_unmap(&self) -> bool {
         self.event == UNMAP
+    }
+
+    /// Whether the CPU changes what is mapped at addresses that stay in use, and the change may be held up
+    /// for some milliseconds, for the sake of an access that is about to be made.
+    pub fn can_wait(&self) -> bool {
+        self.by_cpu && [CLEAR, PROTECTION_VMA, PROTECTION_PAGE].contains(&self.event)
     }
 
     fn all(&self) -> impl Iterator<Item = &'a Range<D>> {
@@ -364,13 +371,14 @@ impl<D: Driver> Svm<D> {
     ) {
         // SAFETY: The core calls the operations of an SVM with that SVM, one of its notifiers and a
         // valid range.
-        let (this, watched, changed, event, blockable) = unsafe {
+        let (this, watched, changed, event, blockable, by_cpu) = unsafe {
             (
                 Self::from_core(core),
                 (*notifier.cast::<Notifier>()).span(),
                 (*mmu_range).start..(*mmu_range).end,
                 (*mmu_range).event,
                 ext::mmu_notifier_range_blockable(mmu_range),
+                (*mmu_range).owner.cast() != core,
             )
         };
         // Each notifier is told of its own part. No range reaches beyond its notifier, so that one
@@ -382,7 +390,7 @@ impl<D: Driver> Svm<D> {
             D::try_invalidate
         };
         // SAFETY: The notifier lock is held for writing.
-        if unsafe { this.let_go_by(changed, event, let_go) }.is_err() {
+        if unsafe { this.let_go_by(changed, event, by_cpu, let_go) }.is_err() {
             this.core.refuse();
         }
     }
@@ -393,14 +401,15 @@ impl<D: Driver> Svm<D> {
         Ok(())
     }
 
-    /// Has the driver let go of the ranges that overlap `changed`, and unmaps their pages.
+    /// Has the driver let go of the ranges that overlap `changed`, and unmaps their pages. `by_cpu` says
+    /// whether it is the CPU that changes its mappings, and not the core that wants them let go of.
     ///
     /// # Safety
     ///
     /// The notifier lock must be held for writing.
-    pub(crate) unsafe fn let_go(&self, changed: Span<usize>, event: Event) {
+    pub(crate) unsafe fn let_go(&self, changed: Span<usize>, event: Event, by_cpu: bool) {
         // SAFETY: By this function's requirements. It does not fail.
-        let _ = unsafe { self.let_go_by(changed, event, Self::invalidate_all) };
+        let _ = unsafe { self.let_go_by(changed, event, by_cpu, Self::invalidate_all) };
     }
 
     /// As [`let_go`](Self::let_go), by `let_go`; fails as that does, with nothing unmapped.
@@ -415,6 +424,7 @@ impl<D: Driver> Svm<D> {
         &self,
         changed: Span<usize>,
         event: Event,
+        by_cpu: bool,
         let_go: fn(&D::Vm, &Invalidation<'_, D>) -> Result<(), WouldBlock>,
     ) -> Result<(), WouldBlock> {
         // SAFETY: The notifier lock is held.
@@ -426,6 +436,7 @@ impl<D: Driver> Svm<D> {
             first,
             changed: changed.clone(),
             event,
+            by_cpu,
             _ranges: PhantomData,
         };
         if invalidation.ranges().next().is_some() {

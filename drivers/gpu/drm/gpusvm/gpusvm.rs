@@ -31,6 +31,7 @@ pub mod layout;
 pub mod notifier;
 pub mod pagemap;
 pub mod pages;
+pub mod population;
 pub mod range;
 pub mod retry;
 pub mod scan;

@@ -120,10 +120,18 @@ impl<'a, D: Driver> Guard<'a, D> {
         attempt: &Attempt<'_>,
     ) -> Result<Found<'_, 'a, D>> {
         let mut walk = Walk::new();
+        let is_mapped = |range| {
+            // SAFETY: All ranges of an `Svm<D>` are `Range<D>`; the driver's SVM lock keeps it.
+            let range: &Range<D> = unsafe { Range::from_base(range).as_ref() };
+            let _lock = self.core().read_lock();
+            let mut pages = range.pages().iter();
+            // SAFETY: The notifier lock is held.
+            pages.all(|pages| unsafe { pages.is_valid_for(ctx.access) })
+        };
         // SAFETY: The driver's SVM lock is held, and as long as the result is used.
         let range = unsafe {
             self.core()
-                .find_or_insert(addr, window, ctx, attempt, &mut walk)
+                .find_or_insert(addr, window, ctx, attempt, &mut walk, is_mapped)
         }?;
         Ok(self.found(range, walk))
     }
@@ -191,7 +199,7 @@ impl<'a, D: Driver> Guard<'a, D> {
         let core = self.core();
         let _lock = core.notifier_lock().write();
         // SAFETY: The notifier lock is held for writing.
-        unsafe { self.svm.let_go(span, PROTECTION_PAGE) };
+        unsafe { self.svm.let_go(span, PROTECTION_PAGE, false) };
     }
 
     fn remove_range(&mut self, range: NonNull<Range<D>>) {
@@ -204,7 +212,7 @@ impl<'a, D: Driver> Guard<'a, D> {
         unsafe {
             svm.core().remove(range.cast(), this.pages(), |mapped| {
                 if mapped {
-                    svm.let_go(span, PROTECTION_PAGE);
+                    svm.let_go(span, PROTECTION_PAGE, false);
                 }
                 svm.garbage().remove(this.link());
             });
@@ -277,7 +285,8 @@ impl<D: Driver> Found<'_, '_, D> {
     }
 
     /// Maps all pages of the range for all of its devices, or none, as [`Source::get`] says; its
-    /// errors are returned, but for a range that the CPU unmaps meanwhile: that is `EAGAIN`.
+    /// errors are returned, but for a range that the CPU unmaps meanwhile, and for `EBUSY` while there is
+    /// time for a further attempt: these are `EAGAIN`.
     ///
     /// Pages that are mapped, but not for this access (a write to what was mapped for reads), are
     /// let go of first.
@@ -314,6 +323,8 @@ impl<D: Driver> Found<'_, '_, D> {
             // The CPU unmapped the range, or part of it, meanwhile. What is there now is for a new
             // range to find out.
             Err(EFAULT) if self.range().has(RangeFlag::Unmapped) => Err(EAGAIN),
+            // The walk was lost too often, but there is time for another: for a smaller range, maybe.
+            Err(EBUSY) if !attempt.is_last() => Err(EAGAIN),
             result => result,
         }
     }

@@ -81,9 +81,16 @@ pub struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    /// The time left, in jiffies, at least 1.
+    /// The time for which a walk that is lost to the CPU is done again, in jiffies, at least 1: what is left,
+    /// but no more than a sixteenth of all, so that there is time left for smaller ranges.
     pub fn timeout(&self) -> usize {
-        self.retry.remaining().max(1)
+        let share = msecs_to_jiffies(TIMEOUT_MS / 16);
+        self.retry.remaining().min(share).max(1)
+    }
+
+    /// Whether all time is spent, so that there is no further attempt.
+    pub(crate) fn is_last(&self) -> bool {
+        self.retry.remaining() == 0
     }
 
     /// Says that the range `span` could not be mapped as a whole, with `EFAULT` or `EPERM`: part of

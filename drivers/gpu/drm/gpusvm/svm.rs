@@ -22,6 +22,7 @@ use crate::{
     ctx::{Access, Ctx},
     notifier::{self, NewNotifier, Notifier},
     pages::Pages,
+    population,
     range::{RangeMemory, SvmRange},
     retry::Attempt, //
 };
@@ -314,7 +315,8 @@ impl GpuSvm {
             end: span.end as c_ulong,
             flags: bindings::MMU_NOTIFIER_RANGE_BLOCKABLE,
             event,
-            owner: core::ptr::null_mut(),
+            // Tells it from a change by the CPU.
+            owner: self.as_raw().cast(),
         };
         let _lock = self.notifier_lock.write();
         // SAFETY: The driver's lock keeps the range in its tree.
@@ -406,8 +408,9 @@ impl GpuSvm {
     /// - `EPERM`: a write to a VMA that may not be written;
     /// - `EIO`: device memory of some other driver is mapped there;
     /// - `EAGAIN`: there is a range, but it was unmapped, or no longer fits the CPU's VMA or the window, or is
-    ///   larger than `attempt` allows. It is invalidated as if unmapped: let the garbage collector
-    ///   remove it, and try again;
+    ///   larger than `attempt` allows; or it is not mapped for the access, as `is_mapped` says, and larger than
+    ///   `ctx` allows where the CPU has [few pages](Ctx::with_fault_around). It is invalidated as if unmapped:
+    ///   let the garbage collector remove it, and try again;
     /// - `ENOMEM`.
     ///
     /// # Safety
@@ -421,6 +424,7 @@ impl GpuSvm {
         ctx: &Ctx,
         attempt: &Attempt<'_>,
         walk: &mut Walk,
+        is_mapped: impl FnOnce(NonNull<SvmRange>) -> bool,
     ) -> Result<NonNull<SvmRange>> {
         self.assert_driver_lock();
         if !self.span().contains(&addr) || !window.contains(&addr) {
@@ -435,7 +439,10 @@ impl GpuSvm {
             // SAFETY: As above.
             if let Some(range) = unsafe { notifier.as_ref().find(addr..addr + 1) } {
                 // SAFETY: As above.
-                return unsafe { self.check_found(range, &mm, addr, &window, ctx, attempt) };
+                unsafe {
+                    self.check_found(range, &mm, addr, &window, ctx, attempt, walk, is_mapped)
+                }?;
+                return Ok(range);
             }
         }
 
@@ -462,7 +469,7 @@ impl GpuSvm {
             limit: attempt.limit(addr),
         };
         // SAFETY: As above.
-        let span = unsafe { self.choose(&mmap, notifier, addr, &bounds, ctx, walk) }?;
+        let span = unsafe { self.choose(&mmap, vma, notifier, addr, &bounds, ctx, walk) }?;
         let range = memory.into_range(notifier, span, ctx.devmem_possible && can_migrate(vma));
 
         let lock = self.notifier_lock.write();
@@ -483,6 +490,7 @@ impl GpuSvm {
     /// # Safety
     ///
     /// The caller must hold the driver's SVM lock.
+    #[expect(clippy::too_many_arguments)]
     unsafe fn check_found(
         &self,
         range: NonNull<SvmRange>,
@@ -491,7 +499,9 @@ impl GpuSvm {
         window: &Range<usize>,
         ctx: &Ctx,
         attempt: &Attempt<'_>,
-    ) -> Result<NonNull<SvmRange>> {
+        walk: &mut Walk,
+        is_mapped: impl FnOnce(NonNull<SvmRange>) -> bool,
+    ) -> Result {
         // SAFETY: The driver's lock keeps the range.
         let this = unsafe { range.as_ref() };
         if this.has(crate::flags::RangeFlag::Unmapped) {
@@ -502,13 +512,20 @@ impl GpuSvm {
             let vma = lookup(&mmap, addr, ctx.access)?;
             chunk::contains(&(vma.start()..vma.end()), &this.span())
                 && chunk::contains(window, &this.span())
+                && (!ctx.fault_around().is_exceeded_by(this.size())
+                    || is_mapped(range)
+                    // SAFETY: The driver's lock keeps the range and its notifier.
+                    || unsafe {
+                        let notifier = this.notifier().mmu();
+                        population::allows(&mmap, vma, notifier, &this.span(), ctx, walk)
+                    })
         };
         if !fits || this.size() > attempt.limit(addr) {
             // SAFETY: The driver's lock is held.
             unsafe { self.invalidate_range(this, UNMAP) };
             return Err(EAGAIN);
         }
-        Ok(range)
+        Ok(())
     }
 
     /// The span of a new range.
@@ -516,9 +533,11 @@ impl GpuSvm {
     /// # Safety
     ///
     /// The caller must hold the driver's SVM lock; `notifier` must be inserted in `mmap`'s mm.
+    #[expect(clippy::too_many_arguments)]
     unsafe fn choose(
         &self,
         mmap: &MmapReadGuard<'_>,
+        vma: &VmaRef,
         notifier: NonNull<Notifier>,
         addr: usize,
         bounds: &Bounds,
@@ -542,6 +561,12 @@ impl GpuSvm {
                     walk.forget();
                     continue;
                 }
+            }
+            if ctx.fault_around().is_exceeded_by(size)
+                // SAFETY: As above.
+                && !unsafe { population::allows(mmap, vma, notifier.mmu(), &span, ctx, walk) }
+            {
+                continue;
             }
             return Ok(span);
         }
@@ -601,6 +626,10 @@ impl GpuSvm {
 pub type Event = bindings::mmu_notifier_event;
 /// The CPU unmapped the span.
 pub const UNMAP: Event = bindings::mmu_notifier_event_MMU_NOTIFY_UNMAP;
+/// Pages are taken from the span.
+pub const CLEAR: Event = bindings::mmu_notifier_event_MMU_NOTIFY_CLEAR;
+/// The permission of the VMA changes.
+pub const PROTECTION_VMA: Event = bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_VMA;
 /// The permission of single pages changes.
 pub const PROTECTION_PAGE: Event = bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_PAGE;
 

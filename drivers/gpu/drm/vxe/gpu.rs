@@ -11,6 +11,7 @@
 //!   address_space  what a batch can reach: the driver maps, zaps and invalidates here
 //!     tlb            translations that were used last, until they are invalidated
 //!     page_table     translations, changed in place
+//!     expected       pages whose faults were serviced, and that were not accessed yet
 //!   copy           moves memory between the device's own and the system's
 //!   bus            memory: the system's, by addresses that the DMA API gave out for this device, and
 //!                  the device's own
@@ -28,6 +29,7 @@ mod bus;
 mod command;
 mod copy;
 mod engine;
+mod expected;
 mod page_table;
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;

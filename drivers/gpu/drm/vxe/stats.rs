@@ -134,6 +134,8 @@ stats! {
     Svm2mBindUs = "svm_2M_bind_us",
     /// Faults that left memory in the system's because it moves to and fro: not one of xe's.
     SvmThrashCount = "svm_thrash_count",
+    /// Ranges in system memory that were unmapped, so that the next fault looks whether they can move.
+    SvmRevisitCount = "svm_revisit_count",
     /// Faults that left memory in the system's because the device's was full: not one of xe's.
     SvmFullCount = "svm_full_count",
     /// Migrations that were tried again because somebody else held pages: not one of xe's.

@@ -20,9 +20,11 @@
 
 mod bind;
 mod bound;
+mod grace;
 mod history;
 mod meter;
 pub(crate) mod migrate;
+mod revisit;
 mod serve;
 
 use crate::{
@@ -75,6 +77,8 @@ use kernel::{
         Monotonic, //
     }, //
 };
+pub(crate) use revisit::revisit;
+use revisit::Revisits;
 pub(crate) use serve::{
     fault,
     prefetch, //
@@ -119,6 +123,9 @@ pub(crate) struct Context {
 pub(crate) struct Collector {
     #[pin]
     vm: SpinLock<Option<Arc<Vm>>>,
+    /// The ranges that are to be looked at again.
+    #[pin]
+    revisits: Revisits,
 }
 
 impl Collector {
@@ -127,6 +134,7 @@ impl Collector {
         Arc::pin_init(
             pin_init!(Self {
                 vm <- new_spinlock!(None, "vxe_collector"),
+                revisits <- Revisits::new(),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -142,6 +150,15 @@ impl Collector {
         // The reference goes when the lock is released.
         let vm = self.vm.lock().take();
         drop(vm);
+    }
+
+    /// Has [`revisit()`] called in so many jiffies, if it is not about to be. Does not sleep.
+    fn revisit_in(&self, delay: usize) {
+        let vm = self.vm.lock();
+        if let Some(vm) = &*vm {
+            // As in `wake()`.
+            vm.queue_revisit(delay);
+        }
     }
 
     /// Has garbage collected soon. Does not sleep.
@@ -169,6 +186,8 @@ impl Driver for Mirror {
         let started = Instant::<Monotonic>::now();
         let mut stale = Hull::new();
         for range in invalidation.ranges() {
+            let grace = &range.data().grace;
+            grace.end(&vm.aspace, invalidation.can_wait());
             let span = to_gpu(range.span());
             stale.add(vm.aspace.zap(span.start, span.end - span.start));
             range.data().set(None, 0, 0);

@@ -79,8 +79,11 @@ use kernel::{
         Mutex, //
     },
     workqueue::{
+        impl_has_delayed_work,
         impl_has_work,
+        new_delayed_work,
         new_work,
+        DelayedWork,
         Work,
         WorkItem, //
     }, //
@@ -89,7 +92,8 @@ use kernel_ext::{
     drm_debugfs::has_overflowed,
     live_mm,
     memcg::ActiveMemcg,
-    sched, //
+    sched,
+    workqueue::cancel_delayed, //
 };
 use map::VmaMap;
 use property::FailedFaults;
@@ -105,6 +109,8 @@ pub(crate) const SPAN: Span = 0..1 << VA_BITS;
 const SERVICE: u64 = 0;
 /// The work that collects garbage.
 const COLLECTION: u64 = 1;
+/// The work that looks again at what could not move.
+const REVISIT: u64 = 2;
 
 /// How many ranges, and how many VMAs, whoever closes a VM takes out himself. It takes a few milliseconds.
 const AT_ONCE: usize = 2048;
@@ -161,11 +167,17 @@ pub(crate) struct Vm {
     service: Work<Vm, SERVICE>,
     #[pin]
     collection: Work<Vm, COLLECTION>,
+    #[pin]
+    revisit: DelayedWork<Vm, REVISIT>,
 }
 
 impl_has_work! {
     impl HasWork<Self, 0> for Vm { self.service }
     impl HasWork<Self, 1> for Vm { self.collection }
+}
+
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self, 2> for Vm { self.revisit }
 }
 
 impl WorkItem<SERVICE> for Vm {
@@ -185,6 +197,16 @@ impl WorkItem<COLLECTION> for Vm {
             this.tear_down();
         } else {
             this.collect_garbage(&mut this.svm.lock());
+        }
+    }
+}
+
+impl WorkItem<REVISIT> for Vm {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        if !this.is_closed() {
+            svm::revisit(&this.svm);
         }
     }
 }
@@ -225,6 +247,7 @@ impl Vm {
                 svm <- Svm::new(mm, svm::CONFIG, context),
                 service <- new_work!("Vm::service"),
                 collection <- new_work!("Vm::collection"),
+                revisit <- new_delayed_work!("Vm::revisit"),
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
@@ -292,6 +315,16 @@ impl Vm {
             .queues
             .faults
             .enqueue::<_, COLLECTION>(self.clone());
+    }
+
+    /// Has what could not move looked at again, in so many jiffies or sooner. Does not sleep.
+    pub(crate) fn queue_revisit(self: &Arc<Self>, delay: usize) {
+        // If the work is queued already, it says itself when it is to run next.
+        let _ = self
+            .dev
+            .queues
+            .faults
+            .enqueue_delayed::<_, REVISIT>(self.clone(), delay);
     }
 
     /// Services a fault: makes its access possible.
@@ -371,6 +404,8 @@ impl Vm {
     pub(crate) fn close(self: &Arc<Self>) {
         let whose = self.faults.close();
         self.collector.disconnect();
+        // Nobody enqueues it any more.
+        cancel_delayed::<_, REVISIT>(self);
         // The GPU is cut off in any case.
         self.zap_all();
         if whose == TearDown::Yours && !self.try_tear_down() {

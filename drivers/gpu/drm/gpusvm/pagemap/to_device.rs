@@ -51,10 +51,12 @@ pub struct Moved {
     pub moved: usize,
     /// What was copied for that; the rest was cleared.
     pub copied: usize,
+    /// What was never written, and so was not to move: see [`Sources::Populated`].
+    pub holes: usize,
     /// What was on the device before. Not told by a migration of [what is in RAM](Sources::System) only,
     /// which does not look at what devices have.
     pub local: usize,
-    /// What did not move and is not `local`: it is pinned, or worked on by somebody, in swap, of a file, in
+    /// What did not move, and is neither `local` nor one of the `holes`: it is pinned, or worked on by somebody, in swap, of a file, in
     /// memory that KSM may merge, or of a device with another owner; or one of those that follow; or, if
     /// only what is in RAM was to move, on a device.
     pub left: usize,
@@ -69,6 +71,7 @@ impl Moved {
     pub(crate) fn add(&mut self, other: &Self) {
         self.moved += other.moved;
         self.copied += other.copied;
+        self.holes += other.holes;
         self.local += other.local;
         self.left += other.left;
         self.unreachable += other.unreachable;
@@ -145,6 +148,8 @@ pub(crate) type Target<'a> =
 /// What moves to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sources {
+    /// What is in RAM. What was never written stays nowhere: a device that only reads takes no memory.
+    Populated,
     /// What is in RAM, and what was never written.
     System,
     /// Also what is in the memory of other devices of the same owner.
@@ -201,11 +206,11 @@ pub(crate) unsafe fn migrate(
     let pages = (span.end - span.start) >> PAGE_SHIFT;
     let mut pieces = KVVec::with_capacity(pages, GFP_KERNEL)?;
     let mut frames = KVVec::from_elem(0usize, pages, GFP_KERNEL)?;
-    let mut local = 0;
+    let (mut local, mut holes) = (0, 0);
     // What is not to move is not collected either: each page would be taken from all page tables, and put
     // back.
     let select = match options.sources {
-        Sources::System => Select::System,
+        Sources::Populated | Sources::System => Select::System,
         Sources::Devices | Sources::All => Select::Any,
     };
 
@@ -219,13 +224,17 @@ pub(crate) unsafe fn migrate(
                 pieces.push(piece(index, *entry, Source::Device(page)), GFP_KERNEL)?;
             }
             Found::Local(_) => local += entry.pages(),
+            Found::Movable(Source::Nowhere) if options.sources == Sources::Populated => {
+                holes += entry.pages();
+            }
             Found::Movable(source) => pieces.push(piece(index, *entry, source), GFP_KERNEL)?,
             Found::Fixed => {}
         }
     }
     let nothing = Moved {
+        holes: holes << PAGE_SHIFT,
         local: local << PAGE_SHIFT,
-        left: (pages - local) << PAGE_SHIFT,
+        left: (pages - local - holes) << PAGE_SHIFT,
         ..Moved::default()
     };
     if pieces.is_empty() {

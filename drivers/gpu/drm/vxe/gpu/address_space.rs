@@ -24,6 +24,7 @@
 
 use super::{
     bus::{Bus, Target},
+    expected::Expected,
     page_table::{Access, PageTable, PteFlags, Staged, PAGE_SHIFT, PAGE_SIZE},
     tlb::Tlb,
 };
@@ -67,6 +68,7 @@ pub(crate) struct AddressSpace {
     #[pin]
     table: PageTable,
     tlb: Pin<KVBox<Tlb>>,
+    expected: Expected,
     invalidations: Atomic<u64>,
     faults: Atomic<u64>,
 }
@@ -85,6 +87,7 @@ impl AddressSpace {
                 va_bits,
                 table <- table,
                 tlb,
+                expected: Expected::new(),
                 invalidations: Atomic::new(0),
                 faults: Atomic::new(0),
             }),
@@ -181,6 +184,17 @@ impl AddressSpace {
         self.invalidations.add(1, Relaxed);
     }
 
+    /// Says that the page at `va` was mapped for an access that faulted, and that comes again.
+    pub(crate) fn expect_access(&self, va: u64) {
+        self.expected.note(va >> PAGE_SHIFT);
+    }
+
+    /// Whether the page at `va` was not accessed since [`Self::expect_access`] said that it would. May
+    /// say that it was although it was not, as not all pages are remembered.
+    pub(crate) fn expects_access(&self, va: u64) -> bool {
+        self.expected.has(va >> PAGE_SHIFT)
+    }
+
     /// What happened so far. Counters are read one after the other, while they may move.
     pub(crate) fn counters(&self) -> Counters {
         let (tlb_hits, tlb_misses) = self.tlb.hits_and_misses();
@@ -246,7 +260,10 @@ impl AddressSpace {
             |pte| f(&self.bus, pte.target().offset(va % PAGE_SIZE)),
         );
         match done {
-            Some(done) => done.map_err(AccessError::Bus),
+            Some(done) => {
+                self.expected.met(va >> PAGE_SHIFT);
+                done.map_err(AccessError::Bus)
+            }
             None => {
                 self.faults.add(1, Relaxed);
                 Err(AccessError::Fault)

@@ -3,7 +3,9 @@
 //! What is known of the GPU's mapping of a range, and how debugfs shows it.
 
 use super::{
+    grace::Grace,
     history::History,
+    revisit::Away,
     Mirror, //
 };
 use crate::gpu::Access;
@@ -26,6 +28,10 @@ pub(crate) struct Bound {
     in_device: Atomic<usize>,
     /// How it moves.
     pub(super) history: History,
+    /// What its last fault is due.
+    pub(super) grace: Grace,
+    /// Why it is not where it should live.
+    pub(super) away: Away,
 }
 
 impl Bound {
@@ -40,6 +46,8 @@ impl Bound {
             segments: Atomic::new(0),
             in_device: Atomic::new(0),
             history: History::new(),
+            grace: Grace::new(),
+            away: Away::new(),
         }
     }
 

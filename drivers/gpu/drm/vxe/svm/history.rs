@@ -120,6 +120,11 @@ impl History {
         Verdict::Move(growing(STAY_MS, bounces - 1, MAX_STAY_MS))
     }
 
+    /// When the range came to the device last, or may come again; in jiffies.
+    pub(super) fn settled(&self) -> usize {
+        self.settled.load(Relaxed)
+    }
+
     /// Whether the range ever came to the device.
     pub(super) fn has_come(&self) -> bool {
         self.came.load(Relaxed)

@@ -17,6 +17,7 @@ use super::{
         Verdict,
         STAY_MS, //
     },
+    revisit,
     Context,
     Mirror, //
 };
@@ -145,7 +146,8 @@ impl Memory<'_> {
     }
 
     /// Moves what can move of a range. (To another device's memory it does from everywhere, as that
-    /// was asked for by its name.)
+    /// was asked for by its name; but where something was never written and is not to move, nothing does, as
+    /// the other driver takes all or nothing.)
     fn populate(
         &self,
         found: &mut Found<'_, '_, Mirror>,
@@ -157,11 +159,20 @@ impl Memory<'_> {
             Self::Own(memory) => found.populate(memory, sources, stay_ms),
             Self::Other(memory) => {
                 let size = found.size();
-                if found.scan_for(memory, attempt) == ScanResult::Equal {
-                    return Ok(Moved {
-                        local: size,
-                        ..Moved::default()
-                    });
+                match found.scan_for(memory, attempt) {
+                    ScanResult::Equal => {
+                        return Ok(Moved {
+                            local: size,
+                            ..Moved::default()
+                        })
+                    }
+                    ScanResult::Unpopulated if sources == Sources::Populated => {
+                        return Ok(Moved {
+                            holes: size,
+                            ..Moved::default()
+                        })
+                    }
+                    _ => {}
                 }
                 found.populate_any(memory, stay_ms)?;
                 // Its driver does not tell. What is not all there is taken for nothing.
@@ -225,14 +236,14 @@ pub(crate) fn is_exclusive(vm: &Context, vma: &Vma) -> bool {
 }
 
 /// Moves a range to where a program said that the GPU will need it. What cannot move stays where it
-/// is, and is mapped there.
+/// is, and is mapped there. Returns what came of it; none if nothing was tried.
 pub(super) fn on_prefetch(
     vm: &Context,
     found: &mut Found<'_, '_, Mirror>,
     memory: &Memory<'_>,
     policy: MigrationPolicy,
     attempt: &Attempt<'_>,
-) {
+) -> Option<Result<Moved>> {
     if !found.has(RangeFlag::MigrateDevmem) {
         kernel_ext::drm_dbg!(
             &vm.dev,
@@ -240,11 +251,20 @@ pub(super) fn on_prefetch(
             vm.pid,
             found.span()
         );
-        return;
+        return None;
     }
     let sources = sources(policy);
-    // An error was told, and leaves all where it was.
-    let _ = to_vram(vm, found, memory, sources, Why::Prefetch, STAY_MS, attempt);
+    let moved = to_vram(vm, found, memory, sources, Why::Prefetch, STAY_MS, attempt);
+    Some(moved)
+}
+
+/// Whether a migration that ended so moved nothing, and may do better at another time.
+pub(super) fn is_refused(moved: &Result<Moved>) -> bool {
+    match moved {
+        Ok(moved) => moved.moved == 0 && moved.local == 0 && moved.left != 0,
+        // There is no such device or process any more.
+        Err(e) => *e != ENODEV && *e != EFAULT,
+    }
 }
 
 /// Moves a range to the device for an atomic that is to be exclusive, and has it stay there for a time
@@ -293,16 +313,16 @@ fn is_movable(found: &Found<'_, '_, Mirror>) -> bool {
 }
 
 /// Moves a range on which the GPU faulted to where it should live, if it may move now. Returns what
-/// came of it; none if nothing was tried.
+/// came of it; none if nothing was tried. Where it bounces, [`revisit`](mod@super::revisit) ends that.
 ///
-/// It is the fault's business to map what there is then, so that errors are not returned.
+/// It is the fault's business to map what there is then: errors are no errors of its.
 pub(super) fn on_fault(
     vm: &Context,
     found: &mut Found<'_, '_, Mirror>,
     memory: &Memory<'_>,
     fault: &Fault,
     attempt: &Attempt<'_>,
-) -> Option<Moved> {
+) -> Option<Result<Moved>> {
     let stays = |why| {
         kernel_ext::drm_dbg!(
             &vm.dev,
@@ -315,32 +335,30 @@ pub(super) fn on_fault(
         stays(Refusal::Unmovable);
         return None;
     }
-    let stay = match found.data().history.decide(jiffies::now()) {
-        Verdict::Move(ms) if fault.access == Access::Atomic => ms.max(STAY_MS),
-        Verdict::Move(ms) => ms,
-        Verdict::Leave(ms) => {
-            stays(Refusal::Bounces(ms));
+    let data = found.data();
+    let refusal = match data.history.decide(jiffies::now()) {
+        Verdict::Move(ms) if fault.access == Access::Atomic => Ok(ms.max(STAY_MS)),
+        Verdict::Move(ms) => Ok(ms),
+        Verdict::Leave(ms) => Err(Refusal::Bounces(ms)),
+        Verdict::Left => Err(Refusal::Bounced),
+    };
+    let stay = match refusal {
+        Ok(ms) => ms,
+        Err(why) => {
+            stays(why);
             vm.dev.stats.inc(Stat::SvmThrashCount);
-            return None;
-        }
-        Verdict::Left => {
-            stays(Refusal::Bounced);
-            vm.dev.stats.inc(Stat::SvmThrashCount);
+            revisit::leave(vm, &data.away, data.history.settled());
             return None;
         }
     };
     // What is on a device that this one reaches is used there: two that work on it in turn would have
-    // it move to and fro.
-    to_vram(
-        vm,
-        found,
-        memory,
-        Sources::System,
-        Why::Fault,
-        stay,
-        attempt,
-    )
-    .ok()
+    // it move to and fro. A read takes no memory for what was never written.
+    let sources = match fault.access {
+        Access::Read => Sources::Populated,
+        Access::Write | Access::Atomic => Sources::System,
+    };
+    let moved = to_vram(vm, found, memory, sources, Why::Fault, stay, attempt);
+    Some(moved)
 }
 
 /// Moves what can move of a range from `sources` to `memory`, and has it stay there for `stay_ms`
@@ -392,7 +410,7 @@ pub(crate) fn to_vram(
         };
         // What is left never moves, or somebody held it just then: of a range that never came, or not
         // as a whole, it is worth another look.
-        let is_far = moved.unreachable != 0 && sources != Sources::System;
+        let is_far = moved.unreachable != 0 && sources > Sources::System;
         let stuck = moved.moved == 0 && !is_far && (round > 1 || !is_new);
         if total.left == 0 || round == TRIES || stuck {
             break;

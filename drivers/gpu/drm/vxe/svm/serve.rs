@@ -13,6 +13,7 @@ use super::{
         To,
         Why, //
     },
+    revisit,
     to_cpu,
     to_gpu,
     Context,
@@ -41,6 +42,7 @@ use gpusvm::{
 };
 use kernel::{
     prelude::*,
+    sizes::SZ_64K,
     time::{
         Instant,
         Monotonic, //
@@ -50,6 +52,10 @@ use kernel::{
 /// How many times a range is tried whose pages the CPU takes away meanwhile. After that only the page
 /// of the fault is mapped: the smaller, the sooner.
 const TRIES: u32 = 3;
+
+/// How much a fault populates, in bytes, of memory that is mostly not populated: as much as a fault of the
+/// CPU maps around the page of a file.
+const FAULT_AROUND: usize = SZ_64K;
 
 /// Services a fault of the GPU in `vma`, a mirror. With `page_only` it maps no more than its page, if
 /// that is not mapped yet.
@@ -181,12 +187,17 @@ impl<'a> Aim<'a> {
         ctx.devmem_possible = vm.memory.is_some() || self.placement.is_some();
         ctx.devmem_only = self.moving == Moving::Always;
         ctx.allow_mixed = true;
+        let owner = vm.dev.memory.owner();
+        // A prefetch is told what to populate.
+        if !matches!(self.moving, Moving::First(_)) {
+            ctx = ctx.with_fault_around(FAULT_AROUND, owner);
+        }
         if self.placement.is_none() {
             // Pages come to system memory.
             return ctx;
         }
         // They stay in memory that the GPU reaches.
-        ctx.with_owner(vm.dev.memory.owner())
+        ctx.with_owner(owner)
     }
 
     /// Whether no more than a page is to be mapped, after `lost` tries.
@@ -204,7 +215,8 @@ impl<'a> Aim<'a> {
         has_moved && served.settles(&self.fault)
     }
 
-    /// Has a range where it is to be, as far as that can be, after `moves` times before.
+    /// Has a range where it is to be, as far as that can be, after `moves` times before. Returns whether it
+    /// was refused, and may move later.
     ///
     /// Fails if it is not to be mapped where it is.
     fn bring(
@@ -213,21 +225,23 @@ impl<'a> Aim<'a> {
         found: &mut Found<'_, '_, Mirror>,
         moves: u32,
         attempt: &Attempt<'_>,
-    ) -> Result {
+    ) -> Result<bool> {
         let started = Instant::<Monotonic>::now();
+        if moves == 0 {
+            found.data().away.reset();
+        }
         let moved = match (&self.placement, self.moving) {
             (Some(memory), Moving::Always) => {
                 match migrate::on_atomic(vm, found, memory, moves, attempt) {
                     Err(e) if e == EACCES || moves >= TRIES => return Err(e),
-                    moved => moved.ok(),
+                    moved => Some(moved),
                 }
             }
             (Some(memory), Moving::IfItMay) if moves == 0 => {
                 migrate::on_fault(vm, found, memory, &self.fault, attempt)
             }
             (Some(memory), Moving::First(policy)) if moves == 0 => {
-                migrate::on_prefetch(vm, found, memory, policy, attempt);
-                None
+                migrate::on_prefetch(vm, found, memory, policy, attempt)
             }
             (None, Moving::First(_)) if moves == 0 && found.data().in_device() != 0 => {
                 // If that fails it stays where it is.
@@ -236,12 +250,21 @@ impl<'a> Aim<'a> {
             }
             _ => None,
         };
-        if moved.is_some_and(|moved| moved.moved != 0) {
+        if matches!(&moved, Some(Ok(moved)) if moved.moved != 0) {
             let size = found.size();
             self.meter.inc(size, |stats| stats.migrations);
             self.meter.add_us(size, started, |stats| stats.migrate_us);
         }
-        Ok(())
+        Ok(moved.is_some_and(|moved| migrate::is_refused(&moved)))
+    }
+
+    /// Notes, under the notifier lock, that the range was mapped, after `lost` tries. An access follows
+    /// that faulted, but for a prefetch.
+    fn mapped(&self, vm: &Context, found: &Found<'_, '_, Mirror>, served: &Served, lost: u32) {
+        if served.settles(&self.fault) && !matches!(self.moving, Moving::First(_)) {
+            let grace = &found.data().grace;
+            grace.begin(&vm.aspace, self.fault.addr, lost != 0);
+        }
     }
 }
 
@@ -255,6 +278,7 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
 
     let mut retry = Retry::bounded();
     let (mut counted, mut evicted, mut lost, mut moves) = (false, false, 0, 0);
+    let mut refused = false;
     while let Some(mut attempt) = retry.next() {
         if aim.is_content_with_a_page(lost) {
             // If the range is that small already, there is nothing better than to try again.
@@ -282,23 +306,33 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
         }
 
         // Somebody else may have had it mapped since the GPU looked.
-        if let Ok(Some(access)) = found.commit(|_| found.data().access()) {
+        let before = found.commit(|_| {
             let served = Served {
                 span: to_gpu(span.clone()),
-                access,
+                access: found.data().access()?,
             };
+            aim.mapped(vm, &found, &served, lost);
+            Some(served)
+        });
+        if let Ok(Some(served)) = before {
             if aim.is_met(&served, moves) {
                 meter.inc(size, |stats| stats.valid);
                 return Ok(served);
             }
         }
 
-        if let Err(e) = aim.bring(vm, &mut found, moves, &attempt) {
-            found.remove();
-            return Err(e);
+        match aim.bring(vm, &mut found, moves, &attempt) {
+            Ok(is_refused) => refused |= is_refused,
+            Err(e) => {
+                found.remove();
+                return Err(e);
+            }
         }
         moves += 1;
 
+        // All memory is allocated before the notifier lock is taken, and before the pages are there: the
+        // sooner they are committed, the more likely it is that the CPU has left them alone.
+        let mut staged = vm.aspace.stage(span.start as u64, size as u64)?;
         let get_started = Instant::<Monotonic>::now();
         match found.get(&ctx, &attempt) {
             Ok(()) => {}
@@ -324,9 +358,12 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
         meter.add_us(size, get_started, |stats| stats.get_pages_us);
 
         let bind_started = Instant::<Monotonic>::now();
-        // All memory is allocated before the notifier lock is taken.
-        let mut staged = vm.aspace.stage(span.start as u64, size as u64)?;
-        let served = match found.commit(|view| bind(vm, &mut staged, vma, &found, view)) {
+        let bound = found.commit(|view| -> Result<Served> {
+            let served = bind(vm, &mut staged, vma, &found, view)?;
+            aim.mapped(vm, &found, &served, lost);
+            Ok(served)
+        });
+        let served = match bound {
             Ok(served) => served?,
             Err(Stale) => {
                 lost += 1;
@@ -334,6 +371,9 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
             }
         };
         meter.add_us(size, bind_started, |stats| stats.bind_us);
+        if refused && found.data().in_device() == 0 {
+            revisit::refuse(vm, &found.data().away);
+        }
         if served.settles(&aim.fault) {
             meter.add_us(size, started, |stats| stats.fault_us);
             return Ok(served);

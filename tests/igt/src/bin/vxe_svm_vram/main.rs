@@ -7,6 +7,7 @@ mod direct;
 mod memory;
 mod moves;
 mod process;
+mod returns;
 mod room;
 
 use std::process::ExitCode;
@@ -58,5 +59,6 @@ fn main() -> ExitCode {
     direct::subtests(&mut p);
     process::subtests(&mut p);
     room::subtests(&mut p);
+    returns::subtests(&mut p);
     p.main()
 }

@@ -97,7 +97,7 @@ fn room_again() {
     touch(&gpu, map);
     assert_eq!(in_device(&gpu, map), 0, "bytes in the device's memory");
     drop(hogs);
-    // So that the GPU looks again.
+    // So that the GPU looks again, at once.
     map.protect(vxe_igt::RO);
     map.protect(vxe_igt::RW);
     bring(&gpu, map);

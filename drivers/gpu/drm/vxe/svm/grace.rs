@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Progress: a page that was mapped for a fault stays until the GPU has used it, for a moment.
+//!
+//! The engine tries its access again when it is told that the fault was serviced. If the CPU changes its
+//! mappings all the time the page is gone by then, and the next fault ends in the same way. So a range whose
+//! page was taken away unused gets a *grace period* when it is mapped for a fault next: the invalidation that
+//! comes then waits for the access. It is over with the access, or after [`GRACE_MS`].
+//!
+//! Only changes wait that the CPU makes to memory which stays. One that unmaps it, or may not sleep, does
+//! not; nor does the first that comes after a fault.
+
+use crate::gpu::AddressSpace;
+use kernel::{
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+    time::{
+        delay::fsleep,
+        msecs_to_jiffies,
+        Delta, //
+    }, //
+};
+use kernel_ext::jiffies;
+
+/// How long the CPU waits for an access at most, in milliseconds from when its page was mapped.
+pub(super) const GRACE_MS: u32 = 20;
+
+/// How often it looks meanwhile, in microseconds.
+const POLL_US: i64 = 50;
+
+/// What is known of the last fault for which a range was mapped.
+pub(super) struct Grace {
+    /// The address of the fault, while an invalidation has not come; [`NONE`](Self::NONE) after that.
+    addr: Atomic<u64>,
+    /// When it was mapped, in jiffies.
+    since: Atomic<usize>,
+    /// Whether the next invalidation waits.
+    is_due: Atomic<bool>,
+}
+
+impl Grace {
+    const NONE: u64 = u64::MAX;
+
+    pub(super) fn new() -> Self {
+        Self {
+            addr: Atomic::new(Self::NONE),
+            since: Atomic::new(0),
+            is_due: Atomic::new(false),
+        }
+    }
+
+    /// The range was mapped for a fault at `addr`, which `was_lost` to the CPU before. The notifier lock is
+    /// held.
+    pub(super) fn begin(&self, aspace: &AddressSpace, addr: u64, was_lost: bool) {
+        aspace.expect_access(addr);
+        self.since.store(jiffies::now(), Relaxed);
+        self.addr.store(addr, Relaxed);
+        if was_lost {
+            self.is_due.store(true, Relaxed);
+        }
+    }
+
+    /// The range is about to be taken away. Waits for its access, if it is due that, and the change
+    /// `can_wait`. The notifier lock is held for writing: no page can be mapped anew meanwhile.
+    pub(super) fn end(&self, aspace: &AddressSpace, can_wait: bool) {
+        let addr = self.addr.xchg(Self::NONE, Relaxed);
+        if addr == Self::NONE {
+            return;
+        }
+        let since = self.since.load(Relaxed);
+        if can_wait && self.is_due.load(Relaxed) {
+            while aspace.expects_access(addr) && jiffies::since(since) <= msecs_to_jiffies(GRACE_MS)
+            {
+                fsleep(Delta::from_micros(POLL_US));
+            }
+        }
+        self.is_due.store(aspace.expects_access(addr), Relaxed);
+    }
+}

@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Looking again: what is used in system memory although it should live on the device does not stay there
+//! for ever.
+//!
+//! A range that is mapped causes no fault, and where its memory lives is decided by faults. So what could not
+//! move, or [bounces](super::history), is *away*, and unmapped again later by one delayed work of its VM. If
+//! the GPU still uses it, it faults, and the decision is made anew.
+//!
+//! - A range that bounces is due when the time is over for which it is left alone.
+//! - A range that was *refused*, because the device was full, its cgroup at the limit, or its pages were held
+//!   by somebody, has no time of its own, as there may be any number of them and nobody says when there is
+//!   room. The VM probes: it unmaps one of them. If nothing is refused in the next [`PROBE_MS`], there is room,
+//!   and twice as many follow; if something is, the next probe is for one again, and waits twice as long. So a
+//!   device that stays full costs a VM one range in [`MAX_PROBE_MS`].
+
+use super::{
+    to_cpu,
+    Context,
+    Mirror, //
+};
+use crate::{
+    stats::Stat,
+    vm::SPAN, //
+};
+use core::ops::Range;
+use gpusvm::Svm;
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        new_spinlock,
+        SpinLock, //
+    },
+    time::msecs_to_jiffies, //
+};
+use kernel_ext::{
+    jiffies,
+    sched::cond_resched, //
+};
+
+/// How soon refused ranges are probed at first, in milliseconds. Doubled with each refusal.
+const PROBE_MS: u32 = 100;
+
+/// No probe waits for longer, in milliseconds.
+const MAX_PROBE_MS: u32 = 3200;
+
+/// No more refused ranges are unmapped at once.
+const MAX_WINDOW: u32 = 256;
+
+/// How often the work looks at the clock while ranges are away, in milliseconds: a work that waits already
+/// cannot be made to come sooner.
+const TICK_MS: u32 = 100;
+
+/// How many ranges are looked at in one hold of the SVM lock.
+const BATCH: usize = 256;
+
+/// How many of them are unmapped in it.
+const UNMAPPED: usize = 16;
+
+/// Why the memory of a range is not where it should live. Changed under the SVM lock.
+pub(super) struct Away {
+    state: Atomic<u32>,
+    /// Until when it is left alone, in jiffies.
+    until: Atomic<usize>,
+}
+
+impl Away {
+    const HOME: u32 = 0;
+    const LEFT: u32 = 1;
+    const REFUSED: u32 = 2;
+
+    pub(super) fn new() -> Self {
+        Self {
+            state: Atomic::new(Self::HOME),
+            until: Atomic::new(0),
+        }
+    }
+
+    /// Nothing is known against its moving.
+    pub(super) fn reset(&self) {
+        self.state.store(Self::HOME, Relaxed);
+    }
+}
+
+/// Whether the clock has reached `then`; both in jiffies, which wrap around.
+fn is_over(now: usize, then: usize) -> bool {
+    now.wrapping_sub(then) <= usize::MAX / 2
+}
+
+/// The earlier of two times at most `usize::MAX / 2` apart.
+fn earlier(a: Option<usize>, b: Option<usize>) -> Option<usize> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if is_over(a, b) { b } else { a }),
+        (a, b) => a.or(b),
+    }
+}
+
+/// What of a VM is away.
+#[pin_data]
+pub(super) struct Revisits {
+    #[pin]
+    plan: SpinLock<Plan>,
+}
+
+impl Revisits {
+    pub(super) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            plan <- new_spinlock!(Plan::new(), "vxe_revisits"),
+        })
+    }
+}
+
+/// The range of `away` is left in system memory until the time `until`, in jiffies. The SVM lock is held.
+pub(super) fn leave(vm: &Context, away: &Away, until: usize) {
+    away.until.store(until, Relaxed);
+    away.state.store(Away::LEFT, Relaxed);
+    let delay = {
+        let mut plan = vm.collector.revisits.plan.lock();
+        plan.leave(until);
+        plan.delay(jiffies::now())
+    };
+    arm(vm, delay);
+}
+
+/// The range of `away` could not move, but may later. The SVM lock is held.
+pub(super) fn refuse(vm: &Context, away: &Away) {
+    away.state.store(Away::REFUSED, Relaxed);
+    let delay = {
+        let mut plan = vm.collector.revisits.plan.lock();
+        plan.refuse(jiffies::now());
+        plan.delay(jiffies::now())
+    };
+    arm(vm, delay);
+}
+
+fn arm(vm: &Context, delay: Option<usize>) {
+    if let Some(delay) = delay {
+        vm.collector.revisit_in(delay);
+    }
+}
+
+/// When what is looked at.
+struct Plan {
+    /// When the first of the ranges that are left alone is due, in jiffies.
+    next: Option<usize>,
+    /// When refused ranges are probed, in jiffies, if there are any.
+    probe: Option<usize>,
+    /// How long a probe waited for after the last refusal, in milliseconds.
+    wait_ms: u32,
+    /// How many ranges the last probe was for.
+    window: u32,
+    /// Whether anything was refused since.
+    is_refused: bool,
+    /// The address behind the last range that was probed.
+    cursor: usize,
+}
+
+/// What one pass over the ranges of a VM is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pass {
+    now: usize,
+    /// How many refused ranges are to be unmapped.
+    probes: u32,
+    /// From which address on.
+    cursor: usize,
+}
+
+impl Plan {
+    const fn new() -> Self {
+        Self {
+            next: None,
+            probe: None,
+            wait_ms: 0,
+            window: 0,
+            is_refused: false,
+            cursor: 0,
+        }
+    }
+
+    fn leave(&mut self, until: usize) {
+        self.next = earlier(self.next, Some(until));
+    }
+
+    fn refuse(&mut self, now: usize) {
+        if !self.is_refused {
+            self.is_refused = true;
+            self.wait_ms = (self.wait_ms * 2).clamp(PROBE_MS, MAX_PROBE_MS);
+            self.probe = Some(now.wrapping_add(msecs_to_jiffies(self.wait_ms)));
+        }
+    }
+
+    /// In how many jiffies the work is to run, if it is.
+    fn delay(&self, now: usize) -> Option<usize> {
+        let first = earlier(self.next, self.probe)?;
+        let left = if is_over(now, first) {
+            0
+        } else {
+            first.wrapping_sub(now)
+        };
+        Some(left.clamp(1, msecs_to_jiffies(TICK_MS).max(1)))
+    }
+
+    /// Begins a pass, if something is due. What is found to be away meanwhile is told to
+    /// [`end`](Self::end).
+    fn begin(&mut self, now: usize) -> Option<Pass> {
+        let is_due = |then: &usize| is_over(now, *then);
+        let probes = match self.probe.take_if(|then| is_due(then)) {
+            Some(_) if self.is_refused => {
+                self.window = 1;
+                self.window
+            }
+            Some(_) => {
+                self.wait_ms = 0;
+                self.window = (self.window * 2).clamp(1, MAX_WINDOW);
+                self.window
+            }
+            None => 0,
+        };
+        if probes == 0 && !self.next.as_ref().is_some_and(is_due) {
+            return None;
+        }
+        if probes != 0 {
+            self.is_refused = false;
+        }
+        self.next = None;
+        Some(Pass {
+            now,
+            probes,
+            cursor: self.cursor,
+        })
+    }
+
+    /// Ends a pass that left `probes` over, found that a range is due at `next`, and another refused.
+    fn end(&mut self, pass: &Pass, cursor: usize, probes: u32, next: Option<usize>, refused: bool) {
+        self.next = earlier(self.next, next);
+        if refused {
+            self.probe
+                .get_or_insert(pass.now.wrapping_add(msecs_to_jiffies(PROBE_MS)));
+        }
+        // From the beginning, when the end was reached.
+        self.cursor = if probes == 0 { cursor } else { 0 };
+    }
+}
+
+/// Unmaps ranges of a VM whose time away is over. Sleeps: takes the SVM lock, for a bounded number of ranges
+/// at a time.
+pub(crate) fn revisit(svm: &Svm<Mirror>) {
+    let vm = svm.vm();
+    let plan = &vm.collector.revisits.plan;
+    let begun = plan.lock().begin(jiffies::now());
+    if let Some(pass) = begun {
+        let (mut probes, mut cursor) = (pass.probes, pass.cursor);
+        let (mut next, mut refused) = (None, false);
+        let mut rest = to_cpu(&SPAN);
+        let end = rest.end;
+        while !rest.is_empty() {
+            let mut stale: [Range<usize>; UNMAPPED] = [const { 0..0 }; UNMAPPED];
+            let mut free = stale.iter_mut();
+            let mut guard = svm.lock();
+            let mut looked = 0;
+            let mut ranges = guard.ranges(rest.clone());
+            rest = loop {
+                let Some(range) = ranges.next() else {
+                    break 0..0;
+                };
+                let (span, data) = (range.span(), range.data());
+                let until = data.away.until.load(Relaxed);
+                let is_due = match data.away.state.load(Relaxed) {
+                    // The next fault looks anyhow; or it has come home.
+                    _ if data.access().is_none() || data.in_device() != 0 => false,
+                    Away::LEFT => {
+                        let is_due = is_over(pass.now, until);
+                        next = earlier(next, (!is_due).then_some(until));
+                        is_due
+                    }
+                    Away::REFUSED => {
+                        let is_due = probes != 0 && span.start >= pass.cursor;
+                        if is_due {
+                            (probes, cursor) = (probes - 1, span.end);
+                        }
+                        refused |= !is_due;
+                        is_due
+                    }
+                    _ => false,
+                };
+                looked += 1;
+                let behind = span.end..end;
+                if is_due {
+                    if let Some(place) = free.next() {
+                        *place = span;
+                    }
+                }
+                if looked == BATCH || free.len() == 0 {
+                    break behind;
+                }
+            };
+            drop(ranges);
+            for span in stale.into_iter().take_while(|span| !span.is_empty()) {
+                kernel_ext::drm_dbg!(
+                    &vm.dev,
+                    "process {}: {span:#x?} is unmapped, so that a fault looks whether it can move",
+                    vm.pid
+                );
+                guard.invalidate(span);
+                vm.dev.stats.inc(Stat::SvmRevisitCount);
+            }
+            drop(guard);
+            cond_resched();
+        }
+        plan.lock().end(&pass, cursor, probes, next, refused);
+    }
+    let delay = plan.lock().delay(jiffies::now());
+    arm(vm, delay);
+}
+
+#[cfg(CONFIG_KUNIT = "y")]
+#[kunit_tests(vxe_revisit)]
+mod tests {
+    use super::*;
+
+    /// A time at which the clock wraps around soon.
+    const NOW: usize = usize::MAX - 2;
+
+    fn after(ms: u32) -> usize {
+        NOW.wrapping_add(msecs_to_jiffies(ms))
+    }
+
+    #[test]
+    fn times_wrap_around() {
+        assert!(is_over(after(10), after(0)) && is_over(NOW, NOW) && !is_over(NOW, after(10)));
+        assert_eq!(earlier(Some(after(10)), Some(NOW)), Some(NOW));
+        assert_eq!(earlier(Some(NOW), Some(after(10))), Some(NOW));
+        assert_eq!(earlier(None, Some(NOW)), Some(NOW));
+        assert_eq!(earlier(None, None), None);
+    }
+
+    #[test]
+    fn nothing_is_away() {
+        let mut plan = Plan::new();
+        assert_eq!(plan.delay(NOW), None);
+        assert_eq!(plan.begin(NOW), None);
+    }
+
+    #[test]
+    fn what_is_left_alone_is_due_in_time() {
+        let mut plan = Plan::new();
+        plan.leave(after(1000));
+        plan.leave(after(400));
+        plan.leave(after(800));
+        assert_eq!(plan.delay(after(380)), Some(msecs_to_jiffies(20)));
+        assert!(plan
+            .delay(NOW)
+            .is_some_and(|delay| delay <= msecs_to_jiffies(TICK_MS)));
+        assert_eq!(plan.begin(after(380)), None);
+        let pass = plan.begin(after(400));
+        assert!(pass.is_some_and(|pass| pass.probes == 0));
+        // One more is left meanwhile; the pass found another.
+        plan.leave(after(900));
+        if let Some(pass) = pass {
+            plan.end(&pass, 0, 0, Some(after(800)), false);
+        }
+        assert_eq!(plan.begin(after(780)), None);
+        assert!(plan.begin(after(800)).is_some());
+    }
+
+    /// How many passes and probes there are in `ms` milliseconds, if each probe is refused again or none is.
+    fn probe(plan: &mut Plan, from: u32, ms: u32, is_refused: bool) -> (u32, u32) {
+        let (mut passes, mut probes) = (0, 0);
+        for ms in from..from + ms {
+            if let Some(pass) = plan.begin(after(ms)) {
+                passes += 1;
+                probes += pass.probes;
+                if is_refused {
+                    plan.refuse(after(ms));
+                }
+                plan.end(&pass, 0, 0, None, true);
+            }
+        }
+        (passes, probes)
+    }
+
+    #[test]
+    fn a_device_that_stays_full_is_probed_seldom() {
+        let mut plan = Plan::new();
+        plan.refuse(NOW);
+        let (passes, probes) = probe(&mut plan, 0, 60 * MAX_PROBE_MS, true);
+        // One range each, at intervals that double up to the longest.
+        assert_eq!(passes, probes);
+        assert!((55..=70).contains(&probes));
+        // Then there is room: within one interval a range, and then twice as many each time.
+        let from = 60 * MAX_PROBE_MS;
+        let (passes, probes) = probe(&mut plan, from, MAX_PROBE_MS + 10 * PROBE_MS, false);
+        assert!(passes >= 10 && probes > 500);
+    }
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How much a fault of the device populates.
+
+use crate::fixture::{
+    driver::{fault_with, Mirror, Served},
+    mm::{self, Prot},
+    pages,
+    with_device,
+    BASE, //
+};
+use core::{ops::Range, ptr};
+use gpusvm::{
+    population::is_dense,
+    Access,
+    Ctx,
+    Svm, //
+};
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    sizes::{SZ_2M, SZ_64K}, //
+};
+use kernel_ext::hmm::{self, Pfn, Request, Walk};
+
+/// A huge page, in pages.
+const HUGE: usize = SZ_2M / PAGE_SIZE;
+/// What a fault may populate, in pages.
+const AROUND: usize = SZ_64K / PAGE_SIZE;
+
+fn ctx(access: Access) -> Ctx {
+    Ctx::new(access).with_fault_around(SZ_64K, ptr::null_mut())
+}
+
+/// A fault on the page with this number, behind [`BASE`].
+fn fault(svm: &Svm<Mirror>, page: usize, access: Access) -> Result<Served> {
+    fault_with(svm, pages(page, 1).start, &ctx(access))
+}
+
+/// How many pages of `span` the process has for itself: neither holes nor the zero page. The notifier of the
+/// first range includes the span.
+fn populated(svm: &Svm<Mirror>, span: Range<usize>) -> Result<usize> {
+    let _guard = svm.lock();
+    let mut walk = Walk::new();
+    // SAFETY: The driver's lock is held, so that the notifier stays; the process has users.
+    unsafe {
+        let notifier = svm.core().notifier_find(span.clone()).ok_or(EINVAL)?;
+        let mmu = notifier.as_ref().mmu();
+        walk.fault(mmu, &span, Request::Snapshot, ptr::null_mut(), 100)?;
+    }
+    // The zero page is never mapped writable.
+    Ok(walk.pfns().iter().filter(|pfn| pfn.is_writable()).count())
+}
+
+#[kunit_tests(gpusvm_population)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_is_dense() -> Result {
+        let none = Pfn::from_parts(0, 0, false, false);
+        let shared = Pfn::from_parts(1, 0, true, false);
+        let own = Pfn::from_parts(2, 0, true, true);
+        for access in [Access::Read, Access::Write] {
+            ensure!(is_dense(&[own], access));
+            ensure!(is_dense(&[own, none], access));
+            ensure!(!is_dense(&[own, none, none], access));
+            ensure!(!is_dense(&[none], access));
+        }
+        // A write would make a page of its own.
+        ensure!(is_dense(&[shared, shared, own], Access::Read));
+        ensure!(!is_dense(&[shared, shared, own], Access::Write));
+        Ok(())
+    }
+
+    #[test]
+    fn a_read_populates_nothing() -> Result {
+        with_device(|env| {
+            let all = pages(0, 8 * HUGE);
+            mm::map(&all, Prot::Write)?;
+            let svm = env.svm()?;
+            for chunk in 0..8 {
+                let served = fault(&svm, chunk * HUGE + chunk, Access::Read)?;
+                ensure_eq!(served.span.len(), SZ_64K);
+                ensure_eq!(served.seen.writable, 0);
+            }
+            ensure_eq!(populated(&svm, all)?, 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_write_populates_little_where_little_is() -> Result {
+        with_device(|env| {
+            let all = pages(0, 8 * HUGE);
+            mm::map(&all, Prot::Write)?;
+            let svm = env.svm()?;
+            for chunk in 0..8 {
+                let served = fault(&svm, chunk * HUGE + 40 * chunk, Access::Write)?;
+                ensure_eq!(served.span.len(), SZ_64K);
+            }
+            ensure_eq!(populated(&svm, all)?, 8 * AROUND);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn what_is_half_there_is_populated() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, 2 * HUGE), Prot::Write)?;
+            let svm = env.svm()?;
+            // One page short of half.
+            mm::fill(&pages(0, HUGE / 2 - 1))?;
+            ensure_eq!(fault(&svm, HUGE - 1, Access::Write)?.span.len(), SZ_64K);
+            ensure_eq!(populated(&svm, pages(0, HUGE))?, HUGE / 2 - 1 + AROUND);
+            mm::fill(&pages(HUGE, HUGE / 2))?;
+            ensure_eq!(fault(&svm, 2 * HUGE - 1, Access::Read)?.span.len(), SZ_2M);
+            ensure_eq!(populated(&svm, pages(HUGE, HUGE))?, HUGE / 2);
+            ensure_eq!(fault(&svm, 2 * HUGE - 1, Access::Write)?.span.len(), SZ_2M);
+            ensure_eq!(populated(&svm, pages(HUGE, HUGE))?, HUGE);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn what_the_cpu_has_is_mapped_at_once() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, HUGE), Prot::Write)?;
+            mm::fill(&pages(0, HUGE))?;
+            let svm = env.svm()?;
+            let walks = hmm::walks();
+            ensure_eq!(fault(&svm, 77, Access::Write)?.span, pages(0, HUGE));
+            // One entry is looked at, then all of them, once: the look that chose the range is used.
+            ensure_eq!(hmm::walks() - walks, 2);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_huge_page_is_seen_by_one_entry() -> Result {
+        with_device(|env| {
+            mm::map_huge(&pages(0, 2 * HUGE))?;
+            let svm = env.svm()?;
+            // Nothing is there: the CPU would take a huge page, and so does the device.
+            let served = fault(&svm, 3, Access::Write)?;
+            ensure_eq!(served.span, pages(0, HUGE));
+            if served.seen.segments != 1 {
+                crate::check::skip("no huge page to be had");
+                return Ok(());
+            }
+            mm::write(pages(HUGE, 1).start, 1)?;
+            let walks = hmm::walks();
+            ensure_eq!(fault(&svm, HUGE + 9, Access::Write)?.seen.segments, 1);
+            ensure_eq!(hmm::walks() - walks, 2);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_range_whose_pages_are_gone_makes_way() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, HUGE), Prot::Write)?;
+            mm::fill(&pages(0, HUGE))?;
+            let svm = env.svm()?;
+            ensure_eq!(fault(&svm, 5, Access::Write)?.span.len(), SZ_2M);
+            mm::drop_pages(&pages(0, HUGE))?;
+            let served = fault(&svm, 5, Access::Write)?;
+            ensure_eq!((served.span.len(), served.retries), (SZ_64K, 1));
+            ensure_eq!(populated(&svm, pages(0, HUGE))?, AROUND);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_write_copies_little() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, HUGE), Prot::Write)?;
+            // The zero page, everywhere.
+            for addr in pages(0, HUGE).step_by(PAGE_SIZE) {
+                ensure_eq!(mm::read(addr)?, 0);
+            }
+            let svm = env.svm()?;
+            // For a read all is there; a write has to copy it.
+            ensure_eq!(fault(&svm, 100, Access::Read)?.span.len(), SZ_2M);
+            ensure_eq!(fault(&svm, 100, Access::Write)?.span.len(), SZ_64K);
+            ensure_eq!(populated(&svm, pages(0, HUGE))?, AROUND);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn without_a_limit_all_is_populated() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, HUGE), Prot::Write)?;
+            let svm = env.svm()?;
+            let served = fault_with(&svm, BASE, &Ctx::new(Access::Write))?;
+            ensure_eq!(served.span.len(), SZ_2M);
+            ensure_eq!(populated(&svm, pages(0, HUGE))?, HUGE);
+            Ok(())
+        })
+    }
+}
