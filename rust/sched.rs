@@ -8,6 +8,10 @@ use crate::bindings as ext;
 use kernel::{
     bindings,
     mm::Mm,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
     task::Task, //
 };
 
@@ -33,4 +37,28 @@ pub fn is_thread_of(mm: &Mm) -> bool {
     // SAFETY: `current` is valid, and its flags and mm are changed by itself alone.
     let (flags, current_mm) = unsafe { ((*task).flags, (*task).mm) };
     flags & bindings::PF_KTHREAD == 0 && current_mm == mm.as_raw()
+}
+
+/// Whether a process still runs, or somebody still works, in `mm`. Once that is not so, it stays so.
+pub fn has_users(mm: &Mm) -> bool {
+    // SAFETY: The reference keeps the descriptor, whose counter is changed by atomic operations.
+    let users = unsafe {
+        let mm = mm.as_raw();
+        Atomic::from_ptr(&raw mut (*mm).__bindgen_anon_1.mm_users.counter)
+    };
+    users.load(Relaxed) > 0
+}
+
+/// Runs `f` with the niceness `nice`, -20 to 19, of the calling thread: for threads that are lent, as
+/// those of a work queue. Others that change it meanwhile are undone.
+pub fn with_nice<R>(nice: i16, f: impl FnOnce() -> R) -> R {
+    let task = Task::current_raw();
+    // SAFETY: `current` is valid, and the priority is a word.
+    let before = unsafe { (*task).static_prio } as isize - bindings::DEFAULT_PRIO as isize;
+    // SAFETY: `current` is valid.
+    unsafe { bindings::set_user_nice(task, nice.into()) };
+    let result = f();
+    // SAFETY: As above.
+    unsafe { bindings::set_user_nice(task, before) };
+    result
 }

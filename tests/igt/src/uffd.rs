@@ -17,7 +17,10 @@ const fn request<T>(nr: u64) -> libc::c_ulong {
 
 // From linux/userfaultfd.h, whose layouts never change.
 const API: u64 = 0xaa;
+const FEATURE_WP: u64 = 1;
 const REGISTER_MODE_MISSING: u64 = 1;
+const REGISTER_MODE_WP: u64 = 2;
+const WRITEPROTECT_WP: u64 = 1;
 const EVENT_PAGEFAULT: u8 = 0x12;
 
 #[repr(C)]
@@ -33,6 +36,13 @@ struct Register {
     length: u64,
     mode: u64,
     ioctls: u64,
+}
+
+#[repr(C)]
+struct WriteProtect {
+    start: u64,
+    length: u64,
+    mode: u64,
 }
 
 #[repr(C)]
@@ -54,6 +64,23 @@ impl Uffd {
     /// Takes charge of untouched memory. Skips the subtest if the system does not allow it.
     #[track_caller]
     pub fn new(map: Map) -> Self {
+        Self::register(map, 0, REGISTER_MODE_MISSING)
+    }
+
+    /// Takes charge of memory with pages, which may be read; whoever writes to them sleeps. Skips the
+    /// subtest if the system does not allow it.
+    #[track_caller]
+    pub fn write_protected(map: Map) -> Self {
+        let this = Self::register(map, FEATURE_WP, REGISTER_MODE_WP);
+        this.call(
+            0x06,
+            &mut WriteProtect { start: map.at(0), length: map.len() as u64, mode: WRITEPROTECT_WP },
+        );
+        this
+    }
+
+    #[track_caller]
+    fn register(map: Map, features: u64, mode: u64) -> Self {
         // SAFETY: the call takes no pointers.
         let fd =
             unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
@@ -63,15 +90,10 @@ impl Uffd {
         // SAFETY: the descriptor is new and ours.
         let file = File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) });
         let this = Self { file, map };
-        this.call(0x3f, &mut Api { api: API, features: 0, ioctls: 0 });
+        this.call(0x3f, &mut Api { api: API, features, ioctls: 0 });
         this.call(
             0x00,
-            &mut Register {
-                start: map.at(0),
-                length: map.len() as u64,
-                mode: REGISTER_MODE_MISSING,
-                ioctls: 0,
-            },
+            &mut Register { start: map.at(0), length: map.len() as u64, mode, ioctls: 0 },
         );
         this
     }

@@ -8,7 +8,6 @@ use crate::{
         Device,
         DrmFile, //
     },
-    exec_queue::Job,
     sync::exec_fence,
     uapi, //
 };
@@ -19,8 +18,8 @@ use kernel::prelude::*;
 /// Without a batch nothing happens, and no fence is signalled: as in every long-running VM of xe.
 ///
 /// Fails with `EINVAL`; with `ENOENT` for a queue that is none; with `ECANCELED` for a queue that is
-/// banned, or whose VM is closed; with `EAGAIN` for a queue that is full; and as [`exec_fence`] and
-/// allocation fail.
+/// banned, or whose VM is closed; with `EAGAIN` for a queue that is full, or a process that has too
+/// many jobs; and as [`exec_fence`] and allocation fail.
 pub(crate) fn ioctl(dev: &Device, args: &mut uapi::drm_xe_exec, file: &DrmFile) -> Result<u32> {
     ensure!(dev, args.extensions == 0, EINVAL);
     ensure!(dev, args.pad == [0; 3] && args.reserved == [0; 2], EINVAL);
@@ -37,6 +36,6 @@ pub(crate) fn ioctl(dev: &Device, args: &mut uapi::drm_xe_exec, file: &DrmFile) 
         return Ok(0);
     }
     ensure!(dev, !queue.vm().is_closed(), ECANCELED);
-    queue.submit(Job::new(args.address, fence)?)?;
+    queue.submit(args.address, fence)?;
     Ok(0)
 }

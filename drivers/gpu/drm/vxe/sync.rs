@@ -11,10 +11,16 @@
 
 use crate::{
     check::ensure,
+    client::{
+        Claim,
+        Membership,
+        Resource, //
+    },
     driver::Device,
     uapi, //
 };
 use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
     mm::{
         Mm,
         MmWithUser, //
@@ -112,6 +118,10 @@ impl FenceWaiters {
 #[pin_data]
 pub(crate) struct UserFence {
     dev: ARef<Device>,
+    /// The process, as one that may have others wait.
+    client: Membership,
+    /// It is one of its fences.
+    _claim: Claim,
     /// The process's; it may be gone when the fence is signalled.
     mm: ARef<Mm>,
     /// A CPU address, 8-byte aligned.
@@ -128,7 +138,8 @@ impl_has_work! {
 impl UserFence {
     /// A fence that will write `value` to `addr` in the caller's memory.
     ///
-    /// Fails with `EFAULT` unless `addr` can be read.
+    /// Fails with `EFAULT` unless `addr` can be read, with `EBUSY` if the process has too many that
+    /// were not signalled, and with `ENOMEM`.
     fn new(dev: &Device, addr: u64, value: u64) -> Result<Arc<Self>> {
         let _: u64 = uapi::read(addr)?;
         let mm: ARef<Mm> = {
@@ -137,26 +148,29 @@ impl UserFence {
             let mm: &Mm = mm;
             mm.into()
         };
+        let client = Membership::new(&dev.queues, &mm)?;
+        let claim = client.claim(Resource::Fence)?;
         Arc::pin_init(
             pin_init!(Self {
                 dev: dev.into(),
+                client,
+                _claim: claim,
                 mm,
                 addr,
                 value,
                 work <- new_work!("UserFence::work"),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 
     /// Signals the fence, soon: the value is written by a worker, which holds no lock, as the write
-    /// may fault.
+    /// may fault, and which is one of the client's own, as that may take for ever.
     ///
     /// May be called in any context, with any lock held. A second call does nothing more.
     pub(crate) fn signal(self: Arc<Self>) {
-        let dev = self.dev.clone();
         // If it is queued already, the fence is about to be signalled as asked.
-        let _ = dev.queues.work.enqueue(self);
+        let _ = self.client.fences.enqueue(self.clone());
     }
 
     /// Writes the value. Fails with `ESRCH` if the process is gone, with `EFAULT` if the address
@@ -199,7 +213,8 @@ pub(crate) fn exec_fence(dev: &Device, syncs: u64, num: u32) -> Result<Option<Ex
 
 /// The fence that a VM_BIND asks for with the `num` sync entries at user address `syncs`.
 ///
-/// Fails as [`fence`] does, and with `EFAULT` unless the fence can be read.
+/// Fails as [`fence`] does, with `EFAULT` unless the fence can be read, and with `EBUSY` if the process
+/// has too many fences that were not written.
 pub(crate) fn bind_fence(dev: &Device, syncs: u64, num: u32) -> Result<Option<Arc<UserFence>>> {
     match fence(dev, syncs, num)? {
         Some(fence) => UserFence::new(dev, fence.addr, fence.value).map(Some),

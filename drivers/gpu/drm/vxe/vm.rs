@@ -27,6 +27,7 @@ pub(crate) mod vma;
 
 use crate::{
     check::ensure,
+    client::Membership,
     driver::{
         Device,
         DrmFile,
@@ -34,6 +35,7 @@ use crate::{
         RegisteredDevice,
         VA_BITS, //
     },
+    exec_queue::Execution,
     fault::{
         self,
         Fault,
@@ -116,11 +118,12 @@ pub(crate) enum Mode {
 #[pin_data]
 pub(crate) struct Vm {
     dev: ARef<Device>,
+    client: Membership,
     mode: Mode,
     aspace: Arc<AddressSpace>,
     collector: Arc<Collector>,
     #[pin]
-    faults: FaultQueue,
+    faults: FaultQueue<Execution>,
     #[pin]
     failed: FailedFaults,
     #[pin]
@@ -161,6 +164,7 @@ impl Vm {
     fn new(dev: &Device, mode: Mode) -> Result<Arc<Self>> {
         let task = kernel::current!();
         let mm: &Mm = task.mm().ok_or(EINVAL)?;
+        let client = Membership::new(&dev.queues, mm)?;
         let aspace = AddressSpace::new(dev.bus.clone(), VA_BITS)?;
         let collector = Collector::new()?;
         let (memory, payer) = match mode {
@@ -178,6 +182,7 @@ impl Vm {
         let vm = Arc::pin_init(
             try_pin_init!(Self {
                 dev: dev.into(),
+                client,
                 mode,
                 aspace,
                 collector,
@@ -194,6 +199,11 @@ impl Vm {
         Ok(vm)
     }
 
+    /// The process that it was made for.
+    pub(crate) fn client(&self) -> &Membership {
+        &self.client
+    }
+
     /// The GPU's side.
     pub(crate) fn aspace(&self) -> &Arc<AddressSpace> {
         &self.aspace
@@ -205,7 +215,7 @@ impl Vm {
     }
 
     /// The faults that wait.
-    pub(crate) fn faults(&self) -> &FaultQueue {
+    pub(crate) fn faults(&self) -> &FaultQueue<Execution> {
         &self.faults
     }
 
@@ -222,17 +232,13 @@ impl Vm {
     /// Has the faults that wait serviced soon.
     pub(crate) fn queue_service(self: &Arc<Self>) {
         // If the work is queued already, it has not looked for faults yet.
-        let _ = self.dev.queues.faults.enqueue::<_, SERVICE>(self.clone());
+        let _ = self.client.faults.enqueue::<_, SERVICE>(self.clone());
     }
 
     /// Has garbage collected soon. Does not sleep.
     pub(crate) fn queue_collection(self: &Arc<Self>) {
         // If the work is queued already, it has not collected yet.
-        let _ = self
-            .dev
-            .queues
-            .faults
-            .enqueue::<_, COLLECTION>(self.clone());
+        let _ = self.client.faults.enqueue::<_, COLLECTION>(self.clone());
     }
 
     /// Services a fault: makes its access possible.
