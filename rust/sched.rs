@@ -10,7 +10,13 @@ use kernel::{
     bindings,
     mm::Mm,
     prelude::*,
-    sync::aref::ARef,
+    sync::{
+        aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        }, //
+    },
     task::Task, //
 };
 
@@ -74,4 +80,28 @@ pub fn find_runnable(process: &Task, mm: &Mm, nth: u32) -> Option<ARef<Task>> {
     let found = unsafe { ext::find_runnable_thread(process.as_ptr(), mm.as_raw(), nth) };
     // SAFETY: It is a task, whose reference is handed over.
     NonNull::new(found).map(|task| unsafe { ARef::from_raw(task.cast()) })
+}
+
+/// Whether a process still runs, or somebody still works, in `mm`. Once that is not so, it stays so.
+pub fn has_users(mm: &Mm) -> bool {
+    // SAFETY: The reference keeps the descriptor, whose counter is changed by atomic operations.
+    let users = unsafe {
+        let mm = mm.as_raw();
+        Atomic::from_ptr(&raw mut (*mm).__bindgen_anon_1.mm_users.counter)
+    };
+    users.load(Relaxed) > 0
+}
+
+/// Runs `f` with the niceness `nice`, -20 to 19, of the calling thread: for threads that are lent, as
+/// those of a work queue. Others that change it meanwhile are undone.
+pub fn with_nice<R>(nice: i16, f: impl FnOnce() -> R) -> R {
+    let task = Task::current_raw();
+    // SAFETY: `current` is valid, and the priority is a word.
+    let before = unsafe { (*task).static_prio } as isize - bindings::DEFAULT_PRIO as isize;
+    // SAFETY: `current` is valid.
+    unsafe { bindings::set_user_nice(task, nice.into()) };
+    let result = f();
+    // SAFETY: As above.
+    unsafe { bindings::set_user_nice(task, before) };
+    result
 }

@@ -9,6 +9,10 @@
 use kernel::{
     bindings,
     prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
     time::Jiffies, //
 };
 
@@ -19,6 +23,14 @@ pub fn total_ram() -> u64 {
     unsafe { bindings::si_meminfo(&mut info) };
     // CAST: `unsigned long` is not wider than 64 bits.
     (info.totalram as u64).saturating_mul(u64::from(info.mem_unit))
+}
+
+/// How many CPUs are online at the moment.
+pub fn online_cpus() -> usize {
+    // SAFETY: A counter that the kernel changes by atomic operations; it always exists.
+    let count = unsafe { Atomic::from_ptr(&raw mut bindings::__num_online_cpus.counter) };
+    // A negative count there is none.
+    count.load(Relaxed).try_into().unwrap_or(1)
 }
 
 /// Whether the caller has `CAP_SYS_NICE` in the initial user namespace.

@@ -49,12 +49,18 @@ impl OwnedQueue {
     /// Each item that sleeps occupies one of these; the kernel adds worker threads as needed.
     /// Fails with `ENOMEM`.
     pub fn new_unbound(name: &CStr) -> Result<Self> {
+        Self::new_limited(name, MAX_ACTIVE)
+    }
+
+    /// Makes a queue whose work runs on any CPU, up to `max_active` items at a time: the others wait for
+    /// these, in order. Not more than [`MAX_ACTIVE`] count. Fails with `ENOMEM`.
+    pub fn new_limited(name: &CStr, max_active: i32) -> Result<Self> {
         // SAFETY: The format takes one C string, which `name` is; it is copied.
         let ptr = unsafe {
             bindings::alloc_workqueue_noprof(
                 c"%s".as_char_ptr(),
                 bindings::wq_flags_WQ_UNBOUND,
-                MAX_ACTIVE,
+                max_active.clamp(1, MAX_ACTIVE),
                 name.as_char_ptr(),
             )
         };

@@ -109,13 +109,6 @@ impl Cgroup {
         text.lines().filter(|line| line.split(' ').next() == Some(&region.0)).count()
     }
 
-    /// How much of the system's memory it has, in bytes.
-    #[track_caller]
-    pub fn memory(&self) -> usize {
-        let text = fs::read_to_string(self.path.join("memory.current")).expect("memory.current");
-        text.trim().parse().expect("a number of bytes")
-    }
-
     /// How many processes of it were killed for want of memory.
     #[track_caller]
     pub fn oom_kills(&self) -> u64 {

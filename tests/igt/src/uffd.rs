@@ -39,19 +39,19 @@ struct Register {
 }
 
 #[repr(C)]
+struct WriteProtect {
+    start: u64,
+    length: u64,
+    mode: u64,
+}
+
+#[repr(C)]
 struct Copy {
     to: u64,
     from: u64,
     length: u64,
     mode: u64,
     copied: i64,
-}
-
-#[repr(C)]
-struct WriteProtect {
-    start: u64,
-    length: u64,
-    mode: u64,
 }
 
 /// A range of memory without pages; whoever touches it sleeps until the test gives it some. Or one that

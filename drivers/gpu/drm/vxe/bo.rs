@@ -54,6 +54,7 @@ use kernel::{
     sync::{
         aref::ARef,
         new_mutex,
+        Arc,
         Mutex,
         SetOnce, //
     }, //

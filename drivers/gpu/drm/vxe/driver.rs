@@ -13,7 +13,9 @@ use crate::{
         Bo,
         BoKind, //
     },
+    client::Clients,
     debugfs,
+    engines::Engines,
     file::{
         File,
         VmList, //
@@ -121,17 +123,40 @@ impl Data {
     }
 }
 
-/// The work queues of a board.
+/// What does the work of a board.
 ///
-/// They are there as long as the board, bound or not: the end of work may have to wait for userspace
+/// It is there as long as the board, bound or not: the end of work may have to wait for userspace
 /// long after its device is gone.
+#[pin_data]
 pub(crate) struct Queues {
-    /// Runs the jobs of exec queues, one work item a queue. Such work may take long, and blocks in
-    /// page faults: nothing that a fault needs may run here.
-    pub(crate) jobs: OwnedQueue,
-    /// Services page faults and collects garbage, a work item a VM. Such work may take as long as the
-    /// pages of a process take to come.
-    pub(crate) faults: OwnedQueue,
+    /// Run the jobs of exec queues.
+    pub(crate) engines: Engines,
+    /// Who uses the device. Clients have work queues of their own, for what takes long.
+    #[pin]
+    pub(crate) clients: Clients,
+    /// Short work: the end of clients.
+    pub(crate) work: OwnedQueue,
+}
+
+impl Queues {
+    fn new() -> Result<Arc<Self>> {
+        let clients = Clients::new()?;
+        Arc::pin_init(
+            try_pin_init!(Self {
+                engines: Engines::new()?,
+                clients <- clients,
+                work: OwnedQueue::new_unbound(c"vxe-work")?,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Waits for the work that there is now: nothing is mapped any more, and no job goes on. Sleeps.
+    fn flush(&self) {
+        self.engines.flush();
+        self.clients.for_each(|client| client.faults.flush());
+        self.work.flush();
+    }
 }
 
 /// What a platform device of this driver consists of, before anybody drives it.
@@ -151,17 +176,13 @@ impl Board {
         index: u16,
         vram: u64,
     ) -> Result<platform_device::Registration<Self>> {
-        let queues = Queues {
-            jobs: OwnedQueue::new_unbound(c"vxe-jobs")?,
-            faults: OwnedQueue::new_unbound(c"vxe-faults")?,
-        };
         let vram = match vram {
             0 => None,
             size => Some(Vram::new(size)?),
         };
         let port = fabric::join(vram.as_ref().map(|vram| vram.ram().clone()))?;
         let board = Self {
-            queues: Arc::new(queues, GFP_KERNEL)?,
+            queues: Queues::new()?,
             port: Arc::new(port, GFP_KERNEL)?,
             vram,
         };
@@ -173,8 +194,8 @@ impl Drop for Board {
     fn drop(&mut self) {
         // The device is unbound, and no file is open: each holds a reference to the module. What is
         // left is the end of work that nobody waited for, and references to devices that it holds.
-        self.queues.jobs.drain();
-        self.queues.faults.drain();
+        self.queues.flush();
+        self.queues.work.drain();
     }
 }
 
@@ -223,8 +244,7 @@ impl drm_platform::Driver for VxeDriver {
         dev.vms.close_all();
         dev.fences.signal();
         // A fault that is being serviced is waited for: its worker takes the rest of its VM down.
-        dev.queues.jobs.flush();
-        dev.queues.faults.flush();
+        dev.queues.flush();
         // After what may still have been on its way there.
         dev.memory.close(dev);
     }

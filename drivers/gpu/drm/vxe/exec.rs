@@ -4,7 +4,6 @@
 
 use crate::{
     check::ensure,
-    exec_queue::Job,
     ioctl::Ioctl,
     sync,
     uapi, //
@@ -16,8 +15,8 @@ use kernel::prelude::*;
 /// Without a batch nothing happens, and no fence is signalled: as in every long-running VM of xe.
 ///
 /// Fails with `EINVAL`; with `ENOENT` for a queue that is none; with `ECANCELED` for a queue that is
-/// banned, or whose VM is closed; with `EAGAIN` for a queue that is full; and as [`sync::fence`] and
-/// allocation fail.
+/// banned, or whose VM is closed; with `EAGAIN` for a queue that is full, or a process that has too
+/// many jobs; and as [`sync::fence`] and allocation fail.
 pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_exec) -> Result<u32> {
     let (dev, file) = (ioctl.dev(), ioctl.file());
     ensure!(dev, args.extensions == 0, EINVAL);
@@ -35,8 +34,7 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_exec) -> Resu
         return Ok(0);
     }
     ensure!(dev, !queue.vm().is_closed(), ECANCELED);
-    let job = Job::new(args.address, fence)?;
     let _registered = ioctl.registered()?;
-    queue.submit(job)?;
+    queue.submit(args.address, fence)?;
     Ok(0)
 }

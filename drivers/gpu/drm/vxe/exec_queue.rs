@@ -2,27 +2,50 @@
 
 //! Exec queues: jobs of one VM, in order.
 //!
-//! A queue has a work item of its own, which runs while there are jobs and blocks in their faults.
-//! Queues of any number of processes make progress beside each other, up to the 2048 that may have
-//! jobs at once; the faults that they wait for are serviced elsewhere.
+//! What runs of a queue is its [`Execution`], a job and where the GPU is in it. It is in one place at a
+//! time, and whoever has it there owns it:
+//!
+//! ```text
+//!              submit                    next
+//!   in the queue ──► in the run list ◄──────► on an engine      no jobs ──► in the queue
+//!                       ▲                      │
+//!                answer └── in the VM's faults ┘ fault
+//! ```
+//!
+//! No thread belongs to a queue: one that waits, for its turn or for a fault, is memory and no more.
 //!
 //! A queue is open, then banned or closed, for good:
 //!
 //! - *banned*: a job failed. The jobs behind it are dropped, no new one is taken, and those who wait
 //!   for a fence on behalf of the queue are told. The VM and its other queues are not concerned.
 //! - *closed*: its id is gone. Its jobs are dropped, and the running one stops before its next access
-//!   to memory. Closing waits for that, but not for a fault: that may be answered by userspace, and
-//!   even by the very thread that closes the queue. What waits for one then ends behind its back.
+//!   to memory. Closing waits for that, but neither for its turn nor for a fault: that may be answered
+//!   by userspace, and even by the very thread that closes the queue. What waits for one then ends
+//!   behind its back.
 //!
-//! Locking: `jobs` is a leaf but for the work queue's own locks. A job runs without it.
+//! Locking: `jobs` is a leaf. A job runs without it.
 
 use crate::{
+    client::{
+        Claim,
+        Resource, //
+    },
     driver::Device,
+    fault::{
+        Fault,
+        Faulting, //
+    },
+    fifo::Node,
     gpu::{
-        self,
-        Access,
+        Context,
         EngineError,
-        FaultHandler, //
+        Outcome, //
+    },
+    sched::{
+        Entity,
+        RunList,
+        Share,
+        Turn, //
     },
     sync::UserFence,
     vm::Vm, //
@@ -50,12 +73,6 @@ use kernel::{
         Arc,
         CondVar,
         Mutex, //
-    },
-    workqueue::{
-        impl_has_work,
-        new_work,
-        Work,
-        WorkItem, //
     }, //
 };
 use kernel_ext::drm_dbg;
@@ -79,6 +96,8 @@ pub(crate) struct Job {
     batch: u64,
     /// What the GPU stores when the batch is done.
     fence: Option<UserFence>,
+    /// It is one of its client's jobs.
+    _claim: Claim,
     #[pin]
     links: ListLinks,
 }
@@ -90,39 +109,17 @@ impl_list_item! {
     impl ListItem<0> for Job { using ListLinks { self.links }; }
 }
 
-impl Job {
-    /// A job for [`ExecQueue::submit`].
-    pub(crate) fn new(batch: u64, fence: Option<UserFence>) -> Result<ListArc<Self>> {
-        ListArc::pin_init(
-            try_pin_init!(Self {
-                batch,
-                fence,
-                links <- ListLinks::new(),
-            }),
-            GFP_KERNEL_ACCOUNT,
-        )
-    }
-}
-
-/// What the work item of a queue does.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Activity {
-    /// Nothing: there are no jobs.
-    Idle,
-    /// It waits for its turn to run.
-    Queued,
-    /// It runs jobs.
-    Running,
-    /// It waits for a fault of the job that it runs.
-    Faulting,
-}
-
 /// The jobs of a queue.
 struct Jobs {
     waiting: List<Job>,
     /// How many are in `waiting`.
     count: usize,
-    activity: Activity,
+    /// Whether there is one besides that was begun and is not done.
+    begun: bool,
+    /// Whether an engine is at work on it now.
+    on_engine: bool,
+    /// What runs jobs, while there are none.
+    idle: Option<KBox<Node<Execution>>>,
     closed: bool,
 }
 
@@ -132,44 +129,47 @@ pub(crate) struct ExecQueue {
     dev: ARef<Device>,
     vm: Arc<Vm>,
     kind: Kind,
+    /// It is one of its client's queues.
+    _claim: Claim,
     /// Set for good when a job fails.
     banned: Atomic<bool>,
     /// Tells the engine to stop.
     stop: AtomicFlag,
     #[pin]
     jobs: Mutex<Jobs>,
-    /// Notified when `jobs.activity` is not `Running` any more.
+    /// Notified when `jobs.on_engine` is not set any more.
     #[pin]
     paused: CondVar,
-    #[pin]
-    work: Work<ExecQueue>,
-}
-
-impl_has_work! {
-    impl HasWork<Self> for ExecQueue { self.work }
 }
 
 impl ExecQueue {
-    /// A queue in `vm`.
+    /// A queue in `vm`. Fails with `ENOSPC` if the client has too many, and with `ENOMEM`.
     pub(crate) fn new(dev: &Device, vm: Arc<Vm>, kind: Kind) -> Result<Arc<Self>> {
+        let claim = vm.client().claim(Resource::Queue)?;
+        let idle = match kind {
+            Kind::Copy => Some(Node::new(Execution::new()?, GFP_KERNEL_ACCOUNT)?),
+            Kind::Bind => None,
+        };
         Arc::pin_init(
             pin_init!(Self {
                 dev: dev.into(),
                 vm,
                 kind,
+                _claim: claim,
                 banned: Atomic::new(false),
                 stop: AtomicFlag::new(false),
                 jobs <- new_mutex!(
                     Jobs {
                         waiting: List::new(),
                         count: 0,
-                        activity: Activity::Idle,
+                        begun: false,
+                        on_engine: false,
+                        idle,
                         closed: false,
                     },
                     "ExecQueue::jobs"
                 ),
                 paused <- new_condvar!("ExecQueue::paused"),
-                work <- new_work!("ExecQueue::work"),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -190,24 +190,35 @@ impl ExecQueue {
         self.banned.load(Acquire) || self.stop.load(Acquire)
     }
 
-    /// Queues a job behind the others.
+    /// Queues the batch at the GPU address `batch` behind the others.
     ///
-    /// Fails with `ECANCELED` if the queue is dead, and with `EAGAIN` if it holds [`MAX_JOBS`].
-    pub(crate) fn submit(self: &Arc<Self>, job: ListArc<Job>) -> Result {
+    /// Fails with `ECANCELED` if the queue is dead, with `EAGAIN` if it holds [`MAX_JOBS`], or its
+    /// client as many as it may, and with `ENOMEM`.
+    pub(crate) fn submit(self: &Arc<Self>, batch: u64, fence: Option<UserFence>) -> Result {
+        let claim = self.vm.client().claim(Resource::Job)?;
+        let job = ListArc::pin_init(
+            try_pin_init!(Job {
+                batch,
+                fence,
+                _claim: claim,
+                links <- ListLinks::new(),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )?;
         let mut jobs = self.jobs.lock();
         if jobs.closed || self.is_dead() {
             return Err(ECANCELED);
         }
-        let running = matches!(jobs.activity, Activity::Running | Activity::Faulting);
-        if jobs.count + usize::from(running) >= MAX_JOBS {
+        if jobs.count + usize::from(jobs.begun) >= MAX_JOBS {
             return Err(EAGAIN);
         }
         jobs.waiting.push_back(job);
         jobs.count += 1;
-        if jobs.activity == Activity::Idle {
-            jobs.activity = Activity::Queued;
-            // The work item may be about to return from its last run, and still takes this.
-            let _ = self.dev.queues.jobs.enqueue(self.clone());
+        let idle = jobs.idle.take();
+        drop(jobs);
+        if let Some(mut node) = idle {
+            node.value.queue = Some(self.clone());
+            self.wake(node);
         }
         Ok(())
     }
@@ -221,7 +232,7 @@ impl ExecQueue {
         let mut jobs = self.jobs.lock();
         jobs.closed = true;
         let dropped = jobs.take();
-        while jobs.activity == Activity::Running {
+        while jobs.on_engine {
             self.paused.wait(&mut jobs);
         }
         drop(jobs);
@@ -230,66 +241,65 @@ impl ExecQueue {
         self.dev.fences.signal();
     }
 
-    /// Takes no more jobs, because one failed.
-    fn ban(&self, job: &Job, error: EngineError) {
+    /// Takes no more jobs, because the one that was begun failed, whose batch is at `batch`.
+    fn ban(&self, batch: u64, error: EngineError) {
         drm_dbg!(
             &*self.dev,
             "exec queue banned: batch {:#x}: {}",
-            job.batch,
+            batch,
             error
         );
         let mut jobs = self.jobs.lock();
         self.banned.store(true, Release);
+        jobs.begun = false;
         let dropped = jobs.take();
         drop(jobs);
         drop(dropped);
+        self.dev.fences.signal();
     }
 
-    /// Runs one job: its batch, then its fence.
-    fn execute(&self, job: &Job) -> Result<(), EngineError> {
-        let (aspace, faults) = (self.vm.aspace(), &Faults(self));
-        gpu::run(aspace, faults, job.batch, &self.stop)?;
-        if let Some(fence) = job.fence {
-            gpu::store_qword(aspace, faults, fence.addr, fence.value, &self.stop)?;
-        }
-        Ok(())
+    /// Has what is in `node` run, when it is its turn.
+    fn wake(&self, node: KBox<Node<Execution>>) {
+        let lane = self.vm.client().lane();
+        self.dev.queues.engines.wake(lane, node);
     }
 
-    /// The job to run next; none ends the work item's run.
+    /// An engine comes to run jobs. Returns whether it may.
+    fn enter(&self) -> bool {
+        let mut jobs = self.jobs.lock();
+        jobs.on_engine = !jobs.closed && !self.is_dead();
+        jobs.on_engine
+    }
+
+    /// The engine that came goes.
+    fn leave(&self) {
+        self.jobs.lock().on_engine = false;
+        self.paused.notify_all();
+    }
+
+    /// The job to run next, if there is one; the one before it is done.
     fn next(&self) -> Option<ListArc<Job>> {
         let mut jobs = self.jobs.lock();
         let next = jobs.waiting.pop_front();
-        jobs.activity = match next {
-            Some(_) => {
-                jobs.count -= 1;
-                Activity::Running
-            }
-            None => Activity::Idle,
-        };
-        drop(jobs);
-        if next.is_none() {
-            self.paused.notify_all();
+        jobs.begun = next.is_some();
+        if jobs.begun {
+            jobs.count -= 1;
         }
         next
     }
-}
 
-/// The faults of a queue's jobs: its VM's, but that they do not hold up who closes the queue.
-struct Faults<'a>(&'a ExecQueue);
-
-impl FaultHandler for Faults<'_> {
-    /// Fails with `ECANCELED` if the queue was closed meanwhile, and as the VM does.
-    fn fault(&self, addr: u64, access: Access) -> Result {
-        let queue = self.0;
-        queue.jobs.lock().activity = Activity::Faulting;
-        queue.paused.notify_all();
-        let result = queue.vm.fault(addr, access);
-        queue.jobs.lock().activity = Activity::Running;
-        // Who closed the queue before that did not wait, and relies on this: it set `stop` first.
-        if queue.stop.load(Acquire) {
-            return Err(ECANCELED);
+    /// Keeps `node` until there is a job. If there is one now, or none will ever be, gives it back.
+    fn park(&self, mut node: KBox<Node<Execution>>) -> Option<KBox<Node<Execution>>> {
+        let mut jobs = self.jobs.lock();
+        if jobs.closed || self.is_dead() || jobs.count > 0 {
+            return Some(node);
         }
-        result
+        let queue = node.value.queue.take();
+        jobs.idle = Some(node);
+        drop(jobs);
+        // Maybe the last reference.
+        drop(queue);
+        None
     }
 }
 
@@ -301,17 +311,161 @@ impl Jobs {
     }
 }
 
-impl WorkItem for ExecQueue {
-    type Pointer = Arc<Self>;
+/// What runs the jobs of a queue, one after the other.
+pub(crate) struct Execution {
+    /// Whose jobs; none while it is idle.
+    queue: Option<Arc<ExecQueue>>,
+    /// The job that was begun.
+    job: Option<ListArc<Job>>,
+    /// Whether its batch is done, and its fence is stored.
+    is_fence: bool,
+    context: Context,
+    /// The fault that it waits for.
+    fault: Fault,
+    share: Share<Self>,
+}
 
-    fn run(this: Arc<Self>) {
-        while let Some(job) = this.next() {
-            let done = this.execute(&job);
-            if let Err(error) = done {
-                this.ban(&job, error);
+/// How a turn ends.
+enum End {
+    /// The time is over.
+    Slice,
+    /// The job waits for its fault.
+    Fault,
+    /// There are no jobs.
+    Idle,
+    /// There will be none any more.
+    Dead,
+}
+
+impl Execution {
+    /// One that is idle.
+    fn new() -> Result<Self> {
+        Ok(Self {
+            queue: None,
+            job: None,
+            is_fence: false,
+            context: Context::new()?,
+            fault: Fault {
+                addr: 0,
+                access: crate::gpu::Access::Read,
+            },
+            share: Share::new(),
+        })
+    }
+
+    /// Has a queue use its turn, on the calling thread, and puts it where it belongs then.
+    ///
+    /// `used` tells how long that took so far, in nanoseconds; `is_over` is asked after each step
+    /// whether the turn is over.
+    pub(crate) fn take_turn(
+        list: &RunList<Self>,
+        mut turn: Turn<Self>,
+        used: impl Fn() -> u64,
+        is_over: impl FnMut() -> bool,
+    ) {
+        let Some(queue) = turn.node.value.queue.clone() else {
+            return;
+        };
+        let mut end = End::Dead;
+        if queue.enter() {
+            end = turn.node.value.run(&queue, is_over);
+            queue.leave();
+        }
+        // From here on it may be found by others.
+        let node = list.spend(turn, used());
+        let node = match end {
+            End::Slice => Some(node),
+            End::Fault => {
+                queue.vm.fault(node);
+                None
             }
-            if done.is_err() || job.fence.is_some() {
-                this.dev.fences.signal();
+            End::Idle => queue.park(node),
+            End::Dead => None,
+        };
+        if let Some(node) = node {
+            // The process may have gone meanwhile, so its place is looked up again.
+            list.put_back(queue.vm.client().lane(), node);
+        }
+    }
+
+    /// Runs jobs of `queue`, which is its queue.
+    fn run(&mut self, queue: &ExecQueue, mut is_over: impl FnMut() -> bool) -> End {
+        loop {
+            if self.job.is_none() {
+                let Some(job) = queue.next() else {
+                    return End::Idle;
+                };
+                self.context.start(job.batch);
+                self.is_fence = false;
+                self.job = Some(job);
+            }
+            let aspace = queue.vm.aspace();
+            match self.context.run(aspace, &queue.stop, &mut is_over) {
+                Outcome::Done => self.done(queue),
+                Outcome::Over => return End::Slice,
+                Outcome::Fault { addr, access } => {
+                    self.fault = Fault { addr, access };
+                    return End::Fault;
+                }
+                Outcome::Failed(error) => {
+                    self.fail(queue, error);
+                    return End::Dead;
+                }
+            }
+            if is_over() {
+                return End::Slice;
+            }
+        }
+    }
+
+    /// The batch is done, or the fence.
+    fn done(&mut self, queue: &ExecQueue) {
+        let fence = self.job.as_ref().and_then(|job| job.fence);
+        match fence {
+            Some(fence) if !self.is_fence => {
+                self.is_fence = true;
+                self.context.start_store(fence.addr, fence.value);
+            }
+            // Also without a fence: somebody may wait for a word that the batch has stored.
+            _ => {
+                self.job = None;
+                queue.dev.fences.signal();
+            }
+        }
+    }
+
+    /// The job failed, and all that were to follow do not run.
+    fn fail(&mut self, queue: &ExecQueue, error: EngineError) {
+        let batch = self.job.take().map_or(0, |job| job.batch);
+        queue.ban(batch, error);
+    }
+}
+
+impl Entity for Execution {
+    fn share(&mut self) -> &mut Share<Self> {
+        &mut self.share
+    }
+}
+
+impl Faulting for Execution {
+    fn fault(&self) -> Fault {
+        self.fault
+    }
+
+    fn answer(mut node: KBox<Node<Self>>, result: Result) {
+        let Some(queue) = node.value.queue.clone() else {
+            return;
+        };
+        match result {
+            Ok(()) => queue.wake(node),
+            Err(error) => {
+                let Fault { addr, access } = node.value.fault;
+                let error = EngineError::Fault {
+                    addr,
+                    access,
+                    error,
+                };
+                node.value.fail(&queue, error);
             }
         }
     }

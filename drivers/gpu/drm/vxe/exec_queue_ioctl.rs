@@ -42,7 +42,8 @@ pub(crate) fn max_priority() -> u64 {
 /// orders binds.
 ///
 /// Fails with `EINVAL`, with `EFAULT`, with `ENOENT` for a VM that is none, with what
-/// [`set_property`] fails with, and with `ENOMEM`.
+/// [`set_property`] fails with, with `ENOSPC` if the process that made the VM has too many queues, and
+/// with `ENOMEM`.
 pub(crate) fn create_ioctl(
     ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_exec_queue_create,
@@ -79,8 +80,8 @@ pub(crate) fn create_ioctl(
     Ok(0)
 }
 
-/// Takes a property of a queue that is being made. What is taken has no effect: every queue has an
-/// engine of its own, and the kernel's scheduler shares the CPUs among these.
+/// Takes a property of a queue that is being made. What is taken has no effect: all queues have the
+/// same time slices and no priority.
 ///
 /// Fails with `EINVAL`; with `EPERM` for a priority that takes `CAP_SYS_NICE`; with `ENODEV` for
 /// protected content and queue groups, and with `EOPNOTSUPP` for what is the render engine's.

@@ -2,29 +2,32 @@
 
 //! GPU page faults: from the engine that has one, through the queue of its VM, to a worker and back.
 //!
-//! An engine whose access is not mapped calls [`FaultHandler::fault`] and sleeps. The fault waits in
-//! the queue of its VM for the VM's work item, which runs on an unbound work queue of the device that
-//! gets threads as it needs them. So
+//! What has a fault leaves its engine, and waits in the queue of its VM for the VM's work item, which
+//! runs on the client's work queue (`client.rs`). The answer has it run again. So
 //!
+//! - no thread waits for a fault but the one that services it;
 //! - the faults of one VM are serviced one after the other, by one worker at a time: however many
-//!   engines fault, and however long one fault takes (userfaultfd, a slow file system), it occupies
+//!   queues fault, and however long one fault takes (userfaultfd, a slow file system), it occupies
 //!   one worker and delays its own VM only;
-//! - faults that the service of another one has settled (other engines in the same chunk) are
+//! - a client has a few workers. When so many of its VMs wait for pages, the others of its VMs do, too,
+//!   but no other client. A VM that faults on and on lets others have its worker after some faults;
+//! - faults that the service of another one has settled (other queues in the same chunk) are
 //!   answered with it;
-//! - every fault is answered once. It is a [`Ticket`] from the queue to the answer, and a ticket
-//!   that is dropped answers with an error: none can be forgotten, and none is answered with
-//!   success by accident.
+//! - every fault is answered once. What faults belongs to the fault queue from the fault to the answer,
+//!   and nothing is allocated for it: none can fail for that, be forgotten, or be answered twice.
 //!
 //! When a VM is closed its waiting faults fail at once, also the one that is being serviced; who
 //! services it tears the VM down afterwards, so that closing waits for nobody.
 //!
-//! Lock order: a queue's lock, then a waiter's, which is a leaf. No other lock is taken inside them.
+//! Lock order: a queue's lock is a leaf. Answers are given without it.
 
 use crate::{
-    gpu::{
-        Access,
-        FaultHandler, //
+    exec_queue::Execution,
+    fifo::{
+        Fifo,
+        Node, //
     },
+    gpu::Access,
     vm::{
         vma::Span,
         Vm, //
@@ -37,18 +40,17 @@ use kernel::{
             Atomic,
             Relaxed, //
         },
-        new_condvar,
         new_mutex,
-        new_spinlock,
         Arc,
-        CondVar,
-        Mutex,
-        SpinLock, //
+        Mutex, //
     }, //
 };
 
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;
+
+/// How many faults of one VM are serviced before it is the turn of other VMs of the client.
+const FAULTS_A_TURN: u32 = 16;
 
 /// An access that is not mapped.
 #[derive(Clone, Copy, Debug)]
@@ -84,65 +86,14 @@ fn strength(access: Access) -> u8 {
     }
 }
 
-/// Where an engine waits for the answer.
-#[pin_data]
-pub(crate) struct Waiter {
-    #[pin]
-    answer: SpinLock<Option<Result>>,
-    #[pin]
-    answered: CondVar,
-}
+/// What has faults.
+pub(crate) trait Faulting: Sized {
+    /// The fault that it waits for.
+    fn fault(&self) -> Fault;
 
-impl Waiter {
-    fn new() -> Result<Arc<Self>> {
-        Arc::pin_init(
-            pin_init!(Self {
-                answer <- new_spinlock!(None, "vxe_fault_answer"),
-                answered <- new_condvar!("vxe_fault_answered"),
-            }),
-            GFP_KERNEL,
-        )
-    }
-
-    /// Sleeps until the fault is answered. Fails with its error, and with `EINTR` for a thread
-    /// that gets a signal.
-    pub(crate) fn wait(&self) -> Result {
-        let mut answer = self.answer.lock();
-        loop {
-            if let Some(answer) = *answer {
-                return answer;
-            }
-            if self.answered.wait_interruptible(&mut answer) {
-                return Err(EINTR);
-            }
-        }
-    }
-
-    /// The first answer counts.
-    fn answer(&self, result: Result) {
-        self.answer.lock().get_or_insert(result);
-        self.answered.notify_all();
-    }
-}
-
-/// A fault that has to be answered.
-#[must_use = "a ticket that is dropped answers with an error"]
-struct Ticket {
-    fault: Fault,
-    waiter: Arc<Waiter>,
-}
-
-impl Ticket {
-    fn answer(self, result: Result) {
-        self.waiter.answer(result);
-    }
-}
-
-impl Drop for Ticket {
-    /// Nothing happens if there was an answer.
-    fn drop(&mut self) {
-        self.waiter.answer(Err(EIO));
-    }
+    /// The fault is serviced, or failed; `node` has what it waited for. May take locks, but sleeps for
+    /// a short time only.
+    fn answer(node: KBox<Node<Self>>, result: Result);
 }
 
 /// What goes on with a queue's VM.
@@ -158,11 +109,30 @@ enum Phase {
     Closed,
 }
 
-struct State {
+/// Faults that wait. What is forgotten has failed.
+struct Pending<T: Faulting>(Fifo<T>);
+
+impl<T: Faulting> Pending<T> {
+    fn answer(mut self, result: Result) {
+        while let Some(node) = self.0.pop_front() {
+            T::answer(node, result);
+        }
+    }
+}
+
+impl<T: Faulting> Drop for Pending<T> {
+    fn drop(&mut self) {
+        while let Some(node) = self.0.pop_front() {
+            T::answer(node, Err(EIO));
+        }
+    }
+}
+
+struct State<T: Faulting> {
     phase: Phase,
-    pending: KVec<Ticket>,
-    /// Who waits for the fault that is being serviced.
-    serving: Option<Arc<Waiter>>,
+    pending: Pending<T>,
+    /// What waits for the fault that is being serviced. Who takes it out answers.
+    serving: Option<KBox<Node<T>>>,
 }
 
 /// Counts of a queue's faults.
@@ -178,9 +148,9 @@ pub(crate) struct Counts {
 
 /// The faults of one VM.
 #[pin_data]
-pub(crate) struct FaultQueue {
+pub(crate) struct FaultQueue<T: Faulting> {
     #[pin]
-    state: Mutex<State>,
+    state: Mutex<State<T>>,
     served: Atomic<u64>,
     coalesced: Atomic<u64>,
     failed: Atomic<u64>,
@@ -196,14 +166,23 @@ pub(crate) enum TearDown {
     NotYours,
 }
 
-impl FaultQueue {
+/// What [`FaultQueue::serve`] did.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Serve {
+    whose: TearDown,
+    /// Whether there are more faults.
+    more: bool,
+}
+
+impl<T: Faulting> FaultQueue<T> {
     /// An open queue.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             state <- new_mutex!(
                 State {
                     phase: Phase::Idle,
-                    pending: KVec::new(),
+                    pending: Pending(Fifo::new()),
                     serving: None,
                 },
                 "vxe_fault_queue"
@@ -214,40 +193,33 @@ impl FaultQueue {
         })
     }
 
-    /// Puts a fault into the queue; the caller then makes sure that a worker looks at it.
-    ///
-    /// Fails with `ENOENT` if the VM is closed, and `ENOMEM`.
-    fn submit(&self, fault: Fault) -> Result<Arc<Waiter>> {
-        let waiter = Waiter::new()?;
-        let ticket = Ticket {
-            fault,
-            waiter: waiter.clone(),
-        };
+    /// Puts what has a fault into the queue; the caller then makes sure that a worker looks at it. If
+    /// the VM is closed, answers `ENOENT`.
+    fn submit(&self, node: KBox<Node<T>>) {
         let mut state = self.state.lock();
         if state.is_closed() {
-            return Err(ENOENT);
+            drop(state);
+            return T::answer(node, Err(ENOENT));
         }
-        state.pending.push(ticket, GFP_KERNEL)?;
-        Ok(waiter)
+        state.pending.0.push_back(node);
     }
 
-    /// Takes the next fault, has it serviced and answers it. Returns none if there was none, and
-    /// otherwise who has to tear the VM down.
+    /// Has the next fault serviced and answers it. Returns none if there was none.
     ///
     /// The answer also goes to all other faults that it settles: success to those that work now, an
     /// error to those that are the same. The caller must be the only one who services.
-    fn serve(&self, service: impl FnOnce(Fault) -> Result<Served>) -> Option<TearDown> {
-        let ticket = {
+    fn serve(&self, service: impl FnOnce(Fault) -> Result<Served>) -> Option<Serve> {
+        let fault = {
             let mut state = self.state.lock();
             if state.phase != Phase::Idle {
                 return None;
             }
-            let ticket = state.pending.remove(0).ok()?;
+            let node = state.pending.0.pop_front()?;
+            let fault = node.value.fault();
             state.phase = Phase::Serving;
-            state.serving = Some(ticket.waiter.clone());
-            ticket
+            state.serving = Some(node);
+            fault
         };
-        let fault = ticket.fault;
         let result = service(fault);
 
         let counter = match &result {
@@ -259,9 +231,12 @@ impl FaultQueue {
             Ok(_) => Ok(()),
             Err(e) => Err(*e),
         };
-        let is_settled = |other: &Fault| match &result {
-            Ok(served) => served.settles(other),
-            Err(_) => other.addr == fault.addr && other.access == fault.access,
+        let is_settled = |waiting: &T| {
+            let other = waiting.fault();
+            match &result {
+                Ok(served) => served.settles(&other),
+                Err(_) => other.addr == fault.addr && other.access == fault.access,
+            }
         };
 
         let mut state = self.state.lock();
@@ -272,19 +247,19 @@ impl FaultQueue {
             state.phase = Phase::Idle;
             TearDown::NotYours
         };
-        state.serving = None;
-        // Answers are given under the lock, so that no memory is needed to put them aside.
-        state.pending.retain(|other| {
-            let settled = is_settled(&other.fault);
-            if settled {
-                other.waiter.answer(answer);
-                self.coalesced.add(1, Relaxed);
-            }
-            !settled
-        });
+        let served = state.serving.take();
+        let mut settled = state.pending.0.take_if(is_settled);
+        let more = !state.pending.0.is_empty();
         drop(state);
-        ticket.answer(answer);
-        Some(whose)
+
+        if let Some(node) = served {
+            T::answer(node, answer);
+        }
+        while let Some(node) = settled.pop_front() {
+            T::answer(node, answer);
+            self.coalesced.add(1, Relaxed);
+        }
+        Some(Serve { whose, more })
     }
 
     /// Whether the VM is closed.
@@ -301,16 +276,14 @@ impl FaultQueue {
             closed @ (Phase::Closing | Phase::Closed) => (closed, TearDown::NotYours),
         };
         state.phase = phase;
-        let pending = core::mem::replace(&mut state.pending, KVec::new());
+        let pending = core::mem::replace(&mut state.pending, Pending(Fifo::new()));
         let serving = state.serving.take();
         drop(state);
 
-        for ticket in pending {
-            ticket.answer(Err(ENOENT));
+        if let Some(node) = serving {
+            T::answer(node, Err(ENOENT));
         }
-        if let Some(waiter) = serving {
-            waiter.answer(Err(ENOENT));
-        }
+        pending.answer(Err(ENOENT));
         whose
     }
 
@@ -324,35 +297,41 @@ impl FaultQueue {
     }
 }
 
-impl State {
+impl<T: Faulting> State<T> {
     fn is_closed(&self) -> bool {
         matches!(self.phase, Phase::Closing | Phase::Closed)
     }
 }
 
-impl FaultHandler for Arc<Vm> {
-    /// Hands the fault to the VM's worker and sleeps until it is answered.
+impl Vm {
+    /// Has the fault serviced that `node` waits for, soon, and answered.
     ///
-    /// Fails with `ENOENT` if the VM is or gets closed, `EINTR` for a thread that gets a signal,
-    /// `ENOMEM`, and with what its [service](Vm::service) says.
-    fn fault(&self, addr: u64, access: Access) -> Result {
-        let waiter = self.faults().submit(Fault { addr, access })?;
+    /// The answer is `ENOENT` if the VM is or gets closed, or what its [service](Self::service) says.
+    pub(crate) fn fault(self: &Arc<Self>, node: KBox<Node<Execution>>) {
+        self.faults().submit(node);
         self.queue_service();
-        waiter.wait()
     }
 }
 
-/// Services the faults of `vm` until there are none: what its work item does.
-pub(crate) fn work(vm: &Vm) {
+/// Services the faults of `vm` until there are none, or others have waited for long enough: what its
+/// work item does.
+pub(crate) fn work(vm: &Arc<Vm>) {
     let service = |fault: Fault| {
         vm.service(fault).inspect_err(|e| {
             kernel_ext::drm_dbg!(vm.dev(), "{fault:?} failed: {e:?}");
             vm.failed().add(&fault, *e);
         })
     };
-    while let Some(whose) = vm.faults().serve(service) {
-        if whose == TearDown::Yours {
+    for _ in 0..FAULTS_A_TURN {
+        let Some(done) = vm.faults().serve(service) else {
+            return;
+        };
+        if done.whose == TearDown::Yours {
             vm.tear_down();
         }
+        if !done.more {
+            return;
+        }
     }
+    vm.queue_service();
 }

@@ -6,7 +6,7 @@
 //! gets faults:
 //!
 //! ```text
-//!   engine         runs the commands of a batch; hands faults to the driver
+//!   engine         runs the commands of batches; tells the driver of faults
 //!     command        what the dwords of a batch mean
 //!   address_space  what a batch can reach: the driver maps, zaps and invalidates here
 //!     tlb            translations that were used last, until they are invalidated
@@ -38,5 +38,5 @@ mod tlb;
 pub(crate) use address_space::AddressSpace;
 pub(crate) use bus::{Bus, Target};
 pub(crate) use copy::{CopyEngine, Run};
-pub(crate) use engine::{run, store_qword, EngineError, FaultHandler};
+pub(crate) use engine::{Context, EngineError, Outcome};
 pub(crate) use page_table::{Access, PteFlag, PteFlags, Staged, PAGE_SIZE};

@@ -28,10 +28,12 @@ pub(crate) mod vma;
 
 use crate::{
     check::ensure,
+    client::Membership,
     driver::{
         Device,
         VA_BITS, //
     },
+    exec_queue::Execution,
     fault::{
         self,
         Fault,
@@ -150,13 +152,14 @@ impl VmIdentity {
 pub(crate) struct Vm {
     dev: ARef<Device>,
     identity: VmIdentity,
+    client: Membership,
     mode: Mode,
     /// How many of its queues for jobs are open.
     queues: Atomic<usize>,
     aspace: Arc<AddressSpace>,
     collector: Arc<Collector>,
     #[pin]
-    faults: FaultQueue,
+    faults: FaultQueue<Execution>,
     #[pin]
     failed: FailedFaults,
     #[pin]
@@ -219,6 +222,7 @@ impl Vm {
     fn new(dev: &Device, mode: Mode) -> Result<Arc<Self>> {
         let task = kernel::current!();
         let mm: &Mm = task.mm().ok_or(EINVAL)?;
+        let client = Membership::new(&dev.queues, mm)?;
         let aspace = AddressSpace::new(dev.bus.clone(), VA_BITS)?;
         let collector = Collector::new()?;
         let (memory, payer) = match mode {
@@ -237,6 +241,7 @@ impl Vm {
             try_pin_init!(Self {
                 dev: dev.into(),
                 identity: VmIdentity::new(),
+                client,
                 mode,
                 queues: Atomic::new(0),
                 aspace,
@@ -253,6 +258,11 @@ impl Vm {
         )?;
         vm.collector.connect(&vm);
         Ok(vm)
+    }
+
+    /// The process that it was made for.
+    pub(crate) fn client(&self) -> &Membership {
+        &self.client
     }
 
     /// The GPU's side.
@@ -287,7 +297,7 @@ impl Vm {
     }
 
     /// The faults that wait.
-    pub(crate) fn faults(&self) -> &FaultQueue {
+    pub(crate) fn faults(&self) -> &FaultQueue<Execution> {
         &self.faults
     }
 
@@ -304,27 +314,20 @@ impl Vm {
     /// Has the faults that wait serviced soon.
     pub(crate) fn queue_service(self: &Arc<Self>) {
         // If the work is queued already, it has not looked for faults yet.
-        let _ = self.dev.queues.faults.enqueue::<_, SERVICE>(self.clone());
+        let _ = self.client.faults.enqueue::<_, SERVICE>(self.clone());
     }
 
     /// Has garbage collected soon. Does not sleep.
     pub(crate) fn queue_collection(self: &Arc<Self>) {
         // If the work is queued already, it has not collected yet.
-        let _ = self
-            .dev
-            .queues
-            .faults
-            .enqueue::<_, COLLECTION>(self.clone());
+        let _ = self.client.faults.enqueue::<_, COLLECTION>(self.clone());
     }
 
     /// Has what could not move looked at again, in so many jiffies or sooner. Does not sleep.
     pub(crate) fn queue_revisit(self: &Arc<Self>, delay: usize) {
         // If the work is queued already, it says itself when it is to run next.
-        let _ = self
-            .dev
-            .queues
-            .faults
-            .enqueue_delayed::<_, REVISIT>(self.clone(), delay);
+        let faults = &self.client.faults;
+        let _ = faults.enqueue_delayed::<_, REVISIT>(self.clone(), delay);
     }
 
     /// Services a fault: makes its access possible.

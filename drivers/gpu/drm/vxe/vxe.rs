@@ -9,6 +9,8 @@
 //!     query bo exec exec_queue_ioctl wait_user_fence vm      what they do
 //!   driver file    devices and open files
 //!   exec_queue     jobs in order, each run by the GPU
+//!   engines sched  whose turn it is to run
+//!   client         processes, and what each may have under way
 //!   sync           user fences and who waits for them
 //!   svm            mirrored ranges: faults, and where their memory moves
 //!   memory         pages of processes in the device's memory
@@ -33,12 +35,15 @@ use kernel_ext::{
 
 mod bo;
 mod check;
+mod client;
 mod debugfs;
 mod driver;
+mod engines;
 mod exec;
 mod exec_queue;
 mod exec_queue_ioctl;
 mod fault;
+mod fifo;
 mod file;
 #[expect(unsafe_code, reason = "the GPU's access to memory")]
 mod gpu;
@@ -47,6 +52,7 @@ mod ioctl;
 mod memory;
 mod query;
 mod region;
+mod sched;
 mod stats;
 mod svm;
 mod sync;

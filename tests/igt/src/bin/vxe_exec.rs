@@ -86,6 +86,28 @@ fn fence_after_batch() {
     }
 }
 
+/// Who waits for a word that a batch stores is woken when the job is done, though it has no fence.
+fn word_of_a_batch() {
+    /// Long enough to tell a wait that was not woken from a machine that is slow.
+    const TIMEOUT: Duration = Duration::from_secs(20);
+    let gpu = Gpu::new();
+    let memory = Map::shared(2 * PAGE);
+    let word = memory.at(PAGE);
+    let batch = write_batch(memory.part(0, PAGE), |c| _ = c.store(word, 1));
+    let device = gpu.device().clone();
+    let waiter = std::thread::spawn(move || {
+        let start = Instant::now();
+        let wait = Wait::equal(word, 1, Timeout::Relative(TIMEOUT));
+        device.wait_user_fence(&wait).map(|_| start.elapsed())
+    });
+    // Let the other one sleep.
+    std::thread::sleep(Duration::from_millis(300));
+    // SAFETY: batch and word are the test's memory.
+    unsafe { gpu.queue().submit(batch, None) }.expect("a job");
+    let took = waiter.join().expect("the waiter").expect("the wait");
+    assert!(took < TIMEOUT / 2, "woken after {took:?}");
+}
+
 /// A fence is 64 bits wide, and touches nothing else.
 fn fence_value() {
     let gpu = Gpu::new();
@@ -489,6 +511,7 @@ fn without_fence() {
 fn main() -> ExitCode {
     let mut p = Program::new("vxe_exec", "Queues, batches, fences and the wait for them.");
     p.subtest("in-order", "jobs of a queue run in order", in_order);
+    p.subtest("word-of-a-batch", "a job without a fence wakes who waits", word_of_a_batch);
     p.subtest("many-jobs", "16384 jobs are queued, or refused with -EAGAIN", many_jobs);
     p.subtest("without-fence", "work without a fence", without_fence);
     p.subtest("fence-after-batch", "the fence comes last", fence_after_batch);

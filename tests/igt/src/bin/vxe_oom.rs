@@ -33,7 +33,7 @@ const FILLING: Duration = Duration::from_secs(40);
 const END: Duration = Duration::from_secs(10);
 
 /// What a process may keep, of page tables and the like, in bytes.
-const RESIDUE: usize = 8 << 20;
+const RESIDUE: u64 = 8 << 20;
 
 /// Has the GPU write to each page of memory that is four times what there is.
 fn fill(available: usize) {
@@ -162,7 +162,7 @@ fn machine() {
     announce(true);
     culprit.link().send(0);
     expect_killed(culprit, || available() < LEFT / 8);
-    soon("its memory is free", || available() + RESIDUE >= before);
+    soon("its memory is free", || available() as u64 + RESIDUE >= before as u64);
     announce(false);
     expect_well(bystander);
     hog.unmap();

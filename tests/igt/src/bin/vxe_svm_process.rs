@@ -10,8 +10,7 @@ use std::{
     time::Duration,
 };
 use vxe_client::{
-    request, stats::debugfs_directory, sys, Bind, Bo, Commands, Device, ExecQueue, Fence, Timeout,
-    Vm, Wait,
+    request, stats::debugfs_directory, sys, Bind, Bo, Device, ExecQueue, Fence, Timeout, Vm, Wait,
 };
 use vxe_igt::{
     contents::pattern,

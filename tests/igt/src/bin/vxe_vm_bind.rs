@@ -145,8 +145,8 @@ fn remap_is_undone() {
         &[new.bind(middle)][..],
         &[new.bind(middle).immediate(), Bind::unmap(middle.at(0), page)],
         &[Bind::unmap(place.at(SZ_2M), page), Bind::unmap(place.at(SZ_2M + 2 * PAGE), page)],
-        &[Bind::mirror(middle.at(0), SZ_2M as u64), new.bind(middle), Bind::unmap_all(&old.bo)],
-        &[Bind::unmap_all(&old.bo), old.bind(place).read_only().immediate()],
+        &[Bind::mirror(middle.at(0), SZ_2M as u64), new.bind(middle), Bind::unmap_all(old.bo())],
+        &[Bind::unmap_all(old.bo()), old.bind(place).read_only().immediate()],
     ] {
         let result = gpu.vm().bind(&[binds, &refused].concat());
         assert_eq!(result.map_err(|e| e.errno()), Err(libc::EBUSY), "live pages");

@@ -7,20 +7,64 @@ use kernel::prelude::*;
 #[kunit_tests(vxe_fault_queue)]
 mod suite {
     use super::super::*;
+    use kernel::sync::{
+        new_spinlock,
+        SpinLock, //
+    };
 
     const PAGE: u64 = 4096;
 
-    fn queue() -> Result<Pin<KBox<FaultQueue>>> {
+    /// Where an answer goes.
+    type Answer = Arc<SpinLock<Option<Result>>>;
+
+    struct Waiter {
+        fault: Fault,
+        answer: Answer,
+    }
+
+    impl Faulting for Waiter {
+        fn fault(&self) -> Fault {
+            self.fault
+        }
+
+        fn answer(node: KBox<Node<Self>>, result: Result) {
+            let before = node.value.answer.lock().replace(result);
+            // One answer each.
+            assert_eq!(before, None);
+        }
+    }
+
+    type Queue = Pin<KBox<FaultQueue<Waiter>>>;
+
+    fn queue() -> Result<Queue> {
         KBox::pin_init(FaultQueue::new(), GFP_KERNEL)
     }
 
-    fn submit(queue: &FaultQueue, addr: u64, access: Access) -> Result<Arc<Waiter>> {
-        queue.submit(Fault { addr, access })
+    fn submit(queue: &Queue, addr: u64, access: Access) -> Result<Answer> {
+        let answer = Arc::pin_init(new_spinlock!(None), GFP_KERNEL)?;
+        let waiter = Waiter {
+            fault: Fault { addr, access },
+            answer: answer.clone(),
+        };
+        queue.submit(Node::new(waiter, GFP_KERNEL)?);
+        Ok(answer)
     }
 
-    fn answer(waiter: &Waiter) -> Option<Result> {
-        *waiter.answer.lock()
+    fn answer(waiter: &Answer) -> Option<Result> {
+        *waiter.lock()
     }
+
+    /// A service that leaves nothing to do.
+    const LAST: Option<Serve> = Some(Serve {
+        whose: TearDown::NotYours,
+        more: false,
+    });
+
+    /// A service that leaves other faults.
+    const MORE: Option<Serve> = Some(Serve {
+        whose: TearDown::NotYours,
+        more: true,
+    });
 
     /// What maps the page at `addr` for `access`.
     fn served(addr: u64, access: Access) -> Result<Served> {
@@ -30,7 +74,7 @@ mod suite {
         })
     }
 
-    fn counts(queue: &FaultQueue) -> (u64, u64, u64) {
+    fn counts(queue: &Queue) -> (u64, u64, u64) {
         let counts = queue.counts();
         (counts.served, counts.coalesced, counts.failed)
     }
@@ -41,9 +85,8 @@ mod suite {
         for error in [EPERM, EACCES, EFAULT, EBUSY, ENOMEM] {
             let waiter = submit(&queue, 0, Access::Write)?;
             assert_eq!(answer(&waiter), None);
-            assert_eq!(queue.serve(|_| Err(error)), Some(TearDown::NotYours));
+            assert_eq!(queue.serve(|_| Err(error)), LAST);
             assert_eq!(answer(&waiter), Some(Err(error)));
-            assert_eq!(waiter.wait(), Err(error));
         }
         assert_eq!(queue.serve(|_| Err(EINVAL)), None);
         assert_eq!(counts(&queue), (0, 0, 5));
@@ -57,7 +100,7 @@ mod suite {
         let same = submit(&queue, PAGE, Access::Write)?;
         let weaker = submit(&queue, PAGE, Access::Read)?;
         let elsewhere = submit(&queue, 0, Access::Write)?;
-        assert_eq!(queue.serve(|_| Err(EPERM)), Some(TearDown::NotYours));
+        assert_eq!(queue.serve(|_| Err(EPERM)), MORE);
         assert_eq!(answer(&first), Some(Err(EPERM)));
         assert_eq!(answer(&same), Some(Err(EPERM)));
         assert_eq!(answer(&weaker), None);
@@ -80,7 +123,7 @@ mod suite {
             assert_eq!(answer(&first), None);
             served(PAGE, fault.access)
         });
-        assert_eq!(done, Some(TearDown::NotYours));
+        assert_eq!(done, MORE);
         assert_eq!(answer(&first), Some(Ok(())));
         assert_eq!(answer(&weaker), Some(Ok(())));
         for other in [&stronger, &below, &behind] {
@@ -112,7 +155,8 @@ mod suite {
         }
         assert_eq!(queue.close(), TearDown::NotYours);
         assert_eq!(queue.serve(|_| served(0, Access::Atomic)), None);
-        assert_eq!(submit(&queue, 0, Access::Read).err(), Some(ENOENT));
+        let late = submit(&queue, 0, Access::Read)?;
+        assert_eq!(answer(&late), Some(Err(ENOENT)));
         Ok(())
     }
 
@@ -131,7 +175,7 @@ mod suite {
             assert_eq!(queue.close(), TearDown::NotYours);
             served(0, Access::Atomic)
         });
-        assert_eq!(done, Some(TearDown::Yours));
+        assert_eq!(done.map(|done| done.whose), Some(TearDown::Yours));
         assert_eq!(answer(&first), Some(Err(ENOENT)));
         assert_eq!(queue.close(), TearDown::NotYours);
         Ok(())

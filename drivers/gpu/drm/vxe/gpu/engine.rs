@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The copy engine: runs a batch of commands in an address space.
+//! The copy engine: runs batches of commands in an address space.
 //!
-//! An engine is not an object. Whoever calls [`run`] lends it a thread, and it runs one batch to
-//! its end there; several may run in one address space at once. It has no state between batches,
-//! and holds no lock while it waits for a fault to be serviced.
+//! A batch runs in a [`Context`], which holds all that there is between two of its steps: where the
+//! next command is fetched, the command under way, and how far a copy is. [`Context::run`] lends it
+//! the calling thread, and returns where the batch ends, where it faults, or after the step at which
+//! the caller wants the thread back. Later, another thread may call it again, and the batch goes on
+//! there. So no thread waits for a fault, and many more batches than threads may be under way; several
+//! may run in one address space at once.
 //!
-//! An access that faults is handed to the [`FaultHandler`] and tried again. A handler that reports
-//! success while the page keeps faulting is given up on in the end, so that each batch ends: by its
-//! last command, by an error, or by its `stop` flag, which is looked at before each access and each
-//! fault: once it is set, the batch makes one access more at most.
+//! A step is one command, or one piece of a copy, of at most one page. An access that faults has not
+//! happened: nothing of it is seen, and calling [`Context::run`] again tries it again.
+//!
+//! A fault that is serviced again and again without effect is given up on in the end, so that each
+//! batch ends: by its last command, by an error, or by its `stop` flag, which is looked at before each
+//! access: once it is set, the batch makes one access more at most.
 
 use super::{
     address_space::{AccessError, AddressSpace},
@@ -17,6 +22,7 @@ use super::{
     page_table::{Access, PAGE_SIZE},
 };
 use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
     fmt,
     prelude::*,
     sync::atomic::{AtomicFlag, Relaxed}, //
@@ -34,15 +40,6 @@ const LINE: usize = 64;
 
 /// Bytes of a piece of a copy at most: what one access can move.
 const PIECE: usize = PAGE_SIZE as usize;
-
-/// Services the page faults of an address space.
-pub(crate) trait FaultHandler {
-    /// Makes an access of kind `access` to the GPU virtual address `addr` possible, and waits until
-    /// it is. May sleep.
-    ///
-    /// On success the access is tried again. On failure the batch fails.
-    fn fault(&self, addr: u64, access: Access) -> Result;
-}
 
 /// Why a batch failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,8 +89,6 @@ pub(crate) enum EngineError {
         /// The address.
         addr: u64,
     },
-    /// No memory for the engine's own buffer.
-    NoMemory,
 }
 
 impl fmt::Display for EngineError {
@@ -114,93 +109,182 @@ impl fmt::Display for EngineError {
                 f.write_fmt(fmt!("bad command {header:#010x} at {at:#x}: {reject}"))
             }
             Self::Misaligned { addr } => f.write_fmt(fmt!("misaligned address {addr:#x}")),
-            Self::NoMemory => f.write_str("no memory"),
         }
     }
 }
 
 impl From<EngineError> for Error {
-    /// What a waiter is told: `ECANCELED` for a batch that was stopped, `ENOMEM`, else `EIO`.
+    /// What a waiter is told: `ECANCELED` for a batch that was stopped, else `EIO`.
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::Stopped => ECANCELED,
-            EngineError::NoMemory => ENOMEM,
             _ => EIO,
         }
     }
 }
 
-/// Runs the batch at the address `batch` of `aspace`, up to its `MI_BATCH_BUFFER_END`.
-///
-/// Soon after `stop` is set, it ends with an error. What a batch that fails has written, stays.
-/// May sleep; hold no lock that servicing a fault may need.
-pub(crate) fn run(
-    aspace: &AddressSpace,
-    faults: &dyn FaultHandler,
-    batch: u64,
-    stop: &AtomicFlag,
-) -> Result<(), EngineError> {
-    let port = Port {
-        aspace,
-        faults,
-        stop,
-    };
-    if batch % 4 != 0 {
-        return Err(EngineError::Misaligned { addr: batch });
-    }
-    let mut fetcher = Fetcher::new(port.address(batch, 0)?);
-    let mut buffer: Option<KBox<[u8; PIECE]>> = None;
+/// How [`Context::run`] returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The batch, or the store, is done.
+    Done,
+    /// The caller wanted its thread back; there is more to do.
+    Over,
+    /// An access is not mapped. It is tried again when the batch goes on.
+    Fault {
+        /// The GPU virtual address.
+        addr: u64,
+        /// The kind of access.
+        access: Access,
+    },
+    /// The batch failed. What it has written, stays.
+    Failed(EngineError),
+}
 
-    loop {
-        port.check_stop()?;
-        match fetcher.command(&port)? {
-            Command::Noop => {}
-            Command::End => return Ok(()),
-            Command::Store { addr, value } => port.store_u32(addr, value)?,
-            Command::Add { addr, delta } => port.add_u32(addr, delta)?,
-            Command::Copy(copy) => {
-                // Most batches copy nothing.
-                let buffer = match &mut buffer {
-                    Some(buffer) => buffer,
-                    none => {
-                        none.insert(KBox::zeroed(GFP_KERNEL).map_err(|_| EngineError::NoMemory)?)
-                    }
-                };
-                port.copy(&copy, buffer)?;
+/// Why a step did not get to its end.
+enum Pause {
+    Fault { addr: u64, access: Access },
+    Failed(EngineError),
+}
+
+impl From<EngineError> for Pause {
+    fn from(error: EngineError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What the next step is.
+enum Step {
+    /// Nothing: all is done.
+    Idle,
+    /// To begin a batch at an address, which was not looked at yet.
+    Begin(u64),
+    /// To fetch a command.
+    Fetch,
+    /// To store a value, or add to one.
+    Execute(Command),
+    /// To copy a piece.
+    Copy(Copying),
+    /// To store a fence.
+    Fence { addr: u64, value: u64 },
+}
+
+/// A batch that runs, runs no more or waits to run: see the module.
+pub(crate) struct Context {
+    step: Step,
+    fetcher: Fetcher,
+    /// How often the access that comes next has faulted.
+    faults: u32,
+    /// What a copy has read and not written yet.
+    buffer: KBox<[u8; PIECE]>,
+}
+
+impl Context {
+    /// One that has nothing to do. Fails with `ENOMEM`; its memory, a bit more than a page, is charged
+    /// to the caller's memory cgroup.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
+            step: Step::Idle,
+            fetcher: Fetcher::new(0),
+            faults: 0,
+            buffer: KBox::zeroed(GFP_KERNEL_ACCOUNT)?,
+        })
+    }
+
+    /// Has the batch at the address `batch` run next, up to its `MI_BATCH_BUFFER_END`. What was under
+    /// way is forgotten.
+    pub(crate) fn start(&mut self, batch: u64) {
+        self.step = Step::Begin(batch);
+        self.faults = 0;
+    }
+
+    /// Has `value` stored next at the address `addr`, which must be a multiple of 8: the fence that a
+    /// program waits for. All that the GPU wrote in this context before is visible to whoever sees it.
+    pub(crate) fn start_store(&mut self, addr: u64, value: u64) {
+        self.step = Step::Fence { addr, value };
+        self.faults = 0;
+    }
+
+    /// Runs what was started, in `aspace`, and on from where it was.
+    ///
+    /// Soon after `stop` is set, it fails. `is_over` is asked after each step whether the caller wants
+    /// its thread back; at least one access is tried in any case. May sleep, as other threads get
+    /// their turn.
+    pub(crate) fn run(
+        &mut self,
+        aspace: &AddressSpace,
+        stop: &AtomicFlag,
+        mut is_over: impl FnMut() -> bool,
+    ) -> Outcome {
+        loop {
+            match self.step(aspace, stop) {
+                Err(Pause::Failed(error)) => return Outcome::Failed(error),
+                Err(Pause::Fault { addr, access }) => return Outcome::Fault { addr, access },
+                Ok(()) => {}
             }
+            if let Step::Idle = self.step {
+                return Outcome::Done;
+            }
+            if is_over() {
+                return Outcome::Over;
+            }
+            cond_resched();
         }
-        cond_resched();
+    }
+
+    /// Takes one step. If it returns early, the same step is next.
+    fn step(&mut self, aspace: &AddressSpace, stop: &AtomicFlag) -> Result<(), Pause> {
+        let mut port = Port {
+            aspace,
+            stop,
+            faults: &mut self.faults,
+        };
+        port.check_stop()?;
+        self.step = match &mut self.step {
+            Step::Idle => Step::Idle,
+            Step::Begin(batch) => {
+                if *batch % 4 != 0 {
+                    return Err(EngineError::Misaligned { addr: *batch }.into());
+                }
+                self.fetcher = Fetcher::new(port.address(*batch, 0)?);
+                Step::Fetch
+            }
+            Step::Fetch => match self.fetcher.command(&mut port)? {
+                Command::Noop => Step::Fetch,
+                Command::End => Step::Idle,
+                Command::Copy(copy) => Step::Copy(Copying::new(copy)),
+                command @ (Command::Store { .. } | Command::Add { .. }) => Step::Execute(command),
+            },
+            Step::Execute(command) => {
+                match *command {
+                    Command::Store { addr, value } => port.store_u32(addr, value)?,
+                    Command::Add { addr, delta } => port.add_u32(addr, delta)?,
+                    Command::Noop | Command::End | Command::Copy(_) => {}
+                }
+                Step::Fetch
+            }
+            Step::Copy(copying) => {
+                copying.piece(&mut port, &mut self.buffer)?;
+                if !copying.is_done() {
+                    return Ok(());
+                }
+                Step::Fetch
+            }
+            Step::Fence { addr, value } => {
+                port.store_u64(*addr, *value)?;
+                Step::Idle
+            }
+        };
+        Ok(())
     }
 }
 
-/// Stores `value` at the address `addr` of `aspace`, which must be a multiple of 8: the fence that a
-/// program waits for. All that the GPU wrote for this thread before is visible to whoever sees it.
-///
-/// Faults, stops and fails as [`run`] does.
-pub(crate) fn store_qword(
-    aspace: &AddressSpace,
-    faults: &dyn FaultHandler,
-    addr: u64,
-    value: u64,
-    stop: &AtomicFlag,
-) -> Result<(), EngineError> {
-    let port = Port {
-        aspace,
-        faults,
-        stop,
-    };
-    if addr % 8 != 0 {
-        return Err(EngineError::Misaligned { addr });
-    }
-    let va = port.address(addr, 8)?;
-    port.access(va, Access::Write, || aspace.store_u64(va, value))
-}
-
-/// The way of one batch to memory: accesses that service their faults.
+/// The way of one step to memory.
 struct Port<'a> {
     aspace: &'a AddressSpace,
-    faults: &'a dyn FaultHandler,
     stop: &'a AtomicFlag,
+    /// How often the access that comes next has faulted.
+    faults: &'a mut u32,
 }
 
 impl Port<'_> {
@@ -217,90 +301,116 @@ impl Port<'_> {
         Ok(span.ok_or(EngineError::Address { addr })?.start)
     }
 
-    /// Tries an access until it does not fault any more.
+    /// Tries an access once.
     fn access(
-        &self,
+        &mut self,
         va: u64,
         access: Access,
-        mut attempt: impl FnMut() -> Result<(), AccessError>,
-    ) -> Result<(), EngineError> {
-        for _ in 0..MAX_TRIES {
-            self.check_stop()?;
-            match attempt() {
-                Ok(()) => return Ok(()),
-                Err(AccessError::Bus(error)) => return Err(EngineError::Bus { addr: va, error }),
-                Err(AccessError::Fault) => {}
+        attempt: impl FnOnce(&AddressSpace) -> Result<(), AccessError>,
+    ) -> Result<(), Pause> {
+        self.check_stop()?;
+        match attempt(self.aspace) {
+            Ok(()) => {
+                *self.faults = 0;
+                Ok(())
             }
-            self.check_stop()?;
-            self.faults
-                .fault(va, access)
-                .map_err(|error| EngineError::Fault {
-                    addr: va,
-                    access,
-                    error,
-                })?;
-            cond_resched();
+            Err(AccessError::Bus(error)) => Err(EngineError::Bus { addr: va, error }.into()),
+            Err(AccessError::Fault) if *self.faults >= MAX_TRIES => {
+                Err(EngineError::NoProgress { addr: va, access }.into())
+            }
+            Err(AccessError::Fault) => {
+                // Does not overflow: it is below the limit.
+                *self.faults += 1;
+                Err(Pause::Fault { addr: va, access })
+            }
         }
-        Err(EngineError::NoProgress { addr: va, access })
     }
 
-    fn read(&self, va: u64, buf: &mut [u8]) -> Result<(), EngineError> {
-        self.access(va, Access::Read, || self.aspace.read(va, buf))
+    fn read(&mut self, va: u64, buf: &mut [u8]) -> Result<(), Pause> {
+        self.access(va, Access::Read, |aspace| aspace.read(va, buf))
     }
 
-    fn write(&self, va: u64, data: &[u8]) -> Result<(), EngineError> {
-        self.access(va, Access::Write, || self.aspace.write(va, data))
+    fn write(&mut self, va: u64, data: &[u8]) -> Result<(), Pause> {
+        self.access(va, Access::Write, |aspace| aspace.write(va, data))
     }
 
-    fn store_u32(&self, addr: u64, value: u32) -> Result<(), EngineError> {
+    fn store_u32(&mut self, addr: u64, value: u32) -> Result<(), Pause> {
         let va = self.address(addr, 4)?;
-        self.access(va, Access::Write, || self.aspace.store_u32(va, value))
+        self.access(va, Access::Write, |aspace| aspace.store_u32(va, value))
     }
 
-    fn add_u32(&self, addr: u64, delta: u32) -> Result<(), EngineError> {
-        let va = self.address(addr, 4)?;
-        self.access(va, Access::Atomic, || self.aspace.add_u32(va, delta))
-    }
-
-    fn copy(&self, copy: &Copy2d, buffer: &mut [u8; PIECE]) -> Result<(), EngineError> {
-        for row in 0..copy.rows {
-            // Rows and pitches have 33 bits at most, so only the sums can leave 64 bits.
-            let row = |addr: u64, pitch: u64| addr.checked_add(row.saturating_mul(pitch));
-            let src =
-                row(copy.src, copy.src_pitch).ok_or(EngineError::Address { addr: copy.src })?;
-            let dst =
-                row(copy.dst, copy.dst_pitch).ok_or(EngineError::Address { addr: copy.dst })?;
-            self.copy_row(src, dst, copy.width, buffer)?;
+    fn store_u64(&mut self, addr: u64, value: u64) -> Result<(), Pause> {
+        if addr % 8 != 0 {
+            return Err(EngineError::Misaligned { addr }.into());
         }
-        Ok(())
+        let va = self.address(addr, 8)?;
+        self.access(va, Access::Write, |aspace| aspace.store_u64(va, value))
     }
 
-    /// Copies `len` bytes, upwards, in pieces that cross no page of either side.
-    fn copy_row(
-        &self,
-        src: u64,
-        dst: u64,
-        len: u64,
-        buffer: &mut [u8; PIECE],
-    ) -> Result<(), EngineError> {
-        let src = self.address(src, len)?;
-        let dst = self.address(dst, len)?;
-        let mut done = 0;
-        while done < len {
-            self.check_stop()?;
-            // Cannot overflow: both spans lie within the address space.
-            let (from, to) = (src + done, dst + done);
-            let piece = (len - done)
-                .min(PAGE_SIZE - from % PAGE_SIZE)
-                .min(PAGE_SIZE - to % PAGE_SIZE);
-            // CAST: A piece is not larger than a page, which is also why this never fails.
-            let Some(data) = buffer.get_mut(..piece as usize) else {
-                return Err(EngineError::Address { addr: from });
-            };
-            self.read(from, data)?;
-            self.write(to, data)?;
-            done += piece;
-            cond_resched();
+    fn add_u32(&mut self, addr: u64, delta: u32) -> Result<(), Pause> {
+        let va = self.address(addr, 4)?;
+        self.access(va, Access::Atomic, |aspace| aspace.add_u32(va, delta))
+    }
+}
+
+/// A copy under way, upwards, row by row, in pieces that cross no page of either side.
+struct Copying {
+    copy: Copy2d,
+    /// The row that is copied.
+    row: u64,
+    /// How many of its bytes are.
+    done: u64,
+    /// Whether the next piece is in the buffer.
+    is_read: bool,
+}
+
+impl Copying {
+    fn new(copy: Copy2d) -> Self {
+        Self {
+            copy,
+            row: 0,
+            done: 0,
+            is_read: false,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.row >= self.copy.rows
+    }
+
+    /// Copies the next piece. One that was read is not read again, whatever becomes of its source
+    /// until it can be written.
+    fn piece(&mut self, port: &mut Port<'_>, buffer: &mut [u8; PIECE]) -> Result<(), Pause> {
+        let copy = &self.copy;
+        // Rows and pitches have 33 bits at most, so only the sums can leave 64 bits.
+        let place = |addr: u64, pitch: u64| {
+            let row = addr.checked_add(self.row.saturating_mul(pitch));
+            row.ok_or(EngineError::Address { addr })
+        };
+        let (src, dst) = (
+            place(copy.src, copy.src_pitch)?,
+            place(copy.dst, copy.dst_pitch)?,
+        );
+        // Cannot overflow: both spans lie within the address space, and `done` is less than a row.
+        let from = port.address(src, copy.width)? + self.done;
+        let to = port.address(dst, copy.width)? + self.done;
+        let piece = (copy.width - self.done)
+            .min(PAGE_SIZE - from % PAGE_SIZE)
+            .min(PAGE_SIZE - to % PAGE_SIZE);
+        // CAST: A piece is not larger than a page, which is also why this never fails.
+        let Some(data) = buffer.get_mut(..piece as usize) else {
+            return Err(EngineError::Address { addr: from }.into());
+        };
+        if !self.is_read {
+            port.read(from, data)?;
+            self.is_read = true;
+        }
+        port.write(to, data)?;
+        self.is_read = false;
+        self.done += piece;
+        if self.done >= copy.width {
+            self.done = 0;
+            self.row += 1;
         }
         Ok(())
     }
@@ -314,6 +424,10 @@ struct Fetcher {
     line: [u8; LINE],
     /// The address of the line in the buffer.
     line_at: Option<u64>,
+    /// The command that is being fetched.
+    dwords: [u32; MAX_DWORDS],
+    /// How many of its dwords are there.
+    count: usize,
 }
 
 impl Fetcher {
@@ -322,37 +436,40 @@ impl Fetcher {
             at,
             line: [0; LINE],
             line_at: None,
+            dwords: [0; MAX_DWORDS],
+            count: 0,
         }
     }
 
-    /// Fetches the next command.
-    fn command(&mut self, port: &Port<'_>) -> Result<Command, EngineError> {
-        let at = self.at;
-        let mut dwords = [0; MAX_DWORDS];
-        let mut count = 0;
+    /// Fetches the next command, or the rest of it.
+    fn command(&mut self, port: &mut Port<'_>) -> Result<Command, Pause> {
         let mut wanted = 1;
-        for (i, dword) in dwords.iter_mut().enumerate() {
-            if i == wanted {
-                break;
+        loop {
+            let header = self.dwords[0];
+            // Cannot overflow: as many dwords were fetched before.
+            let at = self.at - 4 * self.count as u64;
+            let bad = |reject| EngineError::Command { at, header, reject };
+            if self.count > 0 {
+                wanted = command::length(header).map_err(bad)?;
             }
-            *dword = self.dword(port)?;
-            count = i + 1;
-            if i == 0 {
-                let header = *dword;
-                wanted = command::length(header).map_err(|reject| EngineError::Command {
-                    at,
-                    header,
-                    reject,
-                })?;
+            if self.count >= wanted {
+                let dwords = self.dwords.get(..self.count).unwrap_or(&[]);
+                let command = command::decode(dwords).map_err(bad)?;
+                self.count = 0;
+                return Ok(command);
             }
+            let dword = self.dword(port)?;
+            // A command is not longer than the longest, which is why this never fails.
+            let Some(place) = self.dwords.get_mut(self.count) else {
+                return Err(EngineError::Misaligned { addr: self.at }.into());
+            };
+            *place = dword;
+            self.count += 1;
         }
-        let header = dwords[0];
-        let command = command::decode(dwords.get(..count).unwrap_or(&[]));
-        command.map_err(|reject| EngineError::Command { at, header, reject })
     }
 
     /// Fetches the next dword.
-    fn dword(&mut self, port: &Port<'_>) -> Result<u32, EngineError> {
+    fn dword(&mut self, port: &mut Port<'_>) -> Result<u32, Pause> {
         // The end of the address space may be reached.
         let at = port.address(self.at, 4)?;
         let line_at = at / LINE as u64 * LINE as u64;

@@ -7,7 +7,6 @@
 //! device that is bound again works like new.
 
 mod held;
-mod lost;
 
 use std::{
     process::ExitCode,
@@ -280,6 +279,5 @@ fn main() -> ExitCode {
     p.subtest("held-fault", "a fault waits for userspace", held_fault);
     p.subtest("queued", "thousands of jobs are queued", queued);
     held::subtests(&mut p);
-    p.subtest("lost", "there is no RAM for what lives on the device", lost::without_ram);
     p.main()
 }

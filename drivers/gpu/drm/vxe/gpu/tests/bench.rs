@@ -108,8 +108,51 @@ impl Bench {
 
     /// Runs the batch at `va`.
     pub(super) fn run(&self, faults: &dyn FaultHandler, va: u64) -> Result<(), EngineError> {
-        run(&self.aspace, faults, va, &self.run)
+        self.finish(faults, |context| context.start(va))
     }
+
+    /// Stores a fence.
+    pub(super) fn store(
+        &self,
+        faults: &dyn FaultHandler,
+        addr: u64,
+        value: u64,
+    ) -> Result<(), EngineError> {
+        self.finish(faults, |context| context.start_store(addr, value))
+    }
+
+    /// Runs what `start` starts to its end, a step at a time.
+    fn finish(
+        &self,
+        faults: &dyn FaultHandler,
+        start: impl FnOnce(&mut Context),
+    ) -> Result<(), EngineError> {
+        // The tests have no error for this.
+        let mut context = Context::new().map_err(|_| EngineError::Stopped)?;
+        start(&mut context);
+        loop {
+            match context.run(&self.aspace, &self.run, || true) {
+                Outcome::Done => return Ok(()),
+                Outcome::Over => {}
+                Outcome::Fault { addr, access } => {
+                    faults
+                        .fault(addr, access)
+                        .map_err(|error| EngineError::Fault {
+                            addr,
+                            access,
+                            error,
+                        })?;
+                }
+                Outcome::Failed(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Services the page faults of an address space.
+pub(super) trait FaultHandler {
+    /// Makes the access possible; it is tried again then. An error fails the batch.
+    fn fault(&self, addr: u64, access: Access) -> Result;
 }
 
 /// Services no fault.

@@ -154,12 +154,131 @@ mod suite {
         check!(faults.count.get() == 5);
         check!(bench.aspace.counters().faults == 5);
 
-        check!(
-            store_qword(&bench.aspace, &faults, DATA + 8, 9, &bench.run) == Ok(())
-                && bench.peek(0, 8)? == 9
-        );
-        let misaligned = store_qword(&bench.aspace, &faults, DATA + 4, 9, &bench.run);
+        check!(bench.store(&faults, DATA + 8, 9) == Ok(()) && bench.peek(0, 8)? == 9);
+        let misaligned = bench.store(&faults, DATA + 4, 9);
         check!(misaligned == Err(EngineError::Misaligned { addr: DATA + 4 }));
+        Ok(())
+    }
+
+    /// Maps the page that is asked for, and unmaps all others.
+    struct OneAtATime<'a> {
+        bench: &'a Bench,
+        count: Cell<u32>,
+    }
+
+    impl FaultHandler for OneAtATime<'_> {
+        fn fault(&self, addr: u64, _access: Access) -> Result {
+            self.count.set(self.count.get() + 1);
+            let bench = self.bench;
+            if let Some(stale) = bench.aspace.zap(0, 1 << 48) {
+                let len = stale.end - stale.start;
+                bench.aspace.invalidate_tlb(stale.start, len);
+            }
+            let page = addr.checked_sub(DATA).ok_or(EFAULT)? / PAGE_SIZE;
+            let va = DATA + page * PAGE_SIZE;
+            bench.map(va, page as usize, PteFlag::Writable | PteFlag::Atomic)
+        }
+    }
+
+    /// A batch is left at each access, and goes on as if nothing had been.
+    #[test]
+    fn a_batch_that_faults_at_each_access() -> Result {
+        let bench = Bench::new(48, 6)?;
+        let faults = OneAtATime {
+            bench: &bench,
+            count: Cell::new(0),
+        };
+        let place = |page: u64| DATA + page * PAGE_SIZE;
+        let (a, b, c) = (place(2), place(4), place(5));
+        bench.poke(2, 4090, &[1, 2, 3, 4, 5, 6])?;
+        bench.poke(3, 0, &[7, 8, 9, 10])?;
+        // The first command lies in two pages.
+        let start = PAGE_SIZE - 8;
+        bench.poke(0, start, &STORE.to_le_bytes())?;
+        bench.poke(0, start + 4, &low(a).to_le_bytes())?;
+        let mut rest = KVec::new();
+        for command in [
+            [high(a), 41].as_slice(),
+            &[INC, low(a), high(a)],
+            // Ten bytes from two pages to two pages, in three pieces.
+            &copy(COPY_BYTES, a + 4090, b + 4093, 10, 1, [1, 1]),
+            // Two rows.
+            &copy(COPY_MATRIX, a, c, 4, 2, [4090, 8]),
+            &[DEC, low(c), high(c)],
+            &[END],
+        ] {
+            rest.extend_from_slice(command, GFP_KERNEL)?;
+        }
+        bench.load(1, &rest)?;
+        check!(bench.run(&faults, DATA + start) == Ok(()));
+        check!(bench.store(&faults, a + 8, 7) == Ok(()) && bench.peek(2, 8)? == 7);
+
+        check!(bench.peek(2, 0)? == 42);
+        check!(bench.peek(4, 4092)?.to_le_bytes() == [0, 1, 2, 3]);
+        check!(bench.peek(5, 0)? == 41);
+        check!(bench.peek(5, 8)?.to_le_bytes() == [1, 2, 3, 4]);
+        // What was copied to the last page before the rows were.
+        check!(bench.peek(5, 4)?.to_le_bytes() == [8, 9, 10, 0]);
+        // Both pages of the first command, and what it stores to; five pages of the first copy, but for
+        // the one that is mapped by then; the next line of the batch; four pages of two rows; the fence.
+        check!(faults.count.get() == 14);
+        check!(bench.aspace.counters().faults == u64::from(faults.count.get()));
+        Ok(())
+    }
+
+    /// What a copy has read is what it writes, also when its source is another by then.
+    #[test]
+    fn what_was_read_is_written() -> Result {
+        struct Changes<'a>(&'a Bench);
+        impl FaultHandler for Changes<'_> {
+            fn fault(&self, addr: u64, access: Access) -> Result {
+                if access != Access::Write || addr != DATA + 2 * PAGE_SIZE {
+                    return Err(EFAULT);
+                }
+                self.0.poke(1, 0, &[2; 16])?;
+                self.0.map(addr, 2, PteFlag::Writable.into())
+            }
+        }
+        let bench = Bench::new(48, 3)?;
+        let (from, to) = (DATA + PAGE_SIZE, DATA + 2 * PAGE_SIZE);
+        bench.map(DATA, 0, PteFlags::empty())?;
+        bench.map(from, 1, PteFlags::empty())?;
+        bench.poke(1, 0, &[1; 16])?;
+        bench.load(0, &copy(COPY_BYTES, from, to, 16, 1, [1, 1]))?;
+        bench.poke(0, 40, &END.to_le_bytes())?;
+        check!(bench.run(&Changes(&bench), DATA) == Ok(()));
+        check!(bench.peek(2, 0)?.to_le_bytes() == [1; 4]);
+        Ok(())
+    }
+
+    /// A context is lent a thread for as long as its caller says, and forgets what it was at.
+    #[test]
+    fn steps_are_as_many_as_wanted() -> Result {
+        let bench = Bench::new(48, 2)?;
+        bench.map_all(DATA)?;
+        let word = DATA + PAGE_SIZE;
+        let mut batch = KVec::new();
+        for _ in 0..8 {
+            batch.extend_from_slice(&[INC, low(word), high(word)], GFP_KERNEL)?;
+        }
+        batch.push(END, GFP_KERNEL)?;
+        bench.load(0, &batch)?;
+
+        let mut context = Context::new()?;
+        check!(context.run(&bench.aspace, &bench.run, || true) == Outcome::Done);
+        context.start(DATA);
+        let mut left = 7;
+        let done = context.run(&bench.aspace, &bench.run, || {
+            left -= 1;
+            left == 0
+        });
+        // To begin, and to fetch and run three commands.
+        check!(done == Outcome::Over && bench.peek(1, 0)? == 3);
+        context.start(DATA);
+        check!(context.run(&bench.aspace, &bench.run, || false) == Outcome::Done);
+        check!(bench.peek(1, 0)? == 11);
+        check!(context.run(&bench.aspace, &bench.run, || false) == Outcome::Done);
+        check!(bench.peek(1, 0)? == 11);
         Ok(())
     }
 
@@ -185,7 +304,7 @@ mod suite {
         bench.load(0, &copy(COPY_BYTES, DATA + 4000, BATCH, 200, 1, [1, 1]))?;
         check!(bench.run(&NoFaults, BATCH) == fault(DATA + 4000, Access::Read));
 
-        let fence = store_qword(&bench.aspace, &NoFaults, DATA, 1, &bench.run);
+        let fence = bench.store(&NoFaults, DATA, 1);
         check!(fence == fault(DATA, Access::Write));
         check!(Error::from(EngineError::Stopped) == ECANCELED);
         Ok(())
@@ -220,7 +339,7 @@ mod suite {
             // Failing, it would leave the batch to fault again.
             let _ = bench.map(DATA, 0, PteFlag::Writable.into());
         });
-        let fence = store_qword(&bench.aspace, &too_late, DATA, 1, &bench.run);
+        let fence = bench.store(&too_late, DATA, 1);
         check!(fence == Err(EngineError::Stopped) && bench.peek(0, 0)? == 0);
         // Before it begins.
         bench.map(BATCH, 0, PteFlags::empty())?;

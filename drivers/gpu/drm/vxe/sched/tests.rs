@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit suite of turns: who runs, when, for how long.
+
+use kernel::prelude::*;
+
+#[kunit_tests(vxe_sched)]
+mod suite {
+    use super::super::*;
+
+    /// A queue with a name.
+    struct Queue {
+        name: u32,
+        share: Share<Self>,
+    }
+
+    fn queue(name: u32) -> Result<KBox<Node<Queue>>> {
+        let share = Share::new();
+        Node::new(Queue { name, share }, GFP_KERNEL)
+    }
+
+    impl Entity for Queue {
+        fn share(&mut self) -> &mut Share<Self> {
+            &mut self.share
+        }
+    }
+
+    type List = Pin<KBox<RunList<Queue>>>;
+
+    /// A list for so many engines, none of which has to be told.
+    fn list(engines: usize) -> Result<List> {
+        let list = KBox::pin_init(RunList::new(engines), GFP_KERNEL)?;
+        for engine in 0..engines {
+            assert!(list.next(engine).is_none());
+        }
+        Ok(list)
+    }
+
+    /// A client with so many queues, whose names begin with `first`; all can run.
+    fn client(list: &List, first: u32, queues: u32) -> Result<Arc<Lane<Queue>>> {
+        let lane = Lane::new()?;
+        for name in first..first + queues {
+            list.put_back(&lane, queue(name)?);
+        }
+        Ok(lane)
+    }
+
+    /// The next turn of the list's engine: who it is, and the turn.
+    fn next(list: &List) -> Result<(u32, Turn<Queue>)> {
+        let turn = list.next(0).ok_or(EIO)?;
+        Ok((turn.node.value.name, turn))
+    }
+
+    /// Has the next one run for all of its time, and can run again. Says who it was.
+    fn run(list: &List) -> Result<u32> {
+        let (name, turn) = next(list)?;
+        end(list, turn);
+        Ok(name)
+    }
+
+    /// The end of a turn that was used up.
+    fn end(list: &List, turn: Turn<Queue>) {
+        let (lane, grant) = (turn.lane.clone(), turn.grant);
+        let node = list.spend(turn, grant);
+        list.put_back(&lane, node);
+    }
+
+    /// What it waited for is there.
+    fn wake(list: &List, lane: &Arc<Lane<Queue>>, node: KBox<Node<Queue>>) {
+        // Which engine has nothing to do does not matter: the test is all of them.
+        let _ = list.wake(lane, node);
+    }
+
+    /// Has the next one run for so long, and wait for something then.
+    fn run_and_wait(list: &List, used: u64) -> Result<(u32, KBox<Node<Queue>>)> {
+        let (name, turn) = next(list)?;
+        Ok((name, list.spend(turn, used)))
+    }
+
+    fn sequence<const N: usize>(list: &List) -> Result<[u32; N]> {
+        let mut names = [0; N];
+        for name in &mut names {
+            *name = run(list)?;
+        }
+        Ok(names)
+    }
+
+    #[test]
+    fn queues_of_one_client_take_turns() -> Result {
+        let list = list(1)?;
+        let _client = client(&list, 1, 3)?;
+        assert_eq!(sequence(&list)?, [1, 2, 3, 1, 2, 3, 1]);
+        Ok(())
+    }
+
+    #[test]
+    fn clients_take_turns_however_many_queues_they_have() -> Result {
+        let list = list(1)?;
+        let _many = client(&list, 1, 3)?;
+        let _one = client(&list, 10, 1)?;
+        let _two = client(&list, 20, 2)?;
+        assert_eq!(
+            sequence(&list)?,
+            [1, 10, 20, 2, 10, 21, 3, 10, 20, 1, 10, 21]
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_client_that_is_alone_has_all_engines() -> Result {
+        let list = list(2)?;
+        let _client = client(&list, 1, 3)?;
+        let (a, first) = next(&list)?;
+        let (b, second) = next(&list)?;
+        assert_eq!((a, b), (1, 2));
+        // The others, if there are any, get the next ones.
+        let _other = client(&list, 10, 1)?;
+        let (c, third) = next(&list)?;
+        assert!(c == 3 || c == 10);
+        for turn in [first, second, third] {
+            end(&list, turn);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn who_has_time_left_goes_first() -> Result {
+        let list = list(1)?;
+        let (a, _b) = (client(&list, 1, 2)?, client(&list, 10, 1)?);
+        // A fault.
+        let (name, node) = run_and_wait(&list, SLICE / 4)?;
+        assert_eq!(name, 1);
+        // It is answered while another queue of the client could run, and another client.
+        wake(&list, &a, node);
+        let (name, turn) = next(&list)?;
+        assert_eq!((name, turn.grant), (1, SLICE - SLICE / 4));
+        end(&list, turn);
+        // Its time is over. The client has some left, when it is its turn.
+        assert_eq!(run(&list)?, 10);
+        let (name, turn) = next(&list)?;
+        assert_eq!((name, turn.grant), (2, SLICE / 4));
+        end(&list, turn);
+        // What is left of a queue's slice it gets in the client's next turn, and the other one the rest.
+        assert_eq!(sequence(&list)?, [10, 2, 1, 10, 1, 2, 10]);
+        Ok(())
+    }
+
+    #[test]
+    fn who_is_prompt_spends_the_time_of_its_client() -> Result {
+        let list = list(1)?;
+        let (a, _b) = (client(&list, 1, 9)?, client(&list, 10, 1)?);
+        // Four of its queues wait after a quarter each, which is less than they may, and can run again,
+        // which is more than the client may.
+        let mut waiting = KVec::new();
+        while waiting.len() < 4 {
+            let (name, turn) = next(&list)?;
+            if name == 10 {
+                end(&list, turn);
+            } else {
+                waiting.push(list.spend(turn, SLICE / 4), GFP_KERNEL)?;
+            }
+        }
+        for node in waiting {
+            wake(&list, &a, node);
+        }
+        let names: [u32; 6] = sequence(&list)?;
+        assert_eq!(names.iter().position(|name| *name == 10), Some(2));
+        assert_eq!(names.iter().filter(|name| **name == 10).count(), 2);
+        Ok(())
+    }
+
+    #[test]
+    fn short_jobs_go_before_long_ones() -> Result {
+        let list = list(1)?;
+        let _long = client(&list, 10, 3)?;
+        let short = client(&list, 1, 1)?;
+        assert_eq!(sequence(&list)?, [10]);
+        let (name, mut node) = run_and_wait(&list, SLICE / 8)?;
+        assert_eq!(name, 1);
+        // So often does it have time left, when a job comes for it.
+        for _ in 1..8 {
+            assert_eq!(run(&list)? / 10, 1);
+            wake(&list, &short, node);
+            let name;
+            (name, node) = run_and_wait(&list, SLICE / 8)?;
+            assert_eq!(name, 1);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn coming_and_going_makes_no_time() -> Result {
+        let list = list(1)?;
+        let (a, b) = (client(&list, 1, 1)?, client(&list, 10, 1)?);
+        let mut used = [0, 0];
+        let mut now = None;
+        for _ in 0..1000 {
+            // One of them waits after three quarters of what it gets, each time, and can run again at once.
+            let (name, turn) = next(&list)?;
+            let (lane, time) = if name == 1 {
+                (&a, (turn.grant * 3 / 4).max(SLICE / 8))
+            } else {
+                (&b, turn.grant)
+            };
+            used[usize::from(name == 10)] += time;
+            if now.replace(name) == Some(10) {
+                assert_eq!(name, 1);
+            }
+            let node = list.spend(turn, time);
+            if name == 1 {
+                wake(&list, lane, node);
+            } else {
+                list.put_back(lane, node);
+            }
+        }
+        assert!(used[0] < used[1] + used[1] / 4 && used[1] < used[0] + used[0] / 4);
+        Ok(())
+    }
+
+    #[test]
+    fn a_new_client_waits_for_its_turn() -> Result {
+        let list = list(1)?;
+        let _old = [client(&list, 10, 1)?, client(&list, 20, 1)?];
+        let mut new = KVec::new();
+        // As many as somebody makes.
+        for name in 100..110 {
+            new.push(client(&list, name, 1)?, GFP_KERNEL)?;
+        }
+        assert_eq!(sequence(&list)?, [10, 20, 100, 101]);
+        Ok(())
+    }
+
+    #[test]
+    fn engines_without_work_are_called() -> Result {
+        let list = KBox::pin_init(RunList::new(2), GFP_KERNEL)?;
+        let lane = Lane::new()?;
+        assert_eq!(list.wake(&lane, queue(1)?), Some(0));
+        assert_eq!(list.wake(&lane, queue(2)?), Some(1));
+        // All are at work, as far as anybody knows.
+        assert_eq!(list.wake(&lane, queue(3)?), None);
+        for name in 1..=3 {
+            assert!(list
+                .next(1)
+                .is_some_and(|turn| turn.node.value.name == name));
+        }
+        assert!(list.next(1).is_none());
+        assert_eq!(list.wake(&lane, queue(4)?), Some(1));
+
+        // All engines that there may be.
+        let list = KBox::pin_init(RunList::new(MAX_ENGINES), GFP_KERNEL)?;
+        let lane = Lane::new()?;
+        for engine in 0..MAX_ENGINES {
+            assert_eq!(list.wake(&lane, queue(0)?), Some(engine));
+        }
+        assert_eq!(list.wake(&lane, queue(0)?), None);
+        Ok(())
+    }
+}

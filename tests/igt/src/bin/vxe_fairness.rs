@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! However much one process has under way, others get their share of the device and of the CPUs.
+
+use std::{
+    hint::black_box,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+use vxe_client::{Bind, Commands, Error, ExecQueue, Fence, Vm};
+use vxe_igt::{
+    gpu::device,
+    process::{fork, Child},
+    uffd::Uffd,
+    Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
+};
+
+/// More than a work queue of the kernel runs at once.
+const MANY: usize = 2100;
+
+/// How much longer than alone a victim's work may take beside a culprit, and a constant for it to wait
+/// for a few turns. Without a scheduler it takes hundreds of times as long, or never ends.
+const SLOWER: u32 = 30;
+const TURNS: Duration = Duration::from_millis(150);
+
+/// How many times longer than alone what a victim does with the CPU may take.
+const SLOWER_CPU: u32 = 8;
+
+/// Writes the commands, and their end, to memory.
+fn write_batch(to: Map, build: impl FnOnce(&mut Commands)) -> u64 {
+    let mut commands = Commands::new();
+    build(&mut commands);
+    commands.end();
+    for (i, &dword) in commands.dwords().iter().enumerate() {
+        to.write(i * 4, dword);
+    }
+    to.at(0)
+}
+
+/// A batch that does not end while a test runs: it copies 32 GiB.
+fn endless_batch() -> u64 {
+    let (from, to) = (Map::shared(SZ_2M), Map::shared(SZ_2M));
+    write_batch(Map::shared(SZ_2M), |c| {
+        for _ in 0..16384 {
+            c.copy(from.at(0), to.at(0), SZ_2M);
+        }
+    })
+}
+
+/// Starts a batch on each queue.
+fn start_all<'a>(queues: impl IntoIterator<Item = &'a ExecQueue>, batch: u64) {
+    for queue in queues {
+        // SAFETY: the batch and what it touches are the test's memory, which stays.
+        unsafe { queue.submit(batch, None) }.expect("a job");
+    }
+}
+
+fn queues(vm: &Vm) -> Vec<ExecQueue> {
+    (0..MANY).map(|_| ExecQueue::new(vm).expect("a queue")).collect()
+}
+
+/// A process that does `start`, says so, and does nothing more until it is killed.
+fn culprit<T>(start: impl FnOnce() -> T) -> Child {
+    let child = fork(|link| {
+        let _keep = start();
+        link.send(1);
+        let _ = link.try_receive();
+    });
+    assert_eq!(child.link().receive(), 1, "the culprit is at work");
+    child
+}
+
+/// Endless copies on many queues.
+fn copies() -> Child {
+    culprit(|| {
+        let gpu = Gpu::new();
+        let batch = endless_batch();
+        let queues = queues(gpu.vm());
+        start_all(&queues, batch);
+        (gpu, queues)
+    })
+}
+
+/// Many queues of one VM wait for a page that never comes.
+fn stuck_queues() -> Child {
+    culprit(|| {
+        let gpu = Gpu::new();
+        let map = Map::aligned(SZ_2M, SZ_2M);
+        let uffd = Uffd::new(map);
+        let batch = write_batch(Map::shared(PAGE), |c| _ = c.increment(map.at(0)));
+        let queues = queues(gpu.vm());
+        start_all(&queues, batch);
+        (gpu, uffd, queues)
+    })
+}
+
+/// Many VMs do, so that there are as many services of faults.
+fn stuck_vms() -> Child {
+    culprit(|| {
+        let device = device();
+        let map = Map::aligned(SZ_2M, SZ_2M);
+        let uffd = Uffd::new(map);
+        let batch = write_batch(Map::shared(PAGE), |c| _ = c.increment(map.at(0)));
+        let queues: Vec<_> = (0..MANY)
+            .map(|_| {
+                let vm = Vm::new(&device).expect("a VM");
+                // SAFETY: nothing is to be signalled.
+                unsafe { vm.bind_async(&[Bind::mirror(0, 1 << 47)], None, &[]) }.expect("a mirror");
+                ExecQueue::new(&vm).expect("a queue")
+            })
+            .collect();
+        start_all(&queues, batch);
+        (device, uffd, queues)
+    })
+}
+
+/// The fences of jobs are to be stored where no page ever comes.
+fn stuck_fences() -> Child {
+    culprit(|| {
+        let gpu = Gpu::new();
+        let map = Map::aligned(SZ_2M, SZ_2M);
+        let uffd = Uffd::new(map);
+        let batch = write_batch(Map::shared(PAGE), |c| _ = c.noop());
+        let queues = queues(gpu.vm());
+        for queue in &queues {
+            let fence = Fence { address: map.at(0), value: 1 };
+            // SAFETY: batch and fence are the test's memory, which stays.
+            unsafe { queue.submit(batch, Some(fence)) }.expect("a job");
+        }
+        (gpu, uffd, queues)
+    })
+}
+
+/// A process that does a bit of everything.
+struct Victim {
+    gpu: Gpu,
+    to: Map,
+}
+
+impl Victim {
+    fn new() -> Self {
+        Self { gpu: Gpu::new(), to: Map::shared(SZ_64K) }
+    }
+
+    /// A bind with a fence, a fault, a copy.
+    fn work(&self, round: u32) {
+        let map = Map::aligned(SZ_64K, SZ_64K);
+        let bind = Bind::mirror(map.at(0), SZ_64K as u64);
+        self.gpu.vm().bind(&[bind]).expect("a bind");
+        self.gpu.store(map.at(PAGE), round);
+        self.gpu.copy(map, self.to);
+        self.to.expect_word("copied", PAGE, round);
+        map.unmap();
+    }
+
+    /// How long that takes, on the average.
+    fn measure(&self, rounds: u32) -> Duration {
+        let start = Instant::now();
+        (1..=rounds).for_each(|round| self.work(round));
+        start.elapsed() / rounds
+    }
+}
+
+/// Takes a few milliseconds of a CPU.
+fn spin() {
+    for i in 0..2_000_000u32 {
+        black_box(i);
+    }
+}
+
+fn measure_cpu(rounds: u32) -> Duration {
+    let start = Instant::now();
+    (0..rounds).for_each(|_| spin());
+    start.elapsed() / rounds
+}
+
+/// The victim works alone, and then beside the culprit.
+fn beside(culprit: fn() -> Child) {
+    let victim = Victim::new();
+    victim.work(0);
+    let (alone, cpu_alone) = (victim.measure(20), measure_cpu(40));
+    let culprit = culprit();
+    // Let all of it run into what it is stuck in.
+    std::thread::sleep(Duration::from_millis(300));
+    let (beside, cpu_beside) = (victim.measure(10), measure_cpu(20));
+    println!("alone: {alone:?} and {cpu_alone:?} of CPU; beside: {beside:?} and {cpu_beside:?}");
+    culprit.kill();
+    assert!(beside < alone * SLOWER + TURNS, "{beside:?} in place of {alone:?}");
+    assert!(cpu_beside < cpu_alone * SLOWER_CPU, "{cpu_beside:?} in place of {cpu_alone:?}");
+    victim.work(1);
+}
+
+/// Makes queues until it is refused, at which there are more than anybody needs.
+fn all_queues(vm: &Vm) -> Vec<ExecQueue> {
+    let mut queues = Vec::new();
+    loop {
+        match ExecQueue::new(vm) {
+            Ok(queue) => queues.push(queue),
+            Err(e) => {
+                assert_eq!(e.errno(), libc::ENOSPC, "{e}, with {} queues", queues.len());
+                return queues;
+            }
+        }
+        assert!(queues.len() < 10_000, "there is no limit");
+    }
+}
+
+/// A process has so many queues, whatever files it opens, and others have theirs.
+fn too_many_queues() {
+    let other = fork(|link| {
+        let gpu = Gpu::new();
+        link.receive();
+        drop(gpu.another());
+        drop(Gpu::new());
+        link.send(1);
+    });
+    let device = device();
+    let vm = Vm::mirrored(&device).expect("a VM");
+    let mut queues = all_queues(&vm);
+    println!("{} queues", queues.len());
+    assert!(queues.len() >= MANY);
+    // Neither another VM nor another file helps.
+    let second = vxe_igt::gpu::device();
+    let second = Vm::mirrored(&second).expect("a VM of another file");
+    for vm in [&vm, &second] {
+        let refused = ExecQueue::new(vm).map(|_| ()).map_err(|e| e.errno());
+        assert_eq!(refused, Err(libc::ENOSPC));
+    }
+    other.link().send(0);
+    assert_eq!(other.link().receive(), 1);
+    other.expect_success();
+    // Those that go make room.
+    queues.truncate(queues.len() - 2);
+    let _room = (ExecQueue::new(&vm).expect("room"), ExecQueue::new(&second).expect("room"));
+}
+
+/// A process has so many jobs, and others have theirs.
+fn too_many_jobs() {
+    /// The most of one queue.
+    const QUEUE: usize = 16384;
+    let expect_again = |e: Error| assert_eq!(e.errno(), libc::EAGAIN, "{e}");
+    let gpu = Gpu::new();
+    let map = Map::aligned(SZ_64K, SZ_64K);
+    let uffd = Uffd::new(map);
+    let batch = write_batch(Map::shared(PAGE), |c| _ = c.noop());
+    let stuck = write_batch(Map::shared(PAGE), |c| _ = c.increment(map.at(0)));
+    let (mut queues, mut jobs) = (Vec::new(), 0);
+    loop {
+        let queue = ExecQueue::new(gpu.vm()).expect("a queue");
+        start_all([&queue], stuck);
+        let mut count = 1;
+        // SAFETY: the batch is the test's memory, which stays.
+        while count < QUEUE && unsafe { queue.submit(batch, None) }.map_err(expect_again).is_ok() {
+            count += 1;
+        }
+        jobs += count;
+        queues.push(queue);
+        if count < QUEUE {
+            break;
+        }
+        assert!(queues.len() < 64, "there is no limit");
+    }
+    println!("{jobs} jobs");
+    fork(|_| Victim::new().work(1)).expect_success();
+    // Those that go make room.
+    queues.truncate(1);
+    gpu.run(|c| _ = c.noop());
+    uffd.populate(|_| 0);
+}
+
+fn main() -> ExitCode {
+    let mut p = Program::new(
+        "vxe_fairness",
+        "However much one process has under way, others get their share.",
+    );
+    p.subtest("copies", "beside endless copies", || beside(copies));
+    p.subtest("stuck-queues", "beside queues that wait for a page", || beside(stuck_queues));
+    p.subtest("stuck-vms", "beside VMs that wait for a page", || beside(stuck_vms));
+    p.subtest("stuck-fences", "beside jobs whose fences wait", || beside(stuck_fences));
+    p.subtest("too-many-queues", "-ENOSPC, for one process", too_many_queues);
+    p.subtest("too-many-jobs", "-EAGAIN, for one process", too_many_jobs);
+    p.main()
+}
