@@ -79,7 +79,7 @@ fn held(kind: Held, call: impl FnOnce(&Device, Map) + Send) {
     provider.slot().bind();
     provider.remove();
     slot.bind();
-    works();
+    works(&vxe_igt::gpu::device(), "counted");
 }
 
 /// Calls an ioctl, whatever comes of it: the device is gone by then.
