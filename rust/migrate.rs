@@ -11,6 +11,15 @@
 //! - *finished*, when it is dropped: the page tables have the destinations, or the sources where
 //!   there is no destination or it could not take over. What was not migrated is as it was.
 //!
+//! # Huge folios
+//!
+//! 7.3 splits a folio that is taken from page tables already in one of them only
+//! (`migrate_vma_split_unmapped_folio()`): where another process maps it by one entry as well, since a
+//! `fork()`, that entry then names a folio that is no more, and the end of the migration finds it. So a
+//! folio that has been collected is never split here: it moves as it is, or stays. What is to move in
+//! pieces is [collected in pieces](Huge::Split): the kernel splits the folio while it is mapped, which
+//! splits the entries of all processes.
+//!
 //! C header: [`include/linux/migrate.h`](srctree/include/linux/migrate.h)
 
 use crate::{
@@ -61,7 +70,7 @@ impl Entry {
     }
 
     /// Whether it stands for a whole folio of [`HUGE_PAGES`](zone_device::HUGE_PAGES), or the place
-    /// of one.
+    /// of one: those of [`Huge::Whole`] only.
     pub fn is_huge(self) -> bool {
         self.0 & COMPOUND != 0
     }
@@ -94,16 +103,33 @@ pub enum Select {
 }
 
 impl Select {
-    fn flags(self) -> c_ulong {
+    fn flags(self) -> u32 {
         const SYSTEM: u32 = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_SYSTEM;
         const DEVICE: u32 = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_DEVICE_PRIVATE;
-        let what = match self {
+        match self {
             Select::System => SYSTEM,
             Select::DevicePrivate => DEVICE,
             Select::Any => SYSTEM | DEVICE,
-        };
-        // CAST: Flags are small.
-        (what | bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND) as c_ulong
+        }
+    }
+}
+
+/// How a huge folio, mapped by one entry of the page table, is collected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Huge {
+    /// As one: it moves to a huge folio, or not at all.
+    Whole,
+    /// Split before it is taken from page tables, for all processes that map it. One that cannot be split
+    /// is not collected: somebody has a reference to it.
+    Split,
+}
+
+impl Huge {
+    fn flags(self) -> u32 {
+        match self {
+            Huge::Whole => bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND,
+            Huge::Split => 0,
+        }
     }
 }
 
@@ -123,7 +149,8 @@ enum By {
 ///
 /// `src` and `dst` have the same length, and are the arrays of a migration that was set up and not
 /// finalized. An entry of `dst` that is not empty is a folio whose lock and one reference the
-/// migration owns.
+/// migration owns. It is as large as the folio in the same entry of `src`, if that is a folio; but for
+/// the one of [`split_mapping`](Migration::split_mapping), which cannot be split.
 #[must_use = "a migration that is dropped is finished"]
 pub struct Migration<'a> {
     src: KVVec<Entry>,
@@ -177,6 +204,7 @@ impl<'a> Migration<'a> {
         vma: &'a VmaRef,
         span: Range<usize>,
         select: Select,
+        huge: Huge,
         owner: *mut c_void,
         fault_page: Option<NonNull<page>>,
     ) -> Result<Self> {
@@ -190,7 +218,8 @@ impl<'a> Migration<'a> {
             start: span.start,
             end: span.end,
             pgmap_owner: owner,
-            flags: select.flags(),
+            // CAST: Flags are small.
+            flags: (select.flags() | huge.flags()) as c_ulong,
             fault_page: fault_page.map_or(ptr::null_mut(), NonNull::as_ptr),
             ..Default::default()
         };
@@ -251,12 +280,6 @@ impl<'a> Migration<'a> {
         })
     }
 
-    /// Whether a huge folio may have single pages as destinations: it is split then. So it cannot be
-    /// where only its frames are known.
-    pub fn can_split(&self) -> bool {
-        matches!(self.by, By::Vma(_))
-    }
-
     /// What was collected, page by page.
     pub fn entries(&self) -> &[Entry] {
         &self.src
@@ -269,17 +292,50 @@ impl<'a> Migration<'a> {
 
     /// Notes where something is migrated to. `folio` is filled before [`migrate`](Self::migrate).
     ///
-    /// A huge folio goes to a huge folio, or, if [it can be split](Self::can_split), to single
-    /// pages, each of which is noted, the first one at least. Fails with `EINVAL`, and gives the
-    /// folio back, if there is no such entry or it has a destination.
+    /// A folio goes to one of its size. The place of a huge folio that was never written may get single
+    /// pages instead, each of which is noted, the first one at least. Fails with `EINVAL`, and gives the
+    /// folio back, if there is no such entry, it has a destination, or the sizes differ.
     pub fn set_destination(&mut self, index: usize, folio: LockedFolio) -> Result {
+        let source = self.src.get(index).ok_or(EINVAL)?;
+        if source.page().is_some() && source.is_huge() != (folio.order() != 0) {
+            return Err(EINVAL);
+        }
+        self.note_destination(index, folio)
+    }
+
+    /// Has what maps the huge folio of a fault in the VMA split into entries of single pages, at the end;
+    /// nothing of the folio moves. `page` is memory for the first of its pages, which is not needed for
+    /// long, and filled like any other.
+    ///
+    /// Nobody can split a folio that a fault has a reference to. The kernel tries it if it is to go to a
+    /// single page, and by then has split the entry of the VMA; those of others stay as they are, and so
+    /// does the folio. The next collection finds its pages by single entries, and can split it.
+    ///
+    /// Fails with `EINVAL`, and gives the page back, if the entry is not of the fault's folio, or has a
+    /// destination.
+    pub fn split_mapping(&mut self, index: usize, page: LockedFolio) -> Result {
+        let By::Vma(args) = &self.by else {
+            return Err(EINVAL);
+        };
+        let source = self.src.get(index).ok_or(EINVAL)?;
+        let fault_page = NonNull::new(args.fault_page).ok_or(EINVAL)?;
+        let head = source.page().ok_or(EINVAL)?;
+        // SAFETY: The migration holds the folio of the entry, and its caller that of the fault.
+        let is_fault = unsafe { zone_device::is_same_folio(head, fault_page) };
+        if !source.is_huge() || !is_fault || page.order() != 0 {
+            return Err(EINVAL);
+        }
+        self.note_destination(index, page)
+    }
+
+    fn note_destination(&mut self, index: usize, folio: LockedFolio) -> Result {
         let entry = self
             .dst
             .get_mut(index)
             .filter(|entry| **entry == Entry::default())
             .ok_or(EINVAL)?;
         let order = folio.order();
-        // INVARIANT: The folio is handed over to the array.
+        // INVARIANT: The folio is handed over to the array; its callers compared the sizes.
         // SAFETY: A folio's page is a page.
         *entry = Entry::of(unsafe { zone_device::frame_of(folio.into_page()) }, order);
         Ok(())

@@ -48,6 +48,26 @@ pub unsafe fn order_of(page: NonNull<page>) -> u32 {
     unsafe { bindings::page_folio_order(page.as_ptr()) }
 }
 
+/// Whether two pages are of the same folio.
+///
+/// # Safety
+///
+/// As for [`order_of`], of both.
+pub unsafe fn is_same_folio(one: NonNull<page>, other: NonNull<page>) -> bool {
+    // SAFETY: By this function's requirements.
+    unsafe { bindings::page_folio_pfn(one.as_ptr()) == bindings::page_folio_pfn(other.as_ptr()) }
+}
+
+/// Whether the page is the first of its folio.
+///
+/// # Safety
+///
+/// As for [`order_of`].
+pub unsafe fn is_first(page: NonNull<page>) -> bool {
+    // SAFETY: By this function's requirements.
+    unsafe { bindings::page_folio_pfn(page.as_ptr()) == frame_of(page) }
+}
+
 /// Whether the page is a device's, and not one that the CPU can reach.
 ///
 /// # Safety

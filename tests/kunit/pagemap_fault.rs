@@ -154,6 +154,25 @@ mod tests {
     }
 
     #[test]
+    fn without_a_huge_page_for_another() -> Result {
+        with_vram(4 * HUGE, |env, pagemap| {
+            let span = pages(0, 2 * HUGE);
+            place(env, pagemap, &span, true)?;
+            let vram = pagemap.provider();
+            with_ram(i64::MAX, false, || -> Result {
+                check(&pages(HUGE, 1))?;
+                // The one that was touched; the other would have to be split, and nobody needs it.
+                ensure_eq!(vram.take_done().to_ram, HUGE + 1);
+                check(&span)
+            })?;
+            ensure_eq!(vram.take_done().to_ram, HUGE + 1);
+            gpusvm::pagemap::flush();
+            ensure_eq!(vram.used(), 0);
+            Ok(())
+        })
+    }
+
+    #[test]
     fn with_memory_for_a_part_of_a_huge_page() -> Result {
         with_vram(2 * HUGE, |env, pagemap| {
             let span = pages(0, HUGE);

@@ -4,11 +4,11 @@
 
 use crate::fixture::{
     migration::{check, check_zero, moved, place, to_device, with_vram},
-    mm::{self, Pinned, Prot},
+    mm::{self, Held, Pinned, Prot},
     pages,
-    vram::{Done, Mood, HUGE}, //
+    vram::{Done, Mood, Vram, HUGE}, //
 };
-use gpusvm::pagemap::to_device::{Moved, Sources};
+use gpusvm::pagemap::to_device::{allow_huge_pages, Moved, Sources};
 use kernel::{page::PAGE_SIZE, prelude::*};
 
 #[kunit_tests(gpusvm_pagemap_migrate)]
@@ -76,6 +76,34 @@ mod tests {
             ensure_eq!(to_device(env, pagemap, &span)?, moved(all, all, all));
             check(&span)?;
             ensure_eq!(pagemap.provider().take_done().to_ram, all);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_huge_page_that_becomes_small_ones() -> Result {
+        with_vram(4 * HUGE, |env, pagemap| {
+            let span = pages(0, HUGE);
+            mm::map_huge(&span)?;
+            mm::fill(&span)?;
+            allow_huge_pages(false);
+            let moves = to_device(env, pagemap, &span);
+            allow_huge_pages(true);
+            ensure_eq!(moves?, moved(HUGE, HUGE, HUGE));
+            let vram = pagemap.provider();
+            ensure_eq!(vram.take_done().pieces, HUGE);
+            // They are pages by themselves: one that somebody holds costs itself only.
+            let handles = vram.handles()?;
+            ensure_eq!(handles.len(), 1);
+            let first = handles[0].memory().pages()[0];
+            // SAFETY: The page is in use, and one by itself.
+            let held = unsafe { Held::new(Vram::folio_page(pagemap, first)?) };
+            ensure_eq!(handles[0].evict(), Err(EBUSY));
+            drop(handles);
+            ensure_eq!(vram.take_done().to_ram, HUGE - 1);
+            drop(held);
+            check(&span)?;
+            ensure_eq!(vram.take_done().to_ram, 1);
             Ok(())
         })
     }

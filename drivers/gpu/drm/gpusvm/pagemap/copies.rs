@@ -7,7 +7,7 @@
 
 use super::{
     mapping::Mapping,
-    to_device::{are_huge_pages_allowed, Piece, Source},
+    to_device::{Piece, Source},
     zdd::Zdd, //
 };
 use core::ptr::{self, NonNull};
@@ -66,7 +66,8 @@ impl<'a> Copies<'a> {
     /// # Safety
     ///
     /// `frames` must have those of the piece, which must be of the pagemap, free, and nobody else's.
-    /// The piece must be of the migration, which outlives this object.
+    /// The piece must be of the migration, which outlives this object. Fails with `EINVAL` if it is a huge
+    /// folio for which they are no [block](are_block).
     pub(super) unsafe fn prepare(
         &mut self,
         migration: &mut Migration<'_>,
@@ -80,9 +81,12 @@ impl<'a> Copies<'a> {
             copied: 0,
             unreachable: 0,
         };
-        // A huge folio, or single pages.
-        let whole = pages == 1 || (are_huge_pages_allowed() && are_block(frames));
-        let (order, step) = if whole { (piece.order, pages) } else { (0, 1) };
+        // A huge folio, or single pages for the place of one.
+        let (order, step) = if are_block(frames) {
+            (piece.order, pages)
+        } else {
+            (0, 1)
+        };
         for (place, frame) in places.zip(frames).step_by(step) {
             // SAFETY: By this function's requirements; what frees folios of the pagemap is `fault`'s,
             // which takes the word for a reference.
@@ -194,7 +198,7 @@ fn copy(mapping: &mut Mapping<'_>, operation: Option<Operation>, fence: *mut dma
 }
 
 /// Whether `frames` can be one folio.
-fn are_block(frames: &[usize]) -> bool {
+pub(super) fn are_block(frames: &[usize]) -> bool {
     let Some(&first) = frames.first() else {
         return false;
     };

@@ -21,7 +21,7 @@ use kernel_ext::{
     bindings as ext,
     dev_pagemap,
     folio::Place,
-    migrate::{Migration, Select},
+    migrate::{Huge, Migration, Select},
     sched,
     zone_device, //
 };
@@ -116,17 +116,27 @@ unsafe fn fault(vmf: &vm_fault) -> Result<vm_fault_t> {
         needed: Some((addr - span.start) >> PAGE_SHIFT),
         memory: |index| Place::Process(vma, span.start + (index << PAGE_SHIFT)),
     };
-    for _ in 0..ATTEMPTS {
+    let collect = |span, huge| {
+        let owner = zdd.pagemap().owner();
         // SAFETY: The mmap lock is held; the page is locked and referenced by the caller.
-        let mut migration = unsafe {
-            Migration::collect(
-                vma,
-                span.clone(),
-                Select::DevicePrivate,
-                zdd.pagemap().owner(),
-                Some(page),
-            )
-        }?;
+        unsafe { Migration::collect(vma, span, Select::DevicePrivate, huge, owner, Some(page)) }
+    };
+    // SAFETY: The page is referenced by the caller.
+    if !unsafe { zone_device::is_first(page) } {
+        // The page is one of a huge folio that is mapped by single entries here, and split when it is
+        // collected. Where that is done for another of its pages first, 7.3's `migrate_vma_collect_pmd()`
+        // goes on with what was the fault's folio before: it would migrate the first page, whose lock it
+        // has let go. So it is done for this page alone, which is passed by then.
+        let addr = addr - addr % PAGE_SIZE;
+        drop(collect(addr..addr + PAGE_SIZE, Huge::Split)?);
+        // SAFETY: As above.
+        if unsafe { zone_device::order_of(page) } != 0 {
+            // Somebody holds it. The CPU faults again.
+            return Ok(0);
+        }
+    }
+    for _ in 0..ATTEMPTS {
+        let mut migration = collect(span.clone(), Huge::Whole)?;
         if wanted.bring_back(&mut migration)? == Came::Back {
             break;
         }

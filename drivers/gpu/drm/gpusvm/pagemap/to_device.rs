@@ -15,7 +15,7 @@
 //! C: `drm_pagemap_migrate_to_devmem()`.
 
 use super::{
-    copies::Copies,
+    copies::{are_block, Copies},
     devmem::Allocation,
     page_map::PageMap,
     to_ram,
@@ -40,7 +40,7 @@ use kernel::{
 };
 use kernel_ext::{
     bindings as ext,
-    migrate::{Entry, Migration, Select},
+    migrate::{Entry, Huge, Migration, Select},
     zone_device::{self, HUGE_ORDER}, //
 };
 
@@ -104,6 +104,16 @@ impl Piece {
     pub(super) fn pages(&self) -> usize {
         1 << self.order
     }
+
+    /// The places of its pages in the span.
+    pub(super) fn places(&self) -> Range<usize> {
+        self.index..self.index + self.pages()
+    }
+
+    /// Whether it can move to those of `frames` that are at its places: a huge folio moves as one only.
+    fn fits(&self, frames: &[usize]) -> bool {
+        matches!(self.source, Source::Nowhere) || frames.get(self.places()).is_some_and(are_block)
+    }
 }
 
 /// The memory that a migration needs.
@@ -133,9 +143,7 @@ impl Request<'_> {
 
     /// The places of its pages in the span that is to be moved, in the order of their addresses.
     pub(crate) fn places(&self) -> impl Iterator<Item = usize> + '_ {
-        self.pieces
-            .iter()
-            .flat_map(|piece| piece.index..piece.index + piece.pages())
+        self.pieces.iter().flat_map(Piece::places)
     }
 }
 
@@ -204,54 +212,52 @@ pub(crate) unsafe fn migrate(
         return Err(EBUSY);
     }
     let pages = (span.end - span.start) >> PAGE_SHIFT;
-    let mut pieces = KVVec::with_capacity(pages, GFP_KERNEL)?;
-    let mut frames = KVVec::from_elem(0usize, pages, GFP_KERNEL)?;
-    let (mut local, mut holes) = (0, 0);
-    // What is not to move is not collected either: each page would be taken from all page tables, and put
-    // back.
-    let select = match options.sources {
-        Sources::Populated | Sources::System => Select::System,
-        Sources::Devices | Sources::All => Select::Any,
+    let mut frames = KVVec::from_elem(NO_FRAME, pages, GFP_KERNEL)?;
+    let mut found = Collected::new(pages)?;
+    let collect = |huge| {
+        // What is not to move is not collected either: each page would be taken from all page tables, and
+        // put back.
+        let select = match options.sources {
+            Sources::Populated | Sources::System => Select::System,
+            Sources::Devices | Sources::All => Select::Any,
+        };
+        // SAFETY: The lock is held, and the span within the VMA.
+        unsafe { Migration::collect(vma, span.clone(), select, huge, pagemap.owner(), None) }
     };
 
-    // SAFETY: The lock is held, and the span within the VMA.
-    let collected = unsafe { Migration::collect(vma, span, select, pagemap.owner(), None) };
-    let mut migration = collected?;
-    for (index, entry) in migration.entries().iter().enumerate() {
-        // SAFETY: The entry is the migration's.
-        match unsafe { look(*entry, pagemap) } {
-            Found::Local(page) if options.sources == Sources::All => {
-                pieces.push(piece(index, *entry, Source::Device(page)), GFP_KERNEL)?;
-            }
-            Found::Local(_) => local += entry.pages(),
-            Found::Movable(Source::Nowhere) if options.sources == Sources::Populated => {
-                holes += entry.pages();
-            }
-            Found::Movable(source) => pieces.push(piece(index, *entry, source), GFP_KERNEL)?,
-            Found::Fixed => {}
-        }
-    }
-    let nothing = Moved {
-        holes: holes << PAGE_SHIFT,
-        local: local << PAGE_SHIFT,
-        left: (pages - local - holes) << PAGE_SHIFT,
-        ..Moved::default()
+    let huge = if are_huge_pages_allowed() {
+        Huge::Whole
+    } else {
+        Huge::Split
     };
-    if pieces.is_empty() {
-        return Ok((nothing, None));
+    let mut migration = collect(huge)?;
+    found.look(&migration, pagemap, options.sources)?;
+    if found.pieces.is_empty() {
+        return Ok((found.nothing(), None));
     }
-
     let request = Request {
         vma,
-        pieces: &pieces,
+        pieces: &found.pieces,
     };
-    let wanted = request.pages();
     let allocation = target(&request, &mut frames)?;
     // SAFETY: The reference was handed over.
     let zdd = unsafe { Zdd::new(allocation, pagemap) }?;
+    if found.pieces.iter().any(|piece| !piece.fits(&frames)) {
+        // The memory is in pieces, and so the folio has to be. What comes to be collected now that was not
+        // before has no memory.
+        drop(migration);
+        migration = collect(Huge::Split)?;
+        found.look(&migration, pagemap, options.sources)?;
+        found.pieces.retain(|piece| {
+            let frames = frames.get(piece.places());
+            frames.is_some_and(|frames| frames.iter().all(|frame| *frame != NO_FRAME))
+        });
+    }
+    let nothing = found.nothing();
+    let wanted: usize = found.pieces.iter().map(Piece::pages).sum();
     let mut copies = Copies::new(&zdd, pages)?;
     let (mut copied, mut unreachable) = (0, 0);
-    for piece in &pieces {
+    for piece in &found.pieces {
         // SAFETY: By what `Target` says; the piece is the migration's.
         let prepared = unsafe { copies.prepare(&mut migration, &frames, piece) }?;
         copied += prepared.copied;
@@ -276,16 +282,77 @@ pub(crate) unsafe fn migrate(
     Ok((moved, Some(zdd)))
 }
 
-fn piece(index: usize, entry: Entry, source: Source) -> Piece {
-    Piece {
-        index,
-        order: if entry.is_huge() { HUGE_ORDER } else { 0 },
-        source,
+/// No frame of a device's: that is the first of RAM.
+const NO_FRAME: usize = 0;
+
+/// What was collected, as a migration to a device sees it.
+struct Collected {
+    /// The number of pages of the span.
+    pages: usize,
+    /// What is to move, in the order of addresses.
+    pieces: KVVec<Piece>,
+    /// How many pages were never written, and are not to move.
+    holes: usize,
+    /// How many pages are on the device already, and stay as they are.
+    local: usize,
+}
+
+impl Collected {
+    /// Nothing yet, of a span of `pages` pages. Fails with `ENOMEM`.
+    fn new(pages: usize) -> Result<Self> {
+        Ok(Self {
+            pages,
+            pieces: KVVec::with_capacity(pages, GFP_KERNEL)?,
+            holes: 0,
+            local: 0,
+        })
+    }
+
+    /// Looks at what was collected, and forgets what was before.
+    fn look(&mut self, migration: &Migration<'_>, pagemap: &PageMap, sources: Sources) -> Result {
+        self.pieces.clear();
+        (self.holes, self.local) = (0, 0);
+        for (index, entry) in migration.entries().iter().enumerate() {
+            // SAFETY: The entry is the migration's.
+            let source = match unsafe { look(*entry, pagemap) } {
+                Found::Local(page) if sources == Sources::All => Source::Device(page),
+                Found::Local(_) => {
+                    self.local += entry.pages();
+                    continue;
+                }
+                Found::Movable(Source::Nowhere) if sources == Sources::Populated => {
+                    self.holes += entry.pages();
+                    continue;
+                }
+                Found::Movable(source) => source,
+                Found::Fixed => continue,
+            };
+            let order = if entry.is_huge() { HUGE_ORDER } else { 0 };
+            self.pieces.push(
+                Piece {
+                    index,
+                    order,
+                    source,
+                },
+                GFP_KERNEL,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// What came of it if nothing moves.
+    fn nothing(&self) -> Moved {
+        Moved {
+            holes: self.holes << PAGE_SHIFT,
+            local: self.local << PAGE_SHIFT,
+            left: self.pages.saturating_sub(self.local + self.holes) << PAGE_SHIFT,
+            ..Moved::default()
+        }
     }
 }
 
-/// Whether huge pages of RAM become huge pages of device memory. If not, they become as many small
-/// ones, next to each other where the provider has them so.
+/// Whether huge pages of RAM become huge pages of device memory. If not, they are split, and become as
+/// many small ones, next to each other where the provider has them so.
 static HUGE_PAGES_ALLOWED: Atomic<bool> = Atomic::new(false);
 
 /// Sets whether huge pages may move as such, from now on.
@@ -298,7 +365,7 @@ pub fn allow_huge_pages(allow: bool) {
 }
 
 /// Whether they may.
-pub(super) fn are_huge_pages_allowed() -> bool {
+fn are_huge_pages_allowed() -> bool {
     HUGE_PAGES_ALLOWED.load(Relaxed)
 }
 

@@ -62,6 +62,9 @@ fn source(entry: Entry, allocation: &Allocation) -> Option<NonNull<page>> {
 impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
     /// Brings what was collected back to RAM, and says what came of it.
     ///
+    /// A folio comes back as one: of several pages, if there is a folio of RAM like it. The one that is
+    /// needed has its mapping split otherwise ([`Came::Split`]); each other stays.
+    ///
     /// Sleeps. Errors, after which everything is where it was:
     /// - `ENOMEM`: there is no RAM for what is needed; if that is all, what there is RAM for came
     ///   back;
@@ -73,7 +76,8 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
         // SAFETY: The device lives as long as the allocation.
         let mut mapping = unsafe { Mapping::new(device, Direction::FromDevice, pages) }?;
         let mut came = Came::Back;
-        let mut short = false;
+        // Whether there was no RAM for something, and whether for not even a page.
+        let (mut short, mut spent) = (false, false);
         let mut any = false;
         // What is needed comes first; then, what there is memory for.
         if let Some(head) = self
@@ -81,23 +85,17 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
             .and_then(|place| self.entry_of(migration, place))
         {
             if !self.prepare(migration, &mut mapping, head)? {
-                // Nobody can split a folio that a fault holds, but its mapping is split when it is
-                // tried. After that it can be.
-                if !self.prepare_single(migration, &mut mapping, head, 0)? {
+                if self.order(migration, head) == 0
+                    || !self.prepare_split(migration, &mut mapping, head)?
+                {
                     return Err(ENOMEM);
                 }
-                if migration
-                    .entries()
-                    .get(head)
-                    .is_some_and(|entry| entry.is_huge())
-                {
-                    came = Came::Split;
-                }
+                came = Came::Split;
             }
             any = true;
         }
         for index in 0..pages {
-            if came == Came::Split || (short && self.needed.is_some()) {
+            if came == Came::Split || (spent && self.needed.is_some()) {
                 break;
             }
             let has_destination = migration
@@ -107,19 +105,12 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
             if has_destination || self.source(migration, index).is_none() {
                 continue;
             }
-            let order = self.order(migration, index);
-            let mut count = 0;
             if self.prepare(migration, &mut mapping, index)? {
-                count = 1 << order;
-            } else if order != 0 && migration.can_split() {
-                while count < 1 << order
-                    && self.prepare_single(migration, &mut mapping, index, count)?
-                {
-                    count += 1;
-                }
+                any = true;
+            } else {
+                short = true;
+                spent |= self.order(migration, index) == 0;
             }
-            any |= count != 0;
-            short |= count < 1 << order;
         }
         if any {
             self.copy(&mut mapping)?;
@@ -172,41 +163,43 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
         index: usize,
     ) -> Result<bool> {
         let order = self.order(migration, index);
-        self.prepare_folio(migration, mapping, index, 0, order)
+        match self.fill(migration, mapping, index, order)? {
+            Some(folio) => migration.set_destination(index, folio).map(|()| true),
+            None => Ok(false),
+        }
     }
 
-    /// The same for one page of the folio, which will be split.
-    fn prepare_single(
+    /// Allocates and maps RAM for the first page of the folio of a fault, so that its mapping is split;
+    /// says whether there is any.
+    fn prepare_split(
         &self,
         migration: &mut Migration<'_>,
         mapping: &mut Mapping<'_>,
         index: usize,
-        offset: usize,
     ) -> Result<bool> {
-        self.prepare_folio(migration, mapping, index, offset, 0)
+        match self.fill(migration, mapping, index, 0)? {
+            Some(page) => migration.split_mapping(index, page).map(|()| true),
+            None => Ok(false),
+        }
     }
 
-    fn prepare_folio(
+    /// Allocates RAM, `1 << order` pages, for the first ones of an entry, and notes both for the copy.
+    /// The folio is to be made the migration's, which gives it back only when the mapping is gone.
+    fn fill(
         &self,
-        migration: &mut Migration<'_>,
+        migration: &Migration<'_>,
         mapping: &mut Mapping<'_>,
         index: usize,
-        offset: usize,
         order: u32,
-    ) -> Result<bool> {
-        let place = index + offset;
+    ) -> Result<Option<LockedFolio>> {
         let page = self.source(migration, index).ok_or(EINVAL)?;
-        let Some(folio) = LockedFolio::ram((self.memory)(place), order) else {
-            return Ok(false);
+        let Some(folio) = LockedFolio::ram((self.memory)(index), order) else {
+            return Ok(None);
         };
-        // SAFETY: The pages of a folio are contiguous.
-        let page = unsafe { zone_device::page_of(zone_device::frame_of(page) + offset) };
-        mapping.set_page(place, page)?;
-        // SAFETY: The folio is RAM, and the migration's from now on, which gives it back only when
-        // the mapping is gone.
-        unsafe { mapping.map(place, folio.page(), order) }?;
-        migration.set_destination(place, folio)?;
-        Ok(true)
+        mapping.set_page(index, page)?;
+        // SAFETY: The folio is RAM, and stays allocated, see above.
+        unsafe { mapping.map(index, folio.page(), order) }?;
+        Ok(Some(folio))
     }
 
     /// Has the provider fill the RAM.

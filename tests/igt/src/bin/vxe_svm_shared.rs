@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages that several processes have, since a `fork()`, or that one process has in several places: they
+//! move to the device and back, are split and evicted, and everybody has what is his.
+
+use std::{fs::OpenOptions, io, os::unix::fs::FileExt, process::ExitCode};
+use vxe_igt::{
+    env::iterations,
+    gpu::device,
+    memory::transparent_huge,
+    process::{fork, Child},
+    skip,
+    sysfs::Slot,
+    vram::{leave, prefetch, region, touch},
+    Gpu, Map, Program, PAGE, RO, SZ_2M, SZ_64K,
+};
+
+fn pattern(offset: usize) -> u32 {
+    (offset as u32).wrapping_mul(0x9e37_79b1) ^ 0x7f4a_7c15
+}
+
+/// What the GPU of a process does with memory.
+#[derive(Clone, Copy)]
+enum Access {
+    Read,
+    Write,
+    Prefetch,
+}
+
+const ACCESSES: [(Access, &str); 3] =
+    [(Access::Read, "read"), (Access::Write, "write"), (Access::Prefetch, "prefetch")];
+
+/// What the GPU of process number `who` writes, and where: words that differ from process to process.
+fn mark(who: u32) -> (usize, u32) {
+    (SZ_2M / 2 + PAGE + 4 * who as usize, 0xc000_0000 | who)
+}
+
+/// The memory as process number `who` has it after its GPU has written.
+fn marked(who: u32) -> impl Fn(usize) -> u32 {
+    let (at, value) = mark(who);
+    move |offset| if offset == at { value } else { pattern(offset) }
+}
+
+impl Access {
+    /// Has the GPU of process number `who` do it.
+    #[track_caller]
+    fn run(self, gpu: &Gpu, map: Map, who: u32) {
+        match self {
+            Self::Read => touch(gpu, map),
+            Self::Write => {
+                let (at, value) = mark(who);
+                gpu.store(map.at(at), value);
+            }
+            Self::Prefetch => _ = prefetch(gpu, map),
+        }
+    }
+
+    /// Checks what the process has after it.
+    #[track_caller]
+    fn check(self, map: Map, who: u32) {
+        match self {
+            Self::Write => map.expect("what the process has", marked(who)),
+            _ => map.expect("what the process has", pattern),
+        }
+    }
+}
+
+/// A huge page, filled.
+#[track_caller]
+fn huge() -> Map {
+    let map = transparent_huge(SZ_2M);
+    map.fill(pattern);
+    map
+}
+
+/// Has a child check its memory whenever it is told, until it is told 0.
+#[track_caller]
+fn checker(map: Map, value: impl Fn(usize) -> u32) -> Child {
+    fork(move |link| {
+        while link.receive() != 0 {
+            map.expect("the child's", &value);
+            link.send(0);
+        }
+    })
+}
+
+/// Has such a child check its memory.
+#[track_caller]
+fn check(child: &Child) {
+    child.link().send(1);
+    child.link().receive();
+}
+
+/// Has it check once more, and end.
+#[track_caller]
+fn dismiss(child: Child) {
+    check(&child);
+    child.link().send(0);
+    child.expect_success();
+}
+
+/// Parent and child share a huge page since a fork; the GPU of one of them works on it.
+fn one_works(access: Access, is_child: bool) {
+    region(&device());
+    for _ in 0..iterations(2) {
+        let map = huge();
+        let child = fork(|link| {
+            link.receive();
+            if is_child {
+                access.run(&Gpu::new(), map, 1);
+                access.check(map, 1);
+            } else {
+                map.expect("the child's", pattern);
+            }
+            link.send(0);
+            link.receive();
+            map.write(0, 0xc);
+        });
+        let gpu = Gpu::new();
+        if !is_child {
+            access.run(&gpu, map, 0);
+        }
+        child.link().send(0);
+        child.link().receive();
+        if is_child {
+            map.expect("the parent's", pattern);
+        } else {
+            access.check(map, 0);
+        }
+        // One of them writes all anew, the other has what it had.
+        child.link().send(0);
+        child.expect_success();
+        gpu.store(map.at(4), 0xa);
+        map.expect_word("the parent's", 0, pattern(0));
+        map.expect_word("the parent's", 4, 0xa);
+        map.unmap();
+    }
+}
+
+/// Several processes share huge pages, and the GPUs of all of them work at once.
+fn all_work() {
+    const CHILDREN: u32 = 3;
+    region(&device());
+    for _ in 0..iterations(1) {
+        let maps = [huge(), huge()];
+        let body = move |who: u32| {
+            for (access, _) in ACCESSES.into_iter().cycle().skip(who as usize).take(3) {
+                let gpu = Gpu::new();
+                maps.iter().for_each(|map| access.run(&gpu, *map, who));
+            }
+            maps.iter().for_each(|map| Access::Write.check(*map, who));
+        };
+        let children: Vec<_> = (1..=CHILDREN)
+            .map(|who| {
+                fork(move |link| {
+                    link.receive();
+                    body(who);
+                })
+            })
+            .collect();
+        children.iter().for_each(|child| child.link().send(0));
+        body(0);
+        children.into_iter().for_each(Child::expect_success);
+        maps.iter().for_each(|map| Access::Write.check(*map, 0));
+        maps.iter().for_each(Map::unmap);
+    }
+}
+
+/// What is on the device, shared, is evicted, while children read it.
+fn evicted() {
+    region(&device());
+    for _ in 0..iterations(2) {
+        let (map, gpu) = (huge(), Gpu::new());
+        let before = checker(map, pattern);
+        prefetch(&gpu, map);
+        let after = checker(map, pattern);
+        before.link().send(1);
+        drop(leave(gpu.device(), 0));
+        before.link().receive();
+        check(&after);
+        // There again, and again with children of both kinds.
+        prefetch(&gpu, map);
+        after.link().send(1);
+        drop(leave(gpu.device(), 0));
+        after.link().receive();
+        map.expect("the parent's", pattern);
+        dismiss(before);
+        dismiss(after);
+        map.unmap();
+    }
+}
+
+/// The device is unbound while children share what is on it.
+fn unbound() {
+    region(&device());
+    let slot = Slot::first();
+    for _ in 0..iterations(2) {
+        let (map, gpu) = (huge(), Gpu::new());
+        let before = checker(map, pattern);
+        prefetch(&gpu, map);
+        let after = checker(map, pattern);
+        before.link().send(1);
+        slot.unbind();
+        before.link().receive();
+        map.expect("the parent's", pattern);
+        drop(gpu);
+        slot.bind();
+        dismiss(before);
+        dismiss(after);
+        map.unmap();
+    }
+}
+
+/// What a process does to a part of a huge page, so that it maps the rest by single entries.
+#[derive(Clone, Copy)]
+enum Part {
+    Unmap,
+    Protect,
+    Drop,
+    Move,
+}
+
+const PARTS: [(Part, &str); 4] = [
+    (Part::Unmap, "unmap"),
+    (Part::Protect, "protect"),
+    (Part::Drop, "drop"),
+    (Part::Move, "move"),
+];
+
+/// The part.
+const PART: (usize, usize) = (SZ_2M / 2 + SZ_64K, SZ_64K);
+
+impl Part {
+    #[track_caller]
+    fn run(self, map: Map) {
+        let part = map.part(PART.0, PART.1);
+        match self {
+            Self::Unmap => part.unmap(),
+            Self::Protect => part.protect(RO),
+            Self::Drop => part.madvise(libc::MADV_DONTNEED),
+            Self::Move => {
+                let to = Map::reserve(PART.1, SZ_2M);
+                let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+                let moved = part.remap(PART.1, flags, Some(to));
+                moved.expect("at its new place", |o| pattern(PART.0 + o));
+            }
+        }
+    }
+
+    /// Checks what is left, the words of one page in four.
+    #[track_caller]
+    fn check(self, map: Map) {
+        for page in (0..SZ_2M).step_by(4 * PAGE) {
+            let is_part = (PART.0..PART.0 + PART.1).contains(&page);
+            let what = map.part(page, PAGE);
+            match self {
+                Self::Unmap | Self::Move if is_part => {}
+                Self::Drop if is_part => what.expect("what was dropped", |_| 0),
+                _ => what.expect("what is left", |o| pattern(page + o)),
+            }
+        }
+    }
+}
+
+/// One of them cuts the huge page, before or after the GPU of the parent has worked on it: one maps it by
+/// single entries then, and the other by one.
+fn cut(part: Part, is_child: bool) {
+    region(&device());
+    for is_early in [true, false] {
+        let (map, gpu) = (huge(), Gpu::new());
+        let child = fork(|link| {
+            if is_child {
+                if !is_early {
+                    link.receive();
+                }
+                part.run(map);
+                if is_early {
+                    link.send(0);
+                    link.receive();
+                }
+                // From the middle on, so that it is no first page of anything that is touched first.
+                map.expect_word("the child's", SZ_2M / 2 + PAGE, pattern(SZ_2M / 2 + PAGE));
+                part.check(map);
+                touch(&Gpu::new(), map.part(0, SZ_2M / 2));
+                part.check(map);
+            } else {
+                link.receive();
+                map.expect("the child's", pattern);
+            }
+        });
+        match (is_early, is_child) {
+            (true, true) => _ = child.link().receive(),
+            (true, false) => part.run(map),
+            _ => {}
+        }
+        prefetch(&gpu, map.part(0, SZ_2M / 2));
+        touch(&gpu, map.part(0, SZ_2M / 2));
+        if !is_early && !is_child {
+            part.run(map);
+        }
+        child.link().send(0);
+        if is_child {
+            map.expect("the parent's", pattern);
+            gpu.store(map.at(4), 0xa);
+        } else {
+            map.expect_word("the parent's", SZ_2M / 2 + PAGE, pattern(SZ_2M / 2 + PAGE));
+            part.check(map);
+            touch(&gpu, map.part(0, SZ_2M / 2));
+            part.check(map);
+        }
+        child.expect_success();
+    }
+}
+
+/// A process has the two halves of a huge page in two places, and so has its child; all of it moves to the
+/// device and back.
+fn two_places() {
+    region(&device());
+    for _ in 0..iterations(2) {
+        let (map, gpu) = (huge(), Gpu::new());
+        let half = SZ_2M / 2;
+        let to = Map::reserve(half, SZ_2M);
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let child = checker(map, pattern);
+        let (lower, upper) = (map.part(0, half), map.part(half, half).remap(half, flags, Some(to)));
+        prefetch(&gpu, upper);
+        prefetch(&gpu, lower);
+        check(&child);
+        gpu.store(upper.at(8), 0xa);
+        gpu.store(lower.at(8), 0xb);
+        lower.expect("the lower half", |o| if o == 8 { 0xb } else { pattern(o) });
+        upper.expect("the upper half", |o| if o == 8 { 0xa } else { pattern(half + o) });
+        drop(leave(gpu.device(), 0));
+        dismiss(child);
+        upper.expect_word("the upper half", 8, 0xa);
+        lower.unmap();
+        upper.unmap();
+    }
+}
+
+/// The disk in RAM, to swap to.
+struct Swap;
+
+impl Swap {
+    const PATH: &str = "/dev/ram0";
+    const NAME: &std::ffi::CStr = c"/dev/ram0";
+
+    /// Skips the subtest if there is none.
+    #[track_caller]
+    fn on() -> Self {
+        let disk = OpenOptions::new().read(true).write(true).open(Self::PATH);
+        let mut disk = disk.unwrap_or_else(|e| skip!("{}: {e}", Self::PATH));
+        let size = io::Seek::seek(&mut disk, io::SeekFrom::End(0)).expect("its size");
+        // What mkswap(8) writes: a version, the last page, and that no page is bad.
+        let mut head = [0u8; PAGE];
+        head[1024..1028].copy_from_slice(&1u32.to_ne_bytes());
+        head[1028..1032].copy_from_slice(&(size as u32 / PAGE as u32 - 1).to_ne_bytes());
+        head[PAGE - 10..].copy_from_slice(b"SWAPSPACE2");
+        disk.write_all_at(&head, 0).and_then(|()| disk.sync_all()).expect("a swap header");
+        drop(disk);
+        // SAFETY: the name ends with a zero.
+        let result = unsafe { libc::swapon(Self::NAME.as_ptr(), 0) };
+        if result != 0 {
+            skip!("swapon: {}", io::Error::last_os_error());
+        }
+        Self
+    }
+}
+
+impl Drop for Swap {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        let result = unsafe { libc::swapoff(Self::NAME.as_ptr()) };
+        if result != 0 {
+            eprintln!("swapoff: {}", io::Error::last_os_error());
+        }
+    }
+}
+
+/// How many pages were written to swap since the machine was started.
+fn swapped_out() -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").expect("vmstat");
+    let line = text.lines().find_map(|line| line.strip_prefix("pswpout "));
+    line.and_then(|count| count.parse().ok()).expect("pswpout in vmstat")
+}
+
+/// What parent and child share is in swap, and some of it is back for one of them only; then the GPU of
+/// either works on it.
+fn swapped(is_child: bool) {
+    region(&device());
+    let swap = Swap::on();
+    let (map, gpu) = (huge(), Gpu::new());
+    // Only what nobody shares goes there by advice.
+    let before = swapped_out();
+    map.madvise(libc::MADV_PAGEOUT);
+    assert!(swapped_out() > before, "nothing was swapped out");
+    let child = fork(|link| {
+        while link.receive() != 0 {
+            if is_child {
+                prefetch(&Gpu::new(), map);
+            }
+            map.expect("the child's", pattern);
+            link.send(0);
+        }
+    });
+    for page in (0..SZ_2M).step_by(3 * PAGE) {
+        map.expect_word("back from swap", page, pattern(page));
+    }
+    if is_child {
+        check(&child);
+    } else {
+        prefetch(&gpu, map);
+        touch(&gpu, map);
+        map.expect("the parent's", pattern);
+    }
+    dismiss(child);
+    gpu.store(map.at(0), 0xa);
+    map.expect("the parent's", |o| if o == 0 { 0xa } else { pattern(o) });
+    map.unmap();
+    drop(swap);
+}
+
+fn main() -> ExitCode {
+    let mut p = Program::new(
+        "vxe_svm_shared",
+        "Pages that several processes have, or one in several places, move and are split.",
+    );
+    for (who, is_child) in [("parent", false), ("child", true)] {
+        for (access, name) in ACCESSES {
+            p.subtest(
+                format!("huge-{name}-{who}"),
+                format!("a shared huge page: the GPU of the {who} does a {name}"),
+                move || one_works(access, is_child),
+            );
+        }
+        for (part, name) in PARTS {
+            p.subtest(
+                format!("cut-{name}-{who}"),
+                format!("a part of a shared huge page: {name} by the {who}"),
+                move || cut(part, is_child),
+            );
+        }
+        p.subtest(
+            format!("swapped-{who}"),
+            format!("shared, in swap and back: the GPU of the {who}"),
+            move || swapped(is_child),
+        );
+    }
+    p.subtest("huge-all", "the GPUs of several processes at once", all_work);
+    p.subtest("evicted", "what is shared is evicted", evicted);
+    p.subtest("unbound", "the device goes with what is shared", unbound);
+    p.subtest("two-places", "halves of a huge page in two places", two_places);
+    p.main()
+}
