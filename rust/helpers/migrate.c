@@ -7,6 +7,7 @@
 #include <linux/mm.h>
 #include <linux/mmap_lock.h>
 #include <linux/pagemap.h>
+#include <linux/vmstat.h>
 
 unsigned long kext_page_to_pfn(const struct page *page)
 {
@@ -74,6 +75,17 @@ void kext_zone_device_folio_init(struct page *page, struct dev_pagemap *pgmap,
 				 unsigned int order)
 {
 	zone_device_folio_init((struct folio *)page, pgmap, order);
+}
+
+/*
+ * A folio of device memory that is free now is not locked any more. Memory of a locked VMA is counted as
+ * such where it is put into page tables, and not any more where it is taken from them; munlock() passes by
+ * what is on a device.
+ */
+void kext_folio_forget_mlock(struct folio *folio)
+{
+	if (folio_test_clear_mlocked(folio))
+		zone_stat_mod_folio(folio, NR_MLOCK, -folio_nr_pages(folio));
 }
 
 /* A folio that is split off another belongs to the same device. */

@@ -8,6 +8,7 @@
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
+#include <linux/userfaultfd_k.h>
 
 bool kext_mmu_interval_read_retry(struct mmu_interval_notifier *mni, unsigned long seq)
 {
@@ -47,6 +48,15 @@ void *kext_kvmalloc_array(size_t n, size_t size)
 bool kext_vma_is_anonymous(struct vm_area_struct *vma)
 {
 	return vma_is_anonymous(vma);
+}
+
+/*
+ * Whether somebody is told by userfaultfd, or asks PAGEMAP_SCAN, which pages of @vma are written, or
+ * accessed at all. The page tables say so, but not for pages in the memory of a device.
+ */
+bool kext_vma_is_tracked(struct vm_area_struct *vma)
+{
+	return userfaultfd_wp(vma) || userfaultfd_rwp(vma);
 }
 
 bool kext_is_vm_hugetlb_page(struct vm_area_struct *vma)

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory whose page faults the test answers, when it likes: userfaultfd.
+//! Memory whose page faults the test answers, when it likes, or whose accesses it is told of: userfaultfd,
+//! and `PAGEMAP_SCAN`.
 
-use crate::{skip, Map};
+use crate::{skip, Map, PAGE};
 use std::{
     fs::File,
     io::{Error, Read},
@@ -17,11 +18,34 @@ const fn request<T>(nr: u64) -> libc::c_ulong {
 
 // From linux/userfaultfd.h, whose layouts never change.
 const API: u64 = 0xaa;
-const FEATURE_WP: u64 = 1;
 const REGISTER_MODE_MISSING: u64 = 1;
-const REGISTER_MODE_WP: u64 = 2;
-const WRITEPROTECT_MODE_WP: u64 = 1;
+const REGISTER_MODE_WP: u64 = 1 << 1;
+const REGISTER_MODE_RWP: u64 = 1 << 3;
+const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1;
+const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
+const FEATURE_WP_ASYNC: u64 = 1 << 15;
+const FEATURE_MOVE: u64 = 1 << 16;
+const FEATURE_RWP: u64 = 1 << 17;
+const FEATURE_RWP_ASYNC: u64 = 1 << 18;
 const EVENT_PAGEFAULT: u8 = 0x12;
+
+/// Which accesses userfaultfd keeps from memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// Writes.
+    Write,
+    /// All.
+    ReadWrite,
+}
+
+/// Who learns of an access to protected memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// The test: the access waits until the protection is taken away.
+    Test,
+    /// Who [asks later](accessed): the protection goes with the access.
+    Nobody,
+}
 
 #[repr(C)]
 struct Api {
@@ -39,10 +63,19 @@ struct Register {
 }
 
 #[repr(C)]
-struct WriteProtect {
+struct Protect {
     start: u64,
     length: u64,
     mode: u64,
+}
+
+#[repr(C)]
+struct Move {
+    to: u64,
+    from: u64,
+    length: u64,
+    mode: u64,
+    moved: i64,
 }
 
 #[repr(C)]
@@ -54,8 +87,7 @@ struct Copy {
     copied: i64,
 }
 
-/// A range of memory without pages; whoever touches it sleeps until the test gives it some. Or one that
-/// may only be read: whoever writes it sleeps until the test lets him.
+/// A range of memory without pages; whoever touches it sleeps until the test gives it some.
 pub struct Uffd {
     file: File,
     map: Map,
@@ -65,20 +97,50 @@ impl Uffd {
     /// Takes charge of untouched memory. Skips the subtest if the system does not allow it.
     #[track_caller]
     pub fn new(map: Map) -> Self {
-        Self::register(map, 0, REGISTER_MODE_MISSING)
+        Self::with(map, 0, REGISTER_MODE_MISSING)
     }
 
-    /// Takes charge of writes to memory that is there. Skips the subtest if the system does not allow
-    /// it.
+    /// Takes charge of untouched memory, to [move](Self::move_from) pages there. Skips the subtest if the
+    /// kernel cannot.
+    #[track_caller]
+    pub fn movable(map: Map) -> Self {
+        Self::with(map, FEATURE_MOVE, REGISTER_MODE_MISSING)
+    }
+
+    /// Watches memory, which is not protected yet. Skips the subtest if the kernel cannot.
+    #[track_caller]
+    pub fn watch(map: Map, protection: Protection, told: Told) -> Self {
+        let (features, mode) = match (protection, told) {
+            (Protection::Write, Told::Test) => (FEATURE_PAGEFAULT_FLAG_WP, REGISTER_MODE_WP),
+            (Protection::Write, Told::Nobody) => (
+                FEATURE_PAGEFAULT_FLAG_WP | FEATURE_WP_UNPOPULATED | FEATURE_WP_ASYNC,
+                REGISTER_MODE_WP,
+            ),
+            (Protection::ReadWrite, Told::Test) => (FEATURE_RWP, REGISTER_MODE_RWP),
+            (Protection::ReadWrite, Told::Nobody) => {
+                (FEATURE_RWP | FEATURE_RWP_ASYNC, REGISTER_MODE_RWP)
+            }
+        };
+        Self::with(map, features, mode)
+    }
+
+    /// Keeps all writes from memory that is there, until [`unprotect`](Self::unprotect). Skips the subtest
+    /// if the kernel cannot.
     #[track_caller]
     pub fn write_protected(map: Map) -> Self {
-        let this = Self::register(map, FEATURE_WP, REGISTER_MODE_WP);
-        this.protect(WRITEPROTECT_MODE_WP);
+        let this = Self::watch(map, Protection::Write, Told::Test);
+        this.protect(map, Protection::Write, true);
         this
     }
 
+    /// Lets all write what was [write-protected](Self::write_protected), and wakes those who sleep.
     #[track_caller]
-    fn register(map: Map, features: u64, mode: u64) -> Self {
+    pub fn unprotect(&self) {
+        self.protect(self.map, Protection::Write, false);
+    }
+
+    #[track_caller]
+    fn with(map: Map, features: u64, mode: u64) -> Self {
         // SAFETY: the call takes no pointers.
         let fd =
             unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
@@ -88,35 +150,49 @@ impl Uffd {
         // SAFETY: the descriptor is new and ours.
         let file = File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) });
         let this = Self { file, map };
-        this.call(0x3f, &mut Api { api: API, features, ioctls: 0 });
-        this.call(
-            0x00,
-            &mut Register { start: map.at(0), length: map.len() as u64, mode, ioctls: 0 },
-        );
+        if let Err(e) = this.try_call(0x3f, &mut Api { api: API, features, ioctls: 0 }) {
+            skip!("userfaultfd with features {features:#x}: {e}");
+        }
+        let (start, length) = (map.at(0), map.len() as u64);
+        this.call(0x00, &mut Register { start, length, mode, ioctls: 0 });
         this
     }
 
     #[track_caller]
     fn call<T>(&self, nr: u64, argument: &mut T) {
+        let result = self.try_call(nr, argument);
+        assert!(result.is_ok(), "userfaultfd request {nr:#x}: {result:?}");
+    }
+
+    fn try_call<T>(&self, nr: u64, argument: &mut T) -> std::io::Result<()> {
         // SAFETY: the argument is the struct that the request encodes the size of; it gives pages
-        // to memory that the test has none in.
+        // to memory that the test has none in, or protects or moves those that it has.
         let result = unsafe {
             libc::ioctl(self.file.as_raw_fd(), request::<T>(nr), std::ptr::from_mut(argument))
         };
-        assert_eq!(result, 0, "userfaultfd request {nr:#x}: {}", Error::last_os_error());
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(Error::last_os_error())
+        }
     }
 
+    /// Protects a part of the memory, or takes the protection away, and wakes who waits for that.
     #[track_caller]
-    fn protect(&self, mode: u64) {
-        let mut argument =
-            WriteProtect { start: self.map.at(0), length: self.map.len() as u64, mode };
-        self.call(0x06, &mut argument);
+    pub fn protect(&self, part: Map, protection: Protection, on: bool) {
+        let nr = match protection {
+            Protection::Write => 0x06,
+            Protection::ReadWrite => 0x09,
+        };
+        let (start, length) = (part.at(0), part.len() as u64);
+        self.call(nr, &mut Protect { start, length, mode: on.into() });
     }
 
-    /// Lets all write what was [write-protected](Self::write_protected), and wakes those who sleep.
-    #[track_caller]
-    pub fn unprotect(&self) {
-        self.protect(0);
+    /// Moves the pages of other memory of the process here, to its start.
+    pub fn move_from(&self, from: Map) -> std::io::Result<()> {
+        let (to, length) = (self.map.at(0), from.len() as u64);
+        let mut argument = Move { to, from: from.at(0), length, mode: 0, moved: 0 };
+        self.try_call(0x05, &mut argument)
     }
 
     /// Its descriptor.
@@ -156,4 +232,65 @@ impl Uffd {
         assert_eq!(copy.copied, self.map.len() as i64);
         source.unmap();
     }
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Scan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    inverted: u64,
+    mask: u64,
+    any_of: u64,
+    returned: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// Which pages of watched memory were accessed, as `PAGEMAP_SCAN` says, since they were protected last: bit
+/// by bit. If `reset`, those are protected anew.
+///
+/// # Panics
+///
+/// If that are more than 64 pages, or the call fails.
+#[track_caller]
+pub fn accessed(map: Map, protection: Protection, reset: bool) -> u64 {
+    assert!(map.len() <= 64 * PAGE);
+    let category = match protection {
+        Protection::Write => 1 << 1,
+        Protection::ReadWrite => 1 << 9,
+    };
+    let mut regions = [Region::default(); 64];
+    let mut scan = Scan {
+        size: size_of::<Scan>() as u64,
+        flags: reset.into(),
+        start: map.at(0),
+        end: map.at(0) + map.len() as u64,
+        vec: regions.as_mut_ptr() as u64,
+        vec_len: regions.len() as u64,
+        mask: category,
+        returned: category,
+        ..Scan::default()
+    };
+    let file = File::open("/proc/self/pagemap").expect("the pagemap");
+    const REQUEST: libc::c_ulong =
+        (3 << 30) | ((size_of::<Scan>() as libc::c_ulong) << 16) | (0x66 << 8) | 16;
+    // SAFETY: the argument is what the request takes, with room for so many regions.
+    let found = unsafe { libc::ioctl(file.as_raw_fd(), REQUEST, &raw mut scan) };
+    assert!(found >= 0, "PAGEMAP_SCAN: {}", Error::last_os_error());
+    let page = |addr: u64| (addr - map.at(0)) / PAGE as u64;
+    let pages = regions.iter().take(found as usize).flat_map(|r| page(r.start)..page(r.end));
+    pages.fold(0, |bits, page| bits | 1 << page)
 }

@@ -9,7 +9,9 @@
 //! invalidates the range in between undoes what was mapped so far; the transaction sees that and
 //! begins anew. Not committed, it undoes the rest itself.
 //!
-//! Pages of a device's memory are mapped by its pagemap, which the pages object then keeps.
+//! Pages of a device's memory are mapped by its pagemap, which the pages object then keeps. Where
+//! userfaultfd tracks accesses, they are brought back to RAM first: for RAM the CPU's page tables say what
+//! may be accessed without telling, and for device memory, on 7.3, they do not.
 //!
 //! C: `drm_gpusvm_get_pages()`.
 
@@ -19,6 +21,7 @@ use crate::{
     pagemap,
     pages::{Mapping, Pages},
     retry::Attempt,
+    scan::first_vma,
     segment::SegmentArray,
     svm::GpuSvm, //
 };
@@ -28,7 +31,7 @@ use core::{
 };
 use kernel::{
     bindings::page,
-    mm::Mm,
+    mm::{Mm, MmWithUser},
     page::PAGE_SHIFT,
     prelude::*, //
 };
@@ -114,23 +117,69 @@ impl Source<'_> {
             && !walk.pfns().iter().all(|pfn| pfn.is_writable())
         {
             // SAFETY: As above.
-            unsafe {
-                walk.fault(
-                    self.notifier,
-                    &self.span,
-                    ctx.access.into(),
-                    ptr::null_mut(),
-                    attempt.timeout(),
-                )
-            }?;
+            unsafe { self.walk_in_ram(ctx, attempt, walk) }?;
         }
         drop(mm);
 
         // SAFETY: As this function requires.
-        let result = unsafe { self.map(pages, ctx, walk) };
+        let mut result = unsafe { self.map(pages, ctx, walk, None) };
+        if matches!(result, Err(Stop::Look)) {
+            let mm = live_mm::get(self.mm, self.span.len() >> PAGE_SHIFT)?;
+            // The look is taken after the walk: who begins to track accesses later invalidates what he
+            // protects, and so the walk.
+            let untracked = self.look(&mm);
+            if untracked.is_none() {
+                kernel_ext::debug!(
+                    "accesses to {:#x?} are tracked: it comes back from the device",
+                    self.span
+                );
+                // SAFETY: The notifier is inserted, includes the span, and the process has users.
+                unsafe { self.walk_in_ram(ctx, attempt, walk) }?;
+            }
+            drop(mm);
+            // SAFETY: As this function requires.
+            result = unsafe { self.map(pages, ctx, walk, untracked) };
+        }
         // Whatever came of it, the walk is history.
         walk.forget();
-        result
+        match result {
+            Ok(()) => Ok(()),
+            Err(Stop::Error(e)) => Err(e),
+            Err(Stop::Look) => Err(EAGAIN),
+        }
+    }
+
+    /// Walks the page tables, with all that is on a device brought back by faults of the CPU.
+    ///
+    /// # Safety
+    ///
+    /// As for [`get`](Self::get), with a process that has users.
+    unsafe fn walk_in_ram(&self, ctx: &Ctx, attempt: &Attempt<'_>, walk: &mut Walk) -> Result {
+        // SAFETY: By this function's requirements; the notifier includes the span.
+        unsafe {
+            walk.fault(
+                self.notifier,
+                &self.span,
+                ctx.access.into(),
+                ptr::null_mut(),
+                attempt.timeout(),
+            )
+        }
+    }
+
+    /// Looks whether device memory may be mapped: nobody tracks accesses to the span just now. Takes the
+    /// mmap lock.
+    fn look(&self, mm: &MmWithUser) -> Option<Untracked> {
+        let mmap = mm.mmap_read_lock();
+        let mut rest = self.span.clone();
+        while let Some(vma) = first_vma(&mmap, mm, rest.clone()) {
+            // SAFETY: The VMA is valid.
+            if unsafe { ext::vma_is_tracked(vma.as_ptr()) } {
+                return None;
+            }
+            rest.start = vma.end();
+        }
+        Some(Untracked(()))
     }
 
     /// Whether all of `pages` are mapped for the access already; an error if they may not be.
@@ -148,12 +197,18 @@ impl Source<'_> {
             .all(|pages| unsafe { pages.is_valid_for(ctx.access) }))
     }
 
-    /// The transaction.
+    /// The transaction. Stops at device memory of which it is not known that it may be mapped.
     ///
     /// # Safety
     ///
     /// As for [`get`](Self::get).
-    unsafe fn map(&self, pages: &[Pages], ctx: &Ctx, walk: &Walk) -> Result {
+    unsafe fn map(
+        &self,
+        pages: &[Pages],
+        ctx: &Ctx,
+        walk: &Walk,
+        untracked: Option<Untracked>,
+    ) -> Result<(), Stop> {
         let room = walk.blocks().count();
         // Goes after the transaction: what is replaced is freed when all locks are gone.
         let mut arrays = Arrays::new(pages.len(), room)?;
@@ -163,11 +218,12 @@ impl Source<'_> {
             room,
             done: 0,
             committed: false,
+            untracked,
             lock: Some(self.svm.read_lock()),
         };
         // SAFETY: Locked as required, here and below.
         if unsafe { transaction.check(ctx) }? || self.notifier.read_retry(walk.seq()) {
-            return Err(EAGAIN);
+            return Err(EAGAIN.into());
         }
         // Device memory needs no addresses of the IOMMU's. Where there is any, it mostly comes first.
         let reserve = walk
@@ -175,6 +231,9 @@ impl Source<'_> {
             .next()
             // SAFETY: The walk is valid, and stays so as the notifier lock is held.
             .is_some_and(|block| !unsafe { ext::is_zone_device_page(block.pfn.page()) });
+        if !reserve && transaction.untracked.is_none() {
+            return Err(Stop::Look);
+        }
         for (pages, array) in pages.iter().zip(arrays.as_mut_slice()) {
             // SAFETY: Both locks are held; pages that are not valid have nothing mapped, as no
             // transaction is under way, and those that are were invalidated.
@@ -200,7 +259,25 @@ impl Source<'_> {
         // SAFETY: As above; all blocks are mapped.
         let result = unsafe { transaction.commit(walk.seq()) };
         drop(transaction);
-        result
+        Ok(result?)
+    }
+}
+
+/// Says that nobody tracked accesses to the memory of a walk by userfaultfd after it was done. If somebody
+/// does by now, the walk is not valid any more.
+struct Untracked(());
+
+/// Why a transaction was not done.
+enum Stop {
+    /// It failed.
+    Error(Error),
+    /// There is device memory, and nobody has looked whether it may be mapped.
+    Look,
+}
+
+impl From<Error> for Stop {
+    fn from(e: Error) -> Self {
+        Self::Error(e)
     }
 }
 
@@ -240,6 +317,8 @@ struct Transaction<'a> {
     /// How many of them are mapped, for each of `pages`.
     done: usize,
     committed: bool,
+    /// Whether device memory may be mapped.
+    untracked: Option<Untracked>,
     /// The notifier lock; always there but inside `breathe()`.
     lock: Option<ReadGuard<'a>>,
 }
@@ -264,7 +343,7 @@ impl Transaction<'_> {
     ///
     /// As for [`Source::get`], with the notifier lock held for reading. An array must have been
     /// installed in all pages.
-    unsafe fn map(&mut self, blocks: &mut Blocks<'_>, ctx: &Ctx) -> Result {
+    unsafe fn map(&mut self, blocks: &mut Blocks<'_>, ctx: &Ctx) -> Result<(), Stop> {
         let first = blocks.clone();
         for pages in self.pages {
             let mut batch = first.clone();
@@ -277,13 +356,14 @@ impl Transaction<'_> {
                 let dir = unsafe { direction(block.pfn, page, ctx.access) };
                 // SAFETY: The page is the CPU's, by this function's requirements.
                 if unsafe { ext::is_zone_device_page(page) } {
+                    let untracked = self.untracked.as_ref().ok_or(Stop::Look)?;
                     // SAFETY: As above.
-                    unsafe { map_device(&mut mapping, &block, page, dir, ctx) }?;
+                    unsafe { map_device(&mut mapping, &block, page, dir, ctx, untracked) }?;
                     refused = refuses_system(ctx, &mapping);
                     continue;
                 }
                 if let Some(error) = refused {
-                    return Err(error);
+                    return Err(error.into());
                 }
                 // SAFETY: As above.
                 unsafe { mapping.system(&block, page, dir) }?;
@@ -371,6 +451,7 @@ unsafe fn map_device(
     page: *mut page,
     dir: Direction,
     ctx: &Ctx,
+    _untracked: &Untracked,
 ) -> Result {
     let page = NonNull::new(page).ok_or(EINVAL)?;
     // SAFETY: The page is the CPU's still, by this function's requirements.

@@ -50,7 +50,10 @@ unsafe extern "C" fn folio_free(folio: *mut folio) {
     if let Some(page) = NonNull::new(folio.cast()) {
         // SAFETY: The folio is free, and carries a reference, as all that are of pagemaps with these
         // operations.
-        drop(unsafe { Zdd::take(page) });
+        unsafe {
+            ext::folio_forget_mlock(folio);
+            drop(Zdd::take(page));
+        }
     }
 }
 

@@ -202,13 +202,8 @@ pub(crate) unsafe fn migrate(
     {
         return Err(EINVAL);
     }
-    // SAFETY: The VMA is valid.
-    if !unsafe { ext::vma_is_anonymous(vma.as_ptr()) } {
-        return Err(EBUSY);
-    }
-    // A page that KSM is about to merge is in no list yet by which its places in page tables are found;
-    // what 7.3's `migrate_vma_setup()` writes there while it has the page would stay for ever.
-    if vma.flags() & flags::MERGEABLE != 0 {
+    if let Some(why) = fixed(vma) {
+        kernel_ext::debug!("memory at {:#x?} does not move to a device: {why}", span);
         return Err(EBUSY);
     }
     let pages = (span.end - span.start) >> PAGE_SHIFT;
@@ -367,6 +362,34 @@ pub fn allow_huge_pages(allow: bool) {
 /// Whether they may.
 fn are_huge_pages_allowed() -> bool {
     HUGE_PAGES_ALLOWED.load(Relaxed)
+}
+
+/// Why the pages of a VMA never move to a device; none if they may.
+fn fixed(vma: &VmaRef) -> Option<&'static str> {
+    let has = |flag| vma.flags() & flag != 0;
+    // SAFETY: The VMA is valid.
+    let (is_anonymous, is_tracked) = unsafe {
+        (
+            ext::vma_is_anonymous(vma.as_ptr()),
+            ext::vma_is_tracked(vma.as_ptr()),
+        )
+    };
+    if !is_anonymous {
+        Some("it is not anonymous")
+    } else if has(flags::MERGEABLE) {
+        // A page that KSM is about to merge is in no list yet by which its places in page tables are found;
+        // what 7.3's `migrate_vma_setup()` writes there while it has the page would stay for ever.
+        Some("KSM may merge it")
+    } else if has(ext::KEXT_VM_LOCKED) {
+        // It is to stay in RAM. Besides, 7.3 counts what is on a device as locked, and still does so when it
+        // is not any more: `mlock_pte_range()` passes by what is not present.
+        Some("it is locked")
+    } else if is_tracked {
+        // What userfaultfd protects is not protected against devices where it is a device's.
+        Some("userfaultfd tracks accesses to it")
+    } else {
+        None
+    }
 }
 
 /// What is found at a place.

@@ -10,8 +10,9 @@ use std::{
 };
 use vxe_igt::{
     env::enough,
+    memory::smaps,
     skip,
-    vram::{bring, in_device, region, soon, touch},
+    vram::{bring, in_device, leave, prefetch, region, soon, touch},
     Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
 };
 
@@ -281,20 +282,93 @@ fn merge(shape: Shape) {
     set("run", "0");
 }
 
-/// It is locked into RAM, and works on.
-fn lock(shape: Shape) {
-    let gpu = Gpu::new();
-    let map = there(&gpu, shape);
+/// How much memory of all processes is locked, in KiB.
+fn locked_kib() -> usize {
+    // Has what each processor has counted by itself added up. Where that is not allowed, it is soon.
+    let _ = std::fs::read("/proc/sys/vm/stat_refresh");
+    let text = std::fs::read_to_string("/proc/meminfo").expect("meminfo");
+    let line = text.lines().find_map(|line| line.strip_prefix("Mlocked:"));
+    let figure = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+    figure.expect("Mlocked in meminfo")
+}
+
+/// Locks memory into RAM, or what comes there; skips the subtest if that is not allowed.
+#[track_caller]
+fn set_locked(map: Map, flags: Option<libc::c_uint>) {
     // SAFETY: the range is the test's own.
-    let result = unsafe { libc::mlock(map.start() as *const _, map.len()) };
+    let result = unsafe {
+        match flags {
+            Some(flags) => libc::mlock2(map.start() as *const _, map.len(), flags),
+            None => libc::munlock(map.start() as *const _, map.len()),
+        }
+    };
     if result != 0 {
         skip!("mlock: {}", io::Error::last_os_error());
     }
+}
+
+/// It is locked into RAM, where it stays and the GPU works on; when it is not any more it moves, and nothing
+/// is counted as locked.
+fn lock(shape: Shape) {
+    let before = locked_kib();
+    let gpu = Gpu::new();
+    let map = there(&gpu, shape);
+    set_locked(map, Some(0));
     assert_eq!(in_device(&gpu, map), 0, "bytes in the device's memory, though locked into RAM");
     gpu.increment(map.at(PAGE));
+    prefetch(&gpu, map);
+    assert_eq!(in_device(&gpu, map), 0, "bytes in the device's memory, though locked into RAM");
+    assert_eq!(smaps(map, "Locked"), map.len() / 1024, "KiB locked");
+    soon("it is counted as locked", || locked_kib() >= before + map.len() / 1024);
+    let value = |o| pattern(o).wrapping_add(u32::from(o == PAGE));
+    map.expect("all", value);
+    set_locked(map, None);
+    prefetch(&gpu, map);
+    assert_eq!(in_device(&gpu, map), map.len(), "bytes in the device's memory");
+    map.expect("all", value);
+    soon("nothing is counted as locked", || locked_kib() <= before);
+}
+
+/// It is locked as it comes to RAM, and comes as it is touched; unlocked before all of it has.
+fn lock_on_fault(shape: Shape) {
+    let before = locked_kib();
+    let gpu = Gpu::new();
+    let map = there(&gpu, shape);
+    set_locked(map, Some(libc::MLOCK_ONFAULT as libc::c_uint));
+    map.expect_word("touched", PAGE, pattern(PAGE));
+    gpu.increment(map.at(PAGE));
+    // What is on the device is tried to be evicted, and is where it was if it cannot.
+    let _ = leave(gpu.device(), 0);
+    set_locked(map, None);
     map.expect("all", |o| pattern(o).wrapping_add(u32::from(o == PAGE)));
-    // SAFETY: as above.
-    unsafe { libc::munlock(map.start() as *const _, map.len()) };
+    soon("nothing is counted as locked", || locked_kib() <= before);
+}
+
+/// A child locks what it shares and only reads, while the parent's GPU works on it: nothing is counted as
+/// locked when nobody has it so.
+fn lock_shared(shape: Shape) {
+    let before = locked_kib();
+    let gpu = Gpu::new();
+    region(gpu.device());
+    let map = shape.make();
+    let child = vxe_igt::process::fork(|link| {
+        map.protect(vxe_igt::RO);
+        set_locked(map, Some(0));
+        link.send(0);
+        link.receive();
+        set_locked(map, None);
+        map.expect("the child's", pattern);
+        link.send(0);
+    });
+    child.link().receive();
+    prefetch(&gpu, map);
+    touch(&gpu, map);
+    child.link().send(0);
+    child.link().receive();
+    child.expect_success();
+    map.expect("the parent's", pattern);
+    map.unmap();
+    soon("nothing is counted as locked", || locked_kib() <= before);
 }
 
 /// It may only be read for a while.
@@ -311,7 +385,7 @@ fn protect(shape: Shape) {
 
 pub fn subtests(p: &mut Program) {
     type Sub = (&'static str, &'static str, fn(Shape));
-    let subs: [Sub; 12] = [
+    let subs: [Sub; 14] = [
         ("gup", "is held by the kernel", held),
         ("remote", "is read and written by another", remote),
         ("mremap", "is moved to other addresses", remap),
@@ -322,6 +396,8 @@ pub fn subtests(p: &mut Program) {
         ("free-store", "may be freed, and is written on the device", free_and_store),
         ("ksm", "is merged", merge),
         ("mlock", "is locked", lock),
+        ("mlock-onfault", "is locked as it is touched", lock_on_fault),
+        ("mlock-shared", "is locked by a child", lock_shared),
         ("mprotect", "is protected", protect),
         ("held-twice", "is held over and over", |shape| (0..3).for_each(|_| held(shape))),
     ];
