@@ -193,7 +193,12 @@ impl<'a> Migration<'a> {
     /// `owner`.
     ///
     /// `fault_page` is the page that a fault is about. Fails with `EINVAL` for a VMA of a kind whose
-    /// pages never migrate, `ENOMEM`.
+    /// pages never migrate, `EBUSY` if KSM has one of the pages, `ENOMEM`.
+    ///
+    /// RAM that other processes share, since a `fork()`, is walked once more, to look for pages of KSM's.
+    /// Such a page is taken from the page table of `vma` by its address, and put back, or what it
+    /// became, where KSM knows that it was. KSM does not know of a process that had the page before a
+    /// `fork()`, if it was the child who had it merged: there the entry of the migration would stay.
     ///
     /// # Safety
     ///
@@ -211,6 +216,23 @@ impl<'a> Migration<'a> {
         let pages = span.end.saturating_sub(span.start) >> PAGE_SHIFT;
         let mut src = empty(pages)?;
         let mut dst = empty(pages)?;
+        // SAFETY: The VMA is valid.
+        if select != Select::DevicePrivate && unsafe { bindings::vma_has_relatives(vma.as_ptr()) } {
+            hmm::count_walk();
+            // SAFETY: The array has an entry for each page; by this function's requirements.
+            let result = unsafe {
+                bindings::mm_maps_ksm(
+                    (*vma.as_ptr()).vm_mm,
+                    span.start,
+                    span.end,
+                    src.as_mut_ptr().cast(),
+                )
+            };
+            to_result(result)?;
+            if result != 0 {
+                return Err(EBUSY);
+            }
+        }
         let mut args = migrate_vma {
             vma: vma.as_ptr(),
             src: src.as_mut_ptr().cast(),

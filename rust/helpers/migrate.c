@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/gfp.h>
+#include <linux/hmm.h>
 #include <linux/huge_mm.h>
 #include <linux/memremap.h>
 #include <linux/migrate.h>
 #include <linux/mm.h>
 #include <linux/mmap_lock.h>
+#include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
+#include <linux/rmap.h>
 #include <linux/vmstat.h>
 
 unsigned long kext_page_to_pfn(const struct page *page)
@@ -86,6 +89,50 @@ void kext_folio_forget_mlock(struct folio *folio)
 {
 	if (folio_test_clear_mlocked(folio))
 		zone_stat_mod_folio(folio, NR_MLOCK, -folio_nr_pages(folio));
+}
+
+/*
+ * Whether another process has, or had pages of the anonymous memory of @vma, and lives: its parent or a
+ * child. The mmap lock is held, so that it does not fork just now.
+ */
+bool kext_vma_has_relatives(struct vm_area_struct *vma)
+{
+	const struct anon_vma *anon_vma = READ_ONCE(vma->anon_vma);
+
+	/* The root of a family counts as a child of its own. */
+	return anon_vma && (!list_is_singular(&vma->anon_vma_chain) || anon_vma->num_children > 1);
+}
+
+/*
+ * Whether KSM has a page that @mm maps between @start and @end: 1, 0, or an error. @pfns has room for all of
+ * them. The mmap lock is held; nothing is faulted in. That KSM gets one meanwhile is not excluded.
+ */
+int kext_mm_maps_ksm(struct mm_struct *mm, unsigned long start, unsigned long end,
+		     unsigned long *pfns)
+{
+	/* Nobody is told of changes, nor has to be. */
+	struct mmu_interval_notifier nobody = { .mm = mm };
+	struct hmm_range range = {
+		.notifier = &nobody,
+		.start = start,
+		.end = end,
+		.hmm_pfns = pfns,
+	};
+	unsigned long i, pages = (end - start) >> PAGE_SHIFT;
+	int ret;
+
+	memset(pfns, 0, pages * sizeof(*pfns));
+	ret = hmm_range_fault(&range);
+	if (ret)
+		return ret;
+	for (i = 0; i < pages; i++) {
+		/* What is mapped by a larger entry is none of KSM's. */
+		if (!(pfns[i] & HMM_PFN_VALID) || hmm_pfn_to_map_order(pfns[i]))
+			continue;
+		if (folio_test_ksm(page_folio(hmm_pfn_to_page(pfns[i]))))
+			return 1;
+	}
+	return 0;
 }
 
 /* A folio that is split off another belongs to the same device. */

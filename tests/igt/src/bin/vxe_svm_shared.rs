@@ -3,7 +3,13 @@
 //! Pages that several processes have, since a `fork()`, or that one process has in several places: they
 //! move to the device and back, are split and evicted, and everybody has what is his.
 
-use std::{fs::OpenOptions, io, os::unix::fs::FileExt, process::ExitCode};
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::FileExt,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 use vxe_igt::{
     env::iterations,
     gpu::device,
@@ -420,6 +426,68 @@ fn swapped(is_child: bool) {
     drop(swap);
 }
 
+/// KSM, at work as long as this is there.
+struct Merging;
+
+impl Merging {
+    const RUN: &str = "/sys/kernel/mm/ksm/run";
+
+    #[track_caller]
+    fn start() -> Self {
+        for (name, value) in [("sleep_millisecs", "1"), ("pages_to_scan", "4000"), ("run", "1")] {
+            let path = format!("/sys/kernel/mm/ksm/{name}");
+            if let Err(e) = std::fs::write(&path, value) {
+                skip!("{path}: {e}");
+            }
+        }
+        Self
+    }
+
+    fn figure(name: &str) -> u64 {
+        let text = std::fs::read_to_string(format!("/sys/kernel/mm/ksm/{name}"));
+        text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
+}
+
+impl Drop for Merging {
+    fn drop(&mut self) {
+        // Takes all apart again.
+        if let Err(e) = File::create(Self::RUN).and_then(|mut file| file.write_all(b"2")) {
+            eprintln!("{}: {e}", Self::RUN);
+        }
+    }
+}
+
+/// The child has KSM merge what it shares with its parent, who does not: the parent's pages become KSM's
+/// where they are. Then the parent's GPU works on them.
+fn merged_by_a_child() {
+    region(&device());
+    let (map, gpu) = (Map::aligned(SZ_64K, SZ_2M), Gpu::new());
+    map.fill(|_| 0x4b53_4d00);
+    let merging = Merging::start();
+    let child = fork(|link| {
+        map.madvise(libc::MADV_MERGEABLE);
+        let end = Instant::now() + Duration::from_secs(30);
+        while Merging::figure("pages_sharing") < 14 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        link.send(Merging::figure("pages_sharing"));
+        link.receive();
+        map.expect("the child's", |_| 0x4b53_4d00);
+    });
+    let sharing = child.link().receive();
+    assert!(sharing >= 14, "{sharing} pages are merged");
+    prefetch(&gpu, map);
+    touch(&gpu, map);
+    map.expect("the parent's", |_| 0x4b53_4d00);
+    gpu.store(map.at(PAGE), 0xa);
+    map.expect("the parent's", |o| if o == PAGE { 0xa } else { 0x4b53_4d00 });
+    child.link().send(0);
+    child.expect_success();
+    drop(merging);
+    map.expect_word("the parent's", PAGE, 0xa);
+}
+
 fn main() -> ExitCode {
     let mut p = Program::new(
         "vxe_svm_shared",
@@ -450,5 +518,6 @@ fn main() -> ExitCode {
     p.subtest("evicted", "what is shared is evicted", evicted);
     p.subtest("unbound", "the device goes with what is shared", unbound);
     p.subtest("two-places", "halves of a huge page in two places", two_places);
+    p.subtest("merged-by-child", "a child has KSM merge shared pages", merged_by_a_child);
     p.main()
 }

@@ -179,7 +179,7 @@ pub(crate) struct Options {
 /// as the caller keeps what is returned with the result.
 ///
 /// Sleeps; calls MMU notifiers. Errors, after which everything is where it was:
-/// - `EBUSY`: the VMA is of a kind that cannot move;
+/// - `EBUSY`: the VMA is of a kind that cannot move, or KSM has a page of the span;
 /// - `EINVAL`: the span is not within the VMA;
 /// - `EFAULT`: the device cannot reach a page of RAM;
 /// - `ENOMEM`, or an error of the provider's.
