@@ -174,7 +174,7 @@ pub struct Invalidation<'a, D: Driver> {
     first: NonNull<SvmRange>,
     changed: Span<usize>,
     event: Event,
-    by_cpu: bool,
+    deferrable: bool,
     _ranges: PhantomData<&'a Range<D>>,
 }
 
@@ -208,9 +208,10 @@ impl<'a, D: Driver> Invalidation<'a, D> {
     }
 
     /// Whether the CPU changes what is mapped at addresses that stay in use, and the change may be held up
-    /// for some milliseconds, for the sake of an access that is about to be made.
+    /// for some milliseconds, for the sake of an access that is about to be made. Never in
+    /// [`Driver::try_invalidate`].
     pub fn can_wait(&self) -> bool {
-        self.by_cpu && [CLEAR, PROTECTION_VMA, PROTECTION_PAGE].contains(&self.event)
+        self.deferrable && [CLEAR, PROTECTION_VMA, PROTECTION_PAGE].contains(&self.event)
     }
 
     fn all(&self) -> impl Iterator<Item = &'a Range<D>> {
@@ -390,7 +391,7 @@ impl<D: Driver> Svm<D> {
             D::try_invalidate
         };
         // SAFETY: The notifier lock is held for writing.
-        if unsafe { this.let_go_by(changed, event, by_cpu, let_go) }.is_err() {
+        if unsafe { this.let_go_by(changed, event, by_cpu && blockable, let_go) }.is_err() {
             this.core.refuse();
         }
     }
@@ -401,18 +402,18 @@ impl<D: Driver> Svm<D> {
         Ok(())
     }
 
-    /// Has the driver let go of the ranges that overlap `changed`, and unmaps their pages. `by_cpu` says
-    /// whether it is the CPU that changes its mappings, and not the core that wants them let go of.
+    /// Has the driver let go of the ranges that overlap `changed`, and unmaps their pages, as the core wants.
     ///
     /// # Safety
     ///
     /// The notifier lock must be held for writing.
-    pub(crate) unsafe fn let_go(&self, changed: Span<usize>, event: Event, by_cpu: bool) {
+    pub(crate) unsafe fn let_go(&self, changed: Span<usize>, event: Event) {
         // SAFETY: By this function's requirements. It does not fail.
-        let _ = unsafe { self.let_go_by(changed, event, by_cpu, Self::invalidate_all) };
+        let _ = unsafe { self.let_go_by(changed, event, false, Self::invalidate_all) };
     }
 
-    /// As [`let_go`](Self::let_go), by `let_go`; fails as that does, with nothing unmapped.
+    /// As [`let_go`](Self::let_go), by `let_go`; fails as that does, with nothing unmapped. A change that is
+    /// `deferrable` is one of the CPU's, which may sleep.
     ///
     /// Nothing else in here sleeps: to unmap a page from a device, or to give up a pagemap, may be done in
     /// any context.
@@ -424,7 +425,7 @@ impl<D: Driver> Svm<D> {
         &self,
         changed: Span<usize>,
         event: Event,
-        by_cpu: bool,
+        deferrable: bool,
         let_go: fn(&D::Vm, &Invalidation<'_, D>) -> Result<(), WouldBlock>,
     ) -> Result<(), WouldBlock> {
         // SAFETY: The notifier lock is held.
@@ -436,7 +437,7 @@ impl<D: Driver> Svm<D> {
             first,
             changed: changed.clone(),
             event,
-            by_cpu,
+            deferrable,
             _ranges: PhantomData,
         };
         if invalidation.ranges().next().is_some() {

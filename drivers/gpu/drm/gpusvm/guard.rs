@@ -199,7 +199,7 @@ impl<'a, D: Driver> Guard<'a, D> {
         let core = self.core();
         let _lock = core.notifier_lock().write();
         // SAFETY: The notifier lock is held for writing.
-        unsafe { self.svm.let_go(span, PROTECTION_PAGE, false) };
+        unsafe { self.svm.let_go(span, PROTECTION_PAGE) };
     }
 
     fn remove_range(&mut self, range: NonNull<Range<D>>) {
@@ -212,7 +212,7 @@ impl<'a, D: Driver> Guard<'a, D> {
         unsafe {
             svm.core().remove(range.cast(), this.pages(), |mapped| {
                 if mapped {
-                    svm.let_go(span, PROTECTION_PAGE, false);
+                    svm.let_go(span, PROTECTION_PAGE);
                 }
                 svm.garbage().remove(this.link());
             });

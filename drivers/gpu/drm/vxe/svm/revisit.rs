@@ -10,9 +10,9 @@
 //! - A range that bounces is due when the time is over for which it is left alone.
 //! - A range that was *refused*, because the device was full, its cgroup at the limit, or its pages were held
 //!   by somebody, has no time of its own, as there may be any number of them and nobody says when there is
-//!   room. The VM probes: it unmaps one of them. If nothing is refused in the next [`PROBE_MS`], there is room,
-//!   and twice as many follow; if something is, the next probe is for one again, and waits twice as long. So a
-//!   device that stays full costs a VM one range in [`MAX_PROBE_MS`].
+//!   room. The VM probes: it unmaps one of them. If one comes home there is room, and twice as many follow after
+//!   [`PROBE_MS`]; if none does, the next probe is for one again, and waits twice as long. So a device that stays
+//!   full, or a GPU that does not come, costs a VM one range in [`MAX_PROBE_MS`].
 
 use super::{
     to_cpu,
@@ -42,7 +42,7 @@ use kernel_ext::{
     sched::cond_resched, //
 };
 
-/// How soon refused ranges are probed at first, in milliseconds. Doubled with each refusal.
+/// How soon refused ranges are probed at first, in milliseconds. Doubled with each probe in vain.
 const PROBE_MS: u32 = 100;
 
 /// No probe waits for longer, in milliseconds.
@@ -80,9 +80,9 @@ impl Away {
         }
     }
 
-    /// Nothing is known against its moving.
-    pub(super) fn reset(&self) {
-        self.state.store(Self::HOME, Relaxed);
+    /// Nothing is known against its moving any more. Returns whether it was refused.
+    pub(super) fn reset(&self) -> bool {
+        self.state.xchg(Self::HOME, Relaxed) == Self::REFUSED
     }
 }
 
@@ -137,6 +137,16 @@ pub(super) fn refuse(vm: &Context, away: &Away) {
     arm(vm, delay);
 }
 
+/// A range that was refused has moved.
+pub(super) fn came(vm: &Context) {
+    let delay = {
+        let mut plan = vm.collector.revisits.plan.lock();
+        plan.came(jiffies::now());
+        plan.delay(jiffies::now())
+    };
+    arm(vm, delay);
+}
+
 fn arm(vm: &Context, delay: Option<usize>) {
     if let Some(delay) = delay {
         vm.collector.revisit_in(delay);
@@ -149,12 +159,12 @@ struct Plan {
     next: Option<usize>,
     /// When refused ranges are probed, in jiffies, if there are any.
     probe: Option<usize>,
-    /// How long a probe waited for after the last refusal, in milliseconds.
+    /// How long the next probe waits, in milliseconds.
     wait_ms: u32,
     /// How many ranges the last probe was for.
     window: u32,
-    /// Whether anything was refused since.
-    is_refused: bool,
+    /// Whether one that was refused has moved since.
+    is_room: bool,
     /// The address behind the last range that was probed.
     cursor: usize,
 }
@@ -174,9 +184,9 @@ impl Plan {
         Self {
             next: None,
             probe: None,
-            wait_ms: 0,
+            wait_ms: PROBE_MS,
             window: 0,
-            is_refused: false,
+            is_room: false,
             cursor: 0,
         }
     }
@@ -186,10 +196,16 @@ impl Plan {
     }
 
     fn refuse(&mut self, now: usize) {
-        if !self.is_refused {
-            self.is_refused = true;
-            self.wait_ms = (self.wait_ms * 2).clamp(PROBE_MS, MAX_PROBE_MS);
-            self.probe = Some(now.wrapping_add(msecs_to_jiffies(self.wait_ms)));
+        self.probe
+            .get_or_insert(now.wrapping_add(msecs_to_jiffies(self.wait_ms)));
+    }
+
+    fn came(&mut self, now: usize) {
+        self.is_room = true;
+        self.wait_ms = PROBE_MS;
+        if self.probe.is_some() {
+            let soon = now.wrapping_add(msecs_to_jiffies(PROBE_MS));
+            self.probe = earlier(self.probe, Some(soon));
         }
     }
 
@@ -209,13 +225,13 @@ impl Plan {
     fn begin(&mut self, now: usize) -> Option<Pass> {
         let is_due = |then: &usize| is_over(now, *then);
         let probes = match self.probe.take_if(|then| is_due(then)) {
-            Some(_) if self.is_refused => {
-                self.window = 1;
+            Some(_) if self.is_room => {
+                self.window = (self.window * 2).clamp(1, MAX_WINDOW);
                 self.window
             }
             Some(_) => {
-                self.wait_ms = 0;
-                self.window = (self.window * 2).clamp(1, MAX_WINDOW);
+                self.wait_ms = (self.wait_ms * 2).min(MAX_PROBE_MS);
+                self.window = 1;
                 self.window
             }
             None => 0,
@@ -224,7 +240,7 @@ impl Plan {
             return None;
         }
         if probes != 0 {
-            self.is_refused = false;
+            self.is_room = false;
         }
         self.next = None;
         Some(Pass {
@@ -239,7 +255,7 @@ impl Plan {
         self.next = earlier(self.next, next);
         if refused {
             self.probe
-                .get_or_insert(pass.now.wrapping_add(msecs_to_jiffies(PROBE_MS)));
+                .get_or_insert(pass.now.wrapping_add(msecs_to_jiffies(self.wait_ms)));
         }
         // From the beginning, when the end was reached.
         self.cursor = if probes == 0 { cursor } else { 0 };
@@ -368,13 +384,15 @@ mod tests {
     }
 
     /// How many passes and probes there are in `ms` milliseconds, if each probe is refused again or none is.
-    fn probe(plan: &mut Plan, from: u32, ms: u32, is_refused: bool) -> (u32, u32) {
+    fn probe(plan: &mut Plan, from: u32, ms: u32, is_room: bool) -> (u32, u32) {
         let (mut passes, mut probes) = (0, 0);
         for ms in from..from + ms {
             if let Some(pass) = plan.begin(after(ms)) {
                 passes += 1;
                 probes += pass.probes;
-                if is_refused {
+                if is_room {
+                    plan.came(after(ms));
+                } else {
                     plan.refuse(after(ms));
                 }
                 plan.end(&pass, 0, 0, None, true);
@@ -387,13 +405,13 @@ mod tests {
     fn a_device_that_stays_full_is_probed_seldom() {
         let mut plan = Plan::new();
         plan.refuse(NOW);
-        let (passes, probes) = probe(&mut plan, 0, 60 * MAX_PROBE_MS, true);
+        let (passes, probes) = probe(&mut plan, 0, 60 * MAX_PROBE_MS, false);
         // One range each, at intervals that double up to the longest.
         assert_eq!(passes, probes);
         assert!((55..=70).contains(&probes));
         // Then there is room: within one interval a range, and then twice as many each time.
         let from = 60 * MAX_PROBE_MS;
-        let (passes, probes) = probe(&mut plan, from, MAX_PROBE_MS + 10 * PROBE_MS, false);
+        let (passes, probes) = probe(&mut plan, from, MAX_PROBE_MS + 10 * PROBE_MS, true);
         assert!(passes >= 10 && probes > 500);
     }
 }

@@ -227,9 +227,7 @@ impl<'a> Aim<'a> {
         attempt: &Attempt<'_>,
     ) -> Result<bool> {
         let started = Instant::<Monotonic>::now();
-        if moves == 0 {
-            found.data().away.reset();
-        }
+        let was_refused = moves == 0 && found.data().away.reset();
         let moved = match (&self.placement, self.moving) {
             (Some(memory), Moving::Always) => {
                 match migrate::on_atomic(vm, found, memory, moves, attempt) {
@@ -254,6 +252,9 @@ impl<'a> Aim<'a> {
             let size = found.size();
             self.meter.inc(size, |stats| stats.migrations);
             self.meter.add_us(size, started, |stats| stats.migrate_us);
+            if was_refused {
+                revisit::came(vm);
+            }
         }
         Ok(moved.is_some_and(|moved| migrate::is_refused(&moved)))
     }
