@@ -142,8 +142,11 @@ impl_has_work! {
 impl WorkItem for Client {
     type Pointer = Arc<Self>;
 
-    /// Drops the client, whose work queue ends here, and not in work of its own.
-    fn run(_this: Arc<Self>) {}
+    /// Drops the client, whose work queue ends here, and not in work of its own: that which gave up the
+    /// last [`Membership`] may still be about to drop its reference.
+    fn run(this: Arc<Self>) {
+        this.faults.flush();
+    }
 }
 
 impl Client {
