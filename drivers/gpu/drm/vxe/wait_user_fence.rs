@@ -93,7 +93,6 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fen
     let mut timeout = to_jiffies(args.timeout, absolute);
     let start = Clock::Monotonic.now_ns();
 
-    let mut attending = None;
     let result = loop {
         // Before looking, so that what is signalled afterwards is not slept through.
         let seen = dev.fences.generation();
@@ -111,8 +110,9 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fen
             Ok(false) => {}
             Err(error) => break Err(error),
         }
-        // Who waits for the GPU answers when the process is asked to pay for its memory.
-        attending = attending.or_else(payer::attend);
+        // Who waits for the GPU answers when the process is asked to pay for its memory; not while it looks,
+        // which may be to wait for a page.
+        let _attending = payer::attend();
         timeout = match dev.fences.wait(seen, timeout) {
             Waited::Signalled(left) => left,
             // Look once more.
