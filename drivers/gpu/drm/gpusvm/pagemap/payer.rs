@@ -28,6 +28,7 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
+        atomic::{Atomic, Relaxed},
         global_lock,
         new_mutex,
         Arc,
@@ -51,6 +52,10 @@ const PATIENCE_MS: u32 = 1000;
 
 /// How often it is looked at meanwhile, in milliseconds; in jiffies, at the least one.
 const LOOK_MS: u32 = 1;
+
+/// How long a thread is looked for that could answer, in milliseconds, unless that was in vain the last
+/// time: one that is about to attend may sleep for a moment.
+const GRACE_MS: u32 = 20;
 
 /// How many threads are asked, one after the other.
 const THREADS: u32 = 4;
@@ -98,6 +103,8 @@ struct Payer {
     threads: Mutex<Threads>,
     #[pin]
     questions: Mutex<KVec<Arc<Question>>>,
+    /// No thread could answer the last time, and none has since.
+    is_silent: Atomic<bool>,
 }
 
 /// A thread that is to answer.
@@ -143,6 +150,7 @@ impl Payer {
                     "payer::Threads"
                 ),
                 questions <- new_mutex!(KVec::new(), "payer::Questions"),
+                is_silent: Atomic::new(false),
             }),
             GFP_KERNEL,
         )
@@ -157,6 +165,7 @@ impl Payer {
         if !sched::is_thread_of(&self.mm) {
             return;
         }
+        self.is_silent.store(false, Relaxed);
         let questions = mem::take(&mut *self.questions.lock());
         for question in questions {
             question.answer(question.region.try_charge_pages(question.pages));
@@ -199,6 +208,25 @@ impl Payer {
     /// `ENODEV` and `ENOMEM`.
     fn wait_for(self: &Arc<Self>, question: &Question) -> Result {
         let begun = jiffies::now();
+        loop {
+            match self.ask_threads(question, begun) {
+                Err(e) if e == ETIMEDOUT => {}
+                done => return done,
+            }
+            let grace = !self.is_silent.load(Relaxed);
+            if !grace || jiffies::since(begun) > msecs_to_jiffies(GRACE_MS) {
+                self.is_silent.store(true, Relaxed);
+                return Err(ETIMEDOUT);
+            }
+            match question.answered.wait_killable(LOOK_MS) {
+                Err(e) if e == ETIMEDOUT => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Has one thread after the other answer that can now. Fails as [`wait_for`](Self::wait_for) does.
+    fn ask_threads(self: &Arc<Self>, question: &Question, begun: usize) -> Result {
         for nth in 0..THREADS {
             let Some(thread) = self.tell(nth)? else { break };
             loop {
