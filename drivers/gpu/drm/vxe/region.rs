@@ -62,10 +62,12 @@ pub(crate) struct System {
 }
 
 impl Region {
-    /// The system's memory. Objects may have three quarters of it, as with xe.
+    /// The system's memory. Objects may have three quarters of it, as with xe, in whole pages.
     fn system() -> Result<Self> {
+        // CAST: Widens.
+        let page = PAGE_SIZE as u64;
         let system = System {
-            total: sysinfo::total_ram() / 4 * 3,
+            total: sysinfo::total_ram() / 4 * 3 / page * page,
             used: Atomic::new(0),
         };
         Ok(Self::System(Arc::new(system, GFP_KERNEL)?))

@@ -265,8 +265,9 @@ fn too_many_jobs() {
     fork(|_| Victim::new().work(1)).expect_success();
     // Those that go make room.
     queues.truncate(1);
-    gpu.run(|c| _ = c.noop());
+    // Before its page comes, the VM serves no other fault.
     uffd.populate(|_| 0);
+    gpu.run(|c| _ = c.noop());
 }
 
 fn main() -> ExitCode {
