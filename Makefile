@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 # Settings are passed to the scripts literally: a $ in CMD is the guest shell's.
 SETTINGS := KERNEL CMD OVERLAY MEM APPEND TIMEOUT LOAD CPUS IOMMU ICOUNT STRICT \
-	KSRC KDIR JOBS SUITES SEED REPLAY BENCH_JSON GPUSVM_CACHE GPUSVM_MIRROR
+	KSRC KDIR JOBS SUITES SEED REPLAY MINIMIZE CALLS TIMES WITHOUT PROCESSES KCOV BENCH_JSON GPUSVM_CACHE GPUSVM_MIRROR
 $(foreach s,$(SETTINGS),$(if $(filter-out undefined default,$(origin $(s))),\
 	$(eval override $(s) := $$(value $(s)))$(eval export $(s))))
 
@@ -20,7 +20,7 @@ status-of = @mkdir -p build; $(1); echo $$? >$(STATUS)
 exit-with-status = @$(if $(wildcard $(STATUS)),$(call exit-with,$(shell cat $(STATUS); rm -f $(STATUS))),:)
 exit-with = $(if $(filter-out 0,$(1)),$(eval -load $(shell tools/make-exit)(make_exit_setup))$(make-exit $(1))exit $(1),:)
 
-.PHONY: help demo check run shell modules kernel userspace stress bench doc fmt fmt-check clippy clean distclean \
+.PHONY: help demo check run shell modules kernel userspace stress fuzz bench doc fmt fmt-check clippy clean distclean \
 	run-guest demo-guest check-suites
 
 help: ## list these targets
@@ -58,6 +58,9 @@ userspace: ## build the demo, the tests and the benchmarks
 
 stress: ## random work with all contents checked: SECONDS=120, SEED=, REPLAY=, KERNEL=debug|plain
 	@SECONDS_OF_STRESS='$(SECONDS)' tools/stress
+
+fuzz: ## random calls of all ioctls: SECONDS=120, SEED=, REPLAY=, MINIMIZE=, KERNEL=debug|plain, KCOV=1
+	@SECONDS_OF_FUZZING='$(SECONDS)' tools/fuzz
 
 bench: ## count instructions of every operation; BENCH_JSON=path writes the figures
 	@tools/bench
