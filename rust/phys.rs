@@ -247,12 +247,13 @@ impl Port {
             if way == Way::Write {
                 return Err(EACCES);
             }
-        // SAFETY: `page` is the page of online memory.
-        } else if unsafe { bindings::page_is_free(page.as_ptr()) } {
-            return Err(ESTALE);
+        // Of what the kernel allocated some has no reference count, like what is free: slabs.
         // SAFETY: `page` is the page of online memory.
         } else if unsafe { bindings::page_is_internal(page.as_ptr()) } {
             return Err(EACCES);
+        // SAFETY: `page` is the page of online memory.
+        } else if unsafe { bindings::page_is_free(page.as_ptr()) } {
+            return Err(ESTALE);
         }
         Ok(Place {
             page,

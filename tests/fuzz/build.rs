@@ -15,6 +15,8 @@ use std::{
     process::Command,
 };
 
+use ast::{Argument, Attribute, Definition};
+
 #[path = "src/ast.rs"]
 #[allow(dead_code)]
 mod ast;
@@ -58,7 +60,7 @@ fn main() {
     }
     tables.push_str("];\n\npub static STRUCTS: &[Struct] = &[\n");
     for definition in &definitions {
-        let Some(name) = names::c_struct(definition) else { continue };
+        let Some(name) = c_struct(definition) else { continue };
         let ast::Definition::Record { name: ours, fields, .. } = definition else { continue };
         let size = names.ask(&format!("sizeof(struct {name})"));
         write!(tables, "    Struct {{ name: {ours:?}, size: {size}, fields: &[").unwrap();
@@ -157,4 +159,15 @@ fn bindgen(names: &Path, uapi: &Path) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{bindgen} failed on {}:\n{errors}", names.display());
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// The struct of the headers that a record describes: its own name, or what its attribute `c` says;
+/// nothing for those that are no struct of C (`c` without a name, and unions).
+fn c_struct(definition: &Definition) -> Option<&str> {
+    let Definition::Record { name, union, attributes, .. } = definition else { return None };
+    match attributes.iter().find(|a| a.name == "c") {
+        Some(Attribute { argument: Some(Argument::Text(name)), .. }) => Some(name),
+        Some(_) => None,
+        None => (!union).then_some(name),
+    }
 }

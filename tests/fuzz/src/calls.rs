@@ -88,9 +88,10 @@ pub fn make(execution: &Execution<'_>, call: usize, values: &[u64; 6]) -> Outcom
     match description.base() {
         "fuzz_open" => open(a),
         "fuzz_load" => fault_unless(guard::load(a)),
-        // SAFETY: addresses are those of regions, where nothing of Rust's is.
         "fuzz_store" => {
-            fault_unless(regions::of(a).is_some() && unsafe { guard::store(a, b as u32) })
+            // SAFETY: the address is one of a region's, where nothing of Rust's is.
+            let store = || unsafe { guard::store(a, b as u32) };
+            fault_unless(regions::of(a).is_some() && store())
         }
         "fuzz_fill" => {
             let Some(region) = regions::of(a) else { return Err(libc::EFAULT) };
@@ -151,9 +152,10 @@ fn open(node: u64) -> Outcome {
         n if n < 8 => format!("/dev/dri/card{}\0", n % 3),
         n => format!("/dev/dri/renderD{}\0", 128 + (n - 8) % 3),
     };
-    // SAFETY: the path ends with a zero.
-    let open =
-        |path: &str| unsafe { libc::open(path.as_ptr().cast(), libc::O_RDWR | libc::O_CLOEXEC) };
+    let open = |path: &str| {
+        // SAFETY: the path ends with a zero.
+        unsafe { libc::open(path.as_ptr().cast(), libc::O_RDWR | libc::O_CLOEXEC) }
+    };
     let fd = open(&path);
     // There may be fewer devices; another may have the lowest number.
     match fd < 0 {

@@ -49,7 +49,7 @@ extern "C" {
 /// Catches the faults of this process from now on.
 pub fn install() {
     for signal in [libc::SIGSEGV, libc::SIGBUS] {
-        let mut action = libc::sigaction {
+        let action = libc::sigaction {
             sa_sigaction: on_fault as *const () as usize,
             // SAFETY: a set of signals is plain integers, and all zeroes is the empty one.
             sa_mask: unsafe { std::mem::zeroed() },
@@ -57,7 +57,7 @@ pub fn install() {
             sa_restorer: None,
         };
         // SAFETY: the handler is a function of the kind that `SA_SIGINFO` asks for, and lives for ever.
-        unsafe { libc::sigaction(signal, &mut action, std::ptr::null_mut()) };
+        unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) };
     }
 }
 

@@ -2,7 +2,7 @@
 
 //! The names in descriptions that the kernel's headers answer for; the build script asks them.
 
-use crate::ast::{is_constant, Argument, Attribute, Definition, Number, Type};
+use crate::ast::{is_constant, Argument, Definition, Number, Type};
 
 /// Calls `found` for each constant that a definition names.
 pub fn constants(definition: &Definition, found: &mut impl FnMut(&str)) {
@@ -40,16 +40,5 @@ fn in_type(is: &Type, found: &mut impl FnMut(&str)) {
             }
             Argument::Text(_) => {}
         }
-    }
-}
-
-/// The struct of the headers that a record describes: its own name, or what its attribute `c` says;
-/// nothing for those that are no struct of C (`c` without a name, and unions).
-pub fn c_struct(definition: &Definition) -> Option<&str> {
-    let Definition::Record { name, union, attributes, .. } = definition else { return None };
-    match attributes.iter().find(|a| a.name == "c") {
-        Some(Attribute { argument: Some(Argument::Text(name)), .. }) => Some(name),
-        Some(_) => None,
-        None => (!union).then_some(name),
     }
 }

@@ -292,5 +292,5 @@ pub fn accessed(map: Map, protection: Protection, reset: bool) -> u64 {
     assert!(found >= 0, "PAGEMAP_SCAN: {}", Error::last_os_error());
     let page = |addr: u64| (addr - map.at(0)) / PAGE as u64;
     let pages = regions.iter().take(found as usize).flat_map(|r| page(r.start)..page(r.end));
-    pages.fold(0, |bits, page| bits | 1 << page)
+    pages.fold(0, |bits, page| bits | (1 << page))
 }

@@ -216,12 +216,22 @@ fn large_array() {
     let device = device();
     let (vm, bo) = (Vm::new(&device).expect("a VM"), Bo::system(&device, PAGE).expect("a buffer"));
     let at = |i: usize| NOWHERE + (i * PAGE) as u64;
-    let mut binds: Vec<_> = (0..COUNT).map(|i| Bind::bo(&bo, 0, at(i), PAGE as u64)).collect();
+    let binds: Vec<_> = (0..COUNT).map(|i| Bind::bo(&bo, 0, at(i), PAGE as u64)).collect();
     vm.bind(&binds).expect("very many binds");
+    vm.bind(&[Bind::unmap_all(&bo)]).expect("unmapped");
+}
+
+/// Many operations are undone when the last one fails.
+fn undone_array() {
+    const COUNT: usize = 10_000;
+    let device = device();
+    let (vm, bo) = (Vm::new(&device).expect("a VM"), Bo::system(&device, PAGE).expect("a buffer"));
+    let at = |i: usize| NOWHERE + (i * PAGE) as u64;
+    let mut binds: Vec<_> = (0..COUNT).map(|i| Bind::bo(&bo, 0, at(i), PAGE as u64)).collect();
     binds.push(Bind::prefetch(at(0), PAGE as u64, -1));
     let refused = vm.bind(&binds).map_err(|e| e.errno());
-    assert_eq!(refused, Err(libc::EINVAL), "all of them undone");
-    vm.bind(&[Bind::unmap_all(&bo)]).expect("unmapped");
+    assert_eq!(refused, Err(libc::EINVAL), "a prefetch to where nothing was advised");
+    assert_eq!(vxe_igt::vmas::vmas(&vm, NOWHERE..at(COUNT)).len(), 0, "all of them undone");
 }
 
 /// Buffers that nobody has touched take nothing from others, however large they are.
@@ -257,6 +267,7 @@ fn main() -> ExitCode {
     p.subtest("waiting-array", "An array of operations does not end.", waiting_array);
     p.subtest("number-alone", "There are fewer operations than their number says.", number_alone);
     p.subtest("large-array", "There are more operations than small arrays hold.", large_array);
+    p.subtest("undone-array", "The last of many operations fails.", undone_array);
     p.subtest("untouched", "Buffers without pages take nothing.", untouched);
     p.main()
 }

@@ -99,7 +99,7 @@ fn scanned(place: Where, protection: Protection) {
             }
             access.run(&gpu, map, page, sink);
             let seen = accessed(map, protection, false);
-            let is_seen = seen >> page & 1 == 1;
+            let is_seen = (seen >> page) & 1 == 1;
             if access.is_seen(protection) {
                 assert!(is_seen, "page {page} was accessed, and a scan says {seen:#x}");
             }
@@ -130,7 +130,7 @@ fn told(place: Where, protection: Protection) {
                 seen.store(0, Ordering::Release);
                 access.run(&gpu, map, page, sink);
                 let seen = seen.load(Ordering::Acquire);
-                if access.is_seen(protection) && seen >> page & 1 == 0 {
+                if access.is_seen(protection) && (seen >> page) & 1 == 0 {
                     missed.push(page);
                 }
             }
@@ -183,7 +183,7 @@ fn part(protection: Protection) {
             c.store(map.at(SZ_2M - 4), pattern(SZ_2M - 4));
         });
         let seen = accessed(tracked, protection, false);
-        assert!(seen >> page & 1 == 1, "page {page} was written, and a scan says {seen:#x}");
+        assert!((seen >> page) & 1 == 1, "page {page} was written, and a scan says {seen:#x}");
     }
     map.expect("all", pattern);
 }
@@ -202,7 +202,7 @@ fn forked(protection: Protection) {
     gpu.store(map.at(3 * PAGE), pattern(3 * PAGE));
     child.expect_success();
     let seen = accessed(map, protection, false);
-    assert!(seen >> 3 & 1 == 1, "page 3 was written, and a scan says {seen:#x}");
+    assert!((seen >> 3) & 1 == 1, "page 3 was written, and a scan says {seen:#x}");
     map.expect("the parent's", pattern);
 }
 

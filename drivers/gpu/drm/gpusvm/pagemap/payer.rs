@@ -128,7 +128,7 @@ impl Errand for Visit {
 
     fn finish(posting: Pin<KBox<Posting<Self>>>) {
         match &*RETURNING.lock() {
-            Some(queue) => _ = queue.enqueue(posting),
+            Some(queue) => queue.enqueue(posting),
             // The queue is there as long as the module is, which the posting keeps.
             None => mem::forget(posting),
         }
@@ -378,7 +378,7 @@ pub struct Attending(Arc<Payer>, PhantomData<*mut ()>);
 pub fn attend() -> Option<Attending> {
     let current = kernel::current!();
     let payer = find(current.mm()?)?;
-    let task: &Task = &current;
+    let task: &Task = current;
     payer
         .threads
         .lock()
