@@ -43,7 +43,17 @@ pub fn leave(device: &Device, rest: usize) -> Vec<Bo> {
     // In pieces, lest one is more than the device has in one.
     while left > 0 {
         let size = left.min(32 << 20);
-        hogs.push(buffer(device, size));
+        // What somebody holds at the moment, who reads it, cannot go.
+        let end = Instant::now() + SOON;
+        let hog = loop {
+            match try_buffer(device, size) {
+                Err(e) if e.errno() == libc::ENOMEM && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                done => break done.expect("a buffer in the device's memory"),
+            }
+        };
+        hogs.push(hog);
         left -= size;
     }
     hogs

@@ -35,6 +35,12 @@ fn prefetch(gpu: &Gpu, map: Map, to: i32) -> Stats {
 /// The GPU uses what is there without a fault.
 #[track_caller]
 fn expect_mapped(gpu: &Gpu, map: Map) {
+    expect_faults(gpu, map, 0);
+}
+
+/// The GPU uses what is there with so many faults at the most.
+#[track_caller]
+fn expect_faults(gpu: &Gpu, map: Map, most: u64) {
     let sink = Map::anon(vxe_igt::PAGE);
     // So that all but the prefetched memory is mapped.
     gpu.copy(sink.part(0, 256), sink.part(256, 256));
@@ -47,7 +53,7 @@ fn expect_mapped(gpu: &Gpu, map: Map) {
     });
     // The job's batch may be on a page that the one before was not on.
     let faults = stats["svm_pagefault_count"];
-    assert!(faults <= 1, "{faults} faults on what was prefetched");
+    assert!(faults <= most + 1, "{faults} faults on what was prefetched");
     sink.unmap();
 }
 
@@ -129,7 +135,8 @@ fn full() {
     let hogs = leave(gpu.device(), 0);
     prefetch(&gpu, map, DEVICE);
     assert_eq!(in_device(&gpu, map), 0);
-    expect_mapped(&gpu, map);
+    // Some of what was refused is looked at again, and mapped by a fault; the rest causes none.
+    expect_faults(&gpu, map, (map.len() / SZ_64K / 8) as u64);
     gpu.increment(map.at(SZ_64K));
     map.expect_word("counted", SZ_64K, pattern(SZ_64K) + 1);
     drop(hogs);
