@@ -55,7 +55,7 @@ const LOOK_MS: u32 = 1;
 
 /// How long a thread is looked for that could answer, in milliseconds, unless that was in vain the last
 /// time: one that is about to attend may sleep for a moment.
-const GRACE_MS: u32 = 20;
+const GRACE_MS: u32 = 100;
 
 /// How many threads are asked, one after the other.
 const THREADS: u32 = 4;
