@@ -130,8 +130,9 @@ pub(crate) fn bind_fence(ioctl: &mut Ioctl<'_>, syncs: u64, num: u32) -> Result<
     Ok(Some(BindFence(fence)))
 }
 
-/// The fence that an EXEC or VM_BIND asks for with the `num` sync entries at user address `syncs`. All VMs are of the kind that never signals a DMA fence, so that the only
-/// entry there may be is one user fence to signal.
+/// The fence that an EXEC or VM_BIND asks for with the `num` sync entries at user address `syncs`. All VMs
+/// are of the kind that never signals a DMA fence, so that the only entry there may be is one user fence to
+/// signal.
 ///
 /// The device has no sync objects, so that a handle of one never names any.
 ///
