@@ -2,10 +2,19 @@
 
 //! Deadlines that mean the same on a machine that is late for everything.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 /// What a sleep of a millisecond takes on a machine that is busy with this test alone.
 const ORDINARY_SLEEP: Duration = Duration::from_millis(10);
+
+/// Whether the kernel checks all that it does, and takes several times longer for it: a test that needs
+/// large numbers can use smaller ones.
+pub fn is_debug_kernel() -> bool {
+    Path::new("/sys/kernel/debug/kmemleak").exists()
+}
 
 /// Fails the subtest if something took longer than `limit`, or as many times longer as a short
 /// sleep now takes longer than it should: an emulated machine whose host is busy is not to blame.

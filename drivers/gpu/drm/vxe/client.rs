@@ -56,7 +56,7 @@ use kernel_ext::{
 pub(crate) const MAX_QUEUES: usize = 4096;
 
 /// The most jobs of a client.
-pub(crate) const MAX_JOBS: usize = 1 << 17;
+pub(crate) const MAX_JOBS: usize = 1 << 15;
 
 /// How many faults of a client are serviced at once.
 pub(crate) const SERVICES: i32 = 8;

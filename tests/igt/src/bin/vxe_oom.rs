@@ -14,7 +14,7 @@ use vxe_igt::{
     gpu::device,
     process::{fork, Child},
     skip,
-    time::expect_prompt,
+    time::{expect_prompt, is_debug_kernel},
     vram::soon,
     Gpu, Map, Program, PAGE, SZ_2M,
 };
@@ -145,7 +145,7 @@ fn set_score(score: i32) {
 
 /// All of the machine's memory, most of which is taken before.
 fn machine() {
-    if std::path::Path::new("/sys/kernel/debug/kmemleak").exists() {
+    if is_debug_kernel() {
         skip!("with the checks of a debug kernel the GPU takes minutes to fill the machine");
     }
     let device = device();
