@@ -68,7 +68,7 @@ fn private_orphan() {
         let vm = Vm::new(&device).expect("a VM");
         let bo = private(&vm, placement);
         vm.destroy().expect("destroy");
-        for _ in 0..300 {
+        for _ in 0..60 {
             let later = Vm::new(&device).expect("a VM");
             refused(libc::EINVAL, "a later VM", bind(&later, &bo));
             later.destroy().expect("destroy");
