@@ -4,6 +4,7 @@
 //! the GPU needs it.
 
 use std::{
+    cell::Cell,
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -244,9 +245,12 @@ fn serviced_beside() -> u32 {
 fn no_memory() {
     let failures = Failures::new();
     let gpu = gpu();
+    let revisits = || Stats::read(gpu.device()).expect("the counters")["svm_revisit_count"];
+    let before = Cell::new(0);
     for to in [DEVICE, SYSTEM] {
         let told = failures.each(
             || {
+                before.set(revisits());
                 let map = filled(SZ_64K);
                 if to == SYSTEM {
                     try_prefetch(&gpu, map, DEVICE).expect("a prefetch");
@@ -258,7 +262,12 @@ fn no_memory() {
             |map, error| {
                 match error {
                     Some(e) => assert_eq!(e.errno(), libc::ENOMEM, "{e}"),
-                    None => assert_eq!(mapped(&gpu, map), SZ_64K, "bytes mapped, and no error"),
+                    None => {
+                        let mapped = mapped(&gpu, map);
+                        // What could not move is unmapped after a while, to be looked at again.
+                        let is_revisited = revisits() != before.get();
+                        assert!(mapped == SZ_64K || is_revisited, "{mapped} bytes, and no error");
+                    }
                 }
                 gpu.increment(map.at(0));
                 map.expect("all", |o| pattern(o).wrapping_add(u32::from(o == 0)));
