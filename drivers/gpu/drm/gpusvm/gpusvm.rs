@@ -23,6 +23,7 @@ use kernel::prelude::*;
 pub mod chunk;
 pub mod ctx;
 pub mod driver;
+mod find_or_insert;
 pub mod flags;
 mod garbage;
 pub mod get_pages;

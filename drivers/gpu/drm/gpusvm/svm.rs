@@ -18,13 +18,10 @@
 //! C: `struct drm_gpusvm`.
 
 use crate::{
-    chunk::{self, Bounds},
-    ctx::{Access, Ctx},
-    notifier::{self, NewNotifier, Notifier},
+    chunk,
+    notifier::{self, Notifier},
     pages::Pages,
-    population,
-    range::{RangeMemory, SvmRange},
-    retry::Attempt, //
+    range::SvmRange, //
 };
 #[cfg(CONFIG_LOCKDEP)]
 use core::cell::Cell;
@@ -32,8 +29,7 @@ use core::{ops::Range, ptr::NonNull};
 use kernel::{
     bindings,
     ffi::{c_int, c_ulong},
-    mm::{virt::flags as vm, MmWithUser, MmapReadGuard},
-    mm::{virt::VmaRef, Mm},
+    mm::Mm,
     page::PAGE_SIZE,
     prelude::*,
     sync::{
@@ -44,7 +40,6 @@ use kernel::{
 };
 use kernel_ext::{
     bindings as ext,
-    hmm::Walk,
     interval_tree::Tree,
     live_mm,
     lock_name,
@@ -211,7 +206,7 @@ impl GpuSvm {
         self.notifier_size
     }
 
-    fn chunk_sizes(&self) -> &[usize] {
+    pub(crate) fn chunk_sizes(&self) -> &[usize] {
         if self.num_chunks <= 0 {
             return &[];
         }
@@ -395,185 +390,6 @@ impl GpuSvm {
         Some(vma.start().max(span.start))
     }
 
-    /// The range at `addr`, made if there is none. C: `drm_gpusvm_range_find_or_insert()`.
-    ///
-    /// `window` is the part of the device's address space that mirrors the CPU's around `addr`. A
-    /// new range is the largest chunk that [`chunk`] allows. Takes the mmap lock, and
-    /// leaves in `walk` what it saw of the page tables, if it looked.
-    ///
-    /// Errors, after which nothing is changed but where said:
-    /// - `EINVAL`: `addr` is outside the SVM or the window;
-    /// - `EFAULT`: the process is gone or exiting;
-    /// - `ENOENT`: the CPU has no VMA there;
-    /// - `EPERM`: a write to a VMA that may not be written;
-    /// - `EIO`: device memory of some other driver is mapped there;
-    /// - `EAGAIN`: there is a range, but it was unmapped, or no longer fits the CPU's VMA or the window, or is
-    ///   larger than `attempt` allows; or it is not mapped for the access, as `is_mapped` says, and larger than
-    ///   `ctx` allows where the CPU has [few pages](Ctx::with_fault_around). It is invalidated as if unmapped:
-    ///   let the garbage collector remove it, and try again;
-    /// - `ENOMEM`.
-    ///
-    /// # Safety
-    ///
-    /// The caller must hold the driver's SVM lock, here and while it uses the result without a
-    /// reference.
-    pub unsafe fn find_or_insert(
-        &self,
-        addr: usize,
-        window: Range<usize>,
-        ctx: &Ctx,
-        attempt: &Attempt<'_>,
-        walk: &mut Walk,
-        is_mapped: impl FnOnce(NonNull<SvmRange>) -> bool,
-    ) -> Result<NonNull<SvmRange>> {
-        self.assert_driver_lock();
-        if !self.span().contains(&addr) || !window.contains(&addr) {
-            kernel_ext::debug!("{addr:#x} is outside the address space");
-            return Err(EINVAL);
-        }
-        let mm = live_mm::get(self.mm().ok_or(EFAULT)?, 0)?;
-
-        // SAFETY: The driver's lock is held, here and below.
-        let found = unsafe { self.notifier_find(addr..addr + 1) };
-        if let Some(notifier) = found {
-            // SAFETY: As above.
-            if let Some(range) = unsafe { notifier.as_ref().find(addr..addr + 1) } {
-                // SAFETY: As above.
-                unsafe {
-                    self.check_found(range, &mm, addr, &window, ctx, attempt, walk, is_mapped)
-                }?;
-                return Ok(range);
-            }
-        }
-
-        // All that takes memory or other locks comes before the mmap lock.
-        let new_notifier = match found {
-            Some(_) => None,
-            None => Some(NewNotifier::new(self, &mm, addr)?),
-        };
-        let memory = RangeMemory::new(self)?;
-        let notifier = match (found, &new_notifier) {
-            (Some(notifier), _) => notifier,
-            (None, Some(new)) => new.get(),
-            (None, None) => return Err(ENOMEM),
-        };
-
-        let mmap = mm.mmap_read_lock();
-        let vma = lookup(&mmap, addr, ctx.access)?;
-        let bounds = Bounds {
-            vma: vma.start()..vma.end(),
-            // SAFETY: The driver's lock, or the fact that it is new, keeps the notifier.
-            notifier: unsafe { notifier.as_ref() }.span(),
-            window,
-            svm: self.span(),
-            limit: attempt.limit(addr),
-        };
-        // SAFETY: As above.
-        let span = unsafe { self.choose(&mmap, vma, notifier, addr, &bounds, ctx, walk) }?;
-        let range = memory.into_range(notifier, span, ctx.devmem_possible && can_migrate(vma));
-
-        let lock = self.notifier_lock.write();
-        // SAFETY: Both locks are held. The range overlaps no other, lies in its notifier, is new,
-        // pinned, and freed only after its removal; so is the notifier, if new.
-        unsafe {
-            notifier.as_ref().ranges().insert(range.as_ref().node());
-            if let Some(new) = new_notifier {
-                self.notifiers.insert(new.into_inner().as_ref().node());
-            }
-        }
-        drop(lock);
-        Ok(range)
-    }
-
-    /// A range was found at the address of a fault: says whether it still will do.
-    ///
-    /// # Safety
-    ///
-    /// The caller must hold the driver's SVM lock.
-    #[expect(clippy::too_many_arguments)]
-    unsafe fn check_found(
-        &self,
-        range: NonNull<SvmRange>,
-        mm: &MmWithUser,
-        addr: usize,
-        window: &Range<usize>,
-        ctx: &Ctx,
-        attempt: &Attempt<'_>,
-        walk: &mut Walk,
-        is_mapped: impl FnOnce(NonNull<SvmRange>) -> bool,
-    ) -> Result {
-        // SAFETY: The driver's lock keeps the range.
-        let this = unsafe { range.as_ref() };
-        if this.has(crate::flags::RangeFlag::Unmapped) {
-            return Err(EAGAIN);
-        }
-        let fits = {
-            let mmap = mm.mmap_read_lock();
-            let vma = lookup(&mmap, addr, ctx.access)?;
-            chunk::contains(&(vma.start()..vma.end()), &this.span())
-                && chunk::contains(window, &this.span())
-                && (!ctx.fault_around().is_exceeded_by(this.size())
-                    || is_mapped(range)
-                    // SAFETY: The driver's lock keeps the range and its notifier.
-                    || unsafe {
-                        let notifier = this.notifier().mmu();
-                        population::allows(&mmap, vma, notifier, &this.span(), ctx, walk)
-                    })
-        };
-        if !fits || this.size() > attempt.limit(addr) {
-            // SAFETY: The driver's lock is held.
-            unsafe { self.invalidate_range(this, UNMAP) };
-            return Err(EAGAIN);
-        }
-        Ok(())
-    }
-
-    /// The span of a new range.
-    ///
-    /// # Safety
-    ///
-    /// The caller must hold the driver's SVM lock; `notifier` must be inserted in `mmap`'s mm.
-    #[expect(clippy::too_many_arguments)]
-    unsafe fn choose(
-        &self,
-        mmap: &MmapReadGuard<'_>,
-        vma: &VmaRef,
-        notifier: NonNull<Notifier>,
-        addr: usize,
-        bounds: &Bounds,
-        ctx: &Ctx,
-        walk: &mut Walk,
-    ) -> Result<Range<usize>> {
-        // SAFETY: As this function requires.
-        let notifier = unsafe { notifier.as_ref() };
-        for span in chunk::candidates(self.chunk_sizes(), addr, bounds) {
-            // SAFETY: The driver's lock is held.
-            if unsafe { notifier.find(span.clone()) }.is_some() {
-                continue;
-            }
-            let size = span.end - span.start;
-            if size > PAGE_SIZE && size <= ctx.check_pages_threshold {
-                // A larger chunk only of pages that the CPU has. One look: if the CPU changes its
-                // mappings meanwhile, a smaller chunk is right as well, and no writer waits.
-                // SAFETY: The notifier is inserted in this mm, whose mmap lock is held.
-                let seen = unsafe { walk.snapshot(mmap, notifier.mmu(), &span, ctx.owner()) };
-                if seen.is_err() || walk.pfns().iter().any(|pfn| !pfn.is_valid()) {
-                    walk.forget();
-                    continue;
-                }
-            }
-            if ctx.fault_around().is_exceeded_by(size)
-                // SAFETY: As above.
-                && !unsafe { population::allows(mmap, vma, notifier.mmu(), &span, ctx, walk) }
-            {
-                continue;
-            }
-            return Ok(span);
-        }
-        kernel_ext::debug!("no chunk around {addr:#x} fits");
-        Err(EINVAL)
-    }
-
     /// Takes a range out of its tree, after `let_go` and the unmapping of all of `pages`, under one
     /// hold of the notifier lock; gives up the tree's reference. C: `drm_gpusvm_range_remove()`.
     ///
@@ -632,21 +448,3 @@ pub const CLEAR: Event = bindings::mmu_notifier_event_MMU_NOTIFY_CLEAR;
 pub const PROTECTION_VMA: Event = bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_VMA;
 /// The permission of single pages changes.
 pub const PROTECTION_PAGE: Event = bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_PAGE;
-
-/// The VMA at `addr`, if a device may mirror it for `access`.
-fn lookup<'a>(mmap: &'a MmapReadGuard<'_>, addr: usize, access: Access) -> Result<&'a VmaRef> {
-    let vma = mmap.vma_lookup(addr).ok_or(ENOENT)?;
-    if access == Access::Write && vma.flags() & vm::WRITE == 0 {
-        return Err(EPERM);
-    }
-    if vma.flags() & (vm::IO | vm::PFNMAP) != 0 {
-        return Err(EIO);
-    }
-    Ok(vma)
-}
-
-/// Whether the pages of `vma` can be moved to device memory.
-fn can_migrate(vma: &VmaRef) -> bool {
-    // SAFETY: The VMA is locked, as a reference to it says.
-    unsafe { ext::vma_is_anonymous(vma.as_ptr()) && !ext::is_vm_hugetlb_page(vma.as_ptr()) }
-}
