@@ -152,7 +152,7 @@ impl Payer {
                 questions <- new_mutex!(KVec::new(), "payer::Questions"),
                 is_silent: Atomic::new(false),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 
@@ -383,7 +383,7 @@ pub fn attend() -> Option<Attending> {
         .threads
         .lock()
         .attending
-        .push(task.into(), GFP_KERNEL)
+        .push(task.into(), GFP_KERNEL_ACCOUNT)
         .ok()?;
     payer.answer_all();
     Some(Attending(payer, PhantomData))
