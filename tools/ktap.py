@@ -2,12 +2,23 @@
 # SPDX-License-Identifier: GPL-2.0
 """KTAP, the format in which every suite reports.
 
-  ktap.py watch FILE              copies standard input to FILE, showing how far it is
-  ktap.py count PARSER FILE       prints "passed failed skipped" of the KTAP in FILE, then
-                                  the names of what failed; it is parsed by the kernel's
-                                  own parser, in the directory PARSER
+  ktap.py watch FILE                copies standard input to FILE, showing how far it is
+  ktap.py count PARSER FILE [SKIPS] prints "passed failed skipped" of the KTAP in FILE, then a
+                                    line for each test that failed, "failed NAME", and for all
+                                    else that there is to say, "note TEXT"; it is parsed by the
+                                    kernel's own parser, in the directory PARSER
+
+A test that skips has failed unless the file SKIPS, which may be missing, says that it may, and why.
+Its lines are
+
+  NAME -- REASON
+
+with the name of a test as it is printed, "program: subtest", in which * and ? stand for
+characters, and what the test has to say in its reason. Comments start with #. A test that is
+expected to skip and does not, or that there is not, is told.
 """
 
+import fnmatch
 import io
 import re
 import sys
@@ -89,46 +100,128 @@ def documents(text):
     return [d for d in found if d[0].startswith("KTAP version")]
 
 
-def failures(test, under=""):
-    """The names of the failed tests that have no tests below them."""
-    name = f"{under}: {test.name}" if under else test.name
-    if not test.subtests:
-        return [] if test.ok_status() else [name]
-    below = "" if test.name == "main" else name
-    return [f for sub in test.subtests for f in failures(sub, below)]
+class BadList(Exception):
+    """A list of expected skips that is not what it should be."""
 
 
-def count(parser_dir, path):
-    sys.path.insert(0, parser_dir)
-    import kunit_parser
+class Skips:
+    """The tests of a suite that are expected to skip on a kernel."""
+
+    def __init__(self, text=""):
+        self.expected = []
+        for number, line in enumerate(text.split("\n"), 1):
+            line = line.strip()
+            if not line or line.startswith("#"):
+                continue
+            name, separator, reason = (part.strip() for part in line.partition(" -- "))
+            if not (name and separator and reason):
+                raise BadList(f"line {number}: not 'NAME -- REASON': {line}")
+            self.expected.append((name, reason))
+        self.seen = set()
+
+    @classmethod
+    def read(cls, path):
+        """Those in a file; none where there is no such file."""
+        try:
+            with open(path) as f:
+                text = f.read()
+        except FileNotFoundError:
+            return cls()
+        try:
+            return cls(text)
+        except BadList as e:
+            raise BadList(f"{path}: {e}") from None
+
+    def allow(self, name, reason):
+        """Whether a test may skip for this reason."""
+        for entry in self.expected:
+            if fnmatch.fnmatchcase(name, entry[0]) and entry[1] in reason:
+                self.seen.add(entry)
+                return True
+        return False
+
+    def notes(self, ran):
+        """What to say of entries for which no test skipped, of the names of those that ran."""
+        for entry in self.expected:
+            if entry in self.seen:
+                continue
+            runs = fnmatch.filter(ran, entry[0])
+            what = f"{', '.join(runs)} ran" if runs else "there is no such test"
+            yield f"expected to skip, but {what}: {entry[0]} -- {entry[1]}"
+
+
+class Counts:
+    """What the tests of a report came to."""
+
+    def __init__(self):
+        self.passed = self.failed = self.skipped = 0
+        self.failures, self.ran = [], []
+
+    def add(self, test, skips, parser, under=""):
+        """Takes in a test, with those below it."""
+        name = f"{under}: {test.name}" if under else test.name
+        if test.subtests:
+            for sub in test.subtests:
+                self.add(sub, skips, parser, "" if test.name == "main" else name)
+        elif test.status == parser.TestStatus.SKIPPED:
+            if skips.allow(name, test.skip_reason):
+                self.skipped += 1
+            else:
+                self.fail(f"{name} (skipped: {test.skip_reason or 'for no reason'})")
+        elif test.ok_status():
+            self.passed += 1
+            self.ran.append(name)
+        else:
+            self.fail(name)
+
+    def fail(self, name):
+        self.failed += 1
+        self.failures.append(name)
+
+
+def tally(parser, text, skips):
+    """Counts the tests in a report. Returns the counts and what else there is to say."""
     from kunit_printer import Printer
 
-    with open(path, errors="replace") as f:
-        found = documents(f.read())
-    passed = failed = skipped = 0
-    names = []
-    for lines in found:
+    counts, errors = Counts(), []
+    for lines in documents(text):
         # The parser prints every test as it goes; of that, only errors are wanted.
         said = io.StringIO()
-        test = kunit_parser.parse_run_tests(lines, Printer(output=said))
-        c = test.counts
-        bad = c.failed + c.crashed
-        # An error of the parser, such as tests that were announced and never ran.
-        if c.errors and not bad:
-            bad = 1
-        names += failures(test)
-        names += re.findall(r"\[ERROR\] (.*)", said.getvalue())
-        passed, failed, skipped = passed + c.passed, failed + bad, skipped + c.skipped
-    print(passed, failed, skipped)
-    for name in names:
-        print(name)
+        test = parser.parse_run_tests(lines, Printer(output=said))
+        before = counts.failed
+        counts.add(test, skips, parser)
+        # Such as tests that were announced and never ran, or a group that failed by itself.
+        if counts.failed == before and (test.counts.errors or test.counts.failed or test.counts.crashed):
+            counts.failed += 1
+        errors += re.findall(r"\[ERROR\] (.*)", said.getvalue())
+    counts.failures += errors
+    return counts, list(skips.notes(counts.ran))
+
+
+def count(parser_dir, path, skips_path=None):
+    sys.path.insert(0, parser_dir)
+    import kunit_parser
+
+    try:
+        skips = Skips.read(skips_path) if skips_path else Skips()
+    except BadList as e:
+        print(0, 1, 0)
+        print(f"failed {e}")
+        return
+    with open(path, errors="replace") as f:
+        counts, notes = tally(kunit_parser, f.read(), skips)
+    print(counts.passed, counts.failed, counts.skipped)
+    for name in counts.failures:
+        print(f"failed {name}")
+    for note in notes:
+        print(f"note {note}")
 
 
 def main():
     if sys.argv[1] == "watch":
         watch(sys.argv[2])
     elif sys.argv[1] == "count":
-        count(*sys.argv[2:4])
+        count(*sys.argv[2:5])
     else:
         sys.exit(__doc__)
 

@@ -2,6 +2,15 @@
 """Finds in a kernel log what no healthy run leaves there.
 
 On a debug kernel any of these fails the run, whatever the command's own status was.
+
+The messages by which our own modules report a bug or a loss are among them. A test that
+causes one on purpose announces it in the log, for as long as it does so:
+
+    klog: expect refused-access
+    klog: end refused-access
+
+What is expected must come, and in that time only; the end of a test ends it as well. Nothing
+else can be expected, but a kill for want of memory.
 """
 
 import re
@@ -36,10 +45,34 @@ BAD = [
                         r"|Objects remaining on __kmem_cache_shutdown"),
     ("unload failure", r"guest: unload failed|guest: loading \S+ failed"),
     ("stuck", r"guest: timeout:"),
-    ("out of memory", r"Out of memory: Killed process|invoked oom-killer"),
     ("stack trace", r"Call Trace:"),
+    # What has no kind of its own above.
+    ("bug", r"\bBUG: "),
+    ("DRM error", r"\[drm.*\*ERROR\*"),
 ]
 BAD = [(name, re.compile(pattern)) for name, pattern in BAD]
+
+# By what our modules report a bug of their own, or that memory of a process was lost; and the
+# name under which a test expects it.
+ALARMS = {
+    # vxe/gpu/bus.rs: page tables lead to what the device may not access (any more).
+    "refused-access": r"GPU access to .* refused",
+    # vxe/memory.rs: contents of pages are lost with the device.
+    "lost-pages": r"a device goes with pages of processes in its memory",
+    # gpusvm/pagemap/page_map.rs
+    "wrong-mapping": r"a pagemap maps its memory as what it is not",
+    # gpusvm/pagemap/hold.rs
+    "pagemap-left": r"a provider's pagemap is left",
+    # The kernel's, of a test that means to have somebody killed for want of memory.
+    "oom-kill": r"invoked oom-killer|[Oo]ut of memory: Killed process",
+}
+# Those that may be expected in vain: somebody else is killed first, or there were too many of them just now.
+MAY_COME = {"oom-kill", "refused-access"}
+ALARMS = {name: re.compile(pattern) for name, pattern in ALARMS.items()}
+
+# Said in the log by a test, from userspace or, with a module's name before it, from the kernel.
+ANNOUNCEMENT = re.compile(r"(?:^|\] |: )klog: (expect|end) (\S+)$")
+NEXT_TEST = re.compile(r"guest: test (.*)")
 
 # Said at boot by a healthy kernel of ours on the virtual machine.
 HARMLESS = re.compile(
@@ -52,30 +85,79 @@ HARMLESS = re.compile(
 INJECTED = re.compile(r"vmalloc error: size \d+, .*vm_struct allocation failed")
 # How many lines further on that shows its stack.
 INJECTED_TRACE = 5
-# What the OOM killer says, the first with a stack; and by what a test, in the log, says that it means to
-# have somebody killed, until it is over.
-OOM = re.compile(r"invoked oom-killer|[Oo]ut of memory: Killed process")
-OOM_EXPECTED = re.compile(r"klog: (expect|end) oom-kill$|guest: test ")
 EXCERPT = 45
 SAME_REPORT = 60
+
+
+class Expected:
+    """The alarms that a test has announced and not ended yet."""
+
+    def __init__(self):
+        self.open = {}
+
+    def read(self, number, line):
+        """Takes in a line. Returns what is wrong with its announcement, or with those that it ends:
+        a list of (kind, line number)."""
+        if NEXT_TEST.search(line):
+            return self.end(list(self.open))
+        match = ANNOUNCEMENT.search(line)
+        if not match:
+            return []
+        verb, name = match.groups()
+        if name not in ALARMS:
+            return [(f"announcement of {name}, which no message is called", number)]
+        if verb == "end":
+            return self.end([name]) if name in self.open else [(f"end of {name}, which nobody expects", number)]
+        wrong = self.end([name]) if name in self.open else []
+        self.open[name] = [number, 0]
+        return wrong
+
+    def end(self, names):
+        """Ends expectations; returns those that were in vain."""
+        ended = [(name, *self.open.pop(name)) for name in names]
+        return [(f"{name} was expected and did not come", number) for name, number, came in ended
+                if not came and name not in MAY_COME]
+
+    def takes(self, name):
+        """Whether this alarm is expected now."""
+        if name not in self.open:
+            return False
+        self.open[name][1] += 1
+        return True
+
+
+def alarm(line):
+    """The name of the alarm in a line, if there is one."""
+    return next((name for name, pattern in ALARMS.items() if pattern.search(line)), None)
 
 
 def problems(lines, allow=None):
     """The reports in `lines`: a list of (kind, line number, excerpt).
 
-    Lines that belong to a report already found are not reported again.
+    Lines that belong to a report already found are not reported again, but an alarm of ours always.
     `allow` is a regular expression for reports that this run is meant to cause.
     """
     allow = re.compile(allow) if allow else None
-    found, skip_to, injected, may_kill = [], -1, -1, False
+    found, skip_to, injected = [], -1, -1
+    expected = Expected()
+
+    def excerpt(i):
+        return lines[i : i + EXCERPT]
+
     for i, line in enumerate(lines):
-        if announced := OOM_EXPECTED.search(line):
-            may_kill = announced[1] == "expect"
+        found += [(kind, number, excerpt(number - 1)) for kind, number in expected.read(i + 1, line)]
+        name = alarm(line)
+        if name and expected.takes(name):
+            # The OOM killer shows a stack.
+            injected = i if name == "oom-kill" else injected
+            continue
+        if name and not (allow and allow.search(line)):
+            found.append((f"{name}, which no test expects here", i + 1, excerpt(i)))
+            skip_to = i + SAME_REPORT if name == "oom-kill" else skip_to
+        if name:
+            continue
         if INJECTED.search(line):
             injected = i
-        elif may_kill and OOM.search(line):
-            injected = i
-            continue
         elif "Call Trace:" in line and 0 <= injected >= i - INJECTED_TRACE:
             continue
         if i < skip_to or HARMLESS.search(line) or (allow and allow.search(line)):
@@ -88,9 +170,10 @@ def problems(lines, allow=None):
                         skip_to = i + SAME_REPORT
                         break
                     kind = next((k for k, p in BAD if p.search(lines[i + 1])), kind)
-                found.append((kind, i + 1, lines[i : i + EXCERPT]))
+                found.append((kind, i + 1, excerpt(i)))
                 skip_to = i + SAME_REPORT
                 break
+    found += [(kind, number, excerpt(number - 1)) for kind, number in expected.end(list(expected.open))]
     return found
 
 
@@ -105,7 +188,7 @@ def read(path):
 def during(lines, number):
     """The test that was running at a line: the guest announces each in the log."""
     for line in reversed(lines[:number]):
-        match = re.search(r"guest: test (.*)", line)
+        match = NEXT_TEST.search(line)
         if match:
             return f", during {match[1]}"
     return ""

@@ -12,6 +12,7 @@ pub mod gpu;
 pub mod growth;
 pub mod harness;
 pub mod kernel_log;
+pub mod klog;
 pub mod map;
 pub mod memory;
 pub mod process;

@@ -12,6 +12,7 @@ use vxe_client::{Advice, Location, Migrate};
 use vxe_igt::{
     cgroup::Cgroup,
     gpu::device,
+    klog::{Alarm, Expected},
     process::{fork, Child},
     skip,
     time::{expect_prompt, is_debug_kernel},
@@ -82,12 +83,6 @@ fn expect_well(bystander: Child) {
     bystander.expect_success();
 }
 
-/// Says in the kernel's log whether reports of the OOM killer are wanted from now on.
-fn announce(expected: bool) {
-    let verb = if expected { "expect" } else { "end" };
-    let _ = fs::write("/dev/kmsg", format!("klog: {verb} oom-kill\n"));
-}
-
 /// Waits for the end of who fills memory, which must be the OOM killer's doing, and soon enough after the
 /// memory was full.
 #[track_caller]
@@ -119,11 +114,11 @@ fn group() {
         fill(LIMIT);
     });
     group.add(culprit.pid());
-    announce(true);
+    let announced = Expected::new(Alarm::OomKill);
     culprit.link().send(0);
     expect_killed(culprit, || group.oom_kills() != 0);
     soon("its memory is free", || group.memory() < RESIDUE);
-    announce(false);
+    drop(announced);
     assert_eq!(group.oom_kills(), 1, "processes were killed");
     expect_well(bystander);
 }
@@ -163,11 +158,11 @@ fn machine() {
         hog.write(page, 1);
     }
     let before = available();
-    announce(true);
+    let announced = Expected::new(Alarm::OomKill);
     culprit.link().send(0);
     expect_killed(culprit, || available() < LEFT / 8);
     soon("its memory is free", || available() as u64 + RESIDUE >= before as u64);
-    announce(false);
+    drop(announced);
     expect_well(bystander);
     hog.unmap();
     drop(device);

@@ -94,6 +94,7 @@ mod suite {
 
     #[test]
     fn no_memory_behind_the_bus() -> Result {
+        let _refusals = ExpectRefusals::new();
         let bench = Bench::new(48, 1)?;
         let nowhere = Target::System(1 << 51);
         let mut staged = bench.aspace.stage(DATA, PAGE_SIZE)?;

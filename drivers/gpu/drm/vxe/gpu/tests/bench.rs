@@ -27,6 +27,24 @@ pub(super) const COPY_BYTES: u32 = 0x5680_0008;
 pub(super) const COPY_MATRIX: u32 = 0x5682_0008;
 pub(super) const COPY_PAGES: u32 = 0x5688_0008;
 
+/// As long as this is there, the log is expected to tell of accesses that the device was refused. At any
+/// other time it would be the driver's fault: the run in whose log it is fails (tools/guest/klog.py).
+#[must_use]
+pub(super) struct ExpectRefusals(());
+
+impl ExpectRefusals {
+    pub(super) fn new() -> Self {
+        pr_info!("klog: expect refused-access\n");
+        Self(())
+    }
+}
+
+impl Drop for ExpectRefusals {
+    fn drop(&mut self) {
+        pr_info!("klog: end refused-access\n");
+    }
+}
+
 /// An address space on a device of its own, and some zeroed pages.
 pub(super) struct Bench {
     pub(super) aspace: Arc<AddressSpace>,

@@ -64,6 +64,7 @@ mod suite {
 
     #[test]
     fn what_nobody_has_is_not_reached() -> Result {
+        let _refusals = ExpectRefusals::new();
         let bench = Bench::new(48, 1)?;
         bench.vram.give(0..PAGE_SIZE)?;
         let refused = |error| Err(AccessError::Bus(error));
@@ -132,6 +133,7 @@ mod suite {
 
     #[test]
     fn what_cannot_be_moved() -> Result {
+        let _refusals = ExpectRefusals::new();
         let bench = Bench::new(48, 2)?;
         bench.vram.give(0..2 * PAGE_SIZE)?;
         let copies = CopyEngine::new(bench.bus.clone());
