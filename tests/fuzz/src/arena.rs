@@ -209,29 +209,32 @@ pub fn answer_faults(mut rng: vxe_igt::Rng) -> ! {
             if message[0] as u8 != PAGEFAULT {
                 continue;
             }
-            let nap = [0, 0, 1, 5, 30, 150][rng.below(6)];
-            std::thread::sleep(Duration::from_millis(nap));
+            // A program touches many pages: most of them come at once.
+            if rng.one_in(8) {
+                std::thread::sleep(Duration::from_millis([1, 5, 30, 150][rng.below(4)]));
+            }
             give_page(poll.fd, i == 0, message[1], message[2] & !(PAGE as u64 - 1));
         }
     }
 }
 
+/// Gives a page, and for a program's own userfaultfd some behind it, if they are there.
 fn give_page(fd: RawFd, ours: bool, flags: u64, page: u64) {
-    let length = PAGE as u64;
+    const ONE: u64 = PAGE as u64;
     if ours {
         let from = SOURCE.load(Relaxed) + (page - regions::FAULTS.start);
-        uffd_call(fd, COPY, &mut [page, from, length, 0, 0]);
+        uffd_call(fd, COPY, &mut [page, from, ONE, 0, 0]);
         return;
     }
     // One of these is what the fault is about.
     const WP: u64 = 2;
     const MINOR: u64 = 4;
-    let done = match flags {
+    let give = |length| match flags {
         f if f & WP != 0 => uffd_call(fd, WRITEPROTECT, &mut [page, length, 0]),
         f if f & MINOR != 0 => uffd_call(fd, CONTINUE, &mut [page, length, 0, 0]),
         _ => uffd_call(fd, ZEROPAGE, &mut [page, length, 0, 0]),
     };
-    if !done {
-        uffd_call(fd, RWPROTECT, &mut [page, length, 0]);
+    if !give(16 * ONE) && !give(ONE) {
+        uffd_call(fd, RWPROTECT, &mut [page, ONE, 0]);
     }
 }

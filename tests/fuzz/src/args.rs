@@ -14,7 +14,7 @@ pub const HELP: &str = "\
   --processes N      programs that run at once (3)
   --limit MS         how long a program may take before it is killed (4000)
   --patience S       how long a program may take to die (60)
-  --without A,B,…    leaves out groups of calls: thp, fork, unbind, many-binds; combinations: fork-thp (a
+  --without A,B,…    leaves out groups of calls: thp, fork, unbind, many-binds, cgroup; combinations: fork-thp (a
                      fork with huge pages), huge-arrays (counts in the millions), places (arguments in
                      memory that is not simple)
   --replay ID        shows and runs one program, SEED:INDEX as a report names it, with its changes

@@ -147,21 +147,21 @@ fn fault_unless(well: bool) -> Outcome {
     }
 }
 
+/// Opens the device of a number, or the next that is there: one that was taken from its driver has another
+/// number when it is back.
 fn open(node: u64) -> Outcome {
-    let path = match node {
-        n if n < 8 => format!("/dev/dri/card{}\0", n % 3),
-        n => format!("/dev/dri/renderD{}\0", 128 + (n - 8) % 3),
-    };
-    let open = |path: &str| {
+    let (kind, first) = if node < 8 { ("card", 0) } else { ("renderD", 128) };
+    let mut outcome = Err(libc::ENOENT);
+    for next in 0..16 {
+        let path = format!("/dev/dri/{kind}{}\0", first + (node % 3 + next) % 16);
         // SAFETY: the path ends with a zero.
-        unsafe { libc::open(path.as_ptr().cast(), libc::O_RDWR | libc::O_CLOEXEC) }
-    };
-    let fd = open(&path);
-    // There may be fewer devices; another may have the lowest number.
-    match fd < 0 {
-        true => result(open("/dev/dri/card0\0").into()),
-        false => Ok(fd as u64),
+        let fd = unsafe { libc::open(path.as_ptr().cast(), libc::O_RDWR | libc::O_CLOEXEC) };
+        outcome = result(fd.into());
+        if outcome.is_ok() {
+            break;
+        }
     }
+    outcome
 }
 
 /// `how`: 0 the child ends after its calls, 1 it waits until it is killed, 2 it is killed at once.

@@ -8,6 +8,7 @@ mod arena;
 mod args;
 mod ast;
 mod calls;
+mod cgroup;
 mod execute;
 mod generate;
 mod guard;
@@ -77,6 +78,9 @@ fn main() -> ExitCode {
     if health::devices() == 0 {
         eprintln!("gpusvm-fuzz: there is no xe device");
         return ExitCode::from(77);
+    }
+    if let Err(e) = cgroup::make() {
+        println!("no program has a limit of memory: {e}");
     }
     let tally = Tally::shared();
     let well = match &args.replay {
@@ -184,6 +188,13 @@ fn fuzz(model: &Model, args: &Args, tally: &'static Tally) -> bool {
     if tally.strange_errors.load(Relaxed) > 0 {
         println!("FAILED: calls returned the kernel's own errors");
         well = false;
+    }
+    match cgroup::killed_outside() {
+        0 => {}
+        count => {
+            println!("FAILED: {count} processes were killed for want of memory, with no limit");
+            well = false;
+        }
     }
     for name in MUST_WORK {
         let (all, percent) = share(model, tally, name);

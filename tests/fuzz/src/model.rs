@@ -93,6 +93,12 @@ pub struct Call {
     pub wild: bool,
     /// What it makes is often not there: others seldom use that, and make something else for themselves.
     pub unsure: bool,
+    /// What it uses is not there after it.
+    pub ends: bool,
+    /// The files that it uses are not open after it; without any: all of the device's are dead.
+    pub ends_files: bool,
+    /// What it uses may not be there after it, if its arguments are odd: a queue whose job fails.
+    pub breaks: bool,
     /// What `--without` leaves out.
     pub group: Option<String>,
     /// The call that usually follows, for what this one made.
@@ -336,6 +342,9 @@ impl Builder {
                         weight: 1,
                         wild: false,
                         unsure: false,
+                        ends: false,
+                        ends_files: false,
+                        breaks: false,
                         group: None,
                         then: None,
                     };
@@ -352,6 +361,9 @@ impl Builder {
                             }
                             ("wild", None) => call.wild = true,
                             ("unsure", None) => call.unsure = true,
+                            ("ends", None) => call.ends = true,
+                            ("ends-files", None) => call.ends_files = true,
+                            ("breaks", None) => call.breaks = true,
                             ("group", Some(Argument::Text(text))) => {
                                 call.group = Some(text.clone())
                             }

@@ -108,6 +108,34 @@ pub struct Call {
     pub child_of: Option<usize>,
 }
 
+impl Call {
+    /// The slots that must be filled before.
+    pub fn slots_used(&self) -> Vec<usize> {
+        let mut slots = Vec::new();
+        for arg in &self.args {
+            arg.visit(&mut |arg| {
+                if let Arg::In { slot, .. } = arg {
+                    slots.push(*slot);
+                }
+            });
+        }
+        slots
+    }
+
+    /// The slots that it fills.
+    pub fn slots_made(&self) -> Vec<usize> {
+        let mut slots: Vec<_> = self.result.into_iter().collect();
+        for arg in &self.args {
+            arg.visit(&mut |arg| {
+                if let Arg::Out { slot, .. } = arg {
+                    slots.push(*slot);
+                }
+            });
+        }
+        slots
+    }
+}
+
 /// A program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Program {
@@ -122,6 +150,15 @@ pub struct Program {
 }
 
 impl Program {
+    /// For each slot, whether a call of the program's own process fills it.
+    pub fn made(&self) -> Vec<bool> {
+        let mut made = vec![false; self.slots];
+        for call in self.calls.iter().filter(|call| call.child_of.is_none()) {
+            call.slots_made().iter().for_each(|slot| made[*slot] = true);
+        }
+        made
+    }
+
     /// Leaves out all calls but those whose numbers are in `kept`. The others keep their numbers, and
     /// what they would have made is not there.
     pub fn keep(&mut self, kept: &[usize]) {

@@ -44,6 +44,11 @@ impl Region {
     pub const fn end(&self) -> u64 {
         self.start + self.length
     }
+
+    /// Whether calls leave it mapped as it is, so that others can rely on it.
+    pub fn stays(&self) -> bool {
+        [&ARGUMENTS, &FENCES, &DATA].iter().any(|region| region.start == self.start)
+    }
 }
 
 const BASE: u64 = 0x1000_0000_0000;
@@ -94,16 +99,16 @@ static PLAY: [(&Region, u32); 6] =
     [(&ANON, 6), (&HUGE, 3), (&SHMEM, 1), (&FILE, 1), (&PRIVATE, 2), (&DEVICE, 1)];
 static SHARED: [(&Region, u32); 7] =
     [(&DATA, 4), (&ANON, 4), (&HUGE, 3), (&SHMEM, 1), (&FILE, 1), (&PRIVATE, 2), (&DEVICE, 1)];
-/// What the GPU is to use: nearly always there.
+/// What the GPU is to use, where it need not be what stays.
 static TARGET: [(&Region, u32); 9] = [
-    (&DATA, 60),
-    (&ANON, 8),
-    (&HUGE, 8),
-    (&SHMEM, 2),
-    (&FILE, 2),
-    (&PRIVATE, 3),
-    (&DEVICE, 4),
-    (&FAULTS, 1),
+    (&DATA, 20),
+    (&ANON, 16),
+    (&HUGE, 16),
+    (&SHMEM, 3),
+    (&FILE, 3),
+    (&PRIVATE, 5),
+    (&DEVICE, 6),
+    (&FAULTS, 2),
     (&GEM, 1),
 ];
 static ANY: [(&Region, u32); 15] = [
@@ -126,11 +131,22 @@ static ANY: [(&Region, u32); 15] = [
 static ONLY_GPU: [(&Region, u32); 1] = [(&GPU, 1)];
 static ONLY_FENCES: [(&Region, u32); 1] = [(&FENCES, 1)];
 static ONLY_DATA: [(&Region, u32); 1] = [(&DATA, 1)];
+static ONLY_ANON: [(&Region, u32); 1] = [(&ANON, 1)];
 static ONLY_HUGE: [(&Region, u32); 1] = [(&HUGE, 1)];
 
 /// Where anything may be.
 pub fn any() -> Pool {
     &ANY
+}
+
+/// What programs may change as they like.
+pub fn play() -> Pool {
+    &PLAY
+}
+
+/// Whether a pool is that of what the GPU is to use.
+pub fn is_target(pool: Pool) -> bool {
+    std::ptr::eq(pool, &TARGET)
 }
 
 /// The pool of a name.
@@ -139,6 +155,7 @@ pub fn pool(name: &str) -> Option<Pool> {
         "gpu" => &ONLY_GPU,
         "fence" => &ONLY_FENCES,
         "data" => &ONLY_DATA,
+        "anon" => &ONLY_ANON,
         "huge" => &ONLY_HUGE,
         "play" => &PLAY,
         "shared" => &SHARED,
