@@ -43,22 +43,25 @@ impl LockedFolio {
     /// A large folio is only tried for, but harder where there is no process, and so nobody who has a
     /// use for small ones. A small one is had, or the OOM killer makes room for it, unless a kernel thread
     /// asks: that reclaims what it can and then gives up, as nobody could kill it while it tries for ever.
+    /// What may not be had is not reported: a process can have that happen as often as it likes.
     pub fn ram(place: Place<'_>, order: u32) -> Option<Self> {
         let mut gfp = bindings::KEXT_GFP_HIGHUSER_MOVABLE;
-        if order != 0 {
-            gfp |= bindings::KEXT_GFP_NOWARN;
-        }
         let (vma, addr) = match place {
             Place::Process(vma, addr) => (vma.as_ptr(), addr),
             Place::Anywhere => (ptr::null_mut(), 0),
         };
-        if (order != 0 && vma.is_null()) || (order == 0 && sched::is_kernel_thread()) {
+        let is_optional = order == 0 && sched::is_kernel_thread();
+        if is_optional || (order != 0 && vma.is_null()) {
             gfp |= bindings::KEXT_GFP_RETRY_MAYFAIL;
+        }
+        if is_optional || order != 0 {
+            gfp |= bindings::KEXT_GFP_NOWARN;
         }
         let wanted = Wanted {
             order,
             is_movable: gfp & bindings::KEXT_GFP_MOVABLE != 0,
             is_of_process: !vma.is_null(),
+            is_quiet: gfp & bindings::KEXT_GFP_NOWARN != 0,
         };
         if !probe::allows(&wanted) {
             return None;
@@ -140,6 +143,8 @@ pub struct Wanted {
     pub is_movable: bool,
     /// Whether the policy of the process that it is for says where it is.
     pub is_of_process: bool,
+    /// Whether the kernel says nothing in its log when there is none.
+    pub is_quiet: bool,
 }
 
 /// Where tests come in: a probe sees each folio of RAM before it is allocated, and there is none that
