@@ -79,3 +79,87 @@ impl Grace {
         self.is_due.store(aspace.expects_access(addr), Relaxed);
     }
 }
+
+#[cfg(CONFIG_KUNIT = "y")]
+#[kernel::prelude::kunit_tests(vxe_grace)]
+mod tests {
+    use super::*;
+    use crate::gpu::{
+        Bus,
+        PAGE_SIZE, //
+    };
+    use kernel::{
+        device::Bound,
+        faux,
+        prelude::*,
+        time::{
+            Instant,
+            Monotonic, //
+        }, //
+    };
+
+    const ADDR: u64 = 1 << 30;
+
+    /// Shorter than a grace period, and longer than what does not wait takes, the shortest of a few times.
+    const WAIT_MS: i64 = GRACE_MS as i64 / 2;
+
+    /// What was before an invalidation.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Before {
+        /// A fault, the first one.
+        Fault,
+        /// A fault that was lost to the CPU while it was serviced.
+        LostFault,
+        /// A fault whose page was taken away before its access, and another one.
+        Faults,
+        /// The same, and the access.
+        Access,
+    }
+
+    /// Whether an invalidation waits then.
+    fn waits(before: Before, can_wait: bool) -> Result<bool> {
+        let device = faux::Registration::new(c"vxe-grace-kunit", None)?;
+        let faux: &faux::Device<Bound> = device.as_ref();
+        let aspace = AddressSpace::new(Bus::new(faux.as_ref(), None)?, 48)?;
+        let mut shortest = i64::MAX;
+        for _ in 0..5 {
+            let grace = Grace::new();
+            grace.begin(&aspace, ADDR, before == Before::LostFault);
+            if matches!(before, Before::Faults | Before::Access) {
+                grace.end(&aspace, true);
+                grace.begin(&aspace, ADDR, false);
+            }
+            if before == Before::Access {
+                // As good as an access: other pages take the place of this one.
+                for page in 1..100 {
+                    aspace.expect_access(ADDR + page * PAGE_SIZE);
+                }
+            }
+            let started = Instant::<Monotonic>::now();
+            grace.end(&aspace, can_wait);
+            shortest = shortest.min(started.elapsed().as_millis());
+        }
+        Ok(shortest >= WAIT_MS)
+    }
+
+    #[test]
+    fn an_invalidation_waits_for_an_access_that_was_lost() -> Result {
+        assert!(waits(Before::LostFault, true)?);
+        assert!(waits(Before::Faults, true)?);
+        Ok(())
+    }
+
+    #[test]
+    fn none_waits_without_need() -> Result {
+        assert!(!waits(Before::Fault, true)?);
+        assert!(!waits(Before::Access, true)?);
+        Ok(())
+    }
+
+    #[test]
+    fn none_waits_that_may_not() -> Result {
+        assert!(!waits(Before::LostFault, false)?);
+        assert!(!waits(Before::Faults, false)?);
+        Ok(())
+    }
+}
