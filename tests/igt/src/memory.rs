@@ -298,6 +298,90 @@ impl Drop for HugePool {
     }
 }
 
+/// Swap on the disk in RAM, until this goes.
+pub struct Swap(());
+
+impl Swap {
+    const DISK: &'static std::ffi::CStr = c"/dev/ram0";
+
+    /// Makes swap of all of it, and uses it. Skips the subtest where there is no such disk.
+    #[track_caller]
+    pub fn on() -> Self {
+        use std::os::unix::fs::FileExt;
+        let path = Self::DISK.to_str().expect("a name");
+        let disk = OpenOptions::new().read(true).write(true).open(path);
+        let disk = disk.unwrap_or_else(|e| skip!("{path}: {e}"));
+        let mut device = &disk;
+        let size = std::io::Seek::seek(&mut device, std::io::SeekFrom::End(0)).expect("its size");
+        // The header of mm/swapfile.c: the version and the last page, then the signature.
+        let mut header = vec![0; PAGE];
+        header[1024..1028].copy_from_slice(&1u32.to_ne_bytes());
+        let last = (size / PAGE as u64 - 1) as u32;
+        header[1028..1032].copy_from_slice(&last.to_ne_bytes());
+        header[PAGE - 10..].copy_from_slice(b"SWAPSPACE2");
+        disk.write_all_at(&header, 0).expect("the header of swap");
+        disk.sync_all().expect("the header on the disk");
+        // SAFETY: the name ends with a zero.
+        let result = unsafe { libc::swapon(Self::DISK.as_ptr(), 0) };
+        assert_eq!(result, 0, "swapon: {}", std::io::Error::last_os_error());
+        Self(())
+    }
+}
+
+impl Drop for Swap {
+    fn drop(&mut self) {
+        // SAFETY: the name ends with a zero.
+        let result = unsafe { libc::swapoff(Self::DISK.as_ptr()) };
+        if result != 0 {
+            eprintln!("swapoff: {}", std::io::Error::last_os_error());
+        }
+    }
+}
+
+/// The kernel looks for pages that are alike, and makes one of them where it may, until this goes.
+pub struct Merging(());
+
+impl Merging {
+    const DIRECTORY: &'static str = "/sys/kernel/mm/ksm";
+
+    fn set(file: &str, value: &str) -> std::io::Result<()> {
+        std::fs::write(format!("{}/{file}", Self::DIRECTORY), value)
+    }
+
+    /// Has it look as often as it can. Skips the subtest on a kernel that does not.
+    #[track_caller]
+    pub fn on() -> Self {
+        for (file, value) in [("pages_to_scan", "2000"), ("sleep_millisecs", "1"), ("run", "1")] {
+            Self::set(file, value).unwrap_or_else(|e| skip!("{}/{file}: {e}", Self::DIRECTORY));
+        }
+        Self(())
+    }
+
+    /// How many pages of this process are others' as well.
+    #[track_caller]
+    pub fn merged(&self) -> u64 {
+        let text = std::fs::read_to_string("/proc/self/ksm_merging_pages");
+        text.expect("ksm_merging_pages").trim().parse().expect("a number")
+    }
+}
+
+impl Drop for Merging {
+    fn drop(&mut self) {
+        if let Err(e) = Self::set("run", "0") {
+            eprintln!("{}: {e}", Self::DIRECTORY);
+        }
+    }
+}
+
+/// A counter of `/proc/vmstat`.
+#[track_caller]
+pub fn vmstat(name: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").expect("vmstat");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let line = line.unwrap_or_else(|| panic!("there is no {name} in vmstat"));
+    line.trim().parse().expect("a number")
+}
+
 /// Memory that is a transparent huge page each 2 MiB, or skips the subtest.
 pub fn transparent_huge(length: usize) -> Map {
     let map = Map::aligned(length, SZ_2M);

@@ -8,4 +8,4 @@ mod model;
 
 pub use gpus::Gpus;
 pub use machine::{Accelerator, Machine, Verdict};
-pub use model::{Hint, Model, Op, Outcome, BLOCK_WORDS, PAGE_WORDS};
+pub use model::{Hint, HintCounts, Model, Op, Outcome, BLOCK_WORDS, PAGE_WORDS};

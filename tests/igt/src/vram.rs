@@ -157,6 +157,14 @@ pub fn keep_out(gpu: &Gpu) {
     gpu.vm().madvise(0, 1 << 48, stay).expect("advice");
 }
 
+/// One of the device's counters; skips the subtest where the driver does not tell, and fails it where
+/// there is none of that name.
+#[track_caller]
+pub fn counter(device: &Device, name: &str) -> u64 {
+    let stats = Stats::read(device).unwrap_or_else(|e| skip!("the counters: {e}"));
+    stats.get(name).unwrap_or_else(|| panic!("there is no counter {name}"))
+}
+
 /// What the device counts meanwhile.
 #[track_caller]
 pub fn counted(device: &Device, meanwhile: impl FnOnce()) -> Stats {

@@ -2,22 +2,26 @@
 
 //! Stress: several processes run random sequences of what a process and its GPUs do to memory, on
 //! all devices, and check all contents; other processes make trouble. A sequence that goes wrong is
-//! named by its seed, and `--replay` runs it again.
+//! named by its seed, and `--replay` runs it again. A run in which too little happened has failed, too.
 
 mod args;
 mod pressure;
 mod remover;
 mod sequence;
 mod tally;
+mod verdict;
 
 use args::Args;
 use std::{
+    collections::BTreeSet,
     process::ExitCode,
-    sync::atomic::Ordering::Relaxed,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tally::Tally;
-use vxe_igt::{process::fork, sysfs::Slot, Rng};
+use verdict::{Figures, COUNTERS};
+use vxe_client::Stats;
+use vxe_igt::{process::fork, random::Hint, sysfs::Slot, Rng};
 
 /// How often progress is shown.
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -93,6 +97,7 @@ fn stress(args: &Args, tally: &'static Tally) -> bool {
 
     let mut well = true;
     let mut shown = start;
+    let mut counted = BTreeSet::new();
     while !workers.is_empty() && well {
         std::thread::sleep(Duration::from_millis(100));
         workers.retain(|worker| match worker.has_word() {
@@ -102,6 +107,8 @@ fn stress(args: &Args, tally: &'static Tally) -> bool {
                 false
             }
         });
+        // Often: a device that comes back counts from zero.
+        note_counters(&mut counted);
         if shown.elapsed() >= PROGRESS {
             shown = Instant::now();
             show(start, tally);
@@ -116,8 +123,39 @@ fn stress(args: &Args, tally: &'static Tally) -> bool {
     }
     drop(workers);
     show(start, tally);
-    println!("{}", if well { "all contents were right" } else { "FAILED" });
+    let load = |counters: &[AtomicU64; Hint::COUNT]| counters.each_ref().map(|c| c.load(Relaxed));
+    let figures = Figures {
+        sequences: tally.sequences.load(Relaxed),
+        cut_short: tally.cut_short.load(Relaxed),
+        steps: tally.steps.load(Relaxed),
+        given: load(&tally.given),
+        taken: load(&tally.taken),
+        pressure: (args.pressure > 0).then(|| tally.pressure.load(Relaxed)),
+        removals: (args.remove > 0).then(|| tally.removals.load(Relaxed)),
+        counted,
+    };
+    for (i, hint) in Hint::ALL.iter().enumerate() {
+        println!("{hint:?}: taken {} of {} times", figures.taken[i], figures.given[i]);
+    }
+    if well {
+        println!("all contents were right");
+    }
+    let complaints = figures.complaints();
+    for complaint in &complaints {
+        eprintln!("vxe-stress: {complaint}");
+    }
+    well &= complaints.is_empty();
+    if !well {
+        println!("FAILED");
+    }
     well
+}
+
+/// Notes which of the [`COUNTERS`] any device has that is there now.
+fn note_counters(counted: &mut BTreeSet<&'static str>) {
+    for stats in Stats::of_all_devices() {
+        counted.extend(COUNTERS.iter().filter(|name| stats[**name] > 0));
+    }
 }
 
 fn show(start: Instant, tally: &Tally) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use vxe_client::{Device, Error};
 use vxe_igt::{
     gpu::PATIENCE_TIME,
-    random::{Gpus, Machine},
+    random::{Gpus, HintCounts, Machine},
     Gpu, Rng,
 };
 
@@ -71,13 +71,18 @@ pub fn run(seed: u64, tally: &'static Tally) {
             scope.spawn(move || {
                 let of_turn = |i| &devices[(first + i) % devices.len()];
                 let vms = (0..plan.vms).map(|i| Gpu::try_on_device(of_turn(i)));
-                let done = match vms.collect::<Result<Vec<_>, Error>>() {
-                    Ok(gpus) => Machine::new(plan.pages, Gpus::new(gpus)).run(plan.steps, &mut rng),
+                match vms.collect::<Result<Vec<_>, Error>>() {
+                    Ok(gpus) => {
+                        let mut machine = Machine::new(plan.pages, Gpus::new(gpus));
+                        let done = machine.run(plan.steps, &mut rng);
+                        tally.add(done, plan.steps, machine.hints());
+                    }
                     // A device that is taken away at once.
-                    Err(e) if e.errno() == libc::ENODEV => 0,
+                    Err(e) if e.errno() == libc::ENODEV => {
+                        tally.add(0, plan.steps, &HintCounts::default());
+                    }
                     Err(e) => panic!("{e}"),
-                };
-                tally.add(done, plan.steps);
+                }
             });
         }
     });

@@ -25,6 +25,16 @@ impl Stats {
         Ok(Self::parse(&fs::read_to_string(path)?))
     }
 
+    /// Reads those of every device that is there: each minor, one after the other. A device that goes
+    /// meanwhile is left out.
+    pub fn of_all_devices() -> Vec<Self> {
+        let directories = fs::read_dir(PathBuf::from(DEBUGFS).join("dri")).into_iter().flatten();
+        directories
+            .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("gt0/stats")).ok())
+            .map(|text| Self::parse(&text))
+            .collect()
+    }
+
     /// Parses lines of `name: value`; skips others.
     pub fn parse(text: &str) -> Self {
         let counters = text

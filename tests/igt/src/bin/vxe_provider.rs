@@ -15,7 +15,7 @@ use vxe_igt::{
     gpu::{device, works, FAR},
     process::fork,
     sysfs::{core_references, drop_caches, is_end, Expedited, Provider},
-    vram::soon,
+    vram::{region, soon},
     Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
 };
 
@@ -118,17 +118,18 @@ fn counting(gpu: &Gpu, map: Map, stop: &AtomicBool) -> u32 {
     jobs
 }
 
-/// Has memory live on a device, and be used there.
-fn place(vm: &Vm, map: Map, device: &Device) {
+/// Has memory live on a device, and be used there. Says whether it is there: the first device works in it
+/// all the time.
+fn place(vm: &Vm, map: Map, device: &Device) -> bool {
     let (at, length) = (map.at(0), map.len() as u64);
     let location = Location::Device { fd: device.as_raw_fd(), region: 1 };
     let advice = Advice::Preferred(location, Migrate::AllPages);
     vm.madvise(at, length, advice).expect("a place on the second device");
     match vm.bind(&[Bind::prefetch(at, length, -1)]) {
-        // The first device works there all the time.
         Err(e) if e.errno() == libc::EBUSY => {}
         done => done.expect("a prefetch"),
     }
+    region(device).used > 0
 }
 
 /// The second driver comes and goes, `rounds` times or as often as there is time for, while the
@@ -140,7 +141,7 @@ fn come_and_go(rounds: u32, placed: bool, round: impl Fn(&Provider, &Device, u32
     let map = Map::aligned(SZ_2M, SZ_2M);
     let vm = Vm::mirrored(&device()).expect("a VM of the first device");
     let stop = AtomicBool::new(false);
-    let (mut done, mut longest) = (0, Duration::ZERO);
+    let (mut done, mut there, mut longest) = (0, 0, Duration::ZERO);
     let jobs = std::thread::scope(|scope| {
         let worker = scope.spawn(|| counting(&Gpu::on_vm(&vm), map, &stop));
         // The end of the worker is sure, whatever fails here.
@@ -150,7 +151,7 @@ fn come_and_go(rounds: u32, placed: bool, round: impl Fn(&Provider, &Device, u32
             let provider = Provider::load(VRAM_MB);
             let device = provider.slot().open();
             if placed {
-                place(&vm, map, &device);
+                there += u32::from(place(&vm, map, &device));
             }
             round(&provider, &device, done);
             drop(device);
@@ -169,6 +170,7 @@ fn come_and_go(rounds: u32, placed: bool, round: impl Fn(&Provider, &Device, u32
         iterations(rounds)
     );
     assert!(jobs > 0, "the first device never worked");
+    assert!(!placed || there * 2 >= done, "memory was on the second device {there} times only");
     // A thread that charges this process ends after its last VM.
     drop(vm);
     soon("no more references to the core than before", || core_references() == core);

@@ -5,7 +5,7 @@
 use super::{Accelerator, Hint, Verdict};
 use crate::Gpu;
 use std::os::fd::AsRawFd;
-use vxe_client::{Advice, AtomicAccess, Bind, Commands, Location, Migrate, Result};
+use vxe_client::{Advice, AtomicAccess, Bind, Commands, Location, Migrate};
 
 /// GPUs that take turns.
 pub struct Gpus {
@@ -65,15 +65,14 @@ impl Accelerator for Gpus {
         self.run(|c| _ = c.copy(from, to, length))
     }
 
-    fn advise(&mut self, start: u64, length: usize, hint: Hint) {
+    fn advise(&mut self, start: u64, length: usize, hint: Hint) -> Verdict {
         let other = self.next().device().as_raw_fd();
         let vm = self.next().vm();
         let length = length as u64;
         let prefetch = |region| vm.bind(&[Bind::prefetch(start, length, region)]);
         let advise = |advice| vm.madvise(start, length, advice);
         let prefer = |location| advise(Advice::Preferred(location, Migrate::AllPages));
-        // What cannot be had is left: a region that there is not, a device that is gone.
-        let _: Result<()> = match hint {
+        let done = match hint {
             Hint::Prefetch => prefetch(-1),
             Hint::PrefetchSystem => prefetch(0),
             Hint::PrefetchDevice => prefetch(1),
@@ -82,5 +81,10 @@ impl Accelerator for Gpus {
             Hint::PreferSystem => prefer(Location::System),
             Hint::AtomicDevice => advise(Advice::Atomic(AtomicAccess::Device)),
         };
+        match done {
+            Ok(()) => Verdict::Done,
+            Err(e) if e.errno() == libc::ENODEV => Verdict::Gone,
+            Err(_) => Verdict::Failed,
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 //! The real thing beside the model: every step is done to both, and they are compared.
 
-use super::{Hint, Model, Op, Outcome, BLOCK_WORDS, PAGE_WORDS};
+use super::{Hint, HintCounts, Model, Op, Outcome, BLOCK_WORDS, PAGE_WORDS};
 use crate::{
     memory::memfd, process::fork, random::model::Rights, Map, Rng, NONE, PAGE, RO, RW, SZ_2M,
 };
@@ -36,8 +36,10 @@ pub trait Accelerator {
     fn add(&mut self, adds: &[(u64, bool)]) -> Verdict;
     /// Copies bytes.
     fn copy(&mut self, from: u64, to: u64, length: usize) -> Verdict;
-    /// Takes advice on bytes at an address, or leaves it.
-    fn advise(&mut self, _start: u64, _length: usize, _hint: Hint) {}
+    /// Takes advice on bytes at an address, or cannot.
+    fn advise(&mut self, _start: u64, _length: usize, _hint: Hint) -> Verdict {
+        Verdict::Failed
+    }
 }
 
 /// A region of real memory with its model.
@@ -47,6 +49,7 @@ pub struct Machine<A> {
     accelerator: A,
     scratch: Map,
     history: Vec<Op>,
+    hints: HintCounts,
     /// The step during which the GPU was taken away.
     gone: Option<Op>,
 }
@@ -62,6 +65,7 @@ impl<A: Accelerator> Machine<A> {
             accelerator,
             scratch: Map::anon(PAGE),
             history: Vec::new(),
+            hints: HintCounts::default(),
             gone: None,
         }
     }
@@ -89,6 +93,11 @@ impl<A: Accelerator> Machine<A> {
     /// The step during which the GPU was taken away.
     pub const fn gone(&self) -> Option<&Op> {
         self.gone.as_ref()
+    }
+
+    /// What became of the advice that was given. Advice to a GPU that was taken away does not count.
+    pub const fn hints(&self) -> &HintCounts {
+        &self.hints
     }
 
     fn step(&mut self, op: &Op) {
@@ -126,7 +135,11 @@ impl<A: Accelerator> Machine<A> {
                 Verdict::Done
             }
             Op::Advise { first, count, hint } => {
-                self.accelerator.advise(part(first, count).at(0), count * PAGE, hint);
+                match self.accelerator.advise(part(first, count).at(0), count * PAGE, hint) {
+                    // Whatever becomes of it, contents stay what they are.
+                    Verdict::Gone => {}
+                    verdict => self.hints.add(hint, verdict == Verdict::Done),
+                }
                 Verdict::Done
             }
             Op::Fork { first, count } => {

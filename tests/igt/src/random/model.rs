@@ -46,8 +46,11 @@ pub enum Hint {
 }
 
 impl Hint {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
+    /// How many there are.
+    pub const COUNT: usize = 7;
+
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; Self::COUNT] = [
         Self::Prefetch,
         Self::PrefetchSystem,
         Self::PrefetchDevice,
@@ -56,6 +59,23 @@ impl Hint {
         Self::PreferSystem,
         Self::AtomicDevice,
     ];
+}
+
+/// How often advice was given, and how often it was taken, by the hint's number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HintCounts {
+    /// How often it was given.
+    pub given: [u64; Hint::COUNT],
+    /// How often it was taken.
+    pub taken: [u64; Hint::COUNT],
+}
+
+impl HintCounts {
+    /// Counts advice that was given.
+    pub fn add(&mut self, hint: Hint, taken: bool) {
+        self.given[hint as usize] += 1;
+        self.taken[hint as usize] += u64::from(taken);
+    }
 }
 
 /// One step of a sequence. Pages and words are counted from the start of the region.

@@ -193,11 +193,14 @@ fn at_work(shape: Shape) {
     let mut last = 0;
     std::thread::scope(|scope| {
         let work = scope.spawn(move || {
+            let mut there = 0;
             for _ in 0..rounds {
-                let _ = prefetch(&gpu, map);
+                _ = prefetch(&gpu, map);
+                there += u32::from(in_device(&gpu, map) > 0);
                 increment(&gpu, before);
                 increment(&gpu, behind);
             }
+            there
         });
         for round in 1.. {
             disk.write(from);
@@ -209,6 +212,7 @@ fn at_work(shape: Shape) {
             last = round;
             from.fill(|o| pattern(2 * PAGE + o) ^ last);
         }
+        assert!(work.join().expect("the GPU's work") > 0, "nothing was on the device");
     });
     before.expect("the GPU's count", incremented(rounds));
     behind.expect("the GPU's count", |o| incremented(rounds)(9 * PAGE + o));

@@ -11,7 +11,7 @@ use vxe_client::Stats;
 use vxe_igt::{
     env::iterations,
     skip,
-    sysfs::{Provider, Slot},
+    sysfs::{is_end, Provider, Slot},
     vram::{bring, counted, in_device, leave, prefetch, region, soon, touch, try_buffer},
     Gpu, Map, Program, Rng, PAGE, SZ_2M, SZ_64K,
 };
@@ -245,12 +245,14 @@ fn unbound_at_work() {
     for round in 0..iterations(10) {
         let gpu = Gpu::new();
         std::thread::scope(|scope| {
-            let work = scope.spawn(move || {
+            let work = scope.spawn(move || loop {
                 // It ends with the device.
-                while gpu.try_run(|c| _ = c.copy(map.at(0), map.at(SZ_64K), SZ_64K)).is_ok() {
-                    map.write(SZ_64K, round);
-                    map.part(0, SZ_64K).expect("what nobody writes", pattern);
+                if let Err(e) = gpu.try_run(|c| _ = c.copy(map.at(0), map.at(SZ_64K), SZ_64K)) {
+                    assert!(is_end(&e), "{e}");
+                    break;
                 }
+                map.write(SZ_64K, round);
+                map.part(0, SZ_64K).expect("what nobody writes", pattern);
             });
             std::thread::sleep(Duration::from_millis(u64::from(5 + 7 * (round % 5))));
             slot.unbind();
