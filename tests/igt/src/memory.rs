@@ -338,7 +338,8 @@ impl Drop for Swap {
     }
 }
 
-/// The kernel looks for pages that are alike, and makes one of them where it may, until this goes.
+/// The kernel looks for pages that are alike, and makes one of them where it may, until this goes. Then
+/// they come apart again.
 pub struct Merging(());
 
 impl Merging {
@@ -360,15 +361,34 @@ impl Merging {
     /// How many pages of this process are others' as well.
     #[track_caller]
     pub fn merged(&self) -> u64 {
-        let text = std::fs::read_to_string("/proc/self/ksm_merging_pages");
-        text.expect("ksm_merging_pages").trim().parse().expect("a number")
+        number("/proc/self/ksm_merging_pages")
     }
+
+    /// How many more pages of all processes there would be, if none were merged.
+    #[track_caller]
+    pub fn sharing(&self) -> u64 {
+        number(&format!("{}/pages_sharing", Self::DIRECTORY))
+    }
+
+    /// All come apart again, and none are merged any more.
+    #[track_caller]
+    pub fn undo(&self) {
+        Self::set("run", "2").expect("pages come apart");
+    }
+}
+
+#[track_caller]
+fn number(path: &str) -> u64 {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    text.trim().parse().expect("a number")
 }
 
 impl Drop for Merging {
     fn drop(&mut self) {
-        if let Err(e) = Self::set("run", "0") {
-            eprintln!("{}: {e}", Self::DIRECTORY);
+        for value in ["2", "0"] {
+            if let Err(e) = Self::set("run", value) {
+                eprintln!("{}: {e}", Self::DIRECTORY);
+            }
         }
     }
 }

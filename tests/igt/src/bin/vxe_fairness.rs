@@ -7,9 +7,9 @@ use std::{
     process::ExitCode,
     time::{Duration, Instant},
 };
-use vxe_client::{Bind, Commands, Error, ExecQueue, Fence, Vm};
+use vxe_client::{Bind, Error, ExecQueue, Fence, Vm};
 use vxe_igt::{
-    gpu::device,
+    gpu::{device, write_batch},
     process::{fork, Child},
     uffd::Uffd,
     Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
@@ -25,17 +25,6 @@ const TURNS: Duration = Duration::from_millis(150);
 
 /// How many times longer than alone what a victim does with the CPU may take.
 const SLOWER_CPU: u32 = 8;
-
-/// Writes the commands, and their end, to memory.
-fn write_batch(to: Map, build: impl FnOnce(&mut Commands)) -> u64 {
-    let mut commands = Commands::new();
-    build(&mut commands);
-    commands.end();
-    for (i, &dword) in commands.dwords().iter().enumerate() {
-        to.write(i * 4, dword);
-    }
-    to.at(0)
-}
 
 /// A batch that does not end while a test runs: it copies 32 GiB.
 fn endless_batch() -> u64 {

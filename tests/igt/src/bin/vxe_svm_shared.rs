@@ -4,26 +4,19 @@
 //! move to the device and back, are split and evicted, and everybody has what is his.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::FileExt,
     process::ExitCode,
     time::{Duration, Instant},
 };
 use vxe_igt::{
+    contents::pattern,
     env::iterations,
     gpu::device,
-    memory::transparent_huge,
+    memory::{transparent_huge, vmstat, Merging, Swap},
     process::{fork, Child},
-    skip,
     sysfs::Slot,
     vram::{leave, prefetch, region, touch},
     Gpu, Map, Program, PAGE, RO, SZ_2M, SZ_64K,
 };
-
-fn pattern(offset: usize) -> u32 {
-    (offset as u32).wrapping_mul(0x9e37_79b1) ^ 0x7f4a_7c15
-}
 
 /// What the GPU of a process does with memory.
 #[derive(Clone, Copy)]
@@ -344,52 +337,6 @@ fn two_places() {
     }
 }
 
-/// The disk in RAM, to swap to.
-struct Swap;
-
-impl Swap {
-    const PATH: &str = "/dev/ram0";
-    const NAME: &std::ffi::CStr = c"/dev/ram0";
-
-    /// Skips the subtest if there is none.
-    #[track_caller]
-    fn on() -> Self {
-        let disk = OpenOptions::new().read(true).write(true).open(Self::PATH);
-        let mut disk = disk.unwrap_or_else(|e| skip!("{}: {e}", Self::PATH));
-        let size = io::Seek::seek(&mut disk, io::SeekFrom::End(0)).expect("its size");
-        // What mkswap(8) writes: a version, the last page, and that no page is bad.
-        let mut head = [0u8; PAGE];
-        head[1024..1028].copy_from_slice(&1u32.to_ne_bytes());
-        head[1028..1032].copy_from_slice(&(size as u32 / PAGE as u32 - 1).to_ne_bytes());
-        head[PAGE - 10..].copy_from_slice(b"SWAPSPACE2");
-        disk.write_all_at(&head, 0).and_then(|()| disk.sync_all()).expect("a swap header");
-        drop(disk);
-        // SAFETY: the name ends with a zero.
-        let result = unsafe { libc::swapon(Self::NAME.as_ptr(), 0) };
-        if result != 0 {
-            skip!("swapon: {}", io::Error::last_os_error());
-        }
-        Self
-    }
-}
-
-impl Drop for Swap {
-    fn drop(&mut self) {
-        // SAFETY: as above.
-        let result = unsafe { libc::swapoff(Self::NAME.as_ptr()) };
-        if result != 0 {
-            eprintln!("swapoff: {}", io::Error::last_os_error());
-        }
-    }
-}
-
-/// How many pages were written to swap since the machine was started.
-fn swapped_out() -> u64 {
-    let text = std::fs::read_to_string("/proc/vmstat").expect("vmstat");
-    let line = text.lines().find_map(|line| line.strip_prefix("pswpout "));
-    line.and_then(|count| count.parse().ok()).expect("pswpout in vmstat")
-}
-
 /// What parent and child share is in swap, and some of it is back for one of them only; then the GPU of
 /// either works on it.
 fn swapped(is_child: bool) {
@@ -397,9 +344,9 @@ fn swapped(is_child: bool) {
     let swap = Swap::on();
     let (map, gpu) = (huge(), Gpu::new());
     // Only what nobody shares goes there by advice.
-    let before = swapped_out();
+    let before = vmstat("pswpout");
     map.madvise(libc::MADV_PAGEOUT);
-    assert!(swapped_out() > before, "nothing was swapped out");
+    assert!(vmstat("pswpout") > before, "nothing was swapped out");
     let child = fork(|link| {
         while link.receive() != 0 {
             if is_child {
@@ -426,52 +373,20 @@ fn swapped(is_child: bool) {
     drop(swap);
 }
 
-/// KSM, at work as long as this is there.
-struct Merging;
-
-impl Merging {
-    const RUN: &str = "/sys/kernel/mm/ksm/run";
-
-    #[track_caller]
-    fn start() -> Self {
-        for (name, value) in [("sleep_millisecs", "1"), ("pages_to_scan", "4000"), ("run", "1")] {
-            let path = format!("/sys/kernel/mm/ksm/{name}");
-            if let Err(e) = std::fs::write(&path, value) {
-                skip!("{path}: {e}");
-            }
-        }
-        Self
-    }
-
-    fn figure(name: &str) -> u64 {
-        let text = std::fs::read_to_string(format!("/sys/kernel/mm/ksm/{name}"));
-        text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
-    }
-}
-
-impl Drop for Merging {
-    fn drop(&mut self) {
-        // Takes all apart again.
-        if let Err(e) = File::create(Self::RUN).and_then(|mut file| file.write_all(b"2")) {
-            eprintln!("{}: {e}", Self::RUN);
-        }
-    }
-}
-
 /// The child has KSM merge what it shares with its parent, who does not: the parent's pages become KSM's
 /// where they are. Then the parent's GPU works on them.
 fn merged_by_a_child() {
     region(&device());
     let (map, gpu) = (Map::aligned(SZ_64K, SZ_2M), Gpu::new());
     map.fill(|_| 0x4b53_4d00);
-    let merging = Merging::start();
+    let merging = Merging::on();
     let child = fork(|link| {
         map.madvise(libc::MADV_MERGEABLE);
         let end = Instant::now() + Duration::from_secs(30);
-        while Merging::figure("pages_sharing") < 14 && Instant::now() < end {
+        while merging.sharing() < 14 && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(10));
         }
-        link.send(Merging::figure("pages_sharing"));
+        link.send(merging.sharing());
         link.receive();
         map.expect("the child's", |_| 0x4b53_4d00);
     });

@@ -10,6 +10,7 @@ use std::{
 };
 use vxe_client::{Advice, Location, Migrate};
 use vxe_igt::{
+    contents::{filled, pattern},
     uffd::{accessed, Protection, Told, Uffd},
     vram::{bring, in_device, prefetch, region},
     Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
@@ -21,10 +22,6 @@ const PAGES: usize = 32;
 /// Those of them that are accessed one by one.
 fn some() -> impl Iterator<Item = usize> {
     (1..PAGES).step_by(5)
-}
-
-fn pattern(offset: usize) -> u32 {
-    (offset as u32).wrapping_mul(0x85eb_ca6b) ^ 0x1656_67b1
 }
 
 /// Where the memory is when it is protected.
@@ -46,8 +43,7 @@ impl Where {
     #[track_caller]
     fn make(self, gpu: &Gpu) -> Map {
         region(gpu.device());
-        let map = Map::aligned(PAGES * PAGE, SZ_2M);
-        map.fill(pattern);
+        let map = filled(PAGES * PAGE);
         match self {
             Self::Fresh => {}
             Self::Ram => {

@@ -11,7 +11,7 @@ mod returns;
 mod room;
 
 use std::process::ExitCode;
-use vxe_igt::{memory::transparent_huge, Map, Program, SZ_2M, SZ_64K};
+use vxe_igt::{contents::pattern, memory::transparent_huge, Map, Program, SZ_2M, SZ_64K};
 
 /// What the memory of a test looks like.
 #[derive(Clone, Copy)]
@@ -29,10 +29,6 @@ const SHAPES: [(Shape, &str, &str); 3] = [
     (Shape::Small, "2M", "2 MiB of small pages"),
     (Shape::Huge, "thp", "a huge page"),
 ];
-
-fn pattern(offset: usize) -> u32 {
-    (offset as u32).wrapping_mul(0x9e37_79b1) ^ 0x5bd1_e995
-}
 
 impl Shape {
     /// Memory of this shape, filled.

@@ -2,15 +2,16 @@
 
 //! What programs do to their memory while it is on the device.
 
-use super::{pattern, Shape, SHAPES};
+use super::{Shape, SHAPES};
 use std::{
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     time::{Duration, Instant},
 };
 use vxe_igt::{
+    contents::pattern,
     env::enough,
-    memory::smaps,
+    memory::{smaps, Merging},
     skip,
     vram::{bring, in_device, leave, prefetch, region, soon, touch},
     Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
@@ -242,7 +243,6 @@ fn free_and_store(shape: Shape) {
 /// Pages that are alike may be merged while they are on the device; back from there they are, and come
 /// apart again.
 fn merge(shape: Shape) {
-    const KSM: &str = "/sys/kernel/mm/ksm";
     let gpu = Gpu::new();
     region(gpu.device());
     let map = shape.make();
@@ -256,20 +256,14 @@ fn merge(shape: Shape) {
     if let Err(e) = map.try_madvise(libc::MADV_MERGEABLE) {
         skip!("MADV_MERGEABLE: {e}");
     }
-    let set = |file: &str, value: &str| {
-        std::fs::write(format!("{KSM}/{file}"), value).unwrap_or_else(|e| skip!("{KSM}: {e}"));
-    };
-    set("pages_to_scan", "2000");
-    set("sleep_millisecs", "1");
-    set("run", "1");
+    let merging = Merging::on();
     gpu.store(map.at(0), 1000);
     let value = |stores: usize, offset: usize| match (offset / PAGE, offset % PAGE) {
         (page, 0) if page < stores => 1000 + page as u32,
         _ => fill(offset),
     };
     map.expect("back again", |o| value(1, o));
-    let merged = || std::fs::read_to_string(format!("{KSM}/pages_sharing"));
-    soon("pages are merged", || merged().is_ok_and(|count| count.trim() != "0"));
+    soon("pages are merged", || merging.sharing() != 0);
     for page in 0..10 {
         std::thread::sleep(Duration::from_millis(20));
         touch(&gpu, map);
@@ -277,9 +271,8 @@ fn merge(shape: Shape) {
     }
     assert_eq!(in_device(&gpu, map), 0, "bytes in the device's memory, though they may be merged");
     map.expect("all", |o| value(10, o));
-    set("run", "2");
+    merging.undo();
     map.expect("apart again", |o| value(10, o));
-    set("run", "0");
 }
 
 /// How much memory of all processes is locked, in KiB.

@@ -2,9 +2,10 @@
 
 //! To the device, and back.
 
-use super::{pattern, Shape, SHAPES};
+use super::{Shape, SHAPES};
 use std::sync::Barrier;
 use vxe_igt::{
+    contents::pattern,
     env::iterations,
     memory::Kind,
     vram::{bring, counted, in_device, region, soon, touch},

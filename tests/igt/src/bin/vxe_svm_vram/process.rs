@@ -2,8 +2,9 @@
 
 //! Processes that share what is on the device.
 
-use super::{pattern, Shape, SHAPES};
+use super::{Shape, SHAPES};
 use vxe_igt::{
+    contents::pattern,
     gpu::device,
     process::{fork, Link},
     vram::{bring, counted, in_device, leave, region, soon, touch},

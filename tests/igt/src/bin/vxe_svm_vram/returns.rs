@@ -3,9 +3,10 @@
 //! What the GPU uses in system memory, since it could not move or went to and fro, comes back when only the
 //! GPU works on it; nobody but the GPU touches it here in the end.
 
-use super::{pattern, Shape, SHAPES};
+use super::{Shape, SHAPES};
 use std::time::{Duration, Instant};
 use vxe_igt::{
+    contents::pattern,
     vram::{bring, counted, in_device, leave, region, soon, touch},
     Gpu, Map, Program, PAGE, SZ_2M,
 };

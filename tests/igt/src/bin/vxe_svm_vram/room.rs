@@ -2,13 +2,14 @@
 
 //! When there is less room than is wanted, and when the device goes.
 
-use super::{pattern, Shape, SHAPES};
+use super::{Shape, SHAPES};
 use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 use vxe_client::Stats;
 use vxe_igt::{
+    contents::pattern,
     env::iterations,
     skip,
     sysfs::{is_end, Provider, Slot},
