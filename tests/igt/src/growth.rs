@@ -38,7 +38,12 @@ pub fn expect_linear<T>(
         large = large.min(time(FACTOR * size));
         growth = large.div_duration_f64(small) / FACTOR as f64;
         if growth < MORE {
-            println!("{what}: {small:?} for {size}, {large:?} for {}", FACTOR * size);
+            // What grows as n^x: x.
+            let exponent = large.div_duration_f64(small).ln() / (FACTOR as f64).ln();
+            println!(
+                "{what}: {small:?} for {size}, {large:?} for {}, exponent {exponent:.2}",
+                FACTOR * size
+            );
             return;
         }
     }

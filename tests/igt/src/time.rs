@@ -17,9 +17,11 @@ pub fn is_debug_kernel() -> bool {
 }
 
 /// Fails the subtest if something took longer than `limit`, or as many times longer as a short
-/// sleep now takes longer than it should: an emulated machine whose host is busy is not to blame.
+/// sleep now takes longer than it should: an emulated machine whose host is busy is not to blame. Prints how
+/// long it was.
 #[track_caller]
 pub fn expect_prompt(what: &str, took: Duration, limit: Duration) {
+    println!("{what}: {took:?}");
     if took < limit {
         return;
     }
