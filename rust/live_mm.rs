@@ -45,16 +45,32 @@ const BESIDES: usize = 16;
 /// only then becomes a user: of whoever is killed, all memory is free soon.
 pub fn get(mm: &Mm, pages: usize) -> Result<ARef<MmWithUser>> {
     let pages = pages.saturating_add(BESIDES);
-    if let Some(memcg) = short_of(mm, pages)? {
-        // SAFETY: Has no requirements, but that the caller may sleep.
-        let had = unsafe { ext::try_pages(pages) };
-        drop(memcg);
-        if !had {
-            crate::debug!("there is no memory for the process");
-            return Err(ENOMEM);
-        }
+    if sched::is_kernel_thread() {
+        make_room(mm, pages)?;
     }
     user_of(mm)
+}
+
+/// Where memory is short, has the kernel make room for so many pages, by killing somebody if need be. The
+/// caller must be no user of the address space. Fails with `EFAULT` as [`get`], and with `ENOMEM`.
+fn make_room(mm: &Mm, pages: usize) -> Result {
+    let short_memcg = {
+        let mm = user_of(mm)?;
+        // SAFETY: The address space is valid and has users, so that its owner is there or none.
+        let is_short = unsafe { ext::memcg_is_short(mm.as_raw(), pages) };
+        is_short.then(|| ActiveMemcg::of(&mm))
+    };
+    // SAFETY: Has no requirements.
+    let is_short = unsafe { ext::memory_is_short(pages) };
+    // SAFETY: Has no requirements, but that the caller may sleep.
+    let had = !is_short || unsafe { ext::make_room(pages) };
+    // SAFETY: As above.
+    let had = had && (short_memcg.is_none() || unsafe { ext::memcg_make_room(pages) });
+    if !had {
+        crate::debug!("there is no memory for the process");
+        return Err(ENOMEM);
+    }
+    Ok(())
 }
 
 /// As [`get`], but makes no room.
@@ -65,16 +81,4 @@ fn user_of(mm: &Mm) -> Result<ARef<MmWithUser>> {
         return Err(EFAULT);
     }
     Ok(mm)
-}
-
-/// Whether the caller is a kernel thread and might not find so many pages; as what charges the cgroup of the
-/// process for them.
-fn short_of(mm: &Mm, pages: usize) -> Result<Option<ActiveMemcg>> {
-    if !sched::is_kernel_thread() {
-        return Ok(None);
-    }
-    let mm = user_of(mm)?;
-    // SAFETY: The address space is valid and has users, so that its owner is there or none.
-    let is_short = unsafe { ext::memory_is_short(mm.as_raw(), pages) };
-    Ok(is_short.then(|| ActiveMemcg::of(&mm)))
 }

@@ -7,6 +7,7 @@
 #include <linux/mmu_notifier.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/userfaultfd_k.h>
 
@@ -130,13 +131,18 @@ void *kext_set_active_memcg(void *memcg)
 }
 
 /*
- * Whether the kernel might have to kill somebody for @pages more pages of @mm: next to none are free or
- * could be reclaimed, or a memory cgroup that @mm is in has reached its limit.
+ * Whether the kernel might have to kill somebody for @pages more pages: next to none are free or could be
+ * reclaimed.
  */
-bool kext_memory_is_short(struct mm_struct *mm, unsigned long pages)
+bool kext_memory_is_short(unsigned long pages)
 {
-	bool is_short = si_mem_available() < (long)(totalram_pages() / 64 + pages);
+	return si_mem_available() < (long)(totalram_pages() / 64 + pages);
+}
 
+/* Whether a memory cgroup that @mm is in has room for less than @pages more pages. */
+bool kext_memcg_is_short(struct mm_struct *mm, unsigned long pages)
+{
+	bool is_short = false;
 #ifdef CONFIG_MEMCG
 	struct mem_cgroup *memcg, *at;
 
@@ -148,14 +154,14 @@ bool kext_memory_is_short(struct mm_struct *mm, unsigned long pages)
 	return is_short;
 }
 
-/* Allocates @count pages, accounted, and frees them; whether there were so many. */
-bool kext_try_pages(unsigned long count)
+/* Allocates @count pages and frees them; whether there were so many. */
+static bool kext_try_pages(unsigned long count, gfp_t gfp)
 {
 	struct page *page, *next;
 	LIST_HEAD(pages);
 
 	for (; count; count--) {
-		page = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_HIGHMEM);
+		page = alloc_page(gfp | __GFP_HIGHMEM | __GFP_NOWARN);
 		if (!page)
 			break;
 		list_add(&page->lru, &pages);
@@ -166,4 +172,19 @@ bool kext_try_pages(unsigned long count)
 		__free_page(page);
 	}
 	return !count;
+}
+
+/*
+ * Has the kernel make room for @count pages; whether there is. It makes some more: what is freed goes to the lists
+ * of a CPU first, and is not counted there by those who look whether memory is left, and kill somebody if not.
+ */
+bool kext_make_room(unsigned long count)
+{
+	return kext_try_pages(count + min(totalram_pages() / 64, SZ_16M >> PAGE_SHIFT), GFP_KERNEL);
+}
+
+/* Has the memory cgroup that the caller charges make room for @count pages; whether there is. */
+bool kext_memcg_make_room(unsigned long count)
+{
+	return kext_try_pages(count, GFP_KERNEL_ACCOUNT);
 }
