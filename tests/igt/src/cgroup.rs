@@ -80,7 +80,18 @@ impl Cgroup {
     /// charges in advance.
     #[track_caller]
     pub fn memory(&self) -> u64 {
-        let text = fs::read_to_string(self.path.join("memory.current")).expect("memory.current");
+        self.bytes("memory.current")
+    }
+
+    /// How much that was at the most.
+    #[track_caller]
+    pub fn memory_peak(&self) -> u64 {
+        self.bytes("memory.peak")
+    }
+
+    #[track_caller]
+    fn bytes(&self, file: &str) -> u64 {
+        let text = fs::read_to_string(self.path.join(file)).expect(file);
         text.trim().parse().expect("a number of bytes")
     }
 

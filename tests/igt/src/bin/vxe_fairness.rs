@@ -26,14 +26,18 @@ const TURNS: Duration = Duration::from_millis(150);
 /// How many times longer than alone what a victim does with the CPU may take.
 const SLOWER_CPU: u32 = 8;
 
-/// A batch that does not end while a test runs: it copies 32 GiB.
-fn endless_batch() -> u64 {
-    let (from, to) = (Map::shared(SZ_2M), Map::shared(SZ_2M));
-    write_batch(Map::shared(SZ_2M), |c| {
+/// A batch that does not end while a test runs: it copies 32 GiB. The GPU has mapped all that it needs, so that
+/// no fault interrupts it.
+fn endless_batch(gpu: &Gpu) -> u64 {
+    let (from, to, batch) = (Map::shared(SZ_2M), Map::shared(SZ_2M), Map::shared(SZ_2M));
+    let address = write_batch(batch, |c| {
         for _ in 0..16384 {
             c.copy(from.at(0), to.at(0), SZ_2M);
         }
-    })
+    });
+    gpu.copy(batch, to);
+    gpu.copy(from, to);
+    address
 }
 
 /// Starts a batch on each queue.
@@ -63,7 +67,7 @@ fn culprit<T>(start: impl FnOnce() -> T) -> Child {
 fn copies() -> Child {
     culprit(|| {
         let gpu = Gpu::new();
-        let batch = endless_batch();
+        let batch = endless_batch(&gpu);
         let queues = queues(gpu.vm());
         start_all(&queues, batch);
         (gpu, queues)

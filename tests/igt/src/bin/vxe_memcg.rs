@@ -10,7 +10,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
-use vxe_client::{sys, Bind, Bo, Vm};
+use vxe_client::{sys, Advice, AtomicAccess, Bind, Bo, ExecQueue, Vm};
 use vxe_igt::{
     cgroup::Cgroup,
     gpu::device,
@@ -141,6 +141,49 @@ fn buffers() {
     });
 }
 
+/// Exec queues: what their engine state takes.
+fn queues() {
+    const COUNT: usize = 520;
+    expect_charged(
+        COUNT,
+        PAGE,
+        || Vm::new(&device()).expect("a VM"),
+        |vm| -> Vec<_> { (0..COUNT).map(|_| ExecQueue::new(vm).expect("a queue")).collect() },
+    );
+}
+
+/// What removes many small mappings takes a table for each large page that it splits, and there are none: a
+/// table or more for each mapping would be more than the group may have.
+fn removals() {
+    const COUNT: usize = 2000;
+    const LIMIT: usize = 16 << 20;
+    let group = Cgroup::with_memory("its", LIMIT);
+    let child = fork(|link| {
+        link.receive();
+        let device = device();
+        let vm = Vm::new(&device).expect("a VM");
+        let bo = Bo::system(&device, PAGE).expect("a buffer");
+        // Not side by side: that would be one removal.
+        let at = |i: usize| NOWHERE + (2 * i * PAGE) as u64;
+        let map = |i| Bind::bo(&bo, 0, at(i), PAGE as u64).immediate();
+        let maps: Vec<_> = (0..COUNT).map(map).collect();
+        let (start, length) = (NOWHERE, at(COUNT) - NOWHERE);
+        let bind = |what: &str, binds: &[Bind]| vm.bind(binds).expect(what);
+        bind("many mappings", &maps);
+        let atomics = Advice::Atomic(AtomicAccess::Device);
+        vm.madvise(start, length, atomics).expect("advice on them");
+        bind("an UNMAP", &[Bind::unmap(start, length)]);
+        bind("many mappings", &maps);
+        bind("an UNMAP_ALL", &[Bind::unmap_all(&bo)]);
+        bind("many mappings", &maps);
+        bind("a mirror in their place", &[Bind::mirror(start, length)]);
+    });
+    group.add(child.pid());
+    child.link().send(0);
+    child.expect_success();
+    println!("at most {} bytes for {COUNT} mappings", group.memory_peak());
+}
+
 /// An array of operations of which the last never comes: the VM_BIND that waits for it is charged for
 /// what it has read.
 fn waiting_array() {
@@ -267,6 +310,8 @@ fn main() -> ExitCode {
     p.subtest("vmas", "Pieces of an address space are charged.", vmas);
     p.subtest("page-tables", "The GPU's page tables are charged.", page_tables);
     p.subtest("buffers", "Buffers in system memory are charged when they are bound.", buffers);
+    p.subtest("queues", "Exec queues are charged.", queues);
+    p.subtest("removals", "Mappings are removed by a process with little memory.", removals);
     p.subtest("waiting-array", "An array of operations does not end.", waiting_array);
     p.subtest("number-alone", "There are fewer operations than their number says.", number_alone);
     p.subtest("large-array", "There are more operations than small arrays hold.", large_array);

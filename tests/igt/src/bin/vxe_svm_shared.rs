@@ -14,7 +14,7 @@ use vxe_igt::{
     memory::{transparent_huge, vmstat, Merging, Swap},
     process::{fork, Child},
     sysfs::Slot,
-    vram::{leave, prefetch, region, touch},
+    vram::{in_device, leave, prefetch, region, touch},
     Gpu, Map, Program, PAGE, RO, SZ_2M, SZ_64K,
 };
 
@@ -51,6 +51,14 @@ impl Access {
                 gpu.store(map.at(at), value);
             }
             Self::Prefetch => _ = prefetch(gpu, map),
+        }
+    }
+
+    /// Checks that all is on the device after it, if nobody else is at work: as one, or in small pages.
+    #[track_caller]
+    fn expect_moved(self, gpu: &Gpu, map: Map) {
+        if let Self::Prefetch = self {
+            assert_eq!(in_device(gpu, map), map.len(), "bytes in the device's memory");
         }
     }
 
@@ -106,7 +114,9 @@ fn one_works(access: Access, is_child: bool) {
         let child = fork(|link| {
             link.receive();
             if is_child {
-                access.run(&Gpu::new(), map, 1);
+                let gpu = Gpu::new();
+                access.run(&gpu, map, 1);
+                access.expect_moved(&gpu, map);
                 access.check(map, 1);
             } else {
                 map.expect("the child's", pattern);
@@ -118,6 +128,7 @@ fn one_works(access: Access, is_child: bool) {
         let gpu = Gpu::new();
         if !is_child {
             access.run(&gpu, map, 0);
+            access.expect_moved(&gpu, map);
         }
         child.link().send(0);
         child.link().receive();

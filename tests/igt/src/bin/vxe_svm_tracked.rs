@@ -12,7 +12,7 @@ use vxe_client::{Advice, Location, Migrate};
 use vxe_igt::{
     contents::{filled, pattern},
     uffd::{accessed, Protection, Told, Uffd},
-    vram::{bring, in_device, prefetch, region},
+    vram::{bring, counted, in_device, prefetch, region},
     Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
 };
 
@@ -145,10 +145,13 @@ fn stays(protection: Protection) {
     let map = Where::Fresh.make(&gpu);
     {
         let _uffd = Uffd::watch(map, protection, Told::Nobody);
-        prefetch(&gpu, map);
-        assert_eq!(in_device(&gpu, map), 0, "bytes in the device's memory, though tracked");
-        gpu.store(map.at(8), pattern(8));
-        assert_eq!(in_device(&gpu, map), 0, "bytes in the device's memory, though tracked");
+        let counts = counted(gpu.device(), || {
+            prefetch(&gpu, map);
+            assert_eq!(in_device(&gpu, map), 0, "bytes in the device's memory, though tracked");
+            gpu.store(map.at(8), pattern(8));
+            assert_eq!(in_device(&gpu, map), 0, "bytes in the device's memory, though tracked");
+        });
+        assert_eq!(counts["svm_device_copy_kb"], 0, "it moved to and fro: {counts:?}");
     }
     // When nobody tracks it any more it moves like other memory.
     prefetch(&gpu, map);
