@@ -54,6 +54,17 @@ class Reports(unittest.TestCase):
         lines = ["BUG: KASAN: slab-use-after-free in f"] + ["Call Trace:"] * 3
         self.assertEqual(kinds(*lines), ["KASAN report"])
 
+    def test_two_names_of_one_class_of_the_kernels(self):
+        def report(file, other):
+            said = f'Looking for class "{file}" with key _R3newS_5CLASS, but found a different class "{other}" with the same key'
+            return ["------------[ cut here ]------------", said,
+                    "WARNING: kernel/locking/lockdep.c:958 at look_up_lock_class+0x88/0x110, CPU#1: x/245", "Call Trace:"]
+
+        shmem = "/tree/rust/kernel/drm/gem/shmem.rs:313"
+        self.assertEqual(kinds(*report(shmem, shmem)), [])
+        self.assertNotEqual(kinds(*report(shmem, shmem[:-1])), [])
+        self.assertNotEqual(kinds(*report("vxe/bo.rs:7", "vxe/bo.rs:7")), [])
+
     def test_two_that_are_far_apart_are_two(self):
         lines = ["UBSAN: x"] + ["-"] * klog.SAME_REPORT + ["UBSAN: y"]
         self.assertEqual(len(kinds(*lines)), 2)
