@@ -133,7 +133,7 @@ fn remap_part(shape: Shape) {
 
 /// How long parts are unmapped at most: the rest of the offsets are for a faster machine, or for who
 /// has more time.
-const ENOUGH: Duration = Duration::from_secs(20);
+const ENOUGH: Duration = Duration::from_secs(10);
 
 /// A part is unmapped of memory that is on the device, from each page but the first on; what is left
 /// is right, for the GPU, and then for the CPU.

@@ -72,7 +72,7 @@ fn evicted(shape: Shape) {
 
 /// A device that stays full is not asked all the time, however much would move.
 fn stays_full() {
-    const CHUNKS: usize = 32;
+    const CHUNKS: usize = 12;
     let gpu = Gpu::new();
     let _hogs = leave(gpu.device(), 0);
     let map = Map::aligned(CHUNKS * SZ_2M, SZ_2M);
