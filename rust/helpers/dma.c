@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/dma-mapping.h>
+#include <linux/error-injection.h>
 
 /*
  * Pages of processes: several devices, or a device for several processes, may have
@@ -13,6 +14,8 @@ dma_addr_t kext_dma_map_page(struct device *dev, struct page *page, size_t offse
 {
 	return dma_map_page_attrs(dev, page, offset, size, dir, KEXT_DMA_ATTRS);
 }
+/* Tests have it return -1, which is DMA_MAPPING_ERROR. */
+ALLOW_ERROR_INJECTION(kext_dma_map_page, ERRNO);
 
 void kext_dma_unmap_page(struct device *dev, dma_addr_t addr, size_t size,
 			 enum dma_data_direction dir)
@@ -39,6 +42,8 @@ bool kext_dma_iova_try_alloc(struct device *dev, struct dma_iova_state *state,
 {
 	return dma_iova_try_alloc(dev, state, phys, size);
 }
+/* Tests have it return 0: there are no addresses to be had. */
+ALLOW_ERROR_INJECTION(kext_dma_iova_try_alloc, NULL);
 
 bool kext_dma_use_iova(struct dma_iova_state *state)
 {

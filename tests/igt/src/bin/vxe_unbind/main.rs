@@ -15,12 +15,16 @@ use std::{
 };
 use vxe_client::{Bind, Bo, Device, Error, ExecQueue, Fence, Timeout, Vm, Wait};
 use vxe_igt::{
+    contents::filled,
     env::{enough, iterations},
+    failure::NoPages,
     gpu::{device, works, write_batch},
+    klog::{Alarm, Expected},
     memory::transparent_huge,
+    process::fork,
     sysfs::{is_end, Slot},
     uffd::Uffd,
-    vram::soon,
+    vram::{bring, soon},
     Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
 };
 
@@ -266,6 +270,44 @@ fn queued() {
     works(&device(), "counted");
 }
 
+/// How long a device that is unbound waits for RAM.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// There is no RAM for what a process has in the device's memory. It is lost when the device has waited ten
+/// seconds, which the log says; the process learns of it when it looks, and nobody else has a part in it.
+fn lost() {
+    let slot = Slot::first();
+    let child = fork(|link| {
+        let gpu = Gpu::new();
+        let map = filled(SZ_2M);
+        bring(&gpu, map);
+        let other = Map::shared(PAGE);
+        other.write(0, 7);
+        link.send(1);
+        link.receive();
+        other.expect_word("what was never on the device", 0, 7);
+        link.send(map.read(SZ_64K).into());
+    });
+    child.link().receive();
+    let took = {
+        let _lost = Expected::new(Alarm::LostPages);
+        let _no_pages = NoPages::below("vxe");
+        let start = Instant::now();
+        slot.unbind();
+        start.elapsed()
+    };
+    assert!(took >= PATIENCE, "the device gave up after {took:?}");
+    child.link().send(1);
+    assert!(child.link().try_receive().is_err(), "contents that nobody has");
+    let status = child.wait();
+    assert!(
+        libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGBUS,
+        "status {status:#x}"
+    );
+    slot.bind();
+    works(&device(), "counted");
+}
+
 fn main() -> ExitCode {
     let mut p = Program::new("vxe_unbind", "The device is unbound and bound at any moment.");
     p.subtest("idle", "nobody uses the device", idle);
@@ -279,5 +321,6 @@ fn main() -> ExitCode {
     p.subtest("held-fault", "a fault waits for userspace", held_fault);
     p.subtest("queued", "thousands of jobs are queued", queued);
     held::subtests(&mut p);
+    p.subtest("lost", "no RAM for what is in the device's memory", lost);
     p.main()
 }
