@@ -32,11 +32,11 @@ const MANY: u32 = 8 << 20;
 
 /// How many places in a call fail, evenly spread over it, if there are more. Each takes a call, all that
 /// comes before it, and the checks.
-const SAMPLE: u32 = 48;
+const SAMPLE: u32 = 32;
 
 /// How long it takes at most to have the failures of a call come, one after the other. What there is no time
 /// for is left out.
-const ENOUGH: Duration = Duration::from_secs(45);
+const ENOUGH: Duration = Duration::from_secs(9);
 
 /// Where the switches are.
 const DEBUGFS: &str = "/sys/kernel/debug";
@@ -335,12 +335,6 @@ impl Failures {
         let trigger = Trigger::Function { directory: directory.clone(), name };
         fs::write(directory.join(name).join("retval"), format!("{value:#x}")).expect("retval");
         Self { trigger, _switches: switches }
-    }
-
-    /// Whether what is to fail has failed already; to be asked by a call of [`each`](Self::each), and only
-    /// where failures are not this thread's.
-    pub fn has_failed(&self) -> bool {
-        self.trigger.has_failed()
     }
 
     /// Calls `call` again and again, each time with a later failure, until none is left: then it must

@@ -15,6 +15,7 @@ use vxe_igt::{
     cgroup::Cgroup,
     gpu::device,
     process::{fork, Link},
+    skip,
     time::is_debug_kernel,
     uffd::Uffd,
     vram::soon,
@@ -184,6 +185,49 @@ fn removals() {
     println!("at most {} bytes for {COUNT} mappings", group.memory_peak());
 }
 
+/// What the driver knows of a process's memory: a range for each page that is on its own.
+fn ranges() {
+    const COUNT: usize = 8000;
+    if is_debug_kernel() {
+        skip!("with the checks of a debug kernel");
+    }
+    expect_charged(
+        COUNT,
+        300,
+        || {
+            let gpu = Gpu::new();
+            let map = Map::aligned(2 * COUNT * PAGE, SZ_2M);
+            for i in 0..COUNT {
+                map.part(2 * i * PAGE, PAGE).protect(NONE);
+                map.write((2 * i + 1) * PAGE, 1);
+            }
+            // The first fault makes what all later ones use.
+            gpu.increment(map.at(PAGE));
+            (gpu, map)
+        },
+        |(gpu, map)| {
+            for first in (0..COUNT).step_by(500) {
+                gpu.run(|c| {
+                    for i in first..first + 500 {
+                        c.increment(map.at((2 * i + 1) * PAGE));
+                    }
+                });
+            }
+            // They go with the memory.
+            Unmapped(*map)
+        },
+    );
+}
+
+/// Memory that is unmapped when this is dropped.
+struct Unmapped(Map);
+
+impl Drop for Unmapped {
+    fn drop(&mut self) {
+        self.0.unmap();
+    }
+}
+
 /// An array of operations of which the last never comes: the VM_BIND that waits for it is charged for
 /// what it has read.
 fn waiting_array() {
@@ -311,6 +355,7 @@ fn main() -> ExitCode {
     p.subtest("page-tables", "The GPU's page tables are charged.", page_tables);
     p.subtest("buffers", "Buffers in system memory are charged when they are bound.", buffers);
     p.subtest("queues", "Exec queues are charged.", queues);
+    p.subtest("ranges", "What is known of a process's memory is charged.", ranges);
     p.subtest("removals", "Mappings are removed by a process with little memory.", removals);
     p.subtest("waiting-array", "An array of operations does not end.", waiting_array);
     p.subtest("number-alone", "There are fewer operations than their number says.", number_alone);

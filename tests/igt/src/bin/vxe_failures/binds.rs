@@ -8,7 +8,7 @@ use std::cell::Cell;
 use vxe_client::{
     request,
     sys::{self, drm_xe_sync, drm_xe_vm_bind, drm_xe_vm_bind_op},
-    Bind, Fence, Wait,
+    Bind, Fence, Timeout, Wait,
 };
 use vxe_igt::{
     contents::{filled, pattern},
@@ -76,7 +76,7 @@ impl Case<'_> {
         let ops: Vec<_> = binds.iter().map(|bind| *bind.as_raw()).collect();
         // Of each call one of its own.
         let fences = Map::anon(4 * SZ_64K);
-        let next = Cell::new(0);
+        let (next, unwritten) = (Cell::new(0), Cell::new(0));
 
         let reset = || {
             vm.bind(&[Bind::mirror(0, ALL)]).expect("a mirror of everything");
@@ -111,10 +111,17 @@ impl Case<'_> {
                 }
                 assert_eq!(State::of(vm), done, "after the binds");
                 after.iter().for_each(|alias| alias.expect(gpu, "bound after"));
+                let word = Map::existing(fence.address as usize, 8);
+                if kind == Kind::Copy && error.is_none() && word.read(0) == 0 {
+                    // It is written when all is done that could be told. See fence().
+                    unwritten.set(unwritten.get() + 1);
+                    return;
+                }
                 let wait = Wait::equal(fence.address, fence.value, PATIENCE);
                 device.wait_user_fence(&wait).expect("the fence");
             },
         );
+        assert!(unwritten.get() <= 1, "fences that were not written: {}", unwritten.get());
         enough(kind, met, 1);
     }
 }
@@ -381,4 +388,54 @@ pub fn prefetch(kind: Kind) {
         },
     );
     enough(kind, met, 1);
+}
+
+/// The value of a bind's fence cannot be written: what was bound is, the call says so, and who waits for the
+/// fence has a time-out. Every other copy that fails is told, with nothing bound.
+pub fn fence() {
+    let gpu = Gpu::new();
+    let (device, vm) = (gpu.device(), gpu.vm());
+    let failures = Failures::of(Kind::Copy);
+    let place = Map::reserve(SZ_64K, SZ_2M);
+    let reset = || vm.bind(&[Bind::mirror(0, ALL)]).expect("a mirror of everything");
+    reset();
+    let untouched = State::of(vm);
+    vm.bind(&[unmap(place)]).expect("a hole");
+    let done = State::of(vm);
+    let words = Map::anon(PAGE);
+    let (next, unwritten) = (Cell::new(0), Cell::new(0));
+    failures.each(
+        || {
+            reset();
+            let fence = Fence { address: words.at(next.get()), value: 1 };
+            next.set(next.get() + 8);
+            let sync = Box::new([fence.to_sync()]);
+            let mut args = one_bind(vm, &unmap(place));
+            (args.num_syncs, args.syncs) = (1, sync.as_ptr() as u64);
+            (args, sync, fence)
+        },
+        |(args, ..)| call(device, &request::VM_BIND, args),
+        |(_, _, fence), error| {
+            let written = Map::existing(fence.address as usize, 8).read(0) == 1;
+            let is_bound = State::of(vm) == done;
+            match error {
+                Some(e) => {
+                    assert_eq!(e.errno(), libc::EFAULT, "{e}");
+                    // Unless its own answer is what could not be copied: that is the last.
+                    assert!(written == is_bound, "after {e}");
+                    assert!(is_bound || State::of(vm) == untouched, "after {e}");
+                }
+                None => {
+                    assert!(is_bound, "nothing is bound");
+                    if !written {
+                        unwritten.set(unwritten.get() + 1);
+                        let wait = Wait::equal(fence.address, 1, Timeout::ms(50));
+                        let waited = device.wait_user_fence(&wait).map_err(|e| e.errno());
+                        assert_eq!(waited.map(|_| ()), Err(libc::ETIME), "the wait for it");
+                    }
+                }
+            }
+        },
+    );
+    assert_eq!(unwritten.get(), 1, "fences that were not written");
 }

@@ -53,13 +53,15 @@ pub fn exec(kind: Kind) {
 }
 
 /// A call that changes nothing, whether it fails or not, and says the same each time that it does not.
-/// `answer` is what it says, from its argument and the memory that this points to.
+/// It fails with the error of the failure, or one of `others`. `answer` is what it says, from its argument
+/// and the memory that this points to.
 #[track_caller]
 fn question<T: Clone, A: PartialEq + std::fmt::Debug>(
     kind: Kind,
     device: &Device,
     request: &Request<T>,
     argument: &T,
+    others: &[i32],
     answer: impl Fn(&T) -> A,
 ) -> Met {
     let mut good = argument.clone();
@@ -70,7 +72,7 @@ fn question<T: Clone, A: PartialEq + std::fmt::Debug>(
         || argument.clone(),
         |args| call(device, request, args),
         |mut args, error| {
-            check_errno(kind, error, &[]);
+            check_errno(kind, error, others);
             if error.is_some() {
                 args = argument.clone();
                 call(device, request, &mut args).expect("the same call, without a failure");
@@ -94,7 +96,7 @@ pub fn wait_user_fence(kind: Kind) {
         ..Default::default()
     };
     let state = State::of(gpu.vm());
-    let met = question(kind, gpu.device(), &request::WAIT_USER_FENCE, &args, |_| ());
+    let met = question(kind, gpu.device(), &request::WAIT_USER_FENCE, &args, &[], |_| ());
     assert_eq!(State::of(gpu.vm()), state);
     enough(kind, met, 0);
 }
@@ -110,15 +112,18 @@ pub fn query(kind: Kind) {
         sys::DRM_XE_DEVICE_QUERY_CONFIG,
         sys::DRM_XE_DEVICE_QUERY_GT_LIST,
     ] {
+        // So xe says of memory regions, too.
+        let others: &[i32] =
+            if query == sys::DRM_XE_DEVICE_QUERY_MEM_REGIONS { &[libc::ENOSPC] } else { &[] };
         let ask = sys::drm_xe_device_query { query, ..Default::default() };
         let size = Cell::new(0);
-        met += question(kind, gpu.device(), &request::DEVICE_QUERY, &ask, |args| {
+        met += question(kind, gpu.device(), &request::DEVICE_QUERY, &ask, others, |args| {
             size.set(args.size);
             args.size
         });
         let ask = sys::drm_xe_device_query { size: size.get(), data: room.at(0), ..ask };
         let bytes = size.get() as usize;
-        met += question(kind, gpu.device(), &request::DEVICE_QUERY, &ask, |args| {
+        met += question(kind, gpu.device(), &request::DEVICE_QUERY, &ask, others, |args| {
             // How much memory is used may differ.
             let words = if query == sys::DRM_XE_DEVICE_QUERY_MEM_REGIONS { 1 } else { bytes / 4 };
             (args.size, (0..words).map(|word| room.read(word * 4)).collect::<Vec<_>>())
@@ -143,7 +148,7 @@ pub fn query_attributes(kind: Kind) {
     };
     let size = Cell::new((0, 0));
     let request = &request::VM_QUERY_MEM_RANGE_ATTRS;
-    let mut met = question(kind, gpu.device(), request, &ask, |args| {
+    let mut met = question(kind, gpu.device(), request, &ask, &[], |args| {
         size.set((args.num_mem_ranges, args.sizeof_mem_range_attr));
         size.get()
     });
@@ -156,7 +161,7 @@ pub fn query_attributes(kind: Kind) {
         vector_of_mem_attr: room.at(0),
         ..ask
     };
-    met += question(kind, gpu.device(), request, &ask, |args| {
+    met += question(kind, gpu.device(), request, &ask, &[], |args| {
         let words = number as usize * each as usize / 4;
         (args.num_mem_ranges, (0..words).map(|word| room.read(word * 4)).collect::<Vec<_>>())
     });
@@ -175,14 +180,14 @@ pub fn properties(kind: Kind) {
         ..Default::default()
     };
     let request = &request::EXEC_QUEUE_GET_PROPERTY;
-    let mut met = question(kind, device, request, &ban, |args| args.value);
+    let mut met = question(kind, device, request, &ban, &[], |args| args.value);
     let faults = sys::drm_xe_vm_get_property {
         vm_id: gpu.vm().id(),
         property: sys::DRM_XE_VM_GET_PROPERTY_FAULTS,
         ..Default::default()
     };
-    met += question(kind, device, &request::VM_GET_PROPERTY, &faults, |args| args.size);
+    met += question(kind, device, &request::VM_GET_PROPERTY, &faults, &[], |args| args.size);
     let offset = sys::drm_xe_gem_mmap_offset { handle: buffer.bo().handle(), ..Default::default() };
-    met += question(kind, device, &request::GEM_MMAP_OFFSET, &offset, |args| args.offset);
+    met += question(kind, device, &request::GEM_MMAP_OFFSET, &offset, &[], |args| args.offset);
     enough(kind, met, 0);
 }

@@ -115,7 +115,7 @@ fn main() -> std::process::ExitCode {
     }
     p.subtest("fault-slab", "the service of a fault", || workers::fault(Kind::Slab));
     p.subtest("fault-page", "the service of a fault", || workers::fault(Kind::Page));
-    p.subtest("bind-fence-copy", "the fence of a bind cannot be written", workers::bind_fence);
+    p.subtest("bind-fence-copy", "the fence of a bind cannot be written", binds::fence);
     for (name, value) in workers::MAPPINGS {
         let short = name.trim_start_matches("kext_dma_").replace('_', "-");
         p.subtest(format!("fault-dma-{short}"), "a page cannot be mapped", move || {

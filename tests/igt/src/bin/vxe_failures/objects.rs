@@ -25,7 +25,9 @@ struct Objects {
 impl Objects {
     fn vms(device: &Device) -> String {
         let path = debugfs_directory(device).expect("debugfs").join("vms");
-        std::fs::read_to_string(path).expect("the VMs")
+        let all = std::fs::read_to_string(path).expect("the VMs");
+        // What is in each of them follows with an indent, and may change.
+        all.lines().filter(|line| !line.starts_with(' ')).collect::<Vec<_>>().join("\n")
     }
 
     fn used(device: &Device) -> u64 {
@@ -65,16 +67,25 @@ fn create<T>(
     let before = Objects::now();
     let failures = Failures::of(kind);
     let met = failures.each(
-        || in_a_file(&make),
-        |(device, object)| create(device, object),
-        |(device, mut object), error| {
+        || {
+            let (device, object) = in_a_file(&make);
+            let vms = Objects::vms(&device);
+            (device, object, vms)
+        },
+        |(device, object, _)| create(device, object),
+        |(device, mut object, vms), error| {
             check_errno(kind, error, others);
             if error.is_some() {
+                // Not only when the file goes; but see above for the argument.
+                if kind != Kind::Copy {
+                    soon("there is no VM more", || Objects::vms(&device) == vms);
+                }
                 object = make(&device);
                 create(&device, &mut object).expect("the same call, without a failure");
             }
             destroy(&device, &object).expect("its end");
-            drop(device);
+            // An object may have the file, too.
+            drop((device, object));
             before.expect();
         },
     );
