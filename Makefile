@@ -20,15 +20,15 @@ status-of = @mkdir -p build; $(1); echo $$? >$(STATUS)
 exit-with-status = @$(if $(wildcard $(STATUS)),$(call exit-with,$(shell cat $(STATUS); rm -f $(STATUS))),:)
 exit-with = $(if $(filter-out 0,$(1)),$(eval -load $(shell tools/make-exit)(make_exit_setup))$(make-exit $(1))exit $(1),:)
 
-.PHONY: help demo check run shell modules kernel userspace stress fuzz bench doc fmt fmt-check clippy clean distclean \
-	run-guest demo-guest check-suites
+.PHONY: help demo check check-kcsan run shell modules kernel userspace stress fuzz bench doc fmt fmt-check clippy clean \
+	distclean run-guest demo-guest check-suites check-kcsan-suites
 
 help: ## list these targets
 	@echo "gpusvm: GPU shared virtual memory for Linux 7.3, in Rust, tried in QEMU"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s%s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "Settings: KERNEL=debug|plain  CMD='...'  OVERLAY=dir  MEM=4G  APPEND='...'  TIMEOUT=s"
+	@echo "Settings: KERNEL=debug|plain|kcsan  CMD='...'  OVERLAY=dir  MEM=4G  APPEND='...'  TIMEOUT=s"
 	@echo "          KSRC=path (a Linux 7.3 source instead of Debian's package)  BENCH_JSON=path"
 	@echo "Toolchain, kernels and downloads are kept in $${GPUSVM_CACHE:-$${XDG_CACHE_HOME:-~/.cache}/gpusvm}"
 
@@ -41,6 +41,11 @@ check: check-suites ## run every test
 	$(exit-with-status)
 check-suites:
 	$(call status-of,tools/check)
+
+check-kcsan: check-kcsan-suites ## look for data races: KUnit and the programs on a kernel with KCSAN
+	$(exit-with-status)
+check-kcsan-suites:
+	$(call status-of,tools/check list-kcsan)
 
 run: run-guest ## boot the guest with the modules and run CMD (without CMD: a shell)
 	$(exit-with-status)

@@ -139,11 +139,12 @@ host_packages() {
 	}
 }
 
-# Which kernel is meant: KERNEL=debug|plain.
+# Which kernel is meant: KERNEL=debug|plain|kcsan.
 check_kernel_name() {
 	case $1 in
-	debug | plain) ;;
-	*) die "KERNEL=$1 is not known" "KERNEL is debug (all checkers) or plain (none)" ;;
+	debug | plain | kcsan) ;;
+	*) die "KERNEL=$1 is not known" \
+		"KERNEL is debug (all checkers but one), plain (none) or kcsan (data races)" ;;
 	esac
 }
 
