@@ -38,8 +38,8 @@ const BESIDES: usize = 16;
 /// [is exiting](is_exiting); and with `ENOMEM`.
 ///
 /// For kernel threads, and for all that may run in one: to be asked anew before each step that allocates
-/// memory for the process, `pages` pages of it at the most, and given back after it. No lock may be held that a process needs
-/// to end.
+/// memory for the process, `pages` pages of it at the most, and given back after it. No lock may be held
+/// that a process needs to end.
 ///
 /// Where memory is short, a kernel thread first has the kernel make room, by killing somebody if need be, and
 /// only then becomes a user: of whoever is killed, all memory is free soon.

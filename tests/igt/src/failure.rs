@@ -339,9 +339,9 @@ impl Failures {
 
     /// Calls `call` again and again, each time with a later failure, until none is left: then it must
     /// succeed. Where failures are this thread's it should do nothing but make one system call: the C
-    /// library does not expect to get no memory. Of many places only some fail, the
-    /// same in each run and as many as there is time for, unless `VXE_TIMEOUT` is set: who gives a subtest
-    /// its time wants all of them.
+    /// library does not expect to get no memory. Of many places only some fail, the same in each run and as
+    /// many as there is time for, unless `VXE_TIMEOUT` is set: who gives a subtest its time wants all of
+    /// them.
     ///
     /// Each time `prepare` makes what it works on, and `check` says whether everything is as it was
     /// before, or, where `call` did without what failed, as it should be then.
