@@ -4,8 +4,9 @@
 //!
 //! An object is shmem. Its pages are got, and mapped for the device, when it is first bound, and then
 //! stay until the object goes. They are charged to the memory cgroup of who binds it, or touches it first,
-//! and only what there is of them counts in the region. The CPU's caches are coherent with a GPU that runs on the CPU, so that
-//! both kinds of CPU caching work the same here; they differ in what the object may be bound with.
+//! and only what there is of them counts in the region. The CPU's caches are coherent with a GPU that runs
+//! on the CPU, so that both kinds of CPU caching work the same here; they differ in what the object may be
+//! bound with.
 
 use crate::{
     check::ensure,

@@ -333,8 +333,8 @@ impl Vm {
     /// Services a fault: makes its access possible.
     ///
     /// Fails with `ENOENT` if the VM is closed, `EFAULT` if its process is exiting, `EINVAL` where nothing
-    /// is bound, `EPERM` for a write to what is bound for reading, `EACCES` for an atomic where the GPU may do none, and as
-    /// [`svm::fault`] and [`buffer::fault`] do.
+    /// is bound, `EPERM` for a write to what is bound for reading, `EACCES` for an atomic where the GPU may
+    /// do none, and as [`svm::fault`] and [`buffer::fault`] do.
     pub(crate) fn service(&self, fault: Fault) -> Result<Served> {
         // Who serves is a worker of the kernel's: what it allocates is for the process.
         let _charged = {

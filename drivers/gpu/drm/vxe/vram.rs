@@ -74,8 +74,8 @@ impl Vram {
     /// Allocates `size` bytes, in as few pieces as there are. What is in them is what whoever had
     /// them before left there. Sleeps.
     ///
-    /// Fails with `EINTR` for a caller who is killed, with `ENOSPC` if there is not so much left, with `EINVAL` for no number of pages, and with
-    /// `ENOMEM`, also if there is no RAM to stand for so much.
+    /// Fails with `EINTR` for a caller who is killed, with `ENOSPC` if there is not so much left, with
+    /// `EINVAL` for no number of pages, and with `ENOMEM`, also if there is no RAM to stand for so much.
     pub(crate) fn allocate(self: &Arc<Self>, size: u64) -> Result<Allocation> {
         self.allocate_aligned(size, Alignment::new::<PAGE_SIZE>())
     }

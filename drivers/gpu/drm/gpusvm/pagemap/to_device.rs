@@ -56,9 +56,9 @@ pub struct Moved {
     /// What was on the device before. Not told by a migration of [what is in RAM](Sources::System) only,
     /// which does not look at what devices have.
     pub local: usize,
-    /// What did not move, and is neither `local` nor one of the `holes`: it is pinned, or worked on by somebody, in swap, of a file, in
-    /// memory that KSM may merge, or of a device with another owner; or one of those that follow; or, if
-    /// only what is in RAM was to move, on a device.
+    /// What did not move, and is neither `local` nor one of the `holes`: it is pinned, or worked on by
+    /// somebody, in swap, of a file, in memory that KSM may merge, or of a device with another owner; or
+    /// one of those that follow; or, if only what is in RAM was to move, on a device.
     pub left: usize,
     /// What is left since it is in the memory of another device that does not reach this one.
     pub unreachable: usize,

@@ -148,7 +148,8 @@ fn check_atomics(atomics: Atomics, placement: u32) -> Result {
 /// MADVISE.
 ///
 /// Fails as xe does: with `EINVAL`, `ENOENT` for a VM that is closed and for a device that there is
-/// not, `ENODEV` for one that is gone, `ENOLINK` for one without a fast interconnect, `EINTR` for a process that is killed, `EFAULT`, `ENOMEM`.
+/// not, `ENODEV` for one that is gone, `ENOLINK` for one without a fast interconnect, `EINTR` for a process
+/// that is killed, `EFAULT`, `ENOMEM`.
 pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_madvise) -> Result<u32> {
     let (dev, file) = (ioctl.dev(), ioctl.file());
     const PAGE: u64 = PAGE_SIZE as u64;

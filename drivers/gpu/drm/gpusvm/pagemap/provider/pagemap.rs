@@ -117,8 +117,8 @@ impl<P: Provider> Pagemap<P> {
     /// for `timeslice_ms` milliseconds even if the CPU touches it. `sources` says where it may come
     /// from; after a migration from [all](Sources::All), what moved of one VMA is in one allocation.
     ///
-    /// What cannot move is not an error, nor is a place without a VMA: [`Moved`] tells. Sleeps; takes the mmap lock;
-    /// calls MMU notifiers. What one migration moves of a VMA is evicted, and brought back by a
+    /// What cannot move is not an error, nor is a place without a VMA: [`Moved`] tells. Sleeps; takes the
+    /// mmap lock; calls MMU notifiers. What one migration moves of a VMA is evicted, and brought back by a
     /// touch, together.
     ///
     /// Errors, after which the part of the VMA that failed is where it was:
