@@ -8,12 +8,16 @@
 //! killer would turn to the next one.
 //!
 //! Nor may it look for memory while it is a user, where there is none: the OOM killer kills the process, its
-//! parent buries it, and nobody is left of whom the kernel knew that its memory is about to be free.
+//! parent buries it, and nobody is left of whom the kernel knew that its memory is about to be free. So it has
+//! room made before. What was freed for it is on the lists of a CPU, of one mobility, where another
+//! allocation may not find it: while the thread is a user it may take as much from the kernel's reserves,
+//! which never kills.
 //!
 //! C headers: [`include/linux/sched/mm.h`](srctree/include/linux/sched/mm.h),
 //! [`include/linux/oom.h`](srctree/include/linux/oom.h)
 
 use crate::{bindings as ext, memcg::ActiveMemcg, sched};
+use core::{marker::PhantomData, ops::Deref};
 use kernel::{
     mm::{Mm, MmWithUser},
     prelude::*,
@@ -34,6 +38,51 @@ pub fn is_exiting(mm: &MmWithUser) -> bool {
 /// How many pages one step may need besides what it is asked for: page tables, and what the kernel notes.
 const BESIDES: usize = 16;
 
+/// A user of an address space, of the thread that became one.
+///
+/// Of a kernel thread that had room made, its allocations may use the kernel's reserves until this is dropped.
+/// Several nest; each is to be dropped before those that were there before it.
+#[must_use = "is no user any more when it is dropped"]
+pub struct LiveMm {
+    // Ends before the address space is given back, which may free all of it.
+    _reserves: Option<Reserves>,
+    mm: ARef<MmWithUser>,
+}
+
+impl Deref for LiveMm {
+    type Target = MmWithUser;
+
+    fn deref(&self) -> &MmWithUser {
+        &self.mm
+    }
+}
+
+/// The calling thread's allocations may use the kernel's reserves, and neither reclaim nor kill, as long as
+/// this is there.
+struct Reserves {
+    /// What is to be restored.
+    before: kernel::ffi::c_uint,
+    /// It is of the thread that made it.
+    _thread: PhantomData<*mut ()>,
+}
+
+impl Reserves {
+    fn open() -> Self {
+        Self {
+            // SAFETY: Has no requirements: the flags are the calling thread's.
+            before: unsafe { ext::memalloc_noreclaim_save() },
+            _thread: PhantomData,
+        }
+    }
+}
+
+impl Drop for Reserves {
+    fn drop(&mut self) {
+        // SAFETY: `before` was returned to this thread, which dropped what it made since.
+        unsafe { ext::memalloc_noreclaim_restore(self.before) };
+    }
+}
+
 /// Becomes a user of `mm`. Fails with `EFAULT` if it has no users any more, or its process
 /// [is exiting](is_exiting); and with `ENOMEM`.
 ///
@@ -43,17 +92,20 @@ const BESIDES: usize = 16;
 ///
 /// Where memory is short, a kernel thread first has the kernel make room, by killing somebody if need be, and
 /// only then becomes a user: of whoever is killed, all memory is free soon.
-pub fn get(mm: &Mm, pages: usize) -> Result<ARef<MmWithUser>> {
-    let pages = pages.saturating_add(BESIDES);
-    if sched::is_kernel_thread() {
-        make_room(mm, pages)?;
-    }
-    user_of(mm)
+pub fn get(mm: &Mm, pages: usize) -> Result<LiveMm> {
+    let made_room = sched::is_kernel_thread() && make_room(mm, pages.saturating_add(BESIDES))?;
+    let mm = user_of(mm)?;
+    Ok(LiveMm {
+        // Who allocates nothing for the process has no part in them.
+        _reserves: (made_room && pages != 0).then(Reserves::open),
+        mm,
+    })
 }
 
 /// Where memory is short, has the kernel make room for so many pages, by killing somebody if need be. The
-/// caller must be no user of the address space. Fails with `EFAULT` as [`get`], and with `ENOMEM`.
-fn make_room(mm: &Mm, pages: usize) -> Result {
+/// caller must be no user of the address space. Returns whether the machine's memory is short; fails with
+/// `EFAULT` as [`get`], and with `ENOMEM`.
+fn make_room(mm: &Mm, pages: usize) -> Result<bool> {
     let short_memcg = {
         let mm = user_of(mm)?;
         // SAFETY: The address space is valid and has users, so that its owner is there or none.
@@ -70,7 +122,7 @@ fn make_room(mm: &Mm, pages: usize) -> Result {
         crate::debug!("there is no memory for the process");
         return Err(ENOMEM);
     }
-    Ok(())
+    Ok(is_short)
 }
 
 /// As [`get`], but makes no room.

@@ -177,10 +177,21 @@ static bool kext_try_pages(unsigned long count, gfp_t gfp)
 /*
  * Has the kernel make room for @count pages; whether there is. It makes some more: what is freed goes to the lists
  * of a CPU first, and is not counted there by those who look whether memory is left, and kill somebody if not.
+ * These lists may hold more than that: see kext_memalloc_noreclaim_save().
  */
 bool kext_make_room(unsigned long count)
 {
 	return kext_try_pages(count + min(totalram_pages() / 64, SZ_16M >> PAGE_SHIFT), GFP_KERNEL);
+}
+
+unsigned int kext_memalloc_noreclaim_save(void)
+{
+	return memalloc_noreclaim_save();
+}
+
+void kext_memalloc_noreclaim_restore(unsigned int flags)
+{
+	memalloc_noreclaim_restore(flags);
 }
 
 /* Has the memory cgroup that the caller charges make room for @count pages; whether there is. */
