@@ -154,14 +154,14 @@ bool kext_memcg_is_short(struct mm_struct *mm, unsigned long pages)
 	return is_short;
 }
 
-/* Allocates @count pages and frees them; whether there were so many. */
+/* Allocates @count pages and frees them; whether there were so many. Never takes them from the reserves. */
 static bool kext_try_pages(unsigned long count, gfp_t gfp)
 {
 	struct page *page, *next;
 	LIST_HEAD(pages);
 
 	for (; count; count--) {
-		page = alloc_page(gfp | __GFP_HIGHMEM | __GFP_NOWARN);
+		page = alloc_page(gfp | __GFP_HIGHMEM | __GFP_NOWARN | __GFP_NOMEMALLOC);
 		if (!page)
 			break;
 		list_add(&page->lru, &pages);
