@@ -7,7 +7,7 @@
 echo "KTAP version 1"
 echo "1..1"
 if modprobe vxe devices=2 vram_mb=32 && modprobe vxe2 vram_mb=16 &&
-	vxe-stress --seconds 120 >/tmp/log 2>&1; then
+	vxe-stress --seconds 60 >/tmp/log 2>&1; then
 	result=ok
 else
 	result="not ok"

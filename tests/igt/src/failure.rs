@@ -295,8 +295,7 @@ impl Failures {
         };
         let mut switches = Switches::default();
         // To read and write fail-nth takes copies as well.
-        let ioctl =
-            (kind == Kind::Copy).then(|| Span::of([IOCTL, IOCTL]).expect("an ioctl's code"));
+        let ioctl = (kind == Kind::Copy).then(|| ioctl().expect("an ioctl's code"));
         switches.choose(kind, ioctl.as_ref());
         Self { trigger: Trigger::Thread(nth), _switches: switches }
     }
@@ -451,10 +450,6 @@ struct Span {
 
 impl Span {
     /// From the start of the first of two functions to the end of the other.
-    fn of(names: [&str; 2]) -> Option<Self> {
-        Self::find(names, symbols()?)
-    }
-
     fn find(names: [&str; 2], symbols: &str) -> Option<Self> {
         let address = |line: &str| u64::from_str_radix(line.split(' ').next()?, 16).ok();
         let start_of = |name| {
@@ -488,7 +483,22 @@ impl Span {
 
 /// The code of the [`BOOK_KEEPERS`].
 fn book_keeping() -> Option<Span> {
-    Span::of(BOOK_KEEPERS)
+    static CODE: OnceLock<Option<Span>> = OnceLock::new();
+    *CODE.get_or_init(|| Span::find(BOOK_KEEPERS, symbols()?))
+}
+
+/// The code of an ioctl.
+fn ioctl() -> Option<Span> {
+    static CODE: OnceLock<Option<Span>> = OnceLock::new();
+    *CODE.get_or_init(|| Span::find([IOCTL, IOCTL], symbols()?))
+}
+
+/// Looks for the kernel's code that failures are about, if it has any: a program does so before it forks,
+/// so that not each subtest has to.
+pub fn learn() {
+    if Path::new("/proc/self/fail-nth").exists() {
+        _ = (book_keeping(), ioctl());
+    }
 }
 
 #[cfg(test)]

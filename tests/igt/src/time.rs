@@ -13,7 +13,7 @@ const ORDINARY_SLEEP: Duration = Duration::from_millis(10);
 /// Whether the kernel checks all that it does, and takes several times longer for it: a test that needs
 /// large numbers can use smaller ones.
 pub fn is_debug_kernel() -> bool {
-    Path::new("/sys/kernel/debug/kmemleak").exists()
+    Path::new("/proc/lockdep").exists()
 }
 
 /// Fails the subtest if something took longer than `limit`, or as many times longer as a short

@@ -171,11 +171,11 @@ fn measure_cpu(rounds: u32) -> Duration {
 fn beside(culprit: fn() -> Child) {
     let victim = Victim::new();
     victim.work(0);
-    let (alone, cpu_alone) = (victim.measure(20), measure_cpu(40));
+    let (alone, cpu_alone) = (victim.measure(10), measure_cpu(20));
     let culprit = culprit();
     // Let all of it run into what it is stuck in.
     std::thread::sleep(Duration::from_millis(300));
-    let (beside, cpu_beside) = (victim.measure(10), measure_cpu(20));
+    let (beside, cpu_beside) = (victim.measure(5), measure_cpu(10));
     println!("alone: {alone:?} and {cpu_alone:?} of CPU; beside: {beside:?} and {cpu_beside:?}");
     culprit.kill();
     assert!(beside < alone * SLOWER + TURNS, "{beside:?} in place of {alone:?}");

@@ -24,7 +24,7 @@ const VRAM_MB: usize = 16;
 
 /// How long the second driver is to come and go at most: the rest of the rounds are for a faster machine,
 /// or for who has more time.
-const ENOUGH: Duration = Duration::from_secs(9);
+const ENOUGH: Duration = Duration::from_secs(6);
 
 /// Device memory that is bound, with a word that the GPU has written.
 fn buffer(gpu: &Gpu, value: u32) -> Bo {

@@ -13,7 +13,7 @@ mod workers;
 
 use vxe_client::{sys::drm_xe_vm_bind, Bind, Device, Error, Request, Result, Vm};
 use vxe_igt::{
-    failure::{Kind, Met},
+    failure::{self, Kind, Met},
     gpu::ALL,
     vmas::{backings, vmas, Vma},
     Program,
@@ -79,6 +79,7 @@ fn of_each_kind(p: &mut Program, name: &str, about: &str, body: fn(Kind)) {
 }
 
 fn main() -> std::process::ExitCode {
+    failure::learn();
     let mut p = Program::new(
         "vxe_failures",
         "Each part of a call fails once: nothing changes, and the call can be made again.",
