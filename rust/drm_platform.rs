@@ -10,6 +10,7 @@
 //! [`include/linux/platform_device.h`](srctree/include/linux/platform_device.h)
 
 use crate::{
+    bindings as ext,
     drm_debugfs::Tree,
     drm_device::DrmDevice, //
 };
@@ -70,6 +71,8 @@ pub struct Instance<'bound, T: Driver> {
 impl<'bound, T: Driver> Instance<'bound, T> {
     fn new(parent: &'bound platform::Device<device::Bound>) -> Result<Self> {
         let drm = drm::UnregisteredDevice::<T>::new(parent, T::data(parent)?)?;
+        // SAFETY: The device is new: nobody else knows it, and it has no objects.
+        unsafe { ext::drm_widen_offsets(DrmDevice::of(&*drm).as_raw()) };
         T::prepare(parent, &drm)?;
         let dev = Gone((&*drm).into());
         // SAFETY: It becomes a part of what the driver core drops when the device is unbound; nobody

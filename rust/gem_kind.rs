@@ -51,6 +51,11 @@ pub trait CpuPages: DriverObject {
     /// own is not in any case.
     fn may_export(&self) -> Result;
 
+    /// Has all pages of `object`, which is one of shmem's, allocated, before shmem itself would: for a caller
+    /// who can be killed, and as the driver counts them. Its error is what the caller of `mmap()` gets, or
+    /// who exports the object. The caller holds the mmap lock, maybe.
+    fn populate(object: &shmem::Object<Self>) -> Result;
+
     /// The kind of such objects, in the data of their device: from when objects are made.
     fn kind(data: &<Self::Driver as drm::Driver>::Data) -> Option<&GemKind<shmem::Object<Self>>>;
 }
@@ -134,7 +139,8 @@ impl<T: CpuPages> GemKind<shmem::Object<T>> {
     }
 }
 
-/// What DRM calls to export an object of shmem's pages.
+/// What DRM calls to export an object of shmem's pages, and to map it: both get all of its pages in one go,
+/// which nobody could end or count.
 struct Export<T>(PhantomData<T>);
 
 impl<T: CpuPages> Export<T> {
@@ -142,6 +148,7 @@ impl<T: CpuPages> Export<T> {
     fn functions(of: &bindings::drm_gem_object_funcs) -> bindings::drm_gem_object_funcs {
         bindings::drm_gem_object_funcs {
             export: Some(Self::export),
+            mmap: Some(Self::mmap),
             ..*of
         }
     }
@@ -155,13 +162,31 @@ impl<T: CpuPages> Export<T> {
     ) -> *mut bindings::dma_buf {
         // SAFETY: By this function's requirements.
         let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(obj) };
-        match object.may_export() {
+        match object.may_export().and_then(|()| T::populate(object)) {
             // SAFETY: As above; who exports it has a reference.
             Ok(()) => unsafe { ext::drm_gem_prime_export(obj, flags) },
             Err(e) => e.to_ptr(),
         }
     }
+
+    /// # Safety
+    ///
+    /// To be called by DRM for an object that has pages of shmem, and a VMA that is being made.
+    unsafe extern "C" fn mmap(
+        obj: *mut bindings::drm_gem_object,
+        vma: *mut bindings::vm_area_struct,
+    ) -> c_int {
+        // SAFETY: By this function's requirements.
+        let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(obj) };
+        match T::populate(object) {
+            // SAFETY: As above. The object is the first field of shmem's, as the kernel crate has it, too.
+            Ok(()) => unsafe { bindings::drm_gem_shmem_mmap(obj.cast(), vma) },
+            Err(e) => e.to_errno(),
+        }
+    }
 }
+
+const _: () = assert!(core::mem::offset_of!(bindings::drm_gem_shmem_object, base) == 0);
 
 impl<O: IntoGEMObject> GemKind<O> {
     /// The object that `handle` names in `file`.

@@ -7,13 +7,28 @@
 #if IS_BUILTIN(CONFIG_DRM)
 #include <linux/pagemap.h>
 #include <linux/shmem_fs.h>
+#include <drm/drm_device.h>
 #include <drm/drm_gem.h>
 #include <drm/drm_print.h>
+#include <drm/drm_vma_manager.h>
 
 /* Prints Rust's fmt::Arguments if the user asked for driver messages (drm.debug=0x2). */
 void kext_drm_dbg(const struct drm_device *drm, const void *args)
 {
 	drm_dbg(drm, "%pA\n", args);
+}
+
+/*
+ * Gives a device that has no object yet as many mmap offsets as a 64-bit system call can name. Each
+ * object takes its size of them when it is made, and a terabyte, which is what DRM has, is soon taken by
+ * objects that have no page yet.
+ */
+void kext_drm_widen_offsets(struct drm_device *drm)
+{
+#ifdef CONFIG_64BIT
+	drm_vma_offset_manager_destroy(drm->vma_offset_manager);
+	drm_vma_offset_manager_init(drm->vma_offset_manager, DRM_FILE_PAGE_OFFSET_START, 1UL << 50);
+#endif
 }
 
 /*

@@ -41,8 +41,9 @@ impl Modules {
     }
 
     fn find(&self, pc: u64) -> Option<(usize, usize)> {
-        let (module, start, _) =
-            self.0.iter().find(|(_, start, end)| (*start..*end).contains(&pc))?;
+        // A module's size is that of all its parts, and the next one's text may be among them.
+        let has = |(_, start, end): &&(usize, u64, u64)| (*start..*end).contains(&pc);
+        let (module, start, _) = self.0.iter().filter(has).max_by_key(|(_, start, _)| *start)?;
         Some((*module, (pc - start) as usize))
     }
 

@@ -285,6 +285,10 @@ impl CpuPages for BoData {
         self.vm.map_or(Ok(()), |_| Err(EPERM))
     }
 
+    fn populate(bo: &Bo) -> Result {
+        Self::populate(bo)
+    }
+
     fn kind(data: &Data) -> Option<&BoKind> {
         data.bo_kind.as_ref()
     }

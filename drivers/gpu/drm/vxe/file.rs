@@ -225,12 +225,15 @@ impl VmList {
         Some((*number, listed.clone()))
     }
 
-    /// Closes all of them. No new one may be added any more. Sleeps.
+    /// Closes all of them, and takes everything out of them. No new one may be added any more. Waits for who
+    /// has their SVM locks. Sleeps.
     pub(crate) fn close_all(&self) {
         // Closing takes locks of the VM, so that the list's must not be held.
         while let Some((number, listed)) = self.first_from(0) {
-            self.remove(number);
             listed.vm.close();
+            // Who closes it just now may be at it still, and is no worker that could be waited for.
+            listed.vm.tear_down();
+            self.remove(number);
         }
     }
 

@@ -110,12 +110,13 @@ enum Short<W> {
 ///
 /// A block that cannot go, whatever has become of its owner, is passed by for the next. Only system memory
 /// is what they all need: without it this fails with `ENOMEM`. It fails with `ENOSPC` when nothing is left
-/// that could go.
+/// that could go, and with `EINTR` for a caller who is killed.
 fn make_room<T, W>(
     mut attempt: impl FnMut() -> Result<T, Short<W>>,
     mut evict: impl FnMut(W) -> Option<Result<u64>>,
 ) -> Result<T> {
     loop {
+        sched::check_killed()?;
         let short = match attempt() {
             Ok(done) => return Ok(done),
             Err(Short::Not(e)) => return Err(e),

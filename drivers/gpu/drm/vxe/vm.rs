@@ -199,7 +199,7 @@ impl WorkItem<COLLECTION> for Vm {
             // There is no garbage but all of it.
             this.tear_down();
         } else {
-            this.collect_garbage(&mut this.svm.lock());
+            this.collect_garbage_as_worker();
         }
     }
 }
@@ -336,11 +336,7 @@ impl Vm {
     /// is bound, `EPERM` for a write to what is bound for reading, `EACCES` for an atomic where the GPU may
     /// do none, and as [`svm::fault`] and [`buffer::fault`] do.
     pub(crate) fn service(&self, fault: Fault) -> Result<Served> {
-        // Who serves is a worker of the kernel's: what it allocates is for the process.
-        let _charged = {
-            let mm = self.svm.core().mm().ok_or(EFAULT)?;
-            ActiveMemcg::of(&*live_mm::get(mm, 0)?)
-        };
+        let _charged = self.charge_process()?;
         let mut done = self.try_service(fault, false);
         for _ in 1..ROUNDS {
             // The CPU keeps changing its mappings, or is just slow. Others get their turn at the lock
@@ -351,6 +347,13 @@ impl Vm {
             done = self.try_service(fault, true);
         }
         done
+    }
+
+    /// Has what the calling thread, a worker of the kernel's, allocates for the process be charged to that, as
+    /// long as the result is kept. Fails with `EFAULT` for a process that is exiting.
+    fn charge_process(&self) -> Result<ActiveMemcg> {
+        let mm = self.svm.core().mm().ok_or(EFAULT)?;
+        Ok(ActiveMemcg::of(&*live_mm::get(mm, 0)?))
     }
 
     /// Holds the lock for as long as one [`Retry`] lasts, at the most.
@@ -396,6 +399,17 @@ impl Vm {
             let span = svm::to_gpu(range.span());
             madvise::reset_unmapped(&self.dev, &mut self.map.lock(), &span);
         });
+    }
+
+    /// As [`collect_garbage`](Self::collect_garbage), for a worker.
+    fn collect_garbage_as_worker(&self) {
+        let charged = self.charge_process();
+        let mut svm = self.svm.lock();
+        match charged {
+            Ok(_) => self.collect_garbage(&mut svm),
+            // No fault of it is serviced any more, whatever the attributes are.
+            Err(_) => _ = svm.collect_garbage_with(|_| ()),
+        }
     }
 
     /// Closes the VM: nothing is mapped any more, and no fault serviced. Faults that wait fail.

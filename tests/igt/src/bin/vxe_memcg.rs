@@ -10,7 +10,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
-use vxe_client::{sys, Advice, AtomicAccess, Bind, Bo, ExecQueue, Vm};
+use vxe_client::{sys, Advice, AtomicAccess, Bind, Bo, Device, ExecQueue, Vm};
 use vxe_igt::{
     cgroup::Cgroup,
     gpu::device,
@@ -324,15 +324,48 @@ fn undone_array() {
     assert_eq!(vxe_igt::vmas::vmas(&vm, NOWHERE..at(COUNT)).len(), 0, "all of them undone");
 }
 
+/// The region of system memory.
+fn system_of(device: &Device) -> sys::drm_xe_mem_region {
+    let class = sys::DRM_XE_MEM_REGION_CLASS_SYSMEM as u16;
+    let regions = device.memory_regions().expect("the regions");
+    regions.into_iter().find(|region| region.mem_class == class).expect("system memory")
+}
+
+/// Nor do they take the offsets at which buffers can be mapped, of which each has as many as bytes.
+fn offsets() {
+    /// Of what DRM has a quarter.
+    const ALL: u64 = 4 << 40;
+    let device = device();
+    let total = system_of(&device).total_size;
+    let large = || Bo::system(&device, total as usize).expect("a buffer of the largest size");
+    let hogs: Vec<_> = (0..=ALL / total).map(|_| large()).collect();
+    println!("{} buffers of {} MiB", hogs.len(), total >> 20);
+    fork(|_| {
+        let bo = Bo::system(&vxe_igt::gpu::device(), PAGE).expect("a buffer of another process");
+        let mapping = bo.map().expect("mapped");
+        mapping.words()[0].store(1, Ordering::Relaxed);
+        assert_eq!(mapping.words()[0].load(Ordering::Relaxed), 1);
+    })
+    .expect_success();
+}
+
+/// To map a buffer takes all of it from its region, as to bind it does.
+fn mapped() {
+    const SIZE: usize = 4 * SZ_2M;
+    let device = device();
+    let before = system_of(&device).used;
+    let bo = Bo::system(&device, SIZE).expect("a buffer");
+    let mapping = bo.map().expect("mapped");
+    assert_eq!(system_of(&device).used, before + SIZE as u64, "used by a buffer that is mapped");
+    drop((mapping, bo));
+    soon("all is free", || system_of(&device).used == before);
+}
+
 /// Buffers that nobody has touched take nothing from others, however large they are.
 fn untouched() {
     const SIZE: usize = 64 << 20;
     let device = device();
-    let class = sys::DRM_XE_MEM_REGION_CLASS_SYSMEM as u16;
-    let system = || {
-        let regions = device.memory_regions().expect("the regions");
-        regions.into_iter().find(|region| region.mem_class == class).expect("system memory")
-    };
+    let system = || system_of(&device);
     let before = system();
     let count = before.total_size as usize / SIZE + 2;
     let hogs: Vec<_> = (0..count).map(|_| Bo::system(&device, SIZE).expect("a buffer")).collect();
@@ -362,5 +395,7 @@ fn main() -> ExitCode {
     p.subtest("large-array", "There are more operations than small arrays hold.", large_array);
     p.subtest("undone-array", "The last of many operations fails.", undone_array);
     p.subtest("untouched", "Buffers without pages take nothing.", untouched);
+    p.subtest("offsets", "Nor do they take all offsets to map them at.", offsets);
+    p.subtest("mapped", "A buffer that is mapped has pages.", mapped);
     p.main()
 }

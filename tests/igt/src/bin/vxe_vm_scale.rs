@@ -279,6 +279,32 @@ fn killed() {
             vm.bind(&[Bind::bo(&bo, 0, NOWHERE, size as u64)]).expect("bound");
         },
     );
+    expect_death("death in the mmap of a large buffer", Device::clone, |device| {
+        let regions = device.memory_regions().expect("the regions");
+        let all = regions.iter().map(|region| region.total_size as usize).max();
+        let size = (all.expect("a region") / 4).next_multiple_of(SZ_2M);
+        drop(Bo::system(device, size).expect("a buffer").map().expect("mapped"));
+    });
+}
+
+/// A call prefetches many mirrors very many times: other calls on the VM wait for none of that.
+fn beside_prefetches() {
+    let child = fork(|link| {
+        let many = Many::mirrors(4 * size());
+        let (start, length) = span(many.count);
+        // To where each of them is advised to be.
+        let prefetches = vec![Bind::prefetch(start, length, -1); 20_000];
+        std::thread::scope(|scope| {
+            // It is killed in the middle of that.
+            scope.spawn(|| many.vm.bind(&prefetches));
+            std::thread::sleep(Duration::from_millis(500));
+            let other = Bind::mirror(start - SZ_2M as u64, PAGE as u64);
+            promptly("a bind beside prefetches", DEATH, || many.bind(&[other]));
+            link.send(0);
+        });
+    });
+    child.link().receive();
+    promptly("death in prefetches", DEATH, || child.kill());
 }
 
 /// A VM is destroyed while a prefetch of it waits for a page that does not come: nobody waits for that.
@@ -322,6 +348,7 @@ fn main() -> ExitCode {
     p.subtest("growth-immediate", "Mapping at once takes time in proportion.", growth_immediate);
     p.subtest("growth-destroy", "The end of a VM takes time in proportion.", growth_destroy);
     p.subtest("killed", "A process is killed in the middle of a long call.", killed);
+    p.subtest("beside-prefetches", "Who prefetches a lot is in nobody's way.", beside_prefetches);
     p.subtest(
         "destroy-behind-prefetch",
         "A VM is destroyed while a prefetch waits.",

@@ -18,10 +18,13 @@ use kernel::{
     prelude::*,
     sync::aref::ARef, //
 };
-use kernel_ext::dmem::{
-    Pool,
-    Reclaim,
-    Registration, //
+use kernel_ext::{
+    dmem::{
+        Pool,
+        Reclaim,
+        Registration, //
+    },
+    sched, //
 };
 
 /// Has those who are above a limit give way. It keeps the device, until the registration ends.
@@ -32,7 +35,7 @@ impl Reclaim for Limits {
         let memory = &self.0.memory;
         let newest = memory.residents.newest();
         let mut freed = 0;
-        while freed < bytes {
+        while freed < bytes && sched::check_killed().is_ok() {
             match memory.evict_next(&self.0, newest, true, Want::Limit(limit)) {
                 Some(Ok(evicted)) => freed += evicted,
                 // Nothing can go without system memory; else it is the next one's turn.

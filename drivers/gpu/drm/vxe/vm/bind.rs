@@ -160,6 +160,8 @@ struct Plan {
     at_once: Spans,
     /// Where pages are to be mapped before they are needed.
     prefetches: KVVec<(Span, To)>,
+    /// Of these, where that is to be as was advised.
+    advised: Spans,
 }
 
 impl Vm {
@@ -199,10 +201,24 @@ impl Vm {
             resets: Spans::new(),
             at_once: Spans::new(),
             prefetches: KVVec::new(),
+            advised: Spans::new(),
         };
         for op in ops {
             sched::check_killed()?;
+            if self.is_closed() {
+                return Err(ENOENT);
+            }
             plan.add(self, &mut changes, svm, op)?;
+        }
+        // Each VMA is looked at once, however many prefetches name it.
+        let mut seen = 0;
+        for span in plan.advised.sorted().iter() {
+            for vma in changes.map().overlapping(span.start.max(seen)..span.end) {
+                sched::check_killed()?;
+                // Where a buffer lives was decided when it was made: nobody advised anything.
+                ensure!(self.dev(), vma.is_mirror(), EINVAL);
+            }
+            seen = seen.max(span.end);
         }
         let removals = Removals::stage(&context.aspace, plan.removals)?;
         let at_once = plan.at_once.sorted();
@@ -341,11 +357,7 @@ impl Plan {
             }
             Op::Prefetch { span, to } => {
                 if *to == To::Advised {
-                    // Where a buffer lives was decided when it was made: nobody advised anything.
-                    for vma in changes.map().overlapping(span.clone()) {
-                        sched::check_killed()?;
-                        ensure!(vm.dev(), vma.is_mirror(), EINVAL);
-                    }
+                    self.advised.add(span.clone())?;
                 }
                 Ok(self.prefetches.push((span.clone(), *to), account())?)
             }
