@@ -228,10 +228,16 @@ impl VmList {
     /// Closes all of them, and takes everything out of them. No new one may be added any more. Waits for who
     /// has their SVM locks. Sleeps.
     pub(crate) fn close_all(&self) {
-        // Closing takes locks of the VM, so that the list's must not be held.
-        while let Some((number, listed)) = self.first_from(0) {
+        // Closing a VM takes its locks, so that the list's must not be held. All VMs are closed before
+        // the SVM lock of any is waited for, which a fault may hold for long.
+        let mut next = 0;
+        while let Some((number, listed)) = self.first_from(next) {
             listed.vm.close();
-            // Who closes it just now may be at it still, and is no worker that could be waited for.
+            next = number.wrapping_add(1);
+        }
+        while let Some((number, listed)) = self.first_from(0) {
+            // A thread in VM_DESTROY, or in close() of the file, may be tearing it down still: no flush
+            // of a workqueue waits for that thread, but the SVM lock does.
             listed.vm.tear_down();
             self.remove(number);
         }

@@ -225,7 +225,8 @@ impl DeviceMemory {
     /// after the other, until there is room. With `any`, also those that came just now.
     ///
     /// Fails with `ENOSPC` when nothing more can go, with `ENODEV` when the device is gone, `ENOMEM` when
-    /// there is no system memory for what goes, and as `attempt` does. Sleeps.
+    /// there is no system memory for what goes, `EINTR` for a caller who is killed, and as `attempt` does.
+    /// Sleeps.
     pub(crate) fn charge(
         &self,
         dev: &Device,
@@ -276,7 +277,7 @@ impl DeviceMemory {
     /// those that came just now.
     ///
     /// Fails with `ENOSPC` when nothing more can go, `ENOMEM` when there is no system memory for it
-    /// either, and as `attempt` does. Sleeps.
+    /// either, `EINTR` for a caller who is killed, and as `attempt` does. Sleeps.
     pub(crate) fn make_room<T>(
         &self,
         dev: &Device,

@@ -210,7 +210,8 @@ impl Vm {
             }
             plan.add(self, &mut changes, svm, op)?;
         }
-        // Each VMA is looked at once, however many prefetches name it.
+        // Prefetches are done when all is bound, and so it is what is bound in the end that counts. Each
+        // VMA is looked at once, however many prefetches name it.
         let mut seen = 0;
         for span in plan.advised.sorted().iter() {
             for vma in changes.map().overlapping(span.start.max(seen)..span.end) {
