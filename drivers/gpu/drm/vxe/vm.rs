@@ -76,9 +76,7 @@ use kernel::{
             Atomic,
             Relaxed, //
         },
-        new_mutex,
-        Arc,
-        Mutex, //
+        Arc, //
     },
     workqueue::{
         impl_has_delayed_work,
@@ -97,7 +95,7 @@ use kernel_ext::{
     sched,
     workqueue::cancel_delayed, //
 };
-use map::VmaMap;
+use map::VmaMaps;
 use property::FailedFaults;
 use vma::{
     Backing,
@@ -163,7 +161,7 @@ pub(crate) struct Vm {
     #[pin]
     failed: FailedFaults,
     #[pin]
-    map: Mutex<VmaMap>,
+    map: VmaMaps,
     #[pin]
     svm: Svm<Mirror>,
     #[pin]
@@ -248,7 +246,7 @@ impl Vm {
                 collector,
                 faults <- FaultQueue::new(),
                 failed <- FailedFaults::new(),
-                map <- new_mutex!(VmaMap::new(), "vxe_vma_map"),
+                map <- VmaMaps::new(),
                 svm <- Svm::new(mm, svm::CONFIG, context),
                 service <- new_work!("Vm::service"),
                 collection <- new_work!("Vm::collection"),
@@ -397,7 +395,7 @@ impl Vm {
     fn collect_garbage(&self, svm: &mut Guard<'_, Mirror>) {
         svm.collect_garbage_with(|range| {
             let span = svm::to_gpu(range.span());
-            madvise::reset_unmapped(&self.dev, &mut self.map.lock(), &span);
+            madvise::reset_unmapped(&self.dev, &self.map, &span);
         });
     }
 
@@ -464,14 +462,12 @@ impl Vm {
     /// The SVM lock was held since the VM was closed, so that nobody adds any.
     fn drop_vmas(&self, count: usize) -> bool {
         for _ in 0..count {
-            let vma = self.map.lock().take_first();
-            if vma.is_none() {
+            if self.map.take_any().is_none() {
                 return true;
             }
-            drop(vma);
             sched::cond_resched();
         }
-        self.map.lock().iter().next().is_none()
+        false
     }
 
     fn zap_all(&self) {
@@ -496,7 +492,7 @@ impl Vm {
             counts.failed
         );
         seq_print!(m, "  vmas:\n");
-        for vma in self.map.lock().iter() {
+        for vma in self.map.lock_killable()?.iter() {
             // A buffer that is too small is thrown away, and all of this done again with a larger one.
             if has_overflowed(m) || sched::check_killed().is_err() {
                 return Ok(());

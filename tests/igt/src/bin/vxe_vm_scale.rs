@@ -47,9 +47,18 @@ fn span(count: usize) -> (u64, u64) {
 
 /// Mirrors of a page each that are not alike.
 fn mirrors(count: usize) -> Vec<Bind> {
-    let piece = |i| match i % 2 {
-        0 => Bind::mirror(page(i), PAGE as u64),
-        _ => Bind::mirror(page(i), PAGE as u64).read_only(),
+    mirrors_of(1, count)
+}
+
+/// Mirrors of so many pages each that are not alike.
+fn mirrors_of(pages: usize, count: usize) -> Vec<Bind> {
+    let piece = |i| {
+        let mirror = Bind::mirror(page(i * pages), (pages * PAGE) as u64);
+        if i % 2 == 0 {
+            mirror
+        } else {
+            mirror.read_only()
+        }
     };
     (0..count).map(piece).collect()
 }
@@ -287,6 +296,45 @@ fn killed() {
     });
 }
 
+/// A process dies near the end of a call that has done most of its work, which is to be undone: it does not
+/// do that itself. Who uses the VM next finds it as it was.
+fn killed_late() {
+    let many = Many::mirrors(size() * 20);
+    let (start, length) = span(many.count);
+    let spans =
+        || vmas(&many.vm, start..start + length).iter().map(|v| v.span.clone()).collect::<Vec<_>>();
+    let before = spans();
+    let others = mirrors_of(2, many.count / 2);
+    let begin = Instant::now();
+    many.bind(&others);
+    let whole = begin.elapsed();
+    let after = spans();
+    assert_eq!(after.len(), many.count / 2);
+    for part in [0.8, 0.6, 0.4, 0.2] {
+        many.bind(&mirrors(many.count));
+        assert_eq!(spans(), before);
+        let child = fork(|link| {
+            link.send(0);
+            many.bind(&others);
+        });
+        child.link().receive();
+        std::thread::sleep(whole.mul_f64(part));
+        let begin = Instant::now();
+        child.kill();
+        // Undoing takes a quarter as long as doing.
+        expect_prompt("death after most of a call", begin.elapsed(), whole.mul_f64(part / 10.0));
+        let now = spans();
+        if now == before {
+            many.bind(&others);
+            assert_eq!(spans(), after);
+            return;
+        }
+        // It was done before it was killed.
+        assert_eq!(now, after);
+    }
+    panic!("a call of {whole:?} was done each time before who made it was killed");
+}
+
 /// A call prefetches many mirrors very many times: other calls on the VM wait for none of that.
 fn beside_prefetches() {
     let child = fork(|link| {
@@ -348,6 +396,7 @@ fn main() -> ExitCode {
     p.subtest("growth-immediate", "Mapping at once takes time in proportion.", growth_immediate);
     p.subtest("growth-destroy", "The end of a VM takes time in proportion.", growth_destroy);
     p.subtest("killed", "A process is killed in the middle of a long call.", killed);
+    p.subtest("killed-late", "What a process has done is undone after its death.", killed_late);
     p.subtest("beside-prefetches", "Who prefetches a lot is in nobody's way.", beside_prefetches);
     p.subtest(
         "destroy-behind-prefetch",

@@ -194,8 +194,7 @@ impl Vm {
         ops: &[Op<ARef<Bo>>],
     ) -> Result<(Retired, KVVec<(Span, To)>)> {
         let context = self.svm.vm();
-        let mut map = self.map.lock();
-        let mut changes = map.change();
+        let mut changes = self.map.lock_killable()?.change();
         let mut plan = Plan {
             removals: Spans::new(),
             resets: Spans::new(),
@@ -227,7 +226,6 @@ impl Vm {
 
         // From here on nothing fails.
         let retired = changes.commit();
-        drop(map);
         removals.carry_out(context);
         for span in plan.resets.sorted().iter() {
             svm.remove_all(to_cpu(&span));

@@ -19,7 +19,8 @@ use super::{
     buffer::Removals,
     map::{
         Changes,
-        VmaMap, //
+        MapGuard,
+        VmaMaps, //
     },
     spans::Spans,
     vma::{
@@ -192,8 +193,7 @@ impl Vm {
             return Err(ENOENT);
         }
         self.collect_garbage(&mut svm);
-        let mut map = self.map.lock();
-        let mut changes = map.change();
+        let mut changes = self.map.lock_killable()?.change();
         split(&mut changes, span.start)?;
         split(&mut changes, span.end)?;
         let (mut changed, mut removals) = (Spans::new(), Spans::new());
@@ -218,7 +218,6 @@ impl Vm {
 
         // From here on nothing fails.
         let retired = changes.commit();
-        drop(map);
         for edge in [span.start, span.end] {
             // A range lies in one VMA.
             remove_across(&mut svm, edge);
@@ -261,9 +260,10 @@ fn remove_across(svm: &mut Guard<'_, Mirror>, addr: u64) {
 ///
 /// To be called for each range that the CPU unmapped, before it goes: none is overlooked then that is
 /// unmapped meanwhile. What there is no memory for keeps its attributes: they are advice.
-pub(super) fn reset_unmapped(dev: &Device, map: &mut VmaMap, span: &Span) {
+pub(super) fn reset_unmapped(dev: &Device, maps: &VmaMaps, span: &Span) {
     let mut at = span.start;
     while at < span.end {
+        let map = maps.lock();
         let Some(vma) = map.first_from(at) else {
             return;
         };
@@ -280,7 +280,7 @@ pub(super) fn reset_unmapped(dev: &Device, map: &mut VmaMap, span: &Span) {
 }
 
 /// Gives `part` of a mirror its default attributes.
-fn reset(map: &mut VmaMap, part: Vma) -> Result {
+fn reset(map: MapGuard<'_>, part: Vma) -> Result {
     let mut vma = part;
     vma.attributes = Attributes::new(vma.attributes.default_pat);
     let mut changes = map.change();

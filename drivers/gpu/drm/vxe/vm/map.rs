@@ -6,7 +6,9 @@
 //! committed. What is undone was there before, so that undoing needs no memory.
 //!
 //! VMAs, and what undoing takes, are charged to the memory cgroup of who makes the change. A change ends
-//! with `EINTR` when its maker is killed, however many VMAs it is about.
+//! with `EINTR` when its maker is killed, however many VMAs it is about. Who is killed does not undo what
+//! he did, which takes a quarter as long as doing it: that is left in the map for whoever locks it next,
+//! and [`VmaMaps::lock`] is the only way to a map. Of a VM that is closed nobody has to.
 
 use super::{
     account,
@@ -17,12 +19,26 @@ use super::{
     }, //
 };
 use crate::bo::Bo;
-use core::mem;
+use core::{
+    mem,
+    ops::Deref, //
+};
 use kernel::{
     prelude::*,
-    rbtree::{RBTree, RBTreeNode}, //
+    rbtree::{RBTree, RBTreeNode},
+    sync::{
+        lock::{
+            mutex::MutexBackend,
+            Guard, //
+        },
+        new_mutex,
+        Mutex, //
+    }, //
 };
-use kernel_ext::sched;
+use kernel_ext::{
+    mutex,
+    sched, //
+};
 
 /// Which buffer a VMA maps, and its first address.
 type BoKey = (usize, u64);
@@ -32,15 +48,122 @@ fn identity(bo: &Bo) -> usize {
     core::ptr::from_ref(bo).addr()
 }
 
+/// The VMAs of a VM, and the lock that they need.
+#[pin_data]
+pub(crate) struct VmaMaps {
+    #[pin]
+    inner: Mutex<VmaMap>,
+}
+
+/// A map that is locked, and in which nothing is left to be undone.
+pub(crate) struct MapGuard<'a>(Guard<'a, VmaMap, MutexBackend>);
+
+impl Deref for MapGuard<'_> {
+    type Target = VmaMap;
+
+    fn deref(&self) -> &VmaMap {
+        &self.0
+    }
+}
+
+impl<'a> MapGuard<'a> {
+    /// Begins a change.
+    pub(crate) fn change(self) -> Changes<'a> {
+        Changes {
+            map: self.0,
+            steps: KVVec::new(),
+        }
+    }
+}
+
+impl VmaMaps {
+    /// No VMAs.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            inner <- new_mutex!(VmaMap::new(), "vxe_vma_map"),
+        })
+    }
+
+    /// Locks the map, and first undoes what somebody left who was killed: so this may take as long as a
+    /// quarter of that call did, and drop buffers.
+    pub(crate) fn lock(&self) -> MapGuard<'_> {
+        loop {
+            let mut map = self.inner.lock();
+            while map.undo_one() {
+                sched::cond_resched();
+            }
+            match map.take_undone() {
+                None => return MapGuard(map),
+                // Without the map's lock, as it may have the last reference to a buffer.
+                Some(undone) => {
+                    drop(map);
+                    drop(undone);
+                }
+            }
+        }
+    }
+
+    /// As [`lock`](Self::lock). Fails with `EINTR` for a caller who is killed, and leaves the rest.
+    pub(crate) fn lock_killable(&self) -> Result<MapGuard<'_>> {
+        loop {
+            let mut map = mutex::lock_killable(&self.inner)?;
+            while map.undo_one() {
+                sched::check_killed()?;
+            }
+            match map.take_undone() {
+                None => return Ok(MapGuard(map)),
+                Some(undone) => {
+                    drop(map);
+                    drop(undone);
+                }
+            }
+        }
+    }
+
+    /// Takes one VMA, or something that was one, out for good; none if there is none. For a VM that is
+    /// closed: nothing is undone any more.
+    pub(crate) fn take_any(&self) -> Option<RetiredVma> {
+        let mut map = self.inner.lock();
+        if let Some(step) = map.unfinished.steps.pop() {
+            return Some(RetiredVma { _was: step });
+        }
+        // Frees the memory of what is empty.
+        map.unfinished = Unfinished::none();
+        let start = *map.tree.cursor_front()?.current().0;
+        let nodes = map.remove(start)?;
+        Some(RetiredVma {
+            _was: Step::Removed(nodes),
+        })
+    }
+}
+
 /// The VMAs of a VM, by their first address.
 ///
 /// # Invariants
 ///
 /// The key of each VMA is the start of its span, no span is empty, and no two overlap. `mappings` has a key
-/// for each VMA that maps a buffer, and no other.
+/// for each VMA that maps a buffer, and no other. What the steps in `unfinished` removed fits in again in
+/// their reverse order.
 pub(crate) struct VmaMap {
     tree: RBTree<u64, Vma>,
     mappings: RBTree<BoKey, ()>,
+    unfinished: Unfinished,
+}
+
+/// A change that is to be undone.
+struct Unfinished {
+    steps: KVVec<Step>,
+    /// How many of the steps are not undone, the first of them.
+    left: usize,
+}
+
+impl Unfinished {
+    fn none() -> Self {
+        Self {
+            steps: KVVec::new(),
+            left: 0,
+        }
+    }
 }
 
 /// A VMA that is in no map, with all the memory that it takes there.
@@ -65,11 +188,11 @@ impl Nodes {
 }
 
 impl VmaMap {
-    /// No VMAs.
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         Self {
             tree: RBTree::new(),
             mappings: RBTree::new(),
+            unfinished: Unfinished::none(),
         }
     }
 
@@ -142,60 +265,79 @@ impl VmaMap {
         self.tree.values()
     }
 
-    /// Begins a change.
-    pub(crate) fn change(&mut self) -> Changes<'_> {
-        Changes {
-            map: self,
-            undo: KVVec::new(),
+    /// Undoes the last step that is not undone, if there is one, and whether there was.
+    fn undo_one(&mut self) -> bool {
+        let Some(last) = self.unfinished.left.checked_sub(1) else {
+            return false;
+        };
+        self.unfinished.left = last;
+        let Some(step) = self.unfinished.steps.get_mut(last) else {
+            return false;
+        };
+        // What was inserted stays in the step, as it may have the last reference to a buffer.
+        let undone = match mem::replace(step, Step::Undone(None)) {
+            Step::Inserted(start) => Step::Undone(self.remove(start)),
+            Step::Removed(nodes) => {
+                // All that was done since is undone, so that it fits as it did before.
+                self.insert(nodes);
+                return true;
+            }
+            undone @ Step::Undone(_) => undone,
+        };
+        if let Some(step) = self.unfinished.steps.get_mut(last) {
+            *step = undone;
         }
+        true
     }
 
-    /// Takes the first VMA out, for good; none if there is none.
-    pub(crate) fn take_first(&mut self) -> Option<RetiredVma> {
-        let start = *self.tree.cursor_front()?.current().0;
-        self.remove(start).map(|nodes| RetiredVma { _nodes: nodes })
+    /// What is left of a change when all of it is undone.
+    fn take_undone(&mut self) -> Option<Unfinished> {
+        let is_undone = self.unfinished.left == 0 && !self.unfinished.steps.is_empty();
+        is_undone.then(|| mem::replace(&mut self.unfinished, Unfinished::none()))
     }
 }
 
-/// How to undo one step.
-enum Undo {
+/// One step of a change.
+enum Step {
     /// A VMA was inserted at this address, or would have been.
     Inserted(u64),
-    /// This was removed; nothing yet if the step was not finished.
-    Removed(Option<Nodes>),
+    /// This was removed.
+    Removed(Nodes),
+    /// Nothing is to be undone, or not any more. This was inserted.
+    Undone(#[expect(dead_code, reason = "is kept to be dropped")] Option<Nodes>),
 }
 
 /// A change of a map; undone when dropped.
 #[must_use = "a change that is not committed is undone at once"]
 pub(crate) struct Changes<'a> {
-    map: &'a mut VmaMap,
-    undo: KVVec<Undo>,
+    map: Guard<'a, VmaMap, MutexBackend>,
+    steps: KVVec<Step>,
 }
 
 /// What a committed change removed. It holds buffers: to be dropped after the GPU has let go of
 /// them, and without locks, as the last reference to a buffer frees it.
 #[must_use = "buffers must not be dropped before the GPU's mappings of them"]
 pub(crate) struct Retired {
-    _vmas: KVVec<Undo>,
+    _vmas: KVVec<Step>,
 }
 
 /// A VMA that was taken out. It may hold the last reference to a buffer, and is to be dropped as what is
 /// [`Retired`].
 #[must_use = "buffers must not be dropped before the GPU's mappings of them"]
 pub(crate) struct RetiredVma {
-    _nodes: Nodes,
+    _was: Step,
 }
 
 impl Changes<'_> {
     /// The map as the change has made it so far.
     pub(crate) fn map(&self) -> &VmaMap {
-        self.map
+        &self.map
     }
 
-    /// Makes the change last.
+    /// Makes the change last, and unlocks the map.
     pub(crate) fn commit(mut self) -> Retired {
         Retired {
-            _vmas: mem::take(&mut self.undo),
+            _vmas: mem::take(&mut self.steps),
         }
     }
 
@@ -206,17 +348,16 @@ impl Changes<'_> {
         }
         let key = vma.span.start;
         let nodes = Nodes::new(vma)?;
-        self.undo.push(Undo::Inserted(key), account())?;
+        self.steps.push(Step::Inserted(key), account())?;
         self.map.insert(nodes);
         Ok(())
     }
 
     /// Removes the VMA that starts at `start`, if any.
     fn remove(&mut self, start: u64) -> Result {
-        self.undo.push(Undo::Removed(None), account())?;
-        let nodes = self.map.remove(start);
-        if let Some(Undo::Removed(slot)) = self.undo.last_mut() {
-            *slot = nodes;
+        self.steps.push(Step::Undone(None), account())?;
+        if let (Some(nodes), Some(step)) = (self.map.remove(start), self.steps.last_mut()) {
+            *step = Step::Removed(nodes);
         }
         Ok(())
     }
@@ -287,15 +428,22 @@ impl Changes<'_> {
 }
 
 impl Drop for Changes<'_> {
+    /// Undoes the change. The rest is left in the map when the caller is killed.
     fn drop(&mut self) {
-        while let Some(undo) = self.undo.pop() {
-            match undo {
-                Undo::Inserted(start) => drop(self.map.remove(start)),
-                // All that was done since is undone, so that it fits as it did before.
-                Undo::Removed(Some(nodes)) => self.map.insert(nodes),
-                Undo::Removed(None) => {}
+        if self.steps.is_empty() {
+            return;
+        }
+        // There is none yet: the map was locked by `VmaMaps`.
+        self.map.unfinished = Unfinished {
+            left: self.steps.len(),
+            steps: mem::take(&mut self.steps),
+        };
+        while sched::check_killed().is_ok() {
+            if !self.map.undo_one() {
+                // Whose buffers it was about has them still, so that none is freed here.
+                drop(self.map.take_undone());
+                return;
             }
-            sched::cond_resched();
         }
     }
 }

@@ -17,10 +17,7 @@ use crate::{
     uapi, //
 };
 use kernel::prelude::*;
-use kernel_ext::{
-    mutex,
-    sched, //
-};
+use kernel_ext::sched;
 
 /// Size of an entry, in bytes.
 const ENTRY: u64 = size_of::<uapi::drm_xe_mem_range_attr>() as u64;
@@ -47,7 +44,7 @@ pub(crate) fn ioctl(
 
     if room == 0 {
         let mut count = 0u32;
-        for _ in mutex::lock_killable(&vm.map)?.overlapping(span) {
+        for _ in vm.map.lock_killable()?.overlapping(span) {
             sched::check_killed()?;
             count = count.checked_add(1).ok_or(EOVERFLOW)?;
         }
@@ -73,7 +70,7 @@ impl Vm {
     /// for several, and `ENOMEM` for one.
     fn attributes(&self, span: Span, room: usize) -> Result<KVVec<uapi::drm_xe_mem_range_attr>> {
         let mut entries = KVVec::new();
-        for vma in mutex::lock_killable(&self.map)?.overlapping(span) {
+        for vma in self.map.lock_killable()?.overlapping(span) {
             sched::check_killed()?;
             if entries.len() == room {
                 return Err(ENOSPC);
