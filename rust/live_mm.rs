@@ -35,6 +35,11 @@ pub fn is_exiting(mm: &MmWithUser) -> bool {
     unsafe { ext::mm_is_exiting(mm.as_raw()) }
 }
 
+/// Whether `mm` has no users any more, or its process [is exiting](is_exiting).
+pub fn is_gone(mm: &Mm) -> bool {
+    user_of(mm).is_err()
+}
+
 /// How many pages one step may need besides what it is asked for: page tables, and what the kernel notes.
 const BESIDES: usize = 16;
 

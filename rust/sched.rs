@@ -15,7 +15,9 @@ use kernel::{
         atomic::{
             Atomic,
             Relaxed, //
-        }, //
+        },
+        new_spinlock,
+        SpinLock, //
     },
     task::Task, //
 };
@@ -27,8 +29,8 @@ pub fn cond_resched() {
     unsafe { ext::cond_resched() }
 }
 
-/// Whether the calling thread has been killed, and should come to an end. Never so for a thread of the
-/// kernel. C: `fatal_signal_pending(current)`.
+/// Whether the calling thread has been killed, and should come to an end. For a thread of the kernel that is
+/// so only in what is [`Killable`]. C: `fatal_signal_pending(current)`.
 pub fn is_killed() -> bool {
     // SAFETY: Looks at `current` only.
     unsafe { ext::is_killed() }
@@ -42,6 +44,57 @@ pub fn check_killed() -> Result {
         return Err(EINTR);
     }
     Ok(())
+}
+
+/// What a kernel thread does, one at a time, and what it can be killed in: as a thread of a process can be,
+/// it waits for nothing then that such a thread would not wait for, a page that userspace holds back above
+/// all, and [`is_killed`] says so.
+///
+/// Lock order: its lock is a leaf, but for that of the thread's signals.
+#[pin_data]
+pub struct Killable {
+    #[pin]
+    thread: SpinLock<Option<ARef<Task>>>,
+}
+
+impl Killable {
+    /// Nothing that is being done.
+    pub fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            thread <- new_spinlock!(None, "kext_killable"),
+        })
+    }
+
+    /// Calls `f`, which [`kill`](Self::kill) ends the waits of. What was killed before it begins is not this:
+    /// whether it is wanted still is for `f` to ask. A thread of a process is killed by signals only.
+    pub fn run<R>(&self, f: impl FnOnce() -> R) -> R {
+        if !is_kernel_thread() {
+            return f();
+        }
+        // SAFETY: The thread is the kernel's, which handles its signals itself.
+        unsafe { ext::allow_kill() };
+        *self.thread.lock() = Some((&**kernel::current!()).into());
+        let result = f();
+        // From here on nobody kills it.
+        let thread = self.thread.lock().take();
+        // SAFETY: As above. It is a thread of a pool, which goes on with the work of others.
+        unsafe { ext::disallow_kill() };
+        drop(thread);
+        result
+    }
+
+    /// Whether something is being done, at some recent time.
+    pub fn is_running(&self) -> bool {
+        self.thread.lock().is_some()
+    }
+
+    /// Kills what is being done, if something is. Waits for nothing.
+    pub fn kill(&self) {
+        if let Some(thread) = &*self.thread.lock() {
+            // SAFETY: The thread is valid, and has not given up to be killed, which it does under the lock.
+            unsafe { ext::kill_thread(thread.as_ptr()) };
+        }
+    }
 }
 
 /// Sleeps for so many jiffies, or until the thread is killed.

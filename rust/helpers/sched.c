@@ -5,6 +5,7 @@
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
+#include <linux/signal.h>
 
 void kext_cond_resched(void)
 {
@@ -15,6 +16,26 @@ void kext_cond_resched(void)
 bool kext_is_killed(void)
 {
 	return fatal_signal_pending(current);
+}
+
+/*
+ * From now on the running thread, one of the kernel's, can be killed: its waits end that any thread can be
+ * killed in.
+ */
+void kext_allow_kill(void)
+{
+	allow_kernel_signal(SIGKILL);
+}
+
+/* Undoes that, and forgets that it was killed. */
+void kext_disallow_kill(void)
+{
+	disallow_signal(SIGKILL);
+}
+
+void kext_kill_thread(struct task_struct *thread)
+{
+	send_sig(SIGKILL, thread, 1);
 }
 
 void kext_init_completion(struct completion *x)

@@ -109,6 +109,38 @@ mod tests {
         })
     }
 
+    /// More ranges than are unmapped in one hold of the notifier lock.
+    #[test]
+    fn a_shut_svm_maps_nothing() -> Result {
+        with_devices(2, |env| {
+            const RANGES: usize = 150;
+            let page = |i: usize| pages(2 * i, 1);
+            let svm = env.svm()?;
+            for i in 0..RANGES {
+                mm::map(&page(i), Prot::Write)?;
+                fault(&svm, page(i).start, Access::Write)?;
+            }
+            ensure_eq!(dma::mapped(), (2 * RANGES * PAGE_SIZE) as i64);
+            // Who has the SVM lock is not waited for.
+            let guard = svm.lock();
+            svm.shut();
+            ensure_eq!(dma::mapped(), 0);
+            ensure!(svm.vm().invalidations() > 1);
+            ensure_eq!(guard.ranges(ALL).count(), RANGES);
+            ensure!(!guard.ranges(ALL).any(|range| range.is_mapped()));
+            drop(guard);
+            // Neither what there is, nor what is new.
+            ensure_eq!(fault(&svm, page(0).start, Access::Read).err(), Some(EFAULT));
+            mm::map(&page(RANGES), Prot::Write)?;
+            ensure_eq!(
+                fault(&svm, page(RANGES).start, Access::Write).err(),
+                Some(EFAULT)
+            );
+            ensure_eq!(dma::mapped(), 0);
+            Ok(())
+        })
+    }
+
     #[test]
     fn what_the_cpu_unmapped_is_garbage() -> Result {
         with_device(|env| {

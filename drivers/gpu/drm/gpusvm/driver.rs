@@ -23,7 +23,13 @@ use kernel::{
     mm::Mm,
     prelude::*, //
 };
-use kernel_ext::bindings as ext;
+use kernel_ext::{
+    bindings as ext,
+    sched, //
+};
+
+/// How many ranges are unmapped in one hold of the notifier lock, where that is up to the core.
+const BATCH: usize = 64;
 
 /// A driver that mirrors processes' address spaces.
 ///
@@ -303,6 +309,31 @@ impl<D: Driver> Svm<D> {
         Some(Guard::new(self, self.lock.try_lock()?))
     }
 
+    /// Shuts the SVM: unmaps all pages of all ranges, and from now on maps none. The ranges stay until somebody
+    /// removes them.
+    ///
+    /// For a driver whose device goes: it needs no SVM lock, and so waits for nobody who may wait for a page
+    /// of the process. Whoever has that lock finds out when he maps ([`Found::get`] fails with `EFAULT`) or
+    /// [commits](Found::commit). The notifier lock is let go of after a number of ranges, so that a change of
+    /// the CPU's waits a bounded time. Sleeps.
+    ///
+    /// [`Found::get`]: crate::guard::Found::get
+    /// [`Found::commit`]: crate::guard::Found::commit
+    pub fn shut(&self) {
+        {
+            let _lock = self.core.notifier_lock().write();
+            self.core.shut();
+        }
+        let mut rest = self.core.span();
+        while !rest.is_empty() {
+            let lock = self.core.notifier_lock().write();
+            // SAFETY: The notifier lock is held for writing.
+            rest.start = unsafe { self.let_go_some(rest.clone(), PROTECTION_PAGE) };
+            drop(lock);
+            sched::cond_resched();
+        }
+    }
+
     /// Start of the part of the first CPU VMA that lies in `span`, never below `span.start`; none if
     /// there is no VMA or the process is gone. Takes the mmap lock.
     pub fn find_vma_start(&self, span: Span<usize>) -> Option<usize> {
@@ -410,6 +441,31 @@ impl<D: Driver> Svm<D> {
     pub(crate) unsafe fn let_go(&self, changed: Span<usize>, event: Event) {
         // SAFETY: By this function's requirements. It does not fail.
         let _ = unsafe { self.let_go_by(changed, event, false, Self::invalidate_all) };
+    }
+
+    /// As [`let_go`](Self::let_go) of the first ranges in `changed`, a bounded number of them. Returns the
+    /// address after these, which is the end of `changed` if that was all.
+    ///
+    /// # Safety
+    ///
+    /// The notifier lock must be held for writing.
+    unsafe fn let_go_some(&self, changed: Span<usize>, event: Event) -> usize {
+        // SAFETY: The notifier lock is held, here and below.
+        let Some(mut range) = (unsafe { self.core.range_find(changed.clone()) }) else {
+            return changed.end;
+        };
+        for _ in 1..BATCH {
+            // SAFETY: As above; the range is in its tree.
+            match unsafe { self.core.range_next(range.as_ref(), changed.end) } {
+                Some(next) => range = next,
+                None => break,
+            }
+        }
+        // SAFETY: As above.
+        let end = unsafe { range.as_ref() }.span().end.min(changed.end);
+        // SAFETY: By this function's requirements.
+        unsafe { self.let_go(changed.start..end, event) };
+        end
     }
 
     /// As [`let_go`](Self::let_go), by `let_go`; fails as that does, with nothing unmapped. A change that is

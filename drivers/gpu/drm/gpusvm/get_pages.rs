@@ -69,8 +69,8 @@ impl Source<'_> {
     /// Errors, after which nothing is mapped:
     /// - `EAGAIN`: the CPU changed its mappings meanwhile; try again;
     /// - `EBUSY`: it kept doing so until the time of `attempt` was spent;
-    /// - `EFAULT`: a page cannot be had, the pages are retired, the process is gone or exiting, or the device
-    ///   cannot reach a page;
+    /// - `EFAULT`: a page cannot be had, the pages are retired, the SVM is shut, the process is gone or exiting,
+    ///   or the device cannot reach a page;
     /// - `EPERM`: a page may not be written;
     /// - `EOPNOTSUPP`: a page of a kind that cannot be mapped, such as another device's memory;
     /// - `EINTR`: the thread is being killed;
@@ -188,7 +188,7 @@ impl Source<'_> {
     ///
     /// `_lock` must be the notifier lock.
     unsafe fn check(&self, _lock: &ReadGuard<'_>, pages: &[Pages], ctx: &Ctx) -> Result<bool> {
-        if pages.iter().any(|pages| pages.has(PagesFlag::Unmapped)) {
+        if self.svm.is_shut() || pages.iter().any(|pages| pages.has(PagesFlag::Unmapped)) {
             return Err(EFAULT);
         }
         Ok(pages

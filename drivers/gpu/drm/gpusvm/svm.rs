@@ -65,8 +65,9 @@ pub struct GpuSvm {
     pub(crate) ops: *const Ops,
     pub(crate) chunk_sizes: *const usize,
     pub(crate) num_chunks: c_int,
-    /// What `invalidate` can do for who may not wait; padding in C.
-    nonblock: Atomic<u32>,
+    /// What `invalidate` can do for who may not wait, and whether anything may be mapped; padding in C.
+    /// Changed only under the notifier lock, held for writing.
+    state: Atomic<u32>,
     #[pin]
     pub(crate) notifier_lock: RwSemaphore,
     #[pin]
@@ -113,8 +114,10 @@ impl Config {
 
 /// The driver's `invalidate` can be called for who may not wait.
 const NONBLOCK: u32 = 1;
-/// It was, and would have to wait. Set and cleared under the notifier lock, held for writing.
+/// It was, and would have to wait.
 const REFUSED: u32 = 2;
+/// Nothing is mapped any more.
+const SHUT: u32 = 4;
 
 impl GpuSvm {
     /// A full SVM of `mm`, `drm_gpusvm_init()`. Fails with `EINVAL` as [`Config::check`] says, or
@@ -161,7 +164,7 @@ impl GpuSvm {
             ops,
             chunk_sizes: config.chunk_sizes.as_ptr(),
             num_chunks: config.chunk_sizes.len() as c_int,
-            nonblock: Atomic::new(0),
+            state: Atomic::new(0),
             notifier_lock <- RwSemaphore::new(
                 lock_name!(c"gpusvm.notifier_lock"),
                 static_lock_class!()
@@ -265,14 +268,32 @@ impl GpuSvm {
     }
 
     /// Says that the driver's `invalidate` heeds whether a range is blockable, and calls
-    /// [`refuse`](Self::refuse) where it would have to wait; C's has no way to say that.
+    /// [`refuse`](Self::refuse) where it would have to wait; C's has no way to say that. Before anybody else
+    /// knows the SVM.
     pub(crate) fn set_nonblock(&self) {
-        self.nonblock.store(NONBLOCK, Relaxed);
+        self.change_state(0, NONBLOCK);
     }
 
     /// Says, in `invalidate`, that it would have to wait, so that the pages may be in use still.
     pub(crate) fn refuse(&self) {
-        self.nonblock.store(NONBLOCK | REFUSED, Relaxed);
+        self.change_state(0, REFUSED);
+    }
+
+    /// From now on no page is mapped: whoever tries fails with `EFAULT`. What is mapped is the
+    /// caller's to unmap.
+    pub(crate) fn shut(&self) {
+        self.notifier_lock.assert_held_write();
+        self.change_state(0, SHUT);
+    }
+
+    /// Whether it is [`shut`](Self::shut), for who holds the notifier lock.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.state.load(Relaxed) & SHUT != 0
+    }
+
+    fn change_state(&self, clear: u32, set: u32) {
+        let state = self.state.load(Relaxed);
+        self.state.store(state & !clear | set, Relaxed);
     }
 
     /// As [`call_invalidate`](Self::call_invalidate), for a range that is not blockable. Returns whether the
@@ -282,13 +303,13 @@ impl GpuSvm {
         notifier: &Notifier,
         range: *const bindings::mmu_notifier_range,
     ) -> bool {
-        if self.nonblock.load(Relaxed) != NONBLOCK {
+        if self.state.load(Relaxed) & NONBLOCK == 0 {
             return false;
         }
         self.call_invalidate(notifier, range);
         // The notifier lock is held for writing: it was this call that refused.
-        let done = self.nonblock.load(Relaxed) == NONBLOCK;
-        self.nonblock.store(NONBLOCK, Relaxed);
+        let done = self.state.load(Relaxed) & REFUSED == 0;
+        self.change_state(REFUSED, 0);
         done
     }
 

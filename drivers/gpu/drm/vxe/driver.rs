@@ -94,8 +94,7 @@ pub(crate) struct Data {
     #[pin]
     pub(crate) fences: FenceWaiters,
     /// The VMs that are open.
-    #[pin]
-    pub(crate) vms: VmList,
+    pub(crate) vms: Arc<VmList>,
     /// Where its work is done.
     pub(crate) queues: Arc<Queues>,
 }
@@ -117,7 +116,7 @@ impl Data {
             bo_kind: SetOnce::new(),
             stats: Stats::new(),
             fences <- FenceWaiters::new(),
-            vms <- VmList::new(),
+            vms: VmList::new(&queues)?,
             queues,
         }))
     }
@@ -134,7 +133,7 @@ pub(crate) struct Queues {
     /// Who uses the device. Clients have work queues of their own, for what takes long.
     #[pin]
     pub(crate) clients: Clients,
-    /// Short work: the end of clients.
+    /// Short work: the end of clients, and looking for processes that are gone.
     pub(crate) work: OwnedQueue,
 }
 
@@ -243,8 +242,9 @@ impl drm_platform::Driver for VxeDriver {
         // Nothing is mapped any more, and jobs fail with their next access.
         dev.vms.close_all();
         dev.fences.signal();
-        // A fault that is being serviced is waited for: its worker takes the rest of its VM down.
+        // Workers do not wait for userspace any more. They take the rest of the VMs down.
         dev.queues.flush();
+        dev.vms.unwatch();
         // After what may still have been on its way there.
         dev.memory.close(dev);
     }

@@ -17,7 +17,8 @@
 //!   and nothing is allocated for it: none can fail for that, be forgotten, or be answered twice.
 //!
 //! When a VM is closed its waiting faults fail at once, also the one that is being serviced; who
-//! services it tears the VM down afterwards, so that closing waits for nobody.
+//! services it need not wait for its page any more (`vm/workers.rs`), and tears the VM down afterwards, so
+//! that closing waits for nobody.
 //!
 //! Lock order: a queue's lock is a leaf. Answers are given without it.
 
@@ -313,17 +314,17 @@ impl Vm {
     }
 }
 
-/// Services the faults of `vm` until there are none, or others have waited for long enough: what its
-/// work item does.
-pub(crate) fn work(vm: &Arc<Vm>) {
+/// Services the faults of `vm`, by `service`, until there are none, or others have waited for long enough: what
+/// its work item does.
+pub(crate) fn work(vm: &Arc<Vm>, service: impl Fn(Fault) -> Result<Served>) {
     let service = |fault: Fault| {
-        vm.service(fault).inspect_err(|e| {
+        service(fault).inspect_err(|e| {
             kernel_ext::drm_dbg!(vm.dev(), "{fault:?} failed: {e:?}");
             vm.failed().add(&fault, *e);
         })
     };
     for _ in 0..FAULTS_A_TURN {
-        let Some(done) = vm.faults().serve(service) else {
+        let Some(done) = vm.faults().serve(&service) else {
             return;
         };
         if done.whose == TearDown::Yours {

@@ -10,10 +10,14 @@ use crate::{
     check::ensure,
     driver::{
         Device,
+        Queues,
         VxeDriver, //
     },
     exec_queue::ExecQueue,
-    vm::Vm, //
+    vm::{
+        workers::WATCH_MS,
+        Vm, //
+    }, //
 };
 use kernel::{
     drm,
@@ -33,11 +37,19 @@ use kernel::{
         Arc,
         Mutex, //
     },
-    task::Pid, //
+    task::Pid,
+    time::msecs_to_jiffies,
+    workqueue::{
+        impl_has_delayed_work,
+        new_delayed_work,
+        DelayedWork,
+        WorkItem, //
+    }, //
 };
 use kernel_ext::{
     drm_debugfs::has_overflowed,
-    sched, //
+    sched,
+    workqueue::cancel_delayed, //
 };
 
 /// The largest id; 0 is none, and ids are given out from 1.
@@ -163,11 +175,35 @@ impl Drop for VmId {
     }
 }
 
-/// The VMs of a device that are open, for debugfs.
+/// The VMs of a device that are open: for debugfs, for the device's end, and for a look now and then for processes
+/// that are gone.
 #[pin_data]
 pub(crate) struct VmList {
     #[pin]
     vms: Mutex<Listed>,
+    queues: Arc<Queues>,
+    #[pin]
+    watch: DelayedWork<VmList>,
+}
+
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self> for VmList { self.watch }
+}
+
+impl WorkItem for VmList {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        let mut next = 0;
+        while let Some((number, listed)) = this.first_from(next) {
+            listed.vm.kill_orphaned_workers();
+            next = number.wrapping_add(1);
+            sched::cond_resched();
+        }
+        if next != 0 {
+            this.watch();
+        }
+    }
 }
 
 /// VMs by numbers, which are given out in ascending order and never again.
@@ -185,19 +221,36 @@ struct ListedVm {
 }
 
 impl VmList {
-    /// An empty list.
-    pub(crate) fn new() -> impl PinInit<Self> {
+    /// An empty list. Fails with `ENOMEM`.
+    pub(crate) fn new(queues: &Arc<Queues>) -> Result<Arc<Self>> {
         let listed = Listed {
             vms: RBTree::new(),
             next: 0,
         };
-        pin_init!(Self {
-            vms <- new_mutex!(listed, "VmList::vms"),
-        })
+        Arc::pin_init(
+            pin_init!(Self {
+                vms <- new_mutex!(listed, "VmList::vms"),
+                queues: queues.clone(),
+                watch <- new_delayed_work!("VmList::watch"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Has the VMs looked at in a while.
+    fn watch(self: &Arc<Self>) {
+        let delay = msecs_to_jiffies(WATCH_MS);
+        // If the work is queued already, it will look at all there are then.
+        let _ = self.queues.work.enqueue_delayed(self.clone(), delay);
+    }
+
+    /// Looks at no VM any more. There must be none, nor may the work be running.
+    pub(crate) fn unwatch(self: &Arc<Self>) {
+        cancel_delayed(self);
     }
 
     /// Adds a VM; returns its number. Fails with `ENOMEM`.
-    fn add(&self, vm: &Arc<Vm>, pid: Pid) -> Result<u64> {
+    fn add(self: &Arc<Self>, vm: &Arc<Vm>, pid: Pid) -> Result<u64> {
         let memory = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
         let listed = ListedVm {
             vm: vm.clone(),
@@ -208,6 +261,8 @@ impl VmList {
         // Does not overflow in the lifetime of any machine.
         list.next = number.wrapping_add(1);
         list.vms.insert(memory.into_node(number, listed));
+        drop(list);
+        self.watch();
         Ok(number)
     }
 
@@ -225,20 +280,19 @@ impl VmList {
         Some((*number, listed.clone()))
     }
 
-    /// Closes all of them, and takes everything out of them. No new one may be added any more. Waits for who
-    /// has their SVM locks. Sleeps.
+    /// Closes all of them, and has nothing mapped for the device that goes. No new one may be added any more.
+    /// Waits for nobody who waits for userspace. Sleeps.
     pub(crate) fn close_all(&self) {
         // Closing a VM takes its locks, so that the list's must not be held. All VMs are closed before
-        // the SVM lock of any is waited for, which a fault may hold for long.
+        // any is unmapped, which may take long.
         let mut next = 0;
         while let Some((number, listed)) = self.first_from(next) {
             listed.vm.close();
             next = number.wrapping_add(1);
         }
         while let Some((number, listed)) = self.first_from(0) {
-            // A thread in VM_DESTROY, or in close() of the file, may be tearing it down still: no flush
-            // of a workqueue waits for that thread, but the SVM lock does.
-            listed.vm.tear_down();
+            // Whoever has its SVM lock still, and so may be tearing it down, maps nothing more.
+            listed.vm.unmap();
             self.remove(number);
         }
     }

@@ -7,7 +7,7 @@
 //!
 //! # Locking
 //!
-//! Outermost first: the SVM lock ([`Svm::lock`]), the lock of the map of VMAs, the notifier lock.
+//! Outermost first: the SVM lock ([`svm_lock`]), the lock of the map of VMAs, the notifier lock.
 //! Every change of the map, of the page table and of ranges is made with the SVM lock held. So who
 //! holds it may look a VMA up, let the map's lock go and work with a copy. The map's lock keeps the
 //! map readable for others; memory is allocated under it, so that nothing takes it under the
@@ -24,7 +24,9 @@ mod op;
 pub(crate) mod property;
 pub(crate) mod query_attrs;
 mod spans;
+mod svm_lock;
 pub(crate) mod vma;
+pub(crate) mod workers;
 
 use crate::{
     check::ensure,
@@ -35,7 +37,6 @@ use crate::{
     },
     exec_queue::Execution,
     fault::{
-        self,
         Fault,
         FaultQueue,
         Served,
@@ -59,8 +60,7 @@ use crate::{
 use gpusvm::{
     pagemap::payer,
     Guard,
-    Retry,
-    Svm, //
+    Retry, //
 };
 use kernel::{
     alloc::Flags,
@@ -79,13 +79,10 @@ use kernel::{
         Arc, //
     },
     workqueue::{
-        impl_has_delayed_work,
-        impl_has_work,
         new_delayed_work,
         new_work,
         DelayedWork,
-        Work,
-        WorkItem, //
+        Work, //
     }, //
 };
 use kernel_ext::{
@@ -97,20 +94,20 @@ use kernel_ext::{
 };
 use map::VmaMaps;
 use property::FailedFaults;
+use svm_lock::LockedSvm;
 use vma::{
     Backing,
     Span, //
 };
+use workers::{
+    Workers,
+    COLLECTION,
+    REVISIT,
+    SERVICE, //
+};
 
 /// All addresses of a VM, in bytes.
 pub(crate) const SPAN: Span = 0..1 << VA_BITS;
-
-/// The work that services faults.
-const SERVICE: u64 = 0;
-/// The work that collects garbage.
-const COLLECTION: u64 = 1;
-/// The work that looks again at what could not move.
-const REVISIT: u64 = 2;
 
 /// How many ranges, and how many VMAs, whoever closes a VM takes out himself. It takes a few milliseconds.
 const AT_ONCE: usize = 2048;
@@ -163,53 +160,15 @@ pub(crate) struct Vm {
     #[pin]
     map: VmaMaps,
     #[pin]
-    svm: Svm<Mirror>,
+    svm: LockedSvm,
+    #[pin]
+    workers: Workers,
     #[pin]
     service: Work<Vm, SERVICE>,
     #[pin]
     collection: Work<Vm, COLLECTION>,
     #[pin]
     revisit: DelayedWork<Vm, REVISIT>,
-}
-
-impl_has_work! {
-    impl HasWork<Self, 0> for Vm { self.service }
-    impl HasWork<Self, 1> for Vm { self.collection }
-}
-
-impl_has_delayed_work! {
-    impl HasDelayedWork<Self, 2> for Vm { self.revisit }
-}
-
-impl WorkItem<SERVICE> for Vm {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
-        fault::work(&this);
-    }
-}
-
-impl WorkItem<COLLECTION> for Vm {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
-        if this.is_closed() {
-            // There is no garbage but all of it.
-            this.tear_down();
-        } else {
-            this.collect_garbage_as_worker();
-        }
-    }
-}
-
-impl WorkItem<REVISIT> for Vm {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
-        if !this.is_closed() {
-            svm::revisit(&this.svm);
-        }
-    }
 }
 
 impl Vm {
@@ -247,7 +206,8 @@ impl Vm {
                 faults <- FaultQueue::new(),
                 failed <- FailedFaults::new(),
                 map <- VmaMaps::new(),
-                svm <- Svm::new(mm, svm::CONFIG, context),
+                svm <- LockedSvm::new(mm, context),
+                workers <- Workers::new(),
                 service <- new_work!("Vm::service"),
                 collection <- new_work!("Vm::collection"),
                 revisit <- new_delayed_work!("Vm::revisit"),
@@ -309,31 +269,12 @@ impl Vm {
         &self.dev
     }
 
-    /// Has the faults that wait serviced soon.
-    pub(crate) fn queue_service(self: &Arc<Self>) {
-        // If the work is queued already, it has not looked for faults yet.
-        let _ = self.client.faults.enqueue::<_, SERVICE>(self.clone());
-    }
-
-    /// Has garbage collected soon. Does not sleep.
-    pub(crate) fn queue_collection(self: &Arc<Self>) {
-        // If the work is queued already, it has not collected yet.
-        let _ = self.client.faults.enqueue::<_, COLLECTION>(self.clone());
-    }
-
-    /// Has what could not move looked at again, in so many jiffies or sooner. Does not sleep.
-    pub(crate) fn queue_revisit(self: &Arc<Self>, delay: usize) {
-        // If the work is queued already, it says itself when it is to run next.
-        let faults = &self.client.faults;
-        let _ = faults.enqueue_delayed::<_, REVISIT>(self.clone(), delay);
-    }
-
     /// Services a fault: makes its access possible.
     ///
-    /// Fails with `ENOENT` if the VM is closed, `EFAULT` if its process is exiting, `EINVAL` where nothing
-    /// is bound, `EPERM` for a write to what is bound for reading, `EACCES` for an atomic where the GPU may
-    /// do none, and as [`svm::fault`] and [`buffer::fault`] do.
-    pub(crate) fn service(&self, fault: Fault) -> Result<Served> {
+    /// Fails with `ENOENT` if the VM is closed, `EINTR` if it is closed meanwhile, `EFAULT` if its process is
+    /// exiting, `EINVAL` where nothing is bound, `EPERM` for a write to what is bound for reading, `EACCES` for
+    /// an atomic where the GPU may do none, and as [`svm::fault`] and [`buffer::fault`] do.
+    pub(crate) fn service(self: &Arc<Self>, fault: Fault) -> Result<Served> {
         let _charged = self.charge_process()?;
         let mut done = self.try_service(fault, false);
         for _ in 1..ROUNDS {
@@ -350,13 +291,13 @@ impl Vm {
     /// Has what the calling thread, a worker of the kernel's, allocates for the process be charged to that, as
     /// long as the result is kept. Fails with `EFAULT` for a process that is exiting.
     fn charge_process(&self) -> Result<ActiveMemcg> {
-        let mm = self.svm.core().mm().ok_or(EFAULT)?;
+        let mm = self.svm.mm().ok_or(EFAULT)?;
         Ok(ActiveMemcg::of(&*live_mm::get(mm, 0)?))
     }
 
     /// Holds the lock for as long as one [`Retry`] lasts, at the most.
-    fn try_service(&self, fault: Fault, page_only: bool) -> Result<Served> {
-        let mut svm = self.svm.lock();
+    fn try_service(self: &Arc<Self>, fault: Fault, page_only: bool) -> Result<Served> {
+        let mut svm = self.lock_svm_killable()?;
         let mut retry = Retry::bounded();
         while retry.next().is_some() {
             if self.is_closed() {
@@ -386,8 +327,8 @@ impl Vm {
             return Err(EACCES);
         }
         match &vma.backing {
-            Backing::Mirror => svm::fault(self.svm.vm(), svm, &vma, fault, page_only),
-            Backing::Bo { bo, offset } => buffer::fault(self.svm.vm(), &vma, bo, *offset),
+            Backing::Mirror => svm::fault(self.svm.context(), svm, &vma, fault, page_only),
+            Backing::Bo { bo, offset } => buffer::fault(self.svm.context(), &vma, bo, *offset),
         }
     }
 
@@ -400,9 +341,11 @@ impl Vm {
     }
 
     /// As [`collect_garbage`](Self::collect_garbage), for a worker.
-    fn collect_garbage_as_worker(&self) {
+    fn collect_garbage_as_worker(self: &Arc<Self>) {
         let charged = self.charge_process();
-        let mut svm = self.svm.lock();
+        let Ok(mut svm) = self.lock_svm_killable() else {
+            return;
+        };
         match charged {
             Ok(_) => self.collect_garbage(&mut svm),
             // No fault of it is serviced any more, whatever the attributes are.
@@ -418,6 +361,7 @@ impl Vm {
     /// of times. Sleeps.
     pub(crate) fn close(self: &Arc<Self>) {
         let whose = self.faults.close();
+        self.workers.kill();
         self.collector.disconnect();
         // Nobody enqueues it any more.
         cancel_delayed::<_, REVISIT>(self);
@@ -430,7 +374,7 @@ impl Vm {
 
     /// Takes everything out of a closed VM, if that does not take long; else it has to be torn down.
     fn try_tear_down(&self) -> bool {
-        let Some(mut svm) = self.svm.try_lock() else {
+        let Some(mut svm) = self.svm.try_lock_closed() else {
             return false;
         };
         let mut ranges = 0..AT_ONCE;
@@ -447,13 +391,23 @@ impl Vm {
         self.drop_vmas(AT_ONCE)
     }
 
-    /// Takes everything out of a closed VM. May wait for who has the SVM lock, and take long.
+    /// Takes everything out of a closed VM, which may take long; or leaves that to who has the SVM lock. For
+    /// workers.
     pub(crate) fn tear_down(&self) {
-        let mut svm = self.svm.lock();
+        let Some(mut svm) = self.svm.try_lock_closed() else {
+            return;
+        };
         svm.remove_all(svm::to_cpu(&SPAN));
         self.zap_all();
         drop(svm);
         self.drop_vmas(usize::MAX);
+    }
+
+    /// The device goes: has nothing mapped for it, now and later, of a closed VM. Waits for nobody who waits for
+    /// userspace.
+    pub(crate) fn unmap(&self) {
+        self.svm.shut();
+        self.zap_all();
     }
 
     /// Drops up to `count` VMAs of a closed VM, and with them buffers, maybe: without locks, and after the
@@ -477,7 +431,7 @@ impl Vm {
     }
 
     /// Prints VMAs, and ranges unless somebody is at work on them, for debugfs.
-    pub(crate) fn show(&self, m: &SeqFile) -> Result {
+    pub(crate) fn show(self: &Arc<Self>, m: &SeqFile) -> Result {
         let counts = self.faults.counts();
         let mode = match self.mode {
             Mode::OnFault => "on fault",
@@ -500,7 +454,7 @@ impl Vm {
             seq_print!(m, "    {}\n", vma);
         }
         seq_print!(m, "  ranges:\n");
-        let Some(svm) = self.svm.try_lock() else {
+        let Some(svm) = self.try_lock_svm() else {
             seq_print!(m, "    busy\n");
             return Ok(());
         };

@@ -6,6 +6,7 @@
 //! before and after. The kernel charges in advance, by up to 64 pages a CPU, so that there are many of each.
 
 use std::{
+    os::fd::AsRawFd,
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -13,13 +14,14 @@ use std::{
 use vxe_client::{sys, Advice, AtomicAccess, Bind, Bo, Device, ExecQueue, Vm};
 use vxe_igt::{
     cgroup::Cgroup,
+    contents::filled,
     gpu::device,
     process::{fork, Link},
     skip,
     time::is_debug_kernel,
     uffd::Uffd,
     vram::soon,
-    Gpu, Map, Program, NONE, PAGE, RW, SZ_2M,
+    Gpu, Map, Program, NONE, PAGE, RW, SZ_2M, SZ_64K,
 };
 
 /// By how much the kernel may charge in advance, or late, in bytes.
@@ -381,6 +383,45 @@ fn untouched() {
     assert_eq!(refused.map_err(|e| e.errno()), Err(libc::ENOMEM), "more than there is");
 }
 
+/// A process has faults that wait for pages which somebody else holds back. When it is killed all of its memory
+/// is free, and nobody serves it any more, even if somebody else has the file.
+fn held_back() {
+    const VMS: usize = 4;
+    const SIZE: usize = 24 << 20;
+    for keep_file in [false, true] {
+        let group = Cgroup::of_memory("its");
+        let child = fork(|link| {
+            link.receive();
+            let _resident = filled(SIZE);
+            let map = Map::aligned(SZ_2M, SZ_2M);
+            let uffd = Uffd::new(map);
+            let device = device();
+            let gpus: Vec<_> = (0..VMS).map(|_| Gpu::on_device(&device)).collect();
+            let jobs = gpus
+                .iter()
+                .enumerate()
+                .map(|(i, gpu)| gpu.start(|c| _ = c.increment(map.at(i * SZ_64K))).expect("a job"));
+            let _jobs: Vec<_> = jobs.collect();
+            for _ in 0..VMS {
+                uffd.next_fault(Duration::from_secs(10)).expect("a fault for each of them");
+            }
+            link.send(uffd.fd() as u64);
+            link.send(device.as_raw_fd() as u64);
+            link.receive();
+        });
+        group.add(child.pid());
+        child.link().send(0);
+        // Nobody gives the pages as long as this is there.
+        let held = child.take_fd(child.link().receive() as i32);
+        let file = child.link().receive() as i32;
+        let file = keep_file.then(|| child.take_fd(file));
+        assert!(group.memory() > SIZE as u64, "its memory is charged");
+        child.kill();
+        soon("its memory is free", || group.memory() < SIZE as u64 / 2);
+        drop((held, file));
+    }
+}
+
 fn main() -> ExitCode {
     let mut p = Program::new("vxe_memcg", "All that a process makes grow is charged to it.");
     p.subtest("vms", "Address spaces are charged.", vms);
@@ -397,5 +438,6 @@ fn main() -> ExitCode {
     p.subtest("untouched", "Buffers without pages take nothing.", untouched);
     p.subtest("offsets", "Nor do they take all offsets to map them at.", offsets);
     p.subtest("mapped", "A buffer that is mapped has pages.", mapped);
+    p.subtest("held-back", "A process goes whose faults wait for somebody else.", held_back);
     p.main()
 }

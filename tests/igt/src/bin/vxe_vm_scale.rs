@@ -316,6 +316,7 @@ fn killed_late() {
         let child = fork(|link| {
             link.send(0);
             many.bind(&others);
+            link.receive();
         });
         child.link().receive();
         std::thread::sleep(whole.mul_f64(part));

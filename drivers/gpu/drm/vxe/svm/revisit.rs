@@ -23,8 +23,11 @@ use crate::{
     stats::Stat,
     vm::SPAN, //
 };
-use core::ops::Range;
-use gpusvm::Svm;
+use core::ops::{
+    DerefMut,
+    Range, //
+};
+use gpusvm::Guard;
 use kernel::{
     prelude::*,
     sync::{
@@ -262,10 +265,12 @@ impl Plan {
     }
 }
 
-/// Unmaps ranges of a VM whose time away is over. Sleeps: takes the SVM lock, for a bounded number of ranges
-/// at a time.
-pub(crate) fn revisit(svm: &Svm<Mirror>) {
-    let vm = svm.vm();
+/// Unmaps ranges of a VM whose time away is over. Sleeps: takes the SVM lock by `lock`, for a bounded number of
+/// ranges at a time, and ends if that fails.
+pub(crate) fn revisit<'a, G>(vm: &Context, lock: impl Fn() -> Result<G>)
+where
+    G: DerefMut<Target = Guard<'a, Mirror>>,
+{
     let plan = &vm.collector.revisits.plan;
     let begun = plan.lock().begin(jiffies::now());
     if let Some(pass) = begun {
@@ -276,7 +281,9 @@ pub(crate) fn revisit(svm: &Svm<Mirror>) {
         while !rest.is_empty() {
             let mut stale: [Range<usize>; UNMAPPED] = [const { 0..0 }; UNMAPPED];
             let mut free = stale.iter_mut();
-            let mut guard = svm.lock();
+            let Ok(mut guard) = lock() else {
+                return;
+            };
             let mut looked = 0;
             let mut ranges = guard.ranges(rest.clone());
             rest = loop {

@@ -166,9 +166,9 @@ struct Plan {
 
 impl Vm {
     /// Makes all of `ops`, or none.
-    fn bind(&self, ops: &[Op<ARef<Bo>>]) -> Result {
+    fn bind(self: &Arc<Self>, ops: &[Op<ARef<Bo>>]) -> Result {
         let (retired, prefetches) = {
-            let mut svm = self.svm.lock_killable()?;
+            let mut svm = self.lock_svm_killable()?;
             if self.is_closed() {
                 return Err(ENOENT);
             }
@@ -193,7 +193,7 @@ impl Vm {
         svm: &mut Guard<'_, Mirror>,
         ops: &[Op<ARef<Bo>>],
     ) -> Result<(Retired, KVVec<(Span, To)>)> {
-        let context = self.svm.vm();
+        let context = self.svm.context();
         let mut changes = self.map.lock_killable()?.change();
         let mut plan = Plan {
             removals: Spans::new(),
@@ -242,7 +242,7 @@ impl Vm {
     ///
     /// Fails, and leaves the rest, where xe does: with `EIO` at the memory of some device, `EBUSY` when
     /// the CPU keeps changing its mappings, and `ENOMEM`.
-    fn prefetch(&self, span: Span, to: To) -> Result {
+    fn prefetch(self: &Arc<Self>, span: Span, to: To) -> Result {
         let mut at = span.start;
         while at < span.end && !kernel::current!().signal_pending() {
             match self.prefetch_one(at, span.end, to)? {
@@ -255,8 +255,8 @@ impl Vm {
 
     /// Maps the first range or buffer from `at` on and before `end`, if that is possible; returns
     /// the address after it. None if nothing is left. Fails as [`prefetch`](Self::prefetch).
-    fn prefetch_one(&self, at: u64, end: u64, to: To) -> Result<Option<u64>> {
-        let Ok(mut svm) = self.svm.lock_killable() else {
+    fn prefetch_one(self: &Arc<Self>, at: u64, end: u64, to: To) -> Result<Option<u64>> {
+        let Ok(mut svm) = self.lock_svm_killable() else {
             return Ok(None);
         };
         if self.is_closed() {
@@ -272,7 +272,7 @@ impl Vm {
         }
         let next = match &vma.backing {
             Backing::Bo { bo, offset } => {
-                let _ = buffer::populate(self.svm.vm(), &vma, bo, *offset);
+                let _ = buffer::populate(self.svm.context(), &vma, bo, *offset);
                 vma.span.end
             }
             Backing::Mirror => {
@@ -282,7 +282,7 @@ impl Vm {
                 };
                 // CAST: Addresses have 64 bits at most.
                 let start = start as u64;
-                match svm::prefetch(self.svm.vm(), &mut svm, &vma, start, to) {
+                match svm::prefetch(self.svm.context(), &mut svm, &vma, start, to) {
                     Ok(served) => served.span.end,
                     // Closed meanwhile: its page table may have been emptied under the change.
                     Err(_) if self.is_closed() => return Ok(None),

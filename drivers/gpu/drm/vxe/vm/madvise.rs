@@ -45,7 +45,8 @@ use crate::{
 use gpusvm::Guard;
 use kernel::{
     page::PAGE_SIZE,
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 use kernel_ext::sched;
 
@@ -187,8 +188,8 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_madvise) -> R
 
 impl Vm {
     /// Follows `advice` on `span`: all of it, or nothing.
-    fn advise(&self, span: Span, advice: Advice) -> Result {
-        let mut svm = self.svm.lock_killable()?;
+    fn advise(self: &Arc<Self>, span: Span, advice: Advice) -> Result {
+        let mut svm = self.lock_svm_killable()?;
         if self.is_closed() {
             return Err(ENOENT);
         }
@@ -226,7 +227,7 @@ impl Vm {
             svm.invalidate(to_cpu(&span));
             sched::cond_resched();
         }
-        removals.carry_out(self.svm.vm());
+        removals.carry_out(self.svm.context());
         drop(svm);
         drop(retired);
         Ok(())

@@ -99,6 +99,15 @@ fn query(query: u32, kind: Held) {
     });
 }
 
+/// A prefetch, which has the VM's SVM lock.
+fn prefetch() {
+    held(Held::Read, |device, page| {
+        let vm = Vm::mirrored(device).expect("a mirrored VM");
+        let done = vm.bind(&[Bind::prefetch(page.at(0), page.len() as u64, 0)]);
+        println!("prefetch: {:?}", done.map_err(|e| e.errno()));
+    });
+}
+
 fn buffer_extensions() {
     held(Held::Read, |device, page| {
         let create = sys::drm_xe_gem_create {
@@ -276,6 +285,7 @@ pub fn subtests(p: &mut Program) {
     add("bind-sync", "a bind's sync", bind_syncs);
     add("bind-fence", "a bind's fence", || bind_fence(Held::Read));
     add("bind-fence-write", "a bind's fence, for writing,", || bind_fence(Held::Write(0)));
+    add("prefetch", "a page to be prefetched", prefetch);
     add("madvise", "where to tell what is retained", || advice(Held::Read));
     add("madvise-write", "where to tell what is retained, for writing,", || {
         advice(Held::Write(0));

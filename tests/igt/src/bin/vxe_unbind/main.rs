@@ -10,7 +10,10 @@ mod held;
 
 use std::{
     process::ExitCode,
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    sync::{
+        atomic::{AtomicBool, AtomicU32, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 use vxe_client::{Bind, Bo, Device, Error, ExecQueue, Fence, Timeout, Vm, Wait};
@@ -18,7 +21,7 @@ use vxe_igt::{
     contents::filled,
     env::{enough, iterations},
     failure::NoPages,
-    gpu::{device, works, write_batch},
+    gpu::{device, works, write_batch, PATIENCE_TIME},
     klog::{Alarm, Expected},
     memory::transparent_huge,
     process::fork,
@@ -224,8 +227,8 @@ fn waiter() {
     works(&slot.open(), "counted");
 }
 
-/// A fault that waits for a userfaultfd is cut off as well: its job ends. The page that it waits
-/// for may come later.
+/// A fault that waits for a userfaultfd is cut off as well: its job ends, and unbinding waits for nobody. The
+/// page that it waits for may come later.
 fn held_fault() {
     let slot = Slot::first();
     let gpu = Gpu::new();
@@ -234,12 +237,18 @@ fn held_fault() {
     let job = gpu.start(|c| _ = c.increment(map.at(0))).expect("a job");
     uffd.next_fault(Duration::from_secs(10)).expect("no fault arrives");
     std::thread::scope(|scope| {
-        let unbinding = scope.spawn(|| slot.unbind());
+        let (ended, end) = mpsc::channel();
+        let slot = &slot;
+        scope.spawn(move || {
+            slot.unbind();
+            let _ = ended.send(());
+        });
         // The job ends though its page never came.
         let e = job.wait().expect_err("a job without its page");
         assert!(is_end(&e), "{e}");
+        let in_time = end.recv_timeout(PATIENCE_TIME);
         uffd.populate(|_| 7);
-        unbinding.join().expect("the unbind");
+        in_time.expect("unbinding waits for userspace");
     });
     map.expect_word("untouched", 0, 7);
     slot.bind();

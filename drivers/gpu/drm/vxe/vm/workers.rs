@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What workers of the kernel do for a VM: on the work queue of its client, one of each kind at a time.
+//!
+//! They wait for the SVM lock, and for pages, as long as userspace likes; but not for longer than the VM is open
+//! and its process there: who closes it [kills](Workers::kill) them in that, and the list of VMs looks
+//! [now and then](WATCH_MS) for processes that are gone. So a process whose pages somebody holds back leaves
+//! nothing behind when it ends, be its file open or not, and a device can be unbound at any time.
+
+use super::Vm;
+use crate::{
+    fault,
+    svm, //
+};
+use kernel::{
+    prelude::*,
+    sync::Arc,
+    workqueue::{
+        impl_has_delayed_work,
+        impl_has_work,
+        WorkItem, //
+    }, //
+};
+use kernel_ext::{
+    live_mm,
+    sched::Killable, //
+};
+
+/// The work that services faults.
+pub(super) const SERVICE: u64 = 0;
+/// The work that collects garbage.
+pub(super) const COLLECTION: u64 = 1;
+/// The work that looks again at what could not move.
+pub(super) const REVISIT: u64 = 2;
+
+/// How often it is looked for processes that are gone while work goes on for them, in milliseconds.
+pub(crate) const WATCH_MS: u32 = 1000;
+
+/// The workers that are at it, for as long as the VM is open.
+#[pin_data]
+pub(super) struct Workers {
+    #[pin]
+    service: Killable,
+    #[pin]
+    collection: Killable,
+    #[pin]
+    revisit: Killable,
+}
+
+impl Workers {
+    /// None.
+    pub(super) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            service <- Killable::new(),
+            collection <- Killable::new(),
+            revisit <- Killable::new(),
+        })
+    }
+
+    /// Ends what they wait for. The VM must be closed, or its process gone: who begins to wait looks at that
+    /// first.
+    pub(super) fn kill(&self) {
+        self.service.kill();
+        self.collection.kill();
+        self.revisit.kill();
+    }
+}
+
+impl Vm {
+    /// Ends what workers wait for, if the process is gone that they do it for. Faults that are being serviced
+    /// fail then.
+    pub(crate) fn kill_orphaned_workers(&self) {
+        let workers = &self.workers;
+        let all = [&workers.service, &workers.collection, &workers.revisit];
+        if all.iter().any(|work| work.is_running()) && self.svm.mm().is_some_and(live_mm::is_gone) {
+            workers.kill();
+        }
+    }
+}
+
+impl_has_work! {
+    impl HasWork<Self, 0> for Vm { self.service }
+    impl HasWork<Self, 1> for Vm { self.collection }
+}
+
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self, 2> for Vm { self.revisit }
+}
+
+impl WorkItem<SERVICE> for Vm {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        fault::work(&this, |fault| {
+            this.workers.service.run(|| this.service(fault))
+        });
+    }
+}
+
+impl WorkItem<COLLECTION> for Vm {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.workers.collection.run(|| {
+            if !this.is_closed() {
+                this.collect_garbage_as_worker();
+            }
+        });
+        if this.is_closed() {
+            // There is no garbage but all of it.
+            this.tear_down();
+        }
+    }
+}
+
+impl WorkItem<REVISIT> for Vm {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.workers.revisit.run(|| {
+            if !this.is_closed() {
+                svm::revisit(this.svm.context(), || this.lock_svm_killable());
+            }
+        });
+    }
+}
+
+impl Vm {
+    /// Has the faults that wait serviced soon.
+    pub(crate) fn queue_service(self: &Arc<Self>) {
+        // If the work is queued already, it has not looked for faults yet.
+        let _ = self.client.faults.enqueue::<_, SERVICE>(self.clone());
+    }
+
+    /// Has garbage collected soon; of a closed VM that is all. Does not sleep.
+    pub(crate) fn queue_collection(self: &Arc<Self>) {
+        // If the work is queued already, it has not collected yet.
+        let _ = self.client.faults.enqueue::<_, COLLECTION>(self.clone());
+    }
+
+    /// Has what could not move looked at again, in so many jiffies or sooner. Does not sleep.
+    pub(crate) fn queue_revisit(self: &Arc<Self>, delay: usize) {
+        // If the work is queued already, it says itself when it is to run next.
+        let faults = &self.client.faults;
+        let _ = faults.enqueue_delayed::<_, REVISIT>(self.clone(), delay);
+    }
+}
