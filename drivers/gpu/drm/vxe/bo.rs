@@ -22,6 +22,10 @@ use crate::{
         Target, //
     },
     ioctl::Ioctl,
+    objects::{
+        Counted,
+        Kind, //
+    },
     region::{
         self,
         Region,
@@ -112,6 +116,7 @@ pub(crate) struct BoData {
     /// fill `segments`.
     #[pin]
     filling: Mutex<Option<Reservation>>,
+    _counted: Counted,
 }
 
 /// What an object has of its region.
@@ -138,7 +143,7 @@ impl DriverObject for BoData {
     type Driver = VxeDriver;
     type Args = BoArgs;
 
-    fn new(_dev: &Device, _size: usize, args: BoArgs) -> impl PinInit<Self, Error> {
+    fn new(dev: &Device, _size: usize, args: BoArgs) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             placement: args.placement,
             cpu_cached: args.cpu_cached,
@@ -147,6 +152,7 @@ impl DriverObject for BoData {
             memory: args.memory,
             segments: SetOnce::new(),
             filling <- new_mutex!(None, "BoData::filling"),
+            _counted: dev.objects.count(Kind::Buffer),
         })
     }
 }

@@ -3,6 +3,7 @@
 //! The files of a device in debugfs, below `dri/<device>`:
 //!
 //! - `vms`: the open VMs, each with its VMAs, its ranges and their state;
+//! - `objects`: how many objects there are, see [`objects`](crate::objects);
 //! - `gt0/stats`: the counters, see [`stats`](crate::stats).
 
 use crate::driver::Device;
@@ -20,6 +21,7 @@ use kernel_ext::drm_debugfs::{
 /// Makes the files of `dev`.
 pub(crate) fn init(tree: &mut Tree, dev: &Device) -> Result {
     tree.file(None, c"vms", Vms(dev.into()))?;
+    tree.file(None, c"objects", Objects(dev.into()))?;
     let gt = tree.dir(c"gt0")?;
     tree.file(Some(gt), c"stats", Stats(dev.into()))
 }
@@ -30,6 +32,16 @@ struct Vms(ARef<Device>);
 impl Content for Vms {
     fn show(&self, m: &SeqFile) -> Result {
         self.0.vms.show(m)
+    }
+}
+
+struct Objects(ARef<Device>);
+
+#[vtable]
+impl Content for Objects {
+    fn show(&self, m: &SeqFile) -> Result {
+        self.0.objects.show(m);
+        Ok(())
     }
 }
 

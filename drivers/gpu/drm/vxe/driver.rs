@@ -26,6 +26,7 @@ use crate::{
     },
     ioctl,
     memory::DeviceMemory,
+    objects::Objects,
     region::Regions,
     stats::Stats,
     sync::FenceWaiters,
@@ -90,6 +91,8 @@ pub(crate) struct Data {
     pub(crate) bo_kind: SetOnce<BoKind>,
     /// The counters of the only GT.
     pub(crate) stats: Stats,
+    /// How many objects there are.
+    pub(crate) objects: Arc<Objects>,
     /// Who waits for user fences.
     #[pin]
     pub(crate) fences: FenceWaiters,
@@ -115,6 +118,7 @@ impl Data {
             memory <- DeviceMemory::new(vram, port),
             bo_kind: SetOnce::new(),
             stats: Stats::new(),
+            objects: Objects::new()?,
             fences <- FenceWaiters::new(),
             vms: VmList::new(&queues)?,
             queues,

@@ -41,6 +41,10 @@ use crate::{
         EngineError,
         Outcome, //
     },
+    objects::{
+        self,
+        Counted, //
+    },
     sched::{
         Entity,
         RunList,
@@ -131,6 +135,7 @@ pub(crate) struct ExecQueue {
     kind: Kind,
     /// It is one of its client's queues.
     _claim: Claim,
+    _counted: Counted,
     /// Set for good when a job fails.
     banned: Atomic<bool>,
     /// Tells the engine to stop.
@@ -156,6 +161,7 @@ impl ExecQueue {
                 vm,
                 kind,
                 _claim: claim,
+                _counted: dev.objects.count(objects::Kind::Queue),
                 banned: Atomic::new(false),
                 stop: AtomicFlag::new(false),
                 jobs <- new_mutex!(

@@ -48,6 +48,10 @@ use crate::{
     },
     ioctl::Ioctl,
     memory::Pagemap,
+    objects::{
+        Counted,
+        Kind, //
+    },
     svm::{
         self,
         Collector,
@@ -169,6 +173,7 @@ pub(crate) struct Vm {
     collection: Work<Vm, COLLECTION>,
     #[pin]
     revisit: DelayedWork<Vm, REVISIT>,
+    _counted: Counted,
 }
 
 impl Vm {
@@ -211,6 +216,7 @@ impl Vm {
                 service <- new_work!("Vm::service"),
                 collection <- new_work!("Vm::collection"),
                 revisit <- new_delayed_work!("Vm::revisit"),
+                _counted: dev.objects.count(Kind::Vm),
             }),
             GFP_KERNEL_ACCOUNT,
         )?;

@@ -14,7 +14,7 @@
 //!   sync           user fences and who waits for them
 //!   svm            mirrored ranges: faults, and where their memory moves
 //!   memory         pages of processes in the device's memory
-//!   vram region stats debugfs
+//!   vram region stats objects debugfs
 //!   gpu            the hardware: address spaces, an engine, and no notion of processes
 //! ```
 //!
@@ -50,6 +50,7 @@ mod gpu;
 #[expect(unsafe_code, reason = "callbacks from C")]
 mod ioctl;
 mod memory;
+mod objects;
 mod query;
 mod region;
 mod sched;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What makes objects and ends them. They are counted through debugfs and by what memory is used.
+//! What makes objects and ends them. The driver counts them until they are freed, which debugfs shows, and
+//! what memory is used.
 //!
 //! Where the object is there and only the argument cannot be copied back, a call fails in the DRM core: the
 //! object is then the file's, and goes with it. So each is made in a file of its own.
@@ -15,19 +16,17 @@ use vxe_igt::{
     Gpu, Map, PAGE, SZ_64K,
 };
 
-/// All VMs of a device, and how much of its memory is used.
+/// How many objects of each kind a device has, and how much of its memory is used.
 struct Objects {
     device: Device,
-    vms: String,
+    counts: String,
     used: u64,
 }
 
 impl Objects {
-    fn vms(device: &Device) -> String {
-        let path = debugfs_directory(device).expect("debugfs").join("vms");
-        let all = std::fs::read_to_string(path).expect("the VMs");
-        // What is in each of them follows with an indent, and may change.
-        all.lines().filter(|line| !line.starts_with(' ')).collect::<Vec<_>>().join("\n")
+    fn counts(device: &Device) -> String {
+        let path = debugfs_directory(device).expect("debugfs").join("objects");
+        std::fs::read_to_string(path).expect("the objects")
     }
 
     fn used(device: &Device) -> u64 {
@@ -36,13 +35,13 @@ impl Objects {
 
     fn now() -> Self {
         let device = device();
-        Self { vms: Self::vms(&device), used: Self::used(&device), device }
+        Self { counts: Self::counts(&device), used: Self::used(&device), device }
     }
 
     /// There are no more objects than there were. A closed file's go with a work of the kernel's.
     #[track_caller]
     fn expect(&self) {
-        soon("all VMs are gone", || Self::vms(&self.device) == self.vms);
+        soon("all objects are gone", || Self::counts(&self.device) == self.counts);
         soon("all memory is free", || Self::used(&self.device) == self.used);
     }
 }
@@ -69,16 +68,16 @@ fn create<T>(
     let met = failures.each(
         || {
             let (device, object) = in_a_file(&make);
-            let vms = Objects::vms(&device);
-            (device, object, vms)
+            let counts = Objects::counts(&device);
+            (device, object, counts)
         },
         |(device, object, _)| create(device, object),
-        |(device, mut object, vms), error| {
+        |(device, mut object, counts), error| {
             check_errno(kind, error, others);
             if error.is_some() {
                 // Not only when the file goes; but see above for the argument.
                 if kind != Kind::Copy {
-                    soon("there is no VM more", || Objects::vms(&device) == vms);
+                    soon("there is no object more", || Objects::counts(&device) == counts);
                 }
                 object = make(&device);
                 create(&device, &mut object).expect("the same call, without a failure");
