@@ -11,6 +11,7 @@ use vxe_client::Stats;
 use vxe_igt::{
     contents::pattern,
     env::iterations,
+    process::fork,
     skip,
     sysfs::{is_end, Provider, Slot},
     vram::{bring, counted, in_device, leave, prefetch, region, soon, touch, try_buffer},
@@ -120,6 +121,45 @@ fn buffers(shape: Shape) {
     gpu.copy(map, to);
     to.expect("what the GPU has", value);
     map.expect("what the CPU has", value);
+}
+
+/// The room that there is consists of pieces of 64 KiB: a huge page goes there all the same, split. So it is
+/// for the child that has it as well.
+fn in_pieces() {
+    const ROOM: usize = 4 * SZ_2M;
+    let gpu = Gpu::new();
+    let _hogs = leave(gpu.device(), ROOM);
+    let mut pieces = vec![];
+    while let Ok(piece) = try_buffer(gpu.device(), SZ_64K) {
+        pieces.push(piece);
+    }
+    assert!(pieces.len() >= ROOM / SZ_64K, "{} pieces", pieces.len());
+    // Every other one.
+    let mut kept = false;
+    pieces.retain(|_| {
+        kept = !kept;
+        kept
+    });
+    for shared in [false, true] {
+        let map = Shape::Huge.make();
+        let child = shared.then(|| {
+            fork(|link| {
+                link.receive();
+                map.expect("the child's", pattern);
+            })
+        });
+        bring(&gpu, map);
+        let to = Map::anon(map.len());
+        gpu.copy(map, to);
+        to.expect("what the GPU has", pattern);
+        map.expect("what the CPU has", pattern);
+        if let Some(child) = child {
+            child.link().send(0);
+            child.expect_success();
+        }
+        to.unmap();
+        map.unmap();
+    }
 }
 
 /// Ends what others do when it goes, however that comes.
@@ -271,6 +311,7 @@ pub fn subtests(p: &mut Program) {
     p.subtest("more-at-random", "the same, in no order", || more_than_fits(true));
     p.subtest("full", "there is no room", full);
     p.subtest("room-again", "there is room again", room_again);
+    p.subtest("room-in-pieces", "there is room for a huge page in pieces", in_pieces);
     p.subtest("evict-at-work", "it is evicted while the GPU works", evicted_at_work);
     p.subtest("oldest-first", "what came first goes first", oldest_first);
     p.subtest("processes", "several processes in too little room", processes);
