@@ -7,14 +7,19 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
-use vxe_client::Stats;
+use vxe_client::{Bind, Stats, Vm};
 use vxe_igt::{
     contents::pattern,
     env::iterations,
+    gpu::device,
     process::fork,
     skip,
     sysfs::{is_end, Provider, Slot},
-    vram::{bring, counted, in_device, leave, prefetch, region, soon, touch, try_buffer},
+    time::is_debug_kernel,
+    vram::{
+        bring, buffer, counted, counter, in_device, leave, prefetch, region, soon, touch,
+        try_buffer,
+    },
     Gpu, Map, Program, Rng, PAGE, SZ_2M, SZ_64K,
 };
 
@@ -160,6 +165,64 @@ fn in_pieces() {
         to.unmap();
         map.unmap();
     }
+}
+
+/// Who makes room dies in the middle of that: what was not in the way yet stays where it is, and nothing of
+/// the device's memory is lost.
+fn killed() {
+    let count = if is_debug_kernel() { 256 } else { 4096 };
+    let device = device();
+    let region = region(&device);
+    let map = Map::aligned(count * PAGE, SZ_2M);
+    let _ = map.try_madvise(libc::MADV_NOHUGEPAGE);
+    map.fill(pattern);
+    // Mirrors of a page each that are not alike, so that each page comes as a block of its own.
+    let mirror = |i: usize| {
+        let bind = Bind::mirror(map.at(i * PAGE), PAGE as u64);
+        if i % 2 == 0 {
+            bind
+        } else {
+            bind.read_only()
+        }
+    };
+    let vm = Vm::new(&device).expect("a VM");
+    vm.bind(&(0..count).map(mirror).collect::<Vec<_>>()).expect("many mirrors");
+    let used = || vxe_igt::vram::region(&device).used;
+    let all = region.used + map.len() as u64;
+    let prefetch = Bind::prefetch(map.at(0), map.len() as u64, region.instance as i32);
+    let evicted = || counter(&device, "svm_evict_count");
+    // On a busy machine the signal may come too late.
+    for _ in 0..10 {
+        soon("all blocks are there", || {
+            vm.bind(&[prefetch]).expect("a prefetch");
+            used() >= all
+        });
+        let before = evicted();
+        let child = fork(|link| {
+            drop(try_buffer(&vxe_igt::gpu::device(), region.total_size as usize));
+            let _ = link.try_receive();
+        });
+        soon("blocks go", || evicted() > before);
+        child.signal(libc::SIGKILL);
+        let then = evicted() - before;
+        child.wait();
+        let gone = evicted() - before;
+        println!("killed when {then} of {count} blocks were gone, and {gone} went");
+        if then > count as u64 / 2 {
+            continue;
+        }
+        // One may have been on its way.
+        assert!(gone <= then + 1, "{gone} blocks went, and {then} before the signal");
+        soon("all else is as it was", || used() == all - gone * PAGE as u64);
+        // Others get all of it.
+        drop(buffer(&device, region.total_size as usize));
+        assert_eq!(evicted() - before, count as u64, "blocks that went");
+        map.expect("all", pattern);
+        drop(vm);
+        map.unmap();
+        return soon("all is given back", || used() <= region.used);
+    }
+    panic!("nobody was killed in the middle");
 }
 
 /// Ends what others do when it goes, however that comes.
@@ -312,6 +375,7 @@ pub fn subtests(p: &mut Program) {
     p.subtest("full", "there is no room", full);
     p.subtest("room-again", "there is room again", room_again);
     p.subtest("room-in-pieces", "there is room for a huge page in pieces", in_pieces);
+    p.subtest("room-killed", "who makes room is killed", killed);
     p.subtest("evict-at-work", "it is evicted while the GPU works", evicted_at_work);
     p.subtest("oldest-first", "what came first goes first", oldest_first);
     p.subtest("processes", "several processes in too little room", processes);
