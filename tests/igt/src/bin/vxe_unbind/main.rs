@@ -255,6 +255,73 @@ fn held_fault() {
     works(&device(), "counted");
 }
 
+/// Submits work that does not end while a test runs, and counts on its way. The GPU has mapped all that it
+/// needs, so that no fault interrupts it.
+fn count_endlessly(gpu: &Gpu) -> Map {
+    let (from, to, batch) = (Map::shared(SZ_2M), Map::shared(SZ_2M), Map::shared(SZ_2M));
+    let counter = Map::shared(PAGE);
+    let batch = {
+        let address = write_batch(batch, |c| {
+            for _ in 0..16384 {
+                c.increment(counter.at(0)).copy(from.at(0), to.at(0), SZ_2M);
+            }
+        });
+        gpu.copy(batch, to);
+        gpu.copy(from, to);
+        gpu.increment(counter.at(0));
+        address
+    };
+    for _ in 0..16 {
+        // SAFETY: the batch and what it touches are the test's memory, which stays.
+        unsafe { gpu.queue().submit(batch, None) }.expect("a job");
+    }
+    counter
+}
+
+/// A fault in one VM of a process waits for its page: the GPU stops in the others all the same when the
+/// device is unbound, be they made before that VM or after it.
+fn held_beside() {
+    /// How long it may take until the GPU stops.
+    const LONG: Duration = Duration::from_secs(10);
+    let slot = Slot::first();
+    let device = device();
+    let gpus = [(); 3].map(|()| Gpu::on_device(&device));
+    let [first, stuck, last] = &gpus;
+    let map = Map::aligned(SZ_64K, SZ_64K);
+    let uffd = Uffd::new(map);
+    let job = stuck.start(|c| _ = c.increment(map.at(0))).expect("a job");
+    uffd.next_fault(Duration::from_secs(10)).expect("no fault arrives");
+    let counters = [first, last].map(count_endlessly);
+    let counts = || counters.map(|counter| counter.read(0));
+    soon("the GPU works in both", || {
+        let before = counts();
+        std::thread::sleep(Duration::from_millis(100));
+        before.into_iter().zip(counts()).all(|(before, after)| after != before)
+    });
+    std::thread::scope(|scope| {
+        let unbinding = scope.spawn(|| slot.unbind());
+        let e = job.wait().expect_err("a job without its page");
+        assert!(is_end(&e), "{e}");
+        let start = Instant::now();
+        let stands_still = loop {
+            let before = counts();
+            std::thread::sleep(Duration::from_millis(300));
+            if counts() == before {
+                break true;
+            }
+            if start.elapsed() > LONG {
+                break false;
+            }
+        };
+        // Whatever came of it, the unbinding must end.
+        uffd.populate(|_| 7);
+        unbinding.join().expect("the unbind");
+        assert!(stands_still, "the GPU works on while the device is being unbound");
+    });
+    slot.bind();
+    works(&vxe_igt::gpu::device(), "counted");
+}
+
 /// Many jobs are queued; all of them go.
 fn queued() {
     let slot = Slot::first();
@@ -329,6 +396,7 @@ fn main() -> ExitCode {
     p.subtest("opening", "files are opened and closed", opening);
     p.subtest("waiter", "somebody waits for a fence", waiter);
     p.subtest("held-fault", "a fault waits for userspace", held_fault);
+    p.subtest("held-beside", "a fault waits, and other VMs are at work", held_beside);
     p.subtest("queued", "thousands of jobs are queued", queued);
     held::subtests(&mut p);
     p.subtest("lost", "no RAM for what is in the device's memory", lost);
