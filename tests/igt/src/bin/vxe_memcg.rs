@@ -363,6 +363,38 @@ fn mapped() {
     soon("all is free", || system_of(&device).used == before);
 }
 
+/// Who is killed while a large buffer is mapped takes no more of it.
+fn mapped_killed() {
+    /// How much of it must be there before, and how much may come after the signal: a huge page.
+    const LEAST: u64 = 16 << 20;
+    const MORE: u64 = SZ_2M as u64 + SLACK;
+    let size = (system_of(&device()).total_size as usize / 4).next_multiple_of(SZ_2M);
+    // On a busy machine the signal may come too late.
+    for round in 0..20 {
+        let group = Cgroup::of_memory(&format!("its-{round}"));
+        let child = fork(|link| {
+            link.receive();
+            let bo = Bo::system(&device(), size).expect("a buffer");
+            drop(bo.map().expect("mapped"));
+            let _ = link.try_receive();
+        });
+        group.add(child.pid());
+        child.link().send(0);
+        soon("a part of it is there", || group.memory() > LEAST);
+        child.signal(libc::SIGKILL);
+        let then = group.memory();
+        child.wait();
+        let peak = group.memory_peak();
+        println!("killed at {} of {} MiB, at most {} MiB", then >> 20, size >> 20, peak >> 20);
+        soon("all is free", || group.memory() < SLACK);
+        if then < size as u64 / 2 {
+            assert!(peak < then + MORE, "{} bytes were taken after the signal", peak - then);
+            return;
+        }
+    }
+    panic!("nobody was killed in the middle");
+}
+
 /// Buffers that nobody has touched take nothing from others, however large they are.
 fn untouched() {
     const SIZE: usize = 64 << 20;
@@ -439,5 +471,6 @@ fn main() -> ExitCode {
     p.subtest("offsets", "Nor do they take all offsets to map them at.", offsets);
     p.subtest("mapped", "A buffer that is mapped has pages.", mapped);
     p.subtest("held-back", "A process goes whose faults wait for somebody else.", held_back);
+    p.subtest("mapped-killed", "Who is killed while a buffer is mapped stops.", mapped_killed);
     p.main()
 }
