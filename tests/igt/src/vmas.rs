@@ -3,7 +3,7 @@
 //! The VMAs of a VM, as the kernel tells them.
 
 use std::ops::Range;
-use vxe_client::{stats::debugfs_directory, sys, AtomicAccess, Vm};
+use vxe_client::{stats::debugfs_directory, sys, AtomicAccess, Device, Vm};
 
 /// What a program may say about a piece of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,14 +69,18 @@ pub fn vmas(vm: &Vm, span: Range<u64>) -> Vec<Vma> {
 /// All VMAs of this process's VMs as debugfs has them, a line each, with what is behind them; none
 /// where there is no such file.
 pub fn backings(vm: &Vm) -> Vec<String> {
-    let Some(text) = debugfs_directory(vm.device())
+    backings_of(vm.device(), std::process::id())
+}
+
+/// The same of another process.
+pub fn backings_of(device: &Device, pid: u32) -> Vec<String> {
+    let Some(text) = debugfs_directory(device)
         .ok()
         .and_then(|directory| std::fs::read_to_string(directory.join("vms")).ok())
     else {
         return Vec::new();
     };
-    let ours = format!("vm of process {}", std::process::id());
-    backings_in(&text, &ours)
+    backings_in(&text, &format!("vm of process {pid}"))
 }
 
 fn backings_in(text: &str, ours: &str) -> Vec<String> {

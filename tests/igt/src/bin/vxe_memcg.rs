@@ -6,12 +6,13 @@
 //! before and after. The kernel charges in advance, by up to 64 pages a CPU, so that there are many of each.
 
 use std::{
+    cell::Cell,
     os::fd::AsRawFd,
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
-use vxe_client::{sys, Advice, AtomicAccess, Bind, Bo, Device, ExecQueue, Vm};
+use vxe_client::{sys, Advice, AtomicAccess, Bind, Bo, Device, ExecQueue, Location, Migrate, Vm};
 use vxe_igt::{
     cgroup::Cgroup,
     contents::filled,
@@ -20,6 +21,7 @@ use vxe_igt::{
     skip,
     time::is_debug_kernel,
     uffd::Uffd,
+    vmas::backings_of,
     vram::soon,
     Gpu, Map, Program, NONE, PAGE, RW, SZ_2M, SZ_64K,
 };
@@ -219,6 +221,73 @@ fn ranges() {
             Unmapped(*map)
         },
     );
+}
+
+/// VMAs that a worker of the kernel's makes, when attributes are reset that go with memory: a range in each
+/// 128 KiB is unmapped, of a mirror that was advised as a whole.
+fn resets() {
+    const COUNT: usize = 6000;
+    const STEP: usize = 2 * SZ_64K;
+    if is_debug_kernel() {
+        skip!("with the checks of a debug kernel");
+    }
+    let device = device();
+    let group = Cgroup::of_memory("its");
+    let child = fork(|link| {
+        link.receive();
+        let vm = Vm::new(&vxe_igt::gpu::device()).expect("a VM");
+        let mirror = Bind::mirror(0, NOWHERE).flags(sys::DRM_XE_VM_BIND_FLAG_MADVISE_AUTORESET);
+        vm.bind(&[mirror]).expect("a mirror");
+        let gpu = Gpu::on_vm(&vm);
+        let (map, to) = (Map::aligned(COUNT * STEP, SZ_2M), Map::shared(PAGE));
+        let read = |step: usize| {
+            let places: Vec<_> = (0..map.len()).step_by(step).collect();
+            for places in places.chunks(500) {
+                gpu.run(|c| {
+                    for &place in places {
+                        c.copy(map.at(place), to.at(0), 256);
+                    }
+                });
+            }
+        };
+        // The GPU's page tables stay.
+        read(SZ_2M);
+        map.replace_anon(RW);
+        link.send(0);
+        link.receive();
+        let advice = Advice::Preferred(Location::System, Migrate::AllPages);
+        vm.madvise(map.at(0), map.len() as u64, advice).expect("advice");
+        read(STEP);
+        // From here on it does nothing that would collect ranges.
+        map.unmap();
+        link.send(0);
+        link.receive();
+    });
+    group.add(child.pid());
+    child.link().send(0);
+    child.link().receive();
+    // What else was given up is freed in the kernel's own time.
+    let settled = || {
+        let last = Cell::new(0);
+        soon("nothing changes", || {
+            std::thread::sleep(Duration::from_millis(300));
+            last.replace(group.memory()) == last.get()
+        });
+        last.get()
+    };
+    let before = settled();
+    child.link().send(0);
+    child.link().receive();
+    soon("the attributes are reset", || {
+        backings_of(&device, child.pid() as u32).len() >= 2 * COUNT
+    });
+    let charged = settled().saturating_sub(before);
+    println!("{charged} bytes for {} VMAs", 2 * COUNT);
+    let least = (2 * COUNT * 100) as u64;
+    assert!(charged >= least, "only {charged} bytes are charged, of {least}");
+    child.link().send(0);
+    child.expect_success();
+    soon("all is charged no more", || group.memory() < SLACK);
 }
 
 /// Memory that is unmapped when this is dropped.
@@ -462,6 +531,7 @@ fn main() -> ExitCode {
     p.subtest("buffers", "Buffers in system memory are charged when they are bound.", buffers);
     p.subtest("queues", "Exec queues are charged.", queues);
     p.subtest("ranges", "What is known of a process's memory is charged.", ranges);
+    p.subtest("resets", "So are those that a reset of attributes makes.", resets);
     p.subtest("removals", "Mappings are removed by a process with little memory.", removals);
     p.subtest("waiting-array", "An array of operations does not end.", waiting_array);
     p.subtest("number-alone", "There are fewer operations than their number says.", number_alone);
