@@ -84,11 +84,9 @@ def command(kernel_dir, initrd, *, kvm, mem, cpus, iommu, icount, log, status, o
     else:
         accel = ["-accel", "tcg,thread=multi"]
         words = "TCG"
-    # Five-level page tables only cost an emulated MMU time.
-    cpu = "host" if kvm else "max,la57=off"
-    if icount:
-        # Every step of a string instruction counts: let one be 8 bytes, not 1.
-        cpu += ",erms=off,fsrm=off,fzrm=off,fsrs=off"
+    # Five-level page tables only cost an emulated MMU time. So does each step of a string instruction:
+    # let one be 8 bytes, not 1.
+    cpu = "host" if kvm else "max,la57=off,erms=off,fsrm=off,fzrm=off,fsrs=off"
     args = [
         QEMU, "-machine", machine, *accel, "-cpu", cpu, "-smp", str(cpus), "-m", mem,
         "-nodefaults", "-display", "none", "-no-reboot", "-kernel", image(kernel_dir),
