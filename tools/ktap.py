@@ -14,12 +14,17 @@ Its lines are
   NAME -- REASON
 
 with the name of a test as it is printed, "program: subtest", in which * and ? stand for
-characters, and what the test has to say in its reason. Comments start with #. A test that is
-expected to skip and does not, or that there is not, is told.
+characters, and what the test has to say in its reason, or
+
+  include FILE
+
+with the name of another list in the same directory, whose entries count as well. Comments start
+with #. A test that is expected to skip and does not, or that there is not, is told.
 """
 
 import fnmatch
 import io
+import os
 import re
 import sys
 
@@ -107,11 +112,19 @@ class BadList(Exception):
 class Skips:
     """The tests of a suite that are expected to skip on a kernel."""
 
-    def __init__(self, text=""):
+    def __init__(self, text="", directory=None):
         self.expected = []
         for number, line in enumerate(text.split("\n"), 1):
             line = line.strip()
             if not line or line.startswith("#"):
+                continue
+            if directory and line.startswith("include "):
+                other = os.path.join(directory, line.removeprefix("include ").strip())
+                if not os.path.exists(other):
+                    raise BadList(f"line {number}: there is no such list: {line}")
+                with open(other) as f:
+                    # That list includes no others.
+                    self.expected += Skips(f.read()).expected
                 continue
             name, separator, reason = (part.strip() for part in line.partition(" -- "))
             if not (name and separator and reason):
@@ -128,7 +141,7 @@ class Skips:
         except FileNotFoundError:
             return cls()
         try:
-            return cls(text)
+            return cls(text, os.path.dirname(path))
         except BadList as e:
             raise BadList(f"{path}: {e}") from None
 

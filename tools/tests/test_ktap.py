@@ -34,10 +34,13 @@ not ok 2 vxe_two
 """
 
 
-def count(report, skips=None):
-    """The counts, the failures and the notes that the program prints."""
+def count(report, skips=None, others=None):
+    """The counts, the failures and the notes that the program prints. Other lists of skips have names."""
     with tempfile.TemporaryDirectory() as work:
         paths = [os.path.join(work, name) for name in ("report", "skips")]
+        for name, text in (others or {}).items():
+            with open(os.path.join(work, name), "w") as f:
+                f.write(text)
         for path, text in zip(paths, (report, skips)):
             if text is not None:
                 with open(path, "w") as f:
@@ -72,6 +75,17 @@ class Skipping(unittest.TestCase):
         counts, failed, notes = count(REPORT, skips)
         self.assertEqual(counts, [2, 1, 2])
         self.assertEqual((failed, notes), (["vxe_two: breaks"], []))
+
+    def test_a_list_includes_another(self):
+        others = {"plain.txt": "# why\nvxe_one: huge -- MAP_HUGETLB\n"}
+        skips = "include plain.txt\nvxe_one: other -- no xe device\n"
+        counts, failed, notes = count(REPORT, skips, others)
+        self.assertEqual(counts, [2, 1, 2])
+        self.assertEqual((failed, notes), (["vxe_two: breaks"], []))
+        for bad in ("include other.txt", "include "):
+            counts, failed, _ = count(REPORT, bad, others)
+            self.assertEqual(counts, [0, 1, 0])
+            self.assertEqual(len(failed), 1)
 
     def test_for_another_reason_it_fails(self):
         counts, failed, _ = count(REPORT, "vxe_one: * -- MAP_HUGETLB")
