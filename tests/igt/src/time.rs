@@ -11,9 +11,9 @@ use std::{
 const ORDINARY_SLEEP: Duration = Duration::from_millis(10);
 
 /// Whether the kernel checks all that it does, and takes several times longer for it: a test that needs
-/// large numbers can use smaller ones.
+/// large numbers can use smaller ones. Such are kernels with lockdep and those with KCSAN.
 pub fn is_debug_kernel() -> bool {
-    Path::new("/proc/lockdep").exists()
+    ["/proc/lockdep", "/sys/module/kcsan"].iter().any(|path| Path::new(path).exists())
 }
 
 /// Fails the subtest if something took longer than `limit`, or as many times longer as a short
