@@ -146,14 +146,20 @@ impl Child {
 
     /// Waits for its end; what `waitpid(2)` says.
     #[track_caller]
-    pub fn wait(mut self) -> i32 {
-        self.reap()
+    pub fn wait(self) -> i32 {
+        self.wait_within(CHILD_TIMEOUT)
+    }
+
+    /// The same, of one that takes longer.
+    #[track_caller]
+    pub fn wait_within(mut self, limit: Duration) -> i32 {
+        self.reap(limit)
     }
 
     /// Waits for its end, which must be a good one.
     #[track_caller]
     pub fn expect_success(mut self) {
-        let status = self.reap();
+        let status = self.reap(CHILD_TIMEOUT);
         assert!(
             libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == i32::from(exit::SUCCESS),
             "a child process failed: status {status:#x}"
@@ -164,7 +170,7 @@ impl Child {
     #[track_caller]
     pub fn kill(mut self) {
         self.signal(libc::SIGKILL);
-        let status = self.reap();
+        let status = self.reap(CHILD_TIMEOUT);
         assert!(
             libc::WIFSIGNALED(status),
             "the child was over before it was killed: status {status:#x}"
@@ -193,8 +199,8 @@ impl Child {
     }
 
     #[track_caller]
-    fn reap(&mut self) -> i32 {
-        let end = Instant::now() + CHILD_TIMEOUT;
+    fn reap(&mut self, limit: Duration) -> i32 {
+        let end = Instant::now() + limit;
         let mut nap = Duration::from_micros(200);
         loop {
             let mut status = 0;

@@ -8,6 +8,7 @@ pub const HELP: &str = "\
   --seconds N      how long (120)
   --seed N         what to begin with (the clock)
   --processes N    how many at once (3)
+  --pages N        the most pages that a sequence works on (2600); a replay needs the same
   --pressure MIB   memory that one more process takes and gives back all the time (64; 0: none)
   --remove MS      time after which one more process takes a device away, on average (4000; 0: never)
   --replay SEED    only the one sequence that a failure named";
@@ -18,6 +19,7 @@ pub struct Args {
     pub time: Duration,
     pub seed: u64,
     pub processes: usize,
+    pub pages: usize,
     pub pressure: usize,
     pub remove: usize,
     pub replay: Option<u64>,
@@ -30,6 +32,7 @@ impl Args {
             time: Duration::from_secs(120),
             seed: clock,
             processes: 3,
+            pages: 2600,
             pressure: 64,
             remove: 4000,
             replay: None,
@@ -44,6 +47,7 @@ impl Args {
                 "--seconds" => args.time = Duration::from_secs(value()?),
                 "--seed" => args.seed = value()?,
                 "--processes" => args.processes = value()?.clamp(1, 64) as usize,
+                "--pages" => args.pages = value()?.max(1) as usize,
                 "--pressure" => args.pressure = value()? as usize,
                 "--remove" => args.remove = value()? as usize,
                 "--replay" => args.replay = Some(value()?),
@@ -71,10 +75,11 @@ mod tests {
 
     #[test]
     fn all_options_are_understood() {
-        let all = "--seconds 5 --seed 0x10 --processes 2 --pressure 0 --remove 70 --replay 9";
+        let all =
+            "--seconds 5 --seed 0x10 --processes 2 --pages 8 --pressure 0 --remove 70 --replay 9";
         let args = parse(all).unwrap();
         assert_eq!((args.time.as_secs(), args.seed, args.processes), (5, 16, 2));
-        assert_eq!((args.pressure, args.remove, args.replay), (0, 70, Some(9)));
+        assert_eq!((args.pages, args.pressure, args.remove, args.replay), (8, 0, 70, Some(9)));
         assert_eq!(parse("").unwrap().seed, 7);
     }
 

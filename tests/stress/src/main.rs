@@ -23,6 +23,9 @@ use verdict::{Figures, COUNTERS};
 use vxe_client::Stats;
 use vxe_igt::{process::fork, random::Hint, sysfs::Slot, Rng};
 
+/// How long a sequence may take, with KCSAN and on a busy machine.
+const SEQUENCE: Duration = Duration::from_secs(240);
+
 /// How often progress is shown.
 const PROGRESS: Duration = Duration::from_secs(10);
 
@@ -42,7 +45,7 @@ fn main() -> ExitCode {
         return ExitCode::from(77);
     }
     if let Some(seed) = args.replay {
-        return match one(seed, tally) {
+        return match one(seed, args.pages, tally) {
             true => ExitCode::SUCCESS,
             false => ExitCode::FAILURE,
         };
@@ -60,8 +63,8 @@ fn main() -> ExitCode {
 }
 
 /// Runs the sequence of a seed in a process of its own; says whether it went well.
-fn one(seed: u64, tally: &'static Tally) -> bool {
-    let status = fork(|_| sequence::run(seed, tally)).wait();
+fn one(seed: u64, pages: usize, tally: &'static Tally) -> bool {
+    let status = fork(|_| sequence::run(seed, pages, tally)).wait_within(SEQUENCE);
     let well = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0;
     if !well {
         eprintln!("vxe-stress: status {status:#x} of the sequence --replay {seed:#x}");
@@ -72,6 +75,7 @@ fn one(seed: u64, tally: &'static Tally) -> bool {
 fn stress(args: &Args, tally: &'static Tally) -> bool {
     let start = Instant::now();
     let end = start + args.time;
+    let pages = args.pages;
     let mut rng = Rng::new(args.seed);
     let mut workers: Vec<_> = (0..args.processes)
         .map(|_| {
@@ -80,7 +84,7 @@ fn stress(args: &Args, tally: &'static Tally) -> bool {
             fork(move |link| {
                 let mut well = true;
                 while well && Instant::now() < end {
-                    well = one(rng.next_u64(), tally);
+                    well = one(rng.next_u64(), pages, tally);
                 }
                 link.send(well.into());
             })

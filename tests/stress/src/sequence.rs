@@ -25,8 +25,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of a seed.
-    pub fn random(rng: &mut Rng) -> Self {
+    /// The plan of a seed, for no more than `most` pages.
+    pub fn random(rng: &mut Rng, most: usize) -> Self {
         let (pages, steps) = match rng.below(8) {
             0 | 1 => (24, 60),
             2..=4 => (200, 50),
@@ -35,7 +35,7 @@ impl Plan {
         };
         let vms = 1 + rng.below(3);
         let threads = if rng.one_in(3) { 2 + rng.below(2) } else { 1 };
-        Self { pages, steps, vms, threads }
+        Self { pages: pages.min(most), steps, vms, threads }
     }
 }
 
@@ -57,11 +57,11 @@ fn some_devices() -> Vec<Device> {
     }
 }
 
-/// Runs the sequence of a seed, in a process that is made for it. Panics when memory or the GPU is not
-/// as it should be.
-pub fn run(seed: u64, tally: &'static Tally) {
+/// Runs the sequence of a seed on `most` pages at the most, in a process that is made for it. Panics when
+/// memory or the GPU is not as it should be.
+pub fn run(seed: u64, most: usize, tally: &'static Tally) {
     let mut rng = Rng::new(seed);
-    let plan = Plan::random(&mut rng);
+    let plan = Plan::random(&mut rng, most);
     let devices = some_devices();
     std::thread::scope(|scope| {
         for _ in 0..plan.threads {
@@ -94,8 +94,9 @@ mod tests {
 
     #[test]
     fn a_seed_repeats_the_plan() {
-        let plan = |seed| Plan::random(&mut Rng::new(seed));
+        let plan = |seed| Plan::random(&mut Rng::new(seed), 600);
         assert!((0..100).all(|seed| plan(seed) == plan(seed)));
         assert!((0..100).any(|seed| plan(seed) != plan(seed + 1)));
+        assert_eq!((0..100).map(|seed| plan(seed).pages).max(), Some(600));
     }
 }
