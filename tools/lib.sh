@@ -148,6 +148,14 @@ check_kernel_name() {
 	esac
 }
 
+# What vxe-stress is told on a kernel. With KCSAN a step takes several times as long: so that most sequences end
+# before their device goes, and all within their time, they are smaller, and devices go more seldom.
+stress_options() { [[ $1 != kcsan ]] || echo "--processes 2 --pages 600 --remove 20000"; }
+
+# For guests whose tests have their time limits, or work much alone: KCSAN watches less than "run" has it do.
+# Other kernels do not know these parameters, and take no offence.
+KCSAN_LESS="kcsan.skip_watch=100 kcsan.udelay_task=80"
+
 # The Debian package pins, "kind name=version", of the kinds given.
 pins() {
 	local kinds=" $* " kind pin rest
