@@ -5,16 +5,18 @@
 
 use crate::fixture::{
     dma,
-    driver::{alive, fault},
+    driver::{alive, fault, Mirror},
     mm::{self, Prot},
     pages,
     with_device,
     with_devices,
+    Env,
     BASE,
     CONFIG, //
 };
 use core::{cell::Cell, ops::Range};
 use gpusvm::{
+    driver::BATCH,
     get_pages::Source,
     range::SvmRange,
     svm::{GpuSvm, Ops},
@@ -22,7 +24,8 @@ use gpusvm::{
     Ctx,
     PagesFlag,
     RangeFlag,
-    Retry, //
+    Retry,
+    Svm, //
 };
 use kernel::{bindings, page::PAGE_SIZE, prelude::*, sizes::SZ_64K};
 use kernel_ext::{bindings as ext, hmm::Walk};
@@ -45,6 +48,17 @@ static NOTHING_BOUND: Ops = Ops {
     invalidate: Some(nothing_bound),
     ..pin_init::zeroed()
 };
+
+/// An SVM with so many ranges of a page, all mapped, at every other page from [`BASE`] on.
+fn many(env: &Env, ranges: usize) -> Result<Pin<KBox<Svm<Mirror>>>> {
+    let svm = env.svm()?;
+    for i in 0..ranges {
+        let span = pages(2 * i, 1);
+        mm::map(&span, Prot::Write)?;
+        ensure_eq!(fault(&svm, span.start, Access::Write)?.span, span);
+    }
+    Ok(svm)
+}
 
 #[kunit_tests(gpusvm_removal)]
 mod tests {
@@ -247,6 +261,62 @@ mod tests {
             drop(guard);
             fault(&svm, pages(20, 1).start, Access::Write)?;
             ensure_eq!(dma::mapped(), 2 * one);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn many_ranges_are_invalidated_in_batches() -> Result {
+        with_device(|env| {
+            let svm = many(env, 2 * BATCH + 10)?;
+            let last = pages(2 * (2 * BATCH + 9), 1);
+            let asked = Cell::new(0);
+            let go_on = || {
+                asked.set(asked.get() + 1);
+                let told = svm.vm().last();
+                ensure!(told.locked);
+                ensure_eq!((told.ranges, told.bound), (BATCH, BATCH));
+                // What the CPU changes is invalidated under the notifier lock, which nobody has.
+                mm::drop_pages(&last)
+            };
+            let done = svm.lock().invalidate_while(ALL, go_on);
+            ensure_eq!(done, Ok(()));
+            ensure_eq!(asked.get(), 2);
+            // The last range was let go of for the CPU.
+            ensure_eq!(svm.vm().invalidations(), 4);
+            ensure_eq!(svm.vm().last().ranges, 9);
+            ensure_eq!(dma::mapped(), 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn what_is_left_over_is_as_it_was() -> Result {
+        with_device(|env| {
+            let svm = many(env, 3 * BATCH)?;
+            let enough = || Err(EINTR);
+            let mut guard = svm.lock();
+            ensure_eq!(guard.invalidate_while(ALL, enough), Err(EINTR));
+            let is_mapped = |(i, range): (usize, &gpusvm::Range<Mirror>)| {
+                let is_rest = i >= BATCH;
+                range.is_mapped() == is_rest && range.data().is_bound() == is_rest
+            };
+            ensure!(guard.ranges(ALL).enumerate().all(is_mapped));
+
+            ensure_eq!(guard.remove_all_while(ALL, enough), Err(EINTR));
+            ensure_eq!(guard.ranges(ALL).count(), 2 * BATCH);
+            ensure!(guard.ranges(ALL).all(|range| range.is_mapped()));
+
+            // What the CPU unmapped is shown, and goes; the rest is for who has the lock next.
+            mm::unmap(&pages(0, 6 * BATCH))?;
+            let mut shown = 0;
+            let collected = guard.collect_garbage_while(enough, |_| shown += 1);
+            ensure_eq!((collected, shown), (Err(EINTR), BATCH));
+            drop(guard);
+            let mut guard = svm.lock();
+            ensure_eq!(guard.ranges(ALL).count(), BATCH);
+            ensure_eq!(guard.collect_garbage(), BATCH);
+            ensure!(!guard.has_mapping(ALL));
             Ok(())
         })
     }

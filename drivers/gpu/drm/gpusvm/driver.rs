@@ -21,6 +21,7 @@ use core::{marker::PhantomData, ops::Range as Span, ptr::NonNull};
 use kernel::{
     bindings,
     mm::Mm,
+    page::PAGE_SIZE,
     prelude::*, //
 };
 use kernel_ext::{
@@ -29,7 +30,7 @@ use kernel_ext::{
 };
 
 /// How many ranges are unmapped in one hold of the notifier lock, where that is up to the core.
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
 
 /// A driver that mirrors processes' address spaces.
 ///
@@ -443,29 +444,39 @@ impl<D: Driver> Svm<D> {
         let _ = unsafe { self.let_go_by(changed, event, false, Self::invalidate_all) };
     }
 
-    /// As [`let_go`](Self::let_go) of the first ranges in `changed`, a bounded number of them. Returns the
-    /// address after these, which is the end of `changed` if that was all.
+    /// As [`let_go`](Self::let_go) of the first [`BATCH`] ranges in `changed`. Returns the address after these,
+    /// which is the end of `changed` if that was all.
     ///
     /// # Safety
     ///
     /// The notifier lock must be held for writing.
-    unsafe fn let_go_some(&self, changed: Span<usize>, event: Event) -> usize {
-        // SAFETY: The notifier lock is held, here and below.
-        let Some(mut range) = (unsafe { self.core.range_find(changed.clone()) }) else {
-            return changed.end;
-        };
-        for _ in 1..BATCH {
-            // SAFETY: As above; the range is in its tree.
-            match unsafe { self.core.range_next(range.as_ref(), changed.end) } {
-                Some(next) => range = next,
-                None => break,
-            }
-        }
-        // SAFETY: As above.
-        let end = unsafe { range.as_ref() }.span().end.min(changed.end);
+    pub(crate) unsafe fn let_go_some(&self, changed: Span<usize>, event: Event) -> usize {
+        // SAFETY: The notifier lock is held.
+        let end = unsafe { self.end_of_batch(&changed) };
         // SAFETY: By this function's requirements.
         unsafe { self.let_go(changed.start..end, event) };
         end
+    }
+
+    /// Where the first range in `span` begins that is not one of the first [`BATCH`]; else its end.
+    ///
+    /// # Safety
+    ///
+    /// The notifier lock must be held.
+    unsafe fn end_of_batch(&self, span: &Span<usize>) -> usize {
+        // A range has a page, at least.
+        if span.end.saturating_sub(span.start) <= BATCH * PAGE_SIZE {
+            return span.end;
+        }
+        // SAFETY: The notifier lock is held, here and below.
+        let mut next = unsafe { self.core.range_find(span.clone()) };
+        for _ in 0..BATCH {
+            let Some(range) = next else { break };
+            // SAFETY: As above; the range is in its tree.
+            next = unsafe { self.core.range_next(range.as_ref(), span.end) };
+        }
+        // SAFETY: As above.
+        next.map_or(span.end, |range| unsafe { range.as_ref() }.span().start)
     }
 
     /// As [`let_go`](Self::let_go), by `let_go`; fails as that does, with nothing unmapped. A change that is

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The driver's SVM lock as a token, and what can be done with it.
+//!
+//! Work on many ranges holds the notifier lock, for which the process's page faults and `munmap()` wait, for up
+//! to [`BATCH`] of them at a time. After as many it lets others run, and asks its caller whether to go on: where
+//! it does not, what is done is done, and the rest is as it was.
 
 use crate::{
     ctx::Ctx,
-    driver::{Driver, Range, Svm},
+    driver::{Driver, Range, Svm, BATCH},
     flags::RangeFlag,
     get_pages::Source,
     pagemap::{
@@ -19,7 +23,7 @@ use crate::{
     svm::{Event, GpuSvm, PROTECTION_PAGE},
     view::View, //
 };
-use core::{ffi::c_void, ops::Range as Span, ptr, ptr::NonNull};
+use core::{convert::Infallible, ffi::c_void, ops::Range as Span, ptr, ptr::NonNull};
 use kernel::{
     bindings,
     mm::Mm,
@@ -63,6 +67,33 @@ impl DriverLock {
     }
 }
 
+/// The pace of work on many ranges, one after the other.
+struct Pace<F> {
+    begun: usize,
+    go_on: F,
+}
+
+impl<E, F: FnMut() -> Result<(), E>> Pace<F> {
+    fn new(go_on: F) -> Self {
+        Self { begun: 0, go_on }
+    }
+
+    /// Before each range: lets others have their turn if it is that, and fails if it is not to go on.
+    fn step(&mut self) -> Result<(), E> {
+        if self.begun != 0 && self.begun % BATCH == 0 {
+            sched::cond_resched();
+            (self.go_on)()?;
+        }
+        self.begun += 1;
+        Ok(())
+    }
+}
+
+/// Goes on to the end.
+fn always() -> Result<(), Infallible> {
+    Ok(())
+}
+
 /// What is returned when pages are no longer valid: the CPU changed its mappings. Map them again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stale;
@@ -89,24 +120,29 @@ impl<'a, D: Driver> Guard<'a, D> {
     /// Removes all ranges that the CPU unmapped, and says how many they were. To be called first by
     /// whoever takes the lock to look for ranges.
     pub fn collect_garbage(&mut self) -> usize {
-        self.collect_garbage_with(|_| {})
+        let Ok(removed) = self.collect_garbage_while(always, |_| {});
+        removed
     }
 
-    /// As [`collect_garbage`](Self::collect_garbage), with each range shown to `each` before it goes.
-    pub fn collect_garbage_with(&mut self, mut each: impl FnMut(&Range<D>)) -> usize {
-        let mut removed = 0;
-        loop {
-            let Some(link) = self.svm.garbage().first() else {
-                return removed;
-            };
+    /// As [`collect_garbage`](Self::collect_garbage), with each range shown to `each` before it goes, and as long
+    /// as `go_on` does not fail, which is asked after each [`BATCH`]. If it does, with that error; the other
+    /// ranges are for who collects next.
+    pub fn collect_garbage_while<E>(
+        &mut self,
+        go_on: impl FnMut() -> Result<(), E>,
+        mut each: impl FnMut(&Range<D>),
+    ) -> Result<usize, E> {
+        let mut pace = Pace::new(go_on);
+        while let Some(link) = self.svm.garbage().first() {
+            pace.step()?;
             // SAFETY: All links in the list are those of ranges of this SVM, which leave the list
             // when they are removed, under the lock that is held.
             let range = unsafe { Range::from_link(link) };
             // SAFETY: The driver's SVM lock keeps the range in its tree.
             each(unsafe { range.as_ref() });
             self.remove_range(range);
-            removed += 1;
         }
+        Ok(pace.begun)
     }
 
     /// The range at `addr`, made if there is none; see [`GpuSvm::find_or_insert`] for the errors.
@@ -174,12 +210,25 @@ impl<'a, D: Driver> Guard<'a, D> {
 
     /// Removes all ranges that overlap `span`, and says how many they were.
     pub fn remove_all(&mut self, span: Span<usize>) -> usize {
-        let mut removed = 0;
-        while self.remove_first(span.clone()) {
-            removed += 1;
-            sched::cond_resched();
-        }
+        let Ok(removed) = self.remove_all_while(span, always);
         removed
+    }
+
+    /// As [`remove_all`](Self::remove_all), as long as `go_on` does not fail, which is asked after each
+    /// [`BATCH`]. If it does, with that error; the ranges that are left stay as they are.
+    pub fn remove_all_while<E>(
+        &mut self,
+        span: Span<usize>,
+        go_on: impl FnMut() -> Result<(), E>,
+    ) -> Result<usize, E> {
+        let mut pace = Pace::new(go_on);
+        // SAFETY: The driver's SVM lock is held, and as long as the result is used.
+        while let Some(range) = unsafe { self.core().range_find(span.clone()) } {
+            pace.step()?;
+            // SAFETY: All ranges of an `Svm<D>` are `Range<D>`.
+            self.remove_range(unsafe { Range::from_base(range) });
+        }
+        Ok(pace.begun)
     }
 
     /// Removes the lowest range that overlaps `span`; false if there is none.
@@ -196,10 +245,29 @@ impl<'a, D: Driver> Guard<'a, D> {
     /// Has the driver let go of all ranges that overlap `span`, and unmaps their pages; the ranges
     /// stay, for a later fault to map them anew.
     pub fn invalidate(&mut self, span: Span<usize>) {
+        let Ok(()) = self.invalidate_while(span, always);
+    }
+
+    /// As [`invalidate`](Self::invalidate), as long as `go_on` does not fail, which is asked after each
+    /// [`BATCH`], without the notifier lock. If it does, with that error; the other ranges stay mapped.
+    pub fn invalidate_while<E>(
+        &mut self,
+        mut span: Span<usize>,
+        mut go_on: impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
         let core = self.core();
-        let _lock = core.notifier_lock().write();
-        // SAFETY: The notifier lock is held for writing.
-        unsafe { self.svm.let_go(span, PROTECTION_PAGE) };
+        loop {
+            {
+                let _lock = core.notifier_lock().write();
+                // SAFETY: The notifier lock is held for writing.
+                span.start = unsafe { self.svm.let_go_some(span.clone(), PROTECTION_PAGE) };
+            }
+            if span.is_empty() {
+                return Ok(());
+            }
+            sched::cond_resched();
+            go_on()?;
+        }
     }
 
     fn remove_range(&mut self, range: NonNull<Range<D>>) {

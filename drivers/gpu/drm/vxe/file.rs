@@ -16,6 +16,7 @@ use crate::{
     exec_queue::ExecQueue,
     vm::{
         workers::WATCH_MS,
+        AtOnce,
         Vm, //
     }, //
 };
@@ -61,6 +62,8 @@ pub(crate) struct File {
     dev: ARef<Device>,
     /// The process that opened it.
     pid: Pid,
+    /// What is taken out of its VMs at once when all of them go.
+    at_once: Arc<AtOnce>,
     // Dropped before `queues`: a closed VM fails its faults, and a job ends whose fault never would.
     #[pin]
     vms: MapleTreeAlloc<KBox<VmId>>,
@@ -72,9 +75,11 @@ impl drm::file::DriverFile for File {
     type Driver = VxeDriver;
 
     fn open(dev: &Device) -> Result<Pin<KBox<Self>>> {
+        let at_once = Arc::new(AtOnce::new(), GFP_KERNEL)?;
         KBox::pin_init(
             pin_init!(Self {
                 dev: dev.into(),
+                at_once,
                 pid: kernel::current!().group_leader().pid(),
                 queues <- MapleTreeAlloc::new(),
                 vms <- MapleTreeAlloc::new(),
@@ -91,6 +96,7 @@ impl File {
             number: self.dev.vms.add(&vm, self.pid)?,
             vm,
             dev: self.dev.clone(),
+            at_once: Some(self.at_once.clone()),
         };
         let id = KBox::new(id, GFP_KERNEL_ACCOUNT)?;
         let id = self
@@ -113,7 +119,10 @@ impl File {
     pub(crate) fn remove_vm(&self, id: u32) -> Result {
         ensure!(&*self.dev, !self.vm(id)?.is_held_by_queues(), EBUSY);
         // CAST: Widens.
-        self.vms.erase(id as usize).map(drop).ok_or(ENOENT)
+        let mut id = self.vms.erase(id as usize).ok_or(ENOENT)?;
+        // It goes alone.
+        id.at_once = None;
+        Ok(())
     }
 
     /// Gives a new queue an id.
@@ -166,11 +175,16 @@ struct VmId {
     number: u64,
     vm: Arc<Vm>,
     dev: ARef<Device>,
+    /// What is taken out at once of all VMs that go together; none of one that goes alone.
+    at_once: Option<Arc<AtOnce>>,
 }
 
 impl Drop for VmId {
     fn drop(&mut self) {
-        self.vm.close();
+        match &self.at_once {
+            Some(at_once) => self.vm.close(at_once),
+            None => self.vm.close(&AtOnce::new()),
+        }
         self.dev.vms.remove(self.number);
     }
 }
@@ -287,7 +301,7 @@ impl VmList {
         // any is unmapped, which may take long.
         let mut next = 0;
         while let Some((number, listed)) = self.first_from(next) {
-            listed.vm.close();
+            listed.vm.close(&AtOnce::new());
             next = number.wrapping_add(1);
         }
         while let Some((number, listed)) = self.first_from(0) {

@@ -15,6 +15,7 @@
 //!
 //! C header: `DRM_IOCTL_XE_VM_*` in [`include/uapi/drm/xe_drm.h`](srctree/include/uapi/drm/xe_drm.h)
 
+mod at_once;
 pub(crate) mod attributes;
 pub(crate) mod bind;
 mod buffer;
@@ -61,9 +62,11 @@ use crate::{
     },
     uapi, //
 };
+pub(crate) use at_once::AtOnce;
 use gpusvm::{
     pagemap::payer,
     Guard,
+    Range,
     Retry, //
 };
 use kernel::{
@@ -112,9 +115,6 @@ use workers::{
 
 /// All addresses of a VM, in bytes.
 pub(crate) const SPAN: Span = 0..1 << VA_BITS;
-
-/// How many ranges, and how many VMAs, whoever closes a VM takes out himself. It takes a few milliseconds.
-const AT_ONCE: usize = 2048;
 
 /// How memory is allocated whose amount is userspace's choice: charged to its memory cgroup, and without
 /// a report where there is none.
@@ -309,7 +309,7 @@ impl Vm {
             if self.is_closed() {
                 return Err(ENOENT);
             }
-            self.collect_garbage(&mut svm);
+            self.collect_garbage(&mut svm)?;
             match self.service_locked(&mut svm, fault, page_only) {
                 // With what the CPU unmapped go attributes, maybe.
                 Err(EAGAIN) => continue,
@@ -338,12 +338,25 @@ impl Vm {
         }
     }
 
-    /// Removes the ranges that the CPU unmapped, and resets attributes that go with them.
-    fn collect_garbage(&self, svm: &mut Guard<'_, Mirror>) {
-        svm.collect_garbage_with(|range| {
+    /// For loops under the SVM lock that userspace can make long: lets others run if it is time. Fails with
+    /// `EINTR` for a caller who is killed, and with `ENOENT` if the VM was closed meanwhile.
+    fn go_on(&self) -> Result {
+        sched::check_killed()?;
+        if self.is_closed() {
+            return Err(ENOENT);
+        }
+        Ok(())
+    }
+
+    /// Removes the ranges that the CPU unmapped, and resets attributes that go with them. Fails as
+    /// [`go_on`](Self::go_on) does: the worker does the rest then, which was told of all of them, or who tears
+    /// the VM down.
+    fn collect_garbage(&self, svm: &mut Guard<'_, Mirror>) -> Result {
+        let reset = |range: &Range<Mirror>| {
             let span = svm::to_gpu(range.span());
             madvise::reset_unmapped(&self.dev, &self.map, &span);
-        });
+        };
+        svm.collect_garbage_while(|| self.go_on(), reset).map(drop)
     }
 
     /// As [`collect_garbage`](Self::collect_garbage), for a worker.
@@ -352,20 +365,20 @@ impl Vm {
         let Ok(mut svm) = self.lock_svm_killable() else {
             return;
         };
-        match charged {
+        let _ = match charged {
             Ok(_) => self.collect_garbage(&mut svm),
             // No fault of it is serviced any more, whatever the attributes are.
-            Err(_) => _ = svm.collect_garbage_with(|_| ()),
-        }
+            Err(_) => svm.collect_garbage_while(|| self.go_on(), |_| ()).map(drop),
+        };
     }
 
     /// Closes the VM: nothing is mapped any more, and no fault serviced. Faults that wait fail.
     ///
     /// Waits for no fault that is being serviced: what that still needs goes when it is done. Nor for
-    /// others who have the SVM lock, or for much to be taken out: a worker does that then. The process
-    /// that closes a VM cannot be killed, as it may have been killed already. May be called any number
-    /// of times. Sleeps.
-    pub(crate) fn close(self: &Arc<Self>) {
+    /// others who have the SVM lock, or for more to be taken out than `at_once` allows: a worker does that then.
+    /// The process that closes a VM cannot be killed, as it may have been killed already. May be called any
+    /// number of times. Sleeps.
+    pub(crate) fn close(self: &Arc<Self>, at_once: &AtOnce) {
         let whose = self.faults.close();
         self.workers.kill();
         self.collector.disconnect();
@@ -373,28 +386,29 @@ impl Vm {
         cancel_delayed::<_, REVISIT>(self);
         // The GPU is cut off in any case.
         self.zap_all();
-        if whose == TearDown::Yours && !self.try_tear_down() {
+        if whose == TearDown::Yours && !self.try_tear_down(at_once) {
             self.queue_collection();
         }
     }
 
-    /// Takes everything out of a closed VM, if that does not take long; else it has to be torn down.
-    fn try_tear_down(&self) -> bool {
+    /// Takes everything out of a closed VM, if nobody is in the way and `at_once` allows it; else it has to be
+    /// torn down.
+    fn try_tear_down(&self, at_once: &AtOnce) -> bool {
         let Some(mut svm) = self.svm.try_lock_closed() else {
             return false;
         };
-        let mut ranges = 0..AT_ONCE;
-        while ranges.next().is_some() {
+        loop {
+            if !at_once.take() {
+                return false;
+            }
             if !svm.remove_first(svm::to_cpu(&SPAN)) {
                 break;
             }
-        }
-        if ranges.is_empty() {
-            return false;
+            sched::cond_resched();
         }
         self.zap_all();
         drop(svm);
-        self.drop_vmas(AT_ONCE)
+        self.drop_vmas_while(|| at_once.take())
     }
 
     /// Takes everything out of a closed VM, which may take long; or leaves that to who has the SVM lock. For
@@ -406,7 +420,7 @@ impl Vm {
         svm.remove_all(svm::to_cpu(&SPAN));
         self.zap_all();
         drop(svm);
-        self.drop_vmas(usize::MAX);
+        self.drop_vmas_while(|| true);
     }
 
     /// The device goes: has nothing mapped for it, now and later, of a closed VM. Waits for nobody who waits for
@@ -416,12 +430,12 @@ impl Vm {
         self.zap_all();
     }
 
-    /// Drops up to `count` VMAs of a closed VM, and with them buffers, maybe: without locks, and after the
-    /// GPU's mappings of them. Whether none is left.
+    /// Drops the VMAs of a closed VM as long as it is to `go_on`, and with them buffers, maybe: without locks,
+    /// and after the GPU's mappings of them. Whether none is left.
     ///
     /// The SVM lock was held since the VM was closed, so that nobody adds any.
-    fn drop_vmas(&self, count: usize) -> bool {
-        for _ in 0..count {
+    fn drop_vmas_while(&self, go_on: impl Fn() -> bool) -> bool {
+        while go_on() {
             if self.map.take_any().is_none() {
                 return true;
             }
@@ -524,7 +538,7 @@ pub(crate) fn create_ioctl(
         Ok(_registered) => file.inner().add_vm(vm.clone()),
         Err(e) => Err(e),
     };
-    args.vm_id = added.inspect_err(|_| vm.close())?;
+    args.vm_id = added.inspect_err(|_| vm.close(&AtOnce::new()))?;
     Ok(0)
 }
 

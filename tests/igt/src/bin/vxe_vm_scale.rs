@@ -7,14 +7,15 @@ use std::{
     process::ExitCode,
     time::{Duration, Instant},
 };
-use vxe_client::{Advice, AtomicAccess, Bind, Bo, Device, Vm};
+use vxe_client::{report::Report, Advice, AtomicAccess, Bind, Bo, Device, Vm};
 use vxe_igt::{
     gpu::device,
     growth::expect_linear,
-    process::fork,
+    map::RW,
+    process::{fork, Child},
     time::{expect_prompt, is_debug_kernel, promptly},
     uffd::Uffd,
-    vmas::vmas,
+    vmas::{vmas, Attributes},
     Map, Program, PAGE, SZ_2M, SZ_64K,
 };
 
@@ -336,6 +337,166 @@ fn killed_late() {
     panic!("a call of {whole:?} was done each time before who made it was killed");
 }
 
+/// Very many pages of the zero page, each apart from the others, that a VM of this process mirrors in one VMA.
+struct Scattered {
+    vm: Vm,
+    memory: Map,
+    count: usize,
+}
+
+impl Scattered {
+    fn new(vm: Vm, count: usize) -> Self {
+        let memory = Map::reserve(count * 2 * PAGE, SZ_2M);
+        memory.unmap();
+        for i in 0..count {
+            memory.part(i * 2 * PAGE, PAGE).replace_anon(RW);
+        }
+        Self { vm, memory, count }
+    }
+
+    fn span(&self) -> (u64, u64) {
+        (self.memory.at(0), self.memory.len() as u64)
+    }
+
+    /// Has each of them mapped, in a range of its own.
+    #[track_caller]
+    fn fetch(&self) {
+        self.fetch_in(&self.vm);
+        assert_eq!(self.mapped(), self.count, "ranges");
+    }
+
+    /// The same in any VM of this process.
+    #[track_caller]
+    fn fetch_in(&self, vm: &Vm) {
+        let (start, length) = self.span();
+        vm.bind(&[Bind::prefetch(start, length, 0)]).expect("a prefetch");
+    }
+
+    /// How many of them are mapped.
+    #[track_caller]
+    fn mapped(&self) -> usize {
+        let (start, length) = self.span();
+        let report = Report::read(self.vm.device()).expect("the ranges");
+        report.within(start..start + length).filter(|range| range.is_mapped()).count()
+    }
+
+    #[track_caller]
+    fn attributes(&self) -> Attributes {
+        vmas(&self.vm, self.memory.at(0)..self.memory.at(PAGE)).remove(0).attributes
+    }
+}
+
+/// Has another process make a call on a VM of this one, over very many ranges, and kills it in the middle of
+/// letting go of them: then nothing has happened but that. `calls` are two of which each changes the
+/// attributes, the first after the second.
+#[track_caller]
+fn expect_nothing_done(what: &str, calls: [fn(&Vm, u64, u64); 2]) {
+    const ROUNDS: usize = 8;
+    let vm = Vm::mirrored(&device()).expect("a mirrored VM");
+    // They come before all that memory, which they have no part in.
+    let caller = |round: usize| {
+        fork(|link| {
+            while !link.has_word() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let (start, length) = (link.receive(), link.receive());
+            calls[round % 2](&vm, start, length);
+            // In case that it was too late to be killed.
+            link.receive();
+        })
+    };
+    let callers: Vec<Child> = (0..ROUNDS).map(caller).collect();
+    let many = Scattered::new(vm, size() * 4);
+    let (start, length) = many.span();
+
+    many.fetch();
+    let begun = Instant::now();
+    calls[1](&many.vm, start, length);
+    let whole = begun.elapsed();
+    assert_eq!(many.mapped(), 0, "{what}: ranges that are mapped as before");
+    for (round, child) in callers.into_iter().enumerate() {
+        many.fetch();
+        let before = many.attributes();
+        child.link().send(start);
+        child.link().send(length);
+        std::thread::sleep(whole * (1 + round as u32 % 4) / 8);
+        promptly(&format!("death in {what}, of {whole:?}"), DEATH, || child.kill());
+        let (is_done, mapped) = (many.attributes() != before, many.mapped());
+        println!(
+            "{mapped} ranges are left, and the change was {}",
+            if is_done { "made" } else { "not made" }
+        );
+        if is_done {
+            assert_eq!(mapped, 0, "{what}: ranges that are mapped as before");
+        } else if mapped != 0 && mapped != many.count {
+            return;
+        }
+        // What was not done the next one would find done already.
+        if !is_done {
+            calls[round % 2](&many.vm, start, length);
+        }
+    }
+    panic!("{what}: nobody was killed before it had let go of all");
+}
+
+/// A process dies while it changes what very many ranges are mapped by. As long as it has not let go of all of
+/// them nothing has changed.
+fn killed_among_ranges() {
+    fn advise(vm: &Vm, start: u64, length: u64, atomics: AtomicAccess) {
+        vm.madvise(start, length, Advice::Atomic(atomics)).expect("advice");
+    }
+    expect_nothing_done(
+        "advice on many ranges",
+        [
+            |vm, start, length| advise(vm, start, length, AtomicAccess::Global),
+            |vm, start, length| advise(vm, start, length, AtomicAccess::Device),
+        ],
+    );
+    fn bind(vm: &Vm, start: u64, length: u64, pat: u16) {
+        vm.bind(&[Bind::mirror(start, length).pat(pat)]).expect("a bind");
+    }
+    expect_nothing_done(
+        "a bind of many ranges",
+        [
+            |vm, start, length| bind(vm, start, length, 2),
+            |vm, start, length| bind(vm, start, length, 3),
+        ],
+    );
+}
+
+/// Closing a file takes no longer with more VMs: only so many ranges are taken out at once, of all of them.
+fn closed_together() {
+    const MORE: usize = 6;
+    let time = |vms: usize| {
+        let device = device();
+        let mirrored = || Vm::mirrored(&device).expect("a mirrored VM");
+        let scattered = Scattered::new(mirrored(), size());
+        scattered.fetch();
+        let others: Vec<_> = (1..vms).map(|_| mirrored()).collect();
+        for vm in &others {
+            scattered.fetch_in(vm);
+        }
+        let start = Instant::now();
+        // SAFETY: the descriptor is not used for anything else, and no job touches any memory.
+        unsafe { device.close() };
+        let took = start.elapsed();
+        scattered.memory.unmap();
+        took
+    };
+    // So many that as many ranges are in them as go at once, about.
+    let few = 2048 / size();
+    let (mut short, mut long) = (Duration::MAX, Duration::MAX);
+    for _ in 0..3 {
+        short = short.min(time(few));
+        long = long.min(time(MORE * few));
+        println!("closed: {few} VMs in {short:?}, {} in {long:?}", MORE * few);
+        if long < short * MORE as u32 / 2 {
+            return;
+        }
+    }
+    panic!("{MORE} times as many VMs take {:.1} times as long", long.div_duration_f64(short));
+}
+
 /// A call prefetches many mirrors very many times: other calls on the VM wait for none of that.
 fn beside_prefetches() {
     let child = fork(|link| {
@@ -398,6 +559,16 @@ fn main() -> ExitCode {
     p.subtest("growth-destroy", "The end of a VM takes time in proportion.", growth_destroy);
     p.subtest("killed", "A process is killed in the middle of a long call.", killed);
     p.subtest("killed-late", "What a process has done is undone after its death.", killed_late);
+    p.subtest(
+        "killed-among-ranges",
+        "A process is killed that lets go of many ranges.",
+        killed_among_ranges,
+    );
+    p.subtest(
+        "closed-together",
+        "A file with many VMs is closed as soon as one with few.",
+        closed_together,
+    );
     p.subtest("beside-prefetches", "Who prefetches a lot is in nobody's way.", beside_prefetches);
     p.subtest(
         "destroy-behind-prefetch",

@@ -6,7 +6,8 @@
 //!
 //! 1. they are checked by themselves, and their buffers looked up;
 //! 2. under the SVM lock, each is made in the map of VMAs, as a change that is undone if one fails,
-//!    and everything that it will need is allocated ([`Plan`]);
+//!    and everything that it will need is allocated ([`Plan`]). Ranges that will be mapped otherwise are
+//!    removed last, as faults bring them back in any case;
 //! 3. the change is committed, and the GPU's page table follows. Nothing here can fail;
 //! 4. without locks, prefetches are done, which are advice: what cannot be had is left to faults. A call
 //!    that does nothing else tells of what is worth telling;
@@ -173,7 +174,7 @@ impl Vm {
                 return Err(ENOENT);
             }
             // The CPU's unmaps come first: what it unmapped is not in the way.
-            self.collect_garbage(&mut svm);
+            self.collect_garbage(&mut svm)?;
             self.bind_locked(&mut svm, ops)?
         };
         drop(retired);
@@ -223,13 +224,15 @@ impl Vm {
         let removals = Removals::stage(&context.aspace, plan.removals)?;
         let at_once = plan.at_once.sorted();
         let staged = buffer::stage_all(&context.aspace, changes.map(), &at_once)?;
+        // Faults bring back what goes here, should the caller be killed before the change is committed.
+        for span in plan.resets.sorted().iter() {
+            svm.remove_all_while(to_cpu(&span), || self.go_on())?;
+            sched::check_killed()?;
+        }
 
         // From here on nothing fails.
         let retired = changes.commit();
         removals.carry_out(context);
-        for span in plan.resets.sorted().iter() {
-            svm.remove_all(to_cpu(&span));
-        }
         buffer::write_all(context, staged, &self.map.lock(), &at_once);
         Ok((retired, plan.prefetches))
     }
@@ -262,7 +265,9 @@ impl Vm {
         if self.is_closed() {
             return Ok(None);
         }
-        self.collect_garbage(&mut svm);
+        if self.collect_garbage(&mut svm).is_err() {
+            return Ok(None);
+        }
         let Some(vma) = self.map.lock().first_from(at).cloned() else {
             return Ok(None);
         };

@@ -193,7 +193,7 @@ impl Vm {
         if self.is_closed() {
             return Err(ENOENT);
         }
-        self.collect_garbage(&mut svm);
+        self.collect_garbage(&mut svm)?;
         let mut changes = self.map.lock_killable()?.change();
         split(&mut changes, span.start)?;
         split(&mut changes, span.end)?;
@@ -217,16 +217,19 @@ impl Vm {
         }
         let removals = Removals::stage(self.aspace(), removals)?;
 
-        // From here on nothing fails.
-        let retired = changes.commit();
+        // What was mapped as was advised before goes first. A caller who is killed meanwhile has changed
+        // nothing: faults bring back what is gone, and none is serviced while the SVM lock is held.
         for edge in [span.start, span.end] {
             // A range lies in one VMA.
             remove_across(&mut svm, edge);
         }
         for span in changed.sorted().iter() {
-            svm.invalidate(to_cpu(&span));
-            sched::cond_resched();
+            svm.invalidate_while(to_cpu(&span), || self.go_on())?;
+            sched::check_killed()?;
         }
+
+        // From here on nothing fails.
+        let retired = changes.commit();
         removals.carry_out(self.svm.context());
         drop(svm);
         drop(retired);
