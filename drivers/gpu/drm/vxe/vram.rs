@@ -97,7 +97,7 @@ impl Vram {
         let blocks = self
             .buddy
             .alloc_blocks(mode, size, align, GpuBuddyAllocFlags::default());
-        let blocks = KBox::pin_init(blocks, GFP_KERNEL)?;
+        let blocks = KBox::pin_init(blocks, GFP_KERNEL_ACCOUNT)?;
         let mut allocation = Allocation {
             vram: self.clone(),
             extents: KVVec::new(),
@@ -107,7 +107,9 @@ impl Vram {
             let (start, len) = (block.offset(), block.size());
             match allocation.extents.last_mut() {
                 Some(last) if last.end() == start => last.len += len,
-                _ => allocation.extents.push(Extent { start, len }, GFP_KERNEL)?,
+                _ => allocation
+                    .extents
+                    .push(Extent { start, len }, GFP_KERNEL_ACCOUNT)?,
             }
             // What was not given is not taken back either, in effect.
             self.ram.give(start..start + len)?;

@@ -9,6 +9,7 @@ use std::{
     cell::Cell,
     os::fd::AsRawFd,
     process::ExitCode,
+    rc::Rc,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -299,6 +300,73 @@ impl Drop for Unmapped {
     }
 }
 
+/// Memory whose pages a GPU has mirrored one by one, with settings that differ.
+struct Pages {
+    count: usize,
+    vm: Vm,
+    map: Map,
+    /// The region of the device's memory.
+    vram: i32,
+}
+
+impl Pages {
+    fn new(count: usize) -> Self {
+        let device = device();
+        let vram = i32::from(vxe_igt::vram::region(&device).instance);
+        let vm = Vm::new(&device).expect("a VM");
+        let map = Map::aligned(count * PAGE, SZ_2M);
+        map.madvise(libc::MADV_NOHUGEPAGE);
+        let piece = |i: usize| {
+            map.write(i * PAGE, 1);
+            let bind = Bind::mirror(map.at(i * PAGE), PAGE as u64);
+            if i % 2 == 0 {
+                bind
+            } else {
+                bind.read_only()
+            }
+        };
+        vm.bind(&(0..count).map(piece).collect::<Vec<_>>()).expect("many VMAs");
+        Self { count, vm, map, vram }
+    }
+
+    /// Moves all of them.
+    fn prefetch(&self, region: i32) {
+        let all = Bind::prefetch(self.map.at(0), (self.count * PAGE) as u64, region);
+        self.vm.bind(&[all]).expect("a prefetch");
+    }
+}
+
+/// They are in device memory, until this is dropped.
+struct InVram(Rc<Pages>);
+
+impl Drop for InVram {
+    fn drop(&mut self) {
+        self.0.prefetch(0);
+    }
+}
+
+/// What is kept of device memory as long as a process has it, of each piece that was moved by itself.
+fn blocks() {
+    const COUNT: usize = 6000;
+    if is_debug_kernel() {
+        skip!("with the checks of a debug kernel");
+    }
+    expect_charged(
+        COUNT,
+        500,
+        || {
+            let pages = Pages::new(COUNT);
+            // Ranges and page tables are there from here on.
+            pages.prefetch(0);
+            Rc::new(pages)
+        },
+        |pages| {
+            pages.prefetch(pages.vram);
+            InVram(pages.clone())
+        },
+    );
+}
+
 /// An array of operations of which the last never comes: the VM_BIND that waits for it is charged for
 /// what it has read.
 fn waiting_array() {
@@ -532,6 +600,7 @@ fn main() -> ExitCode {
     p.subtest("queues", "Exec queues are charged.", queues);
     p.subtest("ranges", "What is known of a process's memory is charged.", ranges);
     p.subtest("resets", "So are those that a reset of attributes makes.", resets);
+    p.subtest("blocks", "What is kept of device memory is charged.", blocks);
     p.subtest("removals", "Mappings are removed by a process with little memory.", removals);
     p.subtest("waiting-array", "An array of operations does not end.", waiting_array);
     p.subtest("number-alone", "There are fewer operations than their number says.", number_alone);

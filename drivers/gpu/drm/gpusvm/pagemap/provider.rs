@@ -34,7 +34,8 @@ pub trait Provider: Send + Sync + Sized + 'static {
     /// be defined.
     ///
     /// Called with the mmap lock of some process held for reading, and pages of it isolated: must
-    /// take no mmap lock, nor touch user memory.
+    /// take no mmap lock, nor touch user memory. Accounted memory is charged to the process that the
+    /// migration is for.
     fn allocate(&self, request: &Request<'_>) -> Result<Self::Memory>;
 
     /// The device page that number `index` of an allocation is at; of as many as were requested. A

@@ -61,7 +61,7 @@ impl Zdd {
             allocation,
             pagemap: pagemap.into(),
         };
-        Ok(Arc::new(zdd, GFP_KERNEL)?)
+        Ok(Arc::new(zdd, GFP_KERNEL_ACCOUNT)?)
     }
 
     /// The allocation that the folios are part of.

@@ -167,7 +167,9 @@ impl Provider for Local {
                 pages += 1;
             }
             let allocation = self.get(&block.charge, order, pages)?;
-            block.parts.push(Part { first, allocation }, GFP_KERNEL)?;
+            block
+                .parts
+                .push(Part { first, allocation }, GFP_KERNEL_ACCOUNT)?;
             first += pages;
         }
         Ok(block)

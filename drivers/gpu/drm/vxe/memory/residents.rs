@@ -97,7 +97,7 @@ impl Residents {
     ///
     /// Fails with `ENODEV` when no block may come any more, and `ENOMEM`.
     pub(super) fn add(&self) -> Result<Entry> {
-        let spare = RBTreeNode::new(0, None, GFP_KERNEL)?.into_reservation();
+        let spare = RBTreeNode::new(0, None, GFP_KERNEL_ACCOUNT)?.into_reservation();
         let mut list = self.list.lock();
         if list.closed {
             drop(list);

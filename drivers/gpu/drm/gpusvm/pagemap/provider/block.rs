@@ -66,13 +66,13 @@ impl<P: Provider> Block<P> {
         frames: &mut [usize],
         size: usize,
     ) -> Result<Handle<P>> {
-        let mut pages = KVVec::with_capacity(request.pages(), GFP_KERNEL)?;
+        let mut pages = KVVec::with_capacity(request.pages(), GFP_KERNEL_ACCOUNT)?;
         let memory = inner.provider.allocate(request)?;
         let base = inner.memory.frames().start;
         for (index, place) in request.places().enumerate() {
             let page = P::page(&memory, index);
             *frames.get_mut(place).ok_or(EINVAL)? = base.wrapping_add(page);
-            pages.push(page, GFP_KERNEL)?;
+            pages.push(page, GFP_KERNEL_ACCOUNT)?;
         }
         let claim = Claim::new((&inner.page_map).into(), pages)?;
         let block = KBox::pin_init(
@@ -89,7 +89,7 @@ impl<P: Provider> Block<P> {
                 claim,
                 memory,
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         // SAFETY: The object stays where it is until it is freed; the reference is handed over.
         unsafe {

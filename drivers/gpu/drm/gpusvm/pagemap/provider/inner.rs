@@ -23,7 +23,7 @@ use kernel::{
     bindings::{device, dma_data_direction, dma_fence, page},
     device::Device,
     ffi::{c_int, c_uint, c_ulong},
-    mm::Mm,
+    mm::MmWithUser,
     prelude::*, //
 };
 use kernel_ext::{bindings as ext, dev_pagemap::DevPagemap, dma::Direction, zone_device};
@@ -144,7 +144,7 @@ impl<P: Provider> Inner<P> {
         timeslice_ms: c_ulong,
     ) -> c_int {
         // SAFETY: By this function's requirements.
-        let (this, mm) = unsafe { (Self::of(pagemap), Mm::from_raw(mm)) };
+        let (this, mm) = unsafe { (Self::of(pagemap), MmWithUser::from_raw(mm)) };
         let timeslice_ms = u32::try_from(timeslice_ms).unwrap_or(u32::MAX);
         // SAFETY: The mmap lock is held by the caller.
         match unsafe { this.populate_locked(mm, start..end, timeslice_ms, Sources::Devices) } {

@@ -16,13 +16,13 @@ use super::{
 use crate::scan::first_vma_locked;
 use core::{ffi::c_void, marker::PhantomData, ops::Range, ptr::NonNull};
 use kernel::{
-    mm::Mm,
+    mm::{Mm, MmWithUser},
     page::PAGE_SHIFT,
     prelude::*,
     sync::aref::ARef,
     time::msecs_to_jiffies, //
 };
-use kernel_ext::{dev_pagemap::DevPagemap, drm_device::DrmDevice, live_mm};
+use kernel_ext::{dev_pagemap::DevPagemap, drm_device::DrmDevice, live_mm, memcg::ActiveMemcg};
 
 /// A device's memory, with a provider. A counted reference.
 pub struct Pagemap<P: Provider>(pub(super) PageMapRef, pub(super) PhantomData<P>);
@@ -147,10 +147,10 @@ impl<P: Provider> Inner<P> {
     ///
     /// # Safety
     ///
-    /// The mmap lock of `mm` must be held; and the mm have users.
+    /// The mmap lock of `mm` must be held.
     pub(super) unsafe fn populate_locked(
         &self,
-        mm: &Mm,
+        mm: &MmWithUser,
         span: Range<usize>,
         timeslice_ms: u32,
         sources: Sources,
@@ -159,6 +159,9 @@ impl<P: Provider> Inner<P> {
             timeslice: msecs_to_jiffies(timeslice_ms),
             sources,
         };
+        // What is kept of the memory as long as the process has it is charged to that process, whoever
+        // moves its pages: another that has its VM, say. What goes for it needs none of that.
+        let _charged = ActiveMemcg::of(mm);
         let mut total = Moved::default();
         let mut rest = span;
         // SAFETY: The mmap lock is held.
