@@ -82,7 +82,7 @@ impl<E: Errand> Posting<E> {
                 errand,
                 _module: module,
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 

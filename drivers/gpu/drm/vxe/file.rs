@@ -84,7 +84,7 @@ impl drm::file::DriverFile for File {
                 queues <- MapleTreeAlloc::new(),
                 vms <- MapleTreeAlloc::new(),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 }
@@ -127,8 +127,10 @@ impl File {
 
     /// Gives a new queue an id.
     pub(crate) fn add_queue(&self, queue: Arc<ExecQueue>) -> Result<u32> {
-        let id = KBox::new(QueueId::new(queue), GFP_KERNEL)?;
-        let id = self.queues.alloc_range(1, id, 1..=MAX_ID, GFP_KERNEL)?;
+        let id = KBox::new(QueueId::new(queue), GFP_KERNEL_ACCOUNT)?;
+        let id = self
+            .queues
+            .alloc_range(1, id, 1..=MAX_ID, GFP_KERNEL_ACCOUNT)?;
         // CAST: Not more than `MAX_ID`.
         Ok(id as u32)
     }

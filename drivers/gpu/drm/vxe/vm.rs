@@ -291,6 +291,10 @@ impl Vm {
             }
             done = self.try_service(fault, true);
         }
+        if done.is_err() {
+            // Who remembers it charges nobody.
+            self.failed.make_room();
+        }
         done
     }
 

@@ -114,7 +114,7 @@ fn operations(
     let count = args.num_binds as usize;
     let mut ops = KVVec::new();
     if count == 1 {
-        ops.push(Op::new(dev, &args.bind(), mode)?, GFP_KERNEL)?;
+        ops.push(Op::new(dev, &args.bind(), mode)?, account())?;
         return Ok(ops);
     }
     // Does not overflow: the number has 32 bits.

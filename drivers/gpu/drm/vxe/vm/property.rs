@@ -45,12 +45,21 @@ impl FailedFaults {
         })
     }
 
+    /// Has room for one more, unless there are enough, or there is no memory. It is charged to whom the
+    /// calling thread charges.
+    pub(super) fn make_room(&self) {
+        let mut list = self.list.lock();
+        if list.len() < MAX {
+            let _ = list.reserve(1, GFP_KERNEL_ACCOUNT);
+        }
+    }
+
     /// Remembers a fault, and why it failed, if there is room.
     pub(crate) fn add(&self, fault: &Fault, error: Error) {
         let mut list = self.list.lock();
         if list.len() < MAX {
-            // Without memory it is forgotten: it is for those who debug.
-            let _ = list.push(entry(fault, error), GFP_KERNEL_ACCOUNT);
+            // Without room it is forgotten: it is for those who debug.
+            let _ = list.push_within_capacity(entry(fault, error));
         }
     }
 }
