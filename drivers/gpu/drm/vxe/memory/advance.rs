@@ -9,6 +9,10 @@
 use core::marker::PhantomData;
 use kernel::{
     prelude::*,
+    rbtree::{
+        RBTree,
+        RBTreeNode, //
+    },
     sync::{
         new_mutex,
         Mutex, //
@@ -20,9 +24,9 @@ use kernel_ext::dmem::Charge;
 /// The advances of all threads that move pages.
 #[pin_data]
 pub(super) struct Advances {
-    /// Each thread has one at the most.
+    /// By thread: each has one at the most.
     #[pin]
-    list: Mutex<KVec<(Pid, Charge)>>,
+    list: Mutex<RBTree<Pid, Charge>>,
 }
 
 /// What the calling thread has been advanced. Dropping it gives back what is left.
@@ -36,14 +40,16 @@ impl Advances {
     /// Nobody has any.
     pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            list <- new_mutex!(KVec::new(), "vxe::Advances"),
+            list <- new_mutex!(RBTree::new(), "vxe::Advances"),
         })
     }
 
     /// Advances the calling thread `charge`. Fails with `ENOMEM`.
     pub(super) fn put(&self, charge: Charge) -> Result<Advance<'_>> {
         let of = kernel::current!().pid();
-        self.list.lock().push((of, charge), GFP_KERNEL)?;
+        let node = RBTreeNode::new(of, charge, GFP_KERNEL_ACCOUNT)?;
+        // It had none.
+        let _ = self.list.lock().insert(node);
         Ok(Advance {
             advances: self,
             _thread: PhantomData,
@@ -54,18 +60,14 @@ impl Advances {
     pub(super) fn take(&self, bytes: u64) -> Option<Charge> {
         let of = kernel::current!().pid();
         let mut list = self.list.lock();
-        let (_, charge) = list.iter_mut().find(|(whose, _)| *whose == of)?;
-        charge.take(bytes)
+        list.get_mut(&of)?.take(bytes)
     }
 }
 
 impl Drop for Advance<'_> {
     fn drop(&mut self) {
         let of = kernel::current!().pid();
-        let mut list = self.advances.list.lock();
-        let at = list.iter().position(|(whose, _)| *whose == of);
-        let left = at.and_then(|at| list.remove(at).ok());
-        drop(list);
+        let left = self.advances.list.lock().remove_node(&of);
         drop(left);
     }
 }
