@@ -19,13 +19,20 @@
 //! # Locking
 //!
 //! The list of payers, then a payer's threads, then its questions, each a mutex; they are leaves but for
-//! memory that is allocated under them. No lock is held while somebody is waited for.
+//! memory that is allocated under the last two. No lock is held while somebody is waited for.
+//!
+//! Payers and threads that attend are as many as userspace likes, and looked up all the time: they are in
+//! trees.
 
 use core::{marker::PhantomData, mem};
 use kernel::{
     mm::Mm,
     module::this_module,
     prelude::*,
+    rbtree::{
+        RBTree,
+        RBTreeNode, //
+    },
     sync::{
         aref::ARef,
         atomic::{Atomic, Relaxed},
@@ -87,9 +94,9 @@ type Told = (ARef<Task>, Notify);
 
 /// The threads of a payer that are known.
 struct Threads {
-    /// Those that sleep in a system call of a driver's, and may be woken.
-    attending: KVec<ARef<Task>>,
-    /// Those that were told to come and answer, and have not come yet.
+    /// Those that sleep in a system call of a driver's, and may be woken, by their addresses.
+    attending: RBTree<usize, ARef<Task>>,
+    /// Those that were told to come and answer, and have not come yet: [`ON_THEIR_WAY`] at the most.
     told: KVec<Told>,
 }
 
@@ -102,7 +109,7 @@ struct Payer {
     #[pin]
     threads: Mutex<Threads>,
     #[pin]
-    questions: Mutex<KVec<Arc<Question>>>,
+    questions: Mutex<KVVec<Arc<Question>>>,
     /// No thread could answer the last time, and none has since.
     is_silent: Atomic<bool>,
 }
@@ -144,20 +151,16 @@ impl Payer {
                 process: kernel::current!().group_leader().into(),
                 threads <- new_mutex!(
                     Threads {
-                        attending: KVec::new(),
+                        attending: RBTree::new(),
                         told: KVec::new(),
                     },
                     "payer::Threads"
                 ),
-                questions <- new_mutex!(KVec::new(), "payer::Questions"),
+                questions <- new_mutex!(KVVec::new(), "payer::Questions"),
                 is_silent: Atomic::new(false),
             }),
             GFP_KERNEL_ACCOUNT,
         )
-    }
-
-    fn is(&self, mm: &Mm) -> bool {
-        self.mm.as_raw() == mm.as_raw()
     }
 
     /// Answers all questions, if the calling thread still is one of the process: and not exiting, say.
@@ -181,11 +184,11 @@ impl Payer {
                 answer <- new_mutex!(None, "payer::Question"),
                 answered <- Completion::new(),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         self.questions
             .lock()
-            .push(question.clone(), GFP_KERNEL)
+            .push(question.clone(), GFP_KERNEL_ACCOUNT)
             .map_err(Error::from)?;
         let waited = self.wait_for(&question);
         let unasked = {
@@ -249,7 +252,7 @@ impl Payer {
     /// not sleep. Returns it; none if there is none. Fails with `ENODEV` and `ENOMEM`.
     fn tell(self: &Arc<Self>, nth: u32) -> Result<Option<ARef<Task>>> {
         let mut threads = self.threads.lock();
-        let (thread, notify) = match threads.attending.last() {
+        let (thread, notify) = match threads.attending.values().next() {
             Some(thread) if nth == 0 => (thread.clone(), Notify::Signal),
             _ => match sched::find_runnable(&self.process, &self.mm, nth) {
                 Some(thread) => (thread, Notify::Resume),
@@ -267,7 +270,9 @@ impl Payer {
         // SAFETY: The module is this one.
         let module = unsafe { ModuleRef::try_get(this.as_ptr()) }?;
         let posting = Posting::new(Visit(self.clone()), module)?;
-        threads.told.push((thread.clone(), notify), GFP_KERNEL)?;
+        threads
+            .told
+            .push((thread.clone(), notify), GFP_KERNEL_ACCOUNT)?;
         // With the lock held: one that attends cannot go elsewhere before it knows.
         if posting.send(&thread, notify).is_err() {
             let told = threads.told.pop();
@@ -285,9 +290,17 @@ struct Member {
     count: usize,
 }
 
+/// Those who are enrolled, by the addresses of their address spaces.
+type Members = RBTree<usize, Member>;
+
+/// An address space in [`Members`].
+fn key(mm: &Mm) -> usize {
+    mm.as_raw().addr()
+}
+
 global_lock! {
-    // SAFETY: `init()` is called before anybody can enroll.
-    unsafe(uninit) static PAYERS: Mutex<KVec<Member>> = KVec::new();
+    // SAFETY: `init()` is called before anybody can enroll. From then on there is a tree.
+    unsafe(uninit) static PAYERS: Mutex<Option<Members>> = None;
 }
 
 global_lock! {
@@ -306,6 +319,7 @@ pub(crate) unsafe fn init() -> Result {
         PAYERS.init();
         RETURNING.init();
     }
+    *PAYERS.lock() = Some(RBTree::new());
     *RETURNING.lock() = Some(OwnedQueue::new_unbound(c"gpusvm-payers")?);
     Ok(())
 }
@@ -315,16 +329,16 @@ pub(crate) unsafe fn init() -> Result {
 pub(crate) fn exit() {
     let queue = RETURNING.lock().take();
     drop(queue);
-    // Nobody is enrolled any more; a static is not dropped, and so would keep the memory of the list.
-    let members = mem::take(&mut *PAYERS.lock());
+    // Nobody is enrolled any more.
+    let members = PAYERS.lock().take();
     drop(members);
 }
 
 /// The payer that `mm` is of.
 fn find(mm: &Mm) -> Option<Arc<Payer>> {
     let members = PAYERS.lock();
-    let member = members.iter().find(|member| member.payer.is(mm));
-    member.map(|member| member.payer.clone())
+    let member = members.as_ref()?.get(&key(mm))?;
+    Some(member.payer.clone())
 }
 
 /// A mirror of a process that pays for its device memory, as long as this lives.
@@ -342,32 +356,38 @@ pub fn enroll() -> Result<Enrolled> {
         return Err(EINVAL);
     }
     let payer = Payer::new(mm)?;
-    let mut members = PAYERS.lock();
-    match members.iter_mut().find(|member| member.payer.is(mm)) {
-        Some(member) => member.count += 1,
-        None => members.push(Member { payer, count: 1 }, GFP_KERNEL)?,
-    }
-    drop(members);
+    let node = RBTreeNode::new(key(mm), Member { payer, count: 1 }, GFP_KERNEL_ACCOUNT)?;
+    let mut guard = PAYERS.lock();
+    let members = guard.as_mut().ok_or(EINVAL)?;
+    let unused = match members.get_mut(&key(mm)) {
+        Some(member) => {
+            member.count += 1;
+            Some(node)
+        }
+        None => members.insert(node),
+    };
+    drop(guard);
+    drop(unused);
     Ok(Enrolled(mm.into()))
 }
 
 impl Drop for Enrolled {
     fn drop(&mut self) {
-        let mut members = PAYERS.lock();
-        let last = members
-            .iter_mut()
-            .position(|member| {
-                let is_it = member.payer.is(&self.0);
-                member.count -= usize::from(is_it);
-                is_it && member.count == 0
-            })
-            .and_then(|index| members.remove(index).ok());
-        drop(members);
+        let mut guard = PAYERS.lock();
+        let last = guard.as_mut().and_then(|members| {
+            let member = members.get_mut(&key(&self.0))?;
+            member.count -= 1;
+            if member.count != 0 {
+                return None;
+            }
+            members.remove_node(&key(&self.0))
+        });
+        drop(guard);
         drop(last);
     }
 }
 
-/// A thread that may be woken to answer, as long as this lives.
+/// A thread that may be woken to answer, as long as this lives: of one thread there is one.
 pub struct Attending(Arc<Payer>, PhantomData<*mut ()>);
 
 /// Says that the calling thread is about to sleep, interruptibly, in a system call that is restarted after
@@ -379,26 +399,17 @@ pub fn attend() -> Option<Attending> {
     let current = kernel::current!();
     let payer = find(current.mm()?)?;
     let task: &Task = current;
-    payer
-        .threads
-        .lock()
-        .attending
-        .push(task.into(), GFP_KERNEL_ACCOUNT)
-        .ok()?;
+    let node = RBTreeNode::new(task.as_ptr().addr(), task.into(), GFP_KERNEL_ACCOUNT).ok()?;
+    // It was not there.
+    let _ = payer.threads.lock().attending.insert(node);
     payer.answer_all();
     Some(Attending(payer, PhantomData))
 }
 
 impl Drop for Attending {
     fn drop(&mut self) {
-        let task = Task::current_raw();
-        let mut threads = self.0.threads.lock();
-        let at = threads
-            .attending
-            .iter()
-            .position(|other| other.as_ptr() == task);
-        let gone = at.and_then(|at| threads.attending.remove(at).ok());
-        drop(threads);
+        let task = Task::current_raw().addr();
+        let gone = self.0.threads.lock().attending.remove_node(&task);
         drop(gone);
     }
 }
