@@ -7,6 +7,8 @@
 //! `DRM_IOCTL_MODE_CREATE_DUMB`, and imports. They get handles of the same files, so that a handle
 //! alone does not say that its object has the driver's type.
 //!
+//! What other devices export gets a handle as well, and is not mapped for the device, which cannot use it.
+//!
 //! C header: [`include/drm/drm_gem.h`](srctree/include/drm/drm_gem.h)
 
 use crate::{
@@ -105,11 +107,15 @@ pub fn populate<T: DriverObject>(object: &shmem::Object<T>, index: usize) -> Res
 }
 
 impl<T: CpuPages> GemKind<shmem::Object<T>> {
-    /// The kind of `object`, which is made for this, and of which nobody gets a handle. Fails with
+    /// The kind of `object`, which is made for this, and of which nobody gets a handle. What its device
+    /// imports is not mapped from now on. Fails with `EBUSY` for a device that is registered already, and
     /// `ENOMEM`.
     pub fn of(object: &shmem::Object<T>) -> Result<Self> {
         // SAFETY: The object is valid, and its functions are constant.
-        let funcs = unsafe { &*(*object.as_raw()).funcs };
+        let (funcs, drm) = unsafe { (&*(*object.as_raw()).funcs, (*object.as_raw()).dev) };
+        let import = bindings::drm_gem_shmem_prime_import_no_map;
+        // SAFETY: The device is valid, and the function one for a device that makes objects of shmem.
+        to_result(unsafe { ext::drm_import_by(drm, Some(import)) })?;
         // INVARIANT: Nobody has them yet.
         Ok(Self {
             shmem: KBox::new(Export::<T>::functions(funcs), GFP_KERNEL)?,

@@ -8,7 +8,9 @@
 #include <linux/pagemap.h>
 #include <linux/shmem_fs.h>
 #include <drm/drm_device.h>
+#include <drm/drm_drv.h>
 #include <drm/drm_gem.h>
+#include <drm/drm_managed.h>
 #include <drm/drm_print.h>
 #include <drm/drm_vma_manager.h>
 
@@ -29,6 +31,41 @@ void kext_drm_widen_offsets(struct drm_device *drm)
 	drm_vma_offset_manager_destroy(drm->vma_offset_manager);
 	drm_vma_offset_manager_init(drm->vma_offset_manager, DRM_FILE_PAGE_OFFSET_START, 1UL << 50);
 #endif
+}
+
+/* The driver of a device as it was, and as it is now. */
+struct kext_driver {
+	struct drm_driver driver;
+	const struct drm_driver *before;
+};
+
+static void kext_driver_restore(struct drm_device *drm, void *data)
+{
+	struct kext_driver *own = data;
+
+	drm->driver = own->before;
+}
+
+/*
+ * Has a device that is not registered yet import what others export by @import. The memory of the driver is
+ * the device's, which has the one that it was made with again when it ends.
+ */
+int kext_drm_import_by(struct drm_device *drm,
+		       struct drm_gem_object *(*import)(struct drm_device *, struct dma_buf *))
+{
+	struct kext_driver *own;
+
+	if (drm->registered)
+		return -EBUSY;
+	own = drmm_kzalloc(drm, sizeof(*own), GFP_KERNEL);
+	if (!own)
+		return -ENOMEM;
+	own->before = drm->driver;
+	own->driver = *drm->driver;
+	own->driver.gem_prime_import = import;
+	drm->driver = &own->driver;
+	/* Before the memory goes. */
+	return drmm_add_action_or_reset(drm, kext_driver_restore, own);
 }
 
 /*

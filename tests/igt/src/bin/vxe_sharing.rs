@@ -122,6 +122,20 @@ fn between_devices() {
     provider.remove();
 }
 
+/// Nothing is mapped for a device that cannot use it: what it has imported is no reason not to unbind it, of
+/// which the kernel has checks on debug.
+fn unbound_importer() {
+    let provider = Provider::load(2);
+    let bo = Bo::system(&Slot::first().open(), SZ_64K).expect("a buffer");
+    let buffer = bo.export().expect("a dma-buf");
+    let theirs = provider.slot().open();
+    let imported = Bo::import(&theirs, buffer.as_fd(), SZ_64K).expect("an import");
+    provider.slot().unbind();
+    drop((imported, theirs, buffer, bo));
+    provider.slot().bind();
+    provider.remove();
+}
+
 fn main() -> ExitCode {
     let mut p = Program::new("vxe_sharing", "Buffers are shared, or private to a VM.");
     p.subtest("private-export", "private buffers are not exported", private_export);
@@ -130,5 +144,6 @@ fn main() -> ExitCode {
     p.subtest("files", "a file imports what another exports", between_files);
     p.subtest("device-memory", "device memory is not exported", device_memory);
     p.subtest("devices", "a device imports what another exports", between_devices);
+    p.subtest("unbound-importer", "a device that has imports is unbound", unbound_importer);
     p.main()
 }
