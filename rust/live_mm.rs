@@ -13,15 +13,22 @@
 //! allocation may not find it: while the thread is a user it may take as much from the kernel's reserves,
 //! which never kills.
 //!
+//! The reserves are for few. A walk may have to wait for userspace (userfaultfd, FUSE), for ever, and go on
+//! when there is no memory any more; and any number of them could be let go on at once. So two threads have the
+//! reserves at a time. Who waits for these in vain for a moment, before it is a user, goes without: room was
+//! made for it all the same.
+//!
 //! C headers: [`include/linux/sched/mm.h`](srctree/include/linux/sched/mm.h),
 //! [`include/linux/oom.h`](srctree/include/linux/oom.h)
 
 use crate::{bindings as ext, memcg::ActiveMemcg, sched};
 use core::{marker::PhantomData, ops::Deref};
 use kernel::{
+    bindings,
     mm::{Mm, MmWithUser},
     prelude::*,
-    sync::aref::ARef, //
+    sync::aref::ARef,
+    task::Task, //
 };
 
 /// Whether the process that `mm` is of is exiting: the OOM killer has chosen it, all of its threads were
@@ -43,9 +50,13 @@ pub fn is_gone(mm: &Mm) -> bool {
 /// How many pages one step may need besides what it is asked for: page tables, and what the kernel notes.
 const BESIDES: usize = 16;
 
+/// How long the reserves are waited for, in milliseconds: as long as a step takes that waits for nobody.
+const RESERVES_MS: u32 = 100;
+
 /// A user of an address space, of the thread that became one.
 ///
-/// Of a kernel thread that had room made, its allocations may use the kernel's reserves until this is dropped.
+/// Of a kernel thread that had room made, and is one of few, its allocations may use the kernel's reserves
+/// until this is dropped.
 /// Several nest; each is to be dropped before those that were there before it.
 #[must_use = "is no user any more when it is dropped"]
 pub struct LiveMm {
@@ -72,19 +83,30 @@ struct Reserves {
 }
 
 impl Reserves {
-    fn open() -> Self {
-        Self {
+    /// Opens them, unless too many others have them for too long, or the thread has them already. Sleeps.
+    fn open() -> Option<Self> {
+        // SAFETY: `current` is valid, and its flags are changed by itself alone.
+        let flags = unsafe { (*Task::current_raw()).flags };
+        // SAFETY: Has no requirements, but that the caller may sleep.
+        if flags & bindings::PF_MEMALLOC != 0 || !unsafe { ext::reserves_get(RESERVES_MS) } {
+            return None;
+        }
+        Some(Self {
             // SAFETY: Has no requirements: the flags are the calling thread's.
             before: unsafe { ext::memalloc_noreclaim_save() },
             _thread: PhantomData,
-        }
+        })
     }
 }
 
 impl Drop for Reserves {
     fn drop(&mut self) {
-        // SAFETY: `before` was returned to this thread, which dropped what it made since.
-        unsafe { ext::memalloc_noreclaim_restore(self.before) };
+        // SAFETY: `before` was returned to this thread, which dropped what it made since, and is one of those
+        // who have the reserves.
+        unsafe {
+            ext::memalloc_noreclaim_restore(self.before);
+            ext::reserves_put();
+        }
     }
 }
 
@@ -99,10 +121,15 @@ impl Drop for Reserves {
 /// only then becomes a user: of whoever is killed, all memory is free soon.
 pub fn get(mm: &Mm, pages: usize) -> Result<LiveMm> {
     let made_room = sched::is_kernel_thread() && make_room(mm, pages.saturating_add(BESIDES))?;
+    // Who allocates nothing for the process has no part in them.
+    let reserves = if made_room && pages != 0 {
+        Reserves::open()
+    } else {
+        None
+    };
     let mm = user_of(mm)?;
     Ok(LiveMm {
-        // Who allocates nothing for the process has no part in them.
-        _reserves: (made_room && pages != 0).then(Reserves::open),
+        _reserves: reserves,
         mm,
     })
 }

@@ -2,11 +2,13 @@
 
 #include <linux/hmm.h>
 #include <linux/hugetlb.h>
+#include <linux/jiffies.h>
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/semaphore.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/userfaultfd_k.h>
@@ -182,6 +184,20 @@ static bool kext_try_pages(unsigned long count, gfp_t gfp)
 bool kext_make_room(unsigned long count)
 {
 	return kext_try_pages(count + min(totalram_pages() / 64, SZ_16M >> PAGE_SHIFT), GFP_KERNEL);
+}
+
+/* How many threads may use the reserves at once. What each takes is a part of what is in them. */
+static DEFINE_SEMAPHORE(kext_reserves, 2);
+
+/* Waits for @ms milliseconds to be one of these; whether the caller is. */
+bool kext_reserves_get(unsigned int ms)
+{
+	return down_timeout(&kext_reserves, msecs_to_jiffies(ms)) == 0;
+}
+
+void kext_reserves_put(void)
+{
+	up(&kext_reserves);
 }
 
 unsigned int kext_memalloc_noreclaim_save(void)
