@@ -94,8 +94,7 @@ pub(crate) struct Data {
     /// How many objects there are.
     pub(crate) objects: Arc<Objects>,
     /// Who waits for user fences.
-    #[pin]
-    pub(crate) fences: FenceWaiters,
+    pub(crate) fences: Arc<FenceWaiters>,
     /// The VMs that are open.
     pub(crate) vms: Arc<VmList>,
     /// Where its work is done.
@@ -119,7 +118,7 @@ impl Data {
             bo_kind: SetOnce::new(),
             stats: Stats::new(),
             objects: Objects::new()?,
-            fences <- FenceWaiters::new(),
+            fences: FenceWaiters::new(&queues)?,
             vms: VmList::new(&queues)?,
             queues,
         }))
@@ -137,7 +136,7 @@ pub(crate) struct Queues {
     /// Who uses the device. Clients have work queues of their own, for what takes long.
     #[pin]
     pub(crate) clients: Clients,
-    /// Short work: the end of clients, and looking for processes that are gone.
+    /// Short work: the end of clients, looking for processes that are gone, and to wake who waits for fences.
     pub(crate) work: OwnedQueue,
 }
 
@@ -245,7 +244,7 @@ impl drm_platform::Driver for VxeDriver {
     fn gone(dev: &Device) {
         // Nothing is mapped any more, and jobs fail with their next access.
         dev.vms.close_all();
-        dev.fences.signal();
+        dev.fences.close();
         // Workers do not wait for userspace any more. They take the rest of the VMs down.
         dev.queues.flush();
         dev.vms.unwatch();

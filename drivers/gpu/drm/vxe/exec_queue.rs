@@ -244,7 +244,7 @@ impl ExecQueue {
         drop(jobs);
         drop(dropped);
         // Who waits for a fence of this queue waits in vain.
-        self.dev.fences.signal();
+        self.signal();
     }
 
     /// Takes no more jobs, because the one that was begun failed, whose batch is at `batch`.
@@ -261,7 +261,12 @@ impl ExecQueue {
         let dropped = jobs.take();
         drop(jobs);
         drop(dropped);
-        self.dev.fences.signal();
+        self.signal();
+    }
+
+    /// Has those look again who wait for what jobs store, or for the queue to be dead.
+    fn signal(&self) {
+        self.dev.fences.signal(self.vm.mm());
     }
 
     /// Has what is in `node` run, when it is its turn.
@@ -435,7 +440,7 @@ impl Execution {
             // Also without a fence: somebody may wait for a word that the batch has stored.
             _ => {
                 self.job = None;
-                queue.dev.fences.signal();
+                queue.signal();
             }
         }
     }

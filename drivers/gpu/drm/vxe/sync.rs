@@ -2,9 +2,9 @@
 
 //! User fences, and those who wait for them.
 //!
-//! A user fence is a 64-bit word that gets a value when something is done. Who waits for one sleeps
-//! in [`FenceWaiters`], of which a device has one: whoever writes a fence, or changes what a waiter
-//! looks at, calls [`FenceWaiters::signal`] afterwards.
+//! A user fence is a 64-bit word that gets a value when something is done. Who waits for one is one of the
+//! [`FenceWaiters`] of the device: whoever writes a fence, or changes what a waiter looks at, calls
+//! [`FenceWaiters::signal`] afterwards.
 //!
 //! The fence of a VM_BIND is at a CPU address of the process that binds, a [`BindFence`], which the
 //! ioctl writes when all is done; that of an EXEC is at a GPU address, which the queue stores to.
@@ -14,83 +14,15 @@ use crate::{
     ioctl::Ioctl,
     uapi, //
 };
-use kernel::{
-    prelude::*,
-    sync::{
-        new_condvar,
-        new_spinlock,
-        CondVar,
-        CondVarTimeoutResult,
-        SpinLock, //
-    },
-    time::Jiffies, //
-};
+use kernel::prelude::*;
 use kernel_ext::drm_dbg;
 
-/// Why [`FenceWaiters::wait`] returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Waited {
-    /// Something was signalled; so many jiffies were left.
-    Signalled(Jiffies),
-    /// The time is up.
-    TimedOut,
-    /// The caller has a signal pending.
-    Interrupted,
-}
+mod waiters;
 
-/// Who waits for any fence of a device.
-///
-/// What is waited for is in user memory, which cannot be looked at under a lock. So a waiter takes
-/// the [`generation`](Self::generation), looks, and sleeps only if nothing was signalled since: a
-/// signal between the two is not missed.
-#[pin_data]
-pub(crate) struct FenceWaiters {
-    /// Counts the signals.
-    #[pin]
-    generation: SpinLock<u64>,
-    #[pin]
-    signalled: CondVar,
-}
-
-impl FenceWaiters {
-    /// Nobody waits.
-    pub(crate) fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            generation <- new_spinlock!(0, "FenceWaiters::generation"),
-            signalled <- new_condvar!("FenceWaiters::signalled"),
-        })
-    }
-
-    /// What to pass to [`wait`](Self::wait): take it before looking.
-    pub(crate) fn generation(&self) -> u64 {
-        *self.generation.lock()
-    }
-
-    /// Wakes everybody, to look again. May be called in any context but a hard interrupt.
-    pub(crate) fn signal(&self) {
-        let mut generation = self.generation.lock();
-        *generation = generation.wrapping_add(1);
-        drop(generation);
-        self.signalled.notify_all();
-    }
-
-    /// Sleeps, interruptibly, until something was signalled after `seen` was taken, or for
-    /// `timeout` jiffies.
-    pub(crate) fn wait(&self, seen: u64, mut timeout: Jiffies) -> Waited {
-        let mut generation = self.generation.lock();
-        while *generation == seen {
-            match self
-                .signalled
-                .wait_interruptible_timeout(&mut generation, timeout)
-            {
-                CondVarTimeoutResult::Woken { jiffies } => timeout = jiffies,
-                CondVarTimeoutResult::Timeout => return Waited::TimedOut,
-                CondVarTimeoutResult::Signal { .. } => return Waited::Interrupted,
-            }
-        }
-        Waited::Signalled(timeout)
-    }
-}
+pub(crate) use waiters::{
+    FenceWaiters,
+    Waited, //
+};
 
 /// A user fence: a 64-bit word, and the value that it gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +47,7 @@ impl BindFence {
         if let Err(e) = ioctl.write(addr, &value) {
             drm_dbg!(dev, "user fence at {addr:#x} not written: {e:?}");
         }
-        dev.fences.signal();
+        dev.fences.signal(kernel::current!().mm().map(|mm| &**mm));
     }
 }
 

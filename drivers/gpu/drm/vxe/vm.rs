@@ -224,6 +224,11 @@ impl Vm {
         Ok(vm)
     }
 
+    /// The address space of the process that it was made for.
+    pub(crate) fn mm(&self) -> Option<&Mm> {
+        self.svm.mm()
+    }
+
     /// The process that it was made for.
     pub(crate) fn client(&self) -> &Membership {
         &self.client
@@ -301,7 +306,7 @@ impl Vm {
     /// Has what the calling thread, a worker of the kernel's, allocates for the process be charged to that, as
     /// long as the result is kept. Fails with `EFAULT` for a process that is exiting.
     fn charge_process(&self) -> Result<ActiveMemcg> {
-        let mm = self.svm.mm().ok_or(EFAULT)?;
+        let mm = self.mm().ok_or(EFAULT)?;
         Ok(ActiveMemcg::of(&*live_mm::get(mm, 0)?))
     }
 

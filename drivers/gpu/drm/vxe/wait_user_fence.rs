@@ -65,8 +65,8 @@ impl Condition {
 /// restarted with it.
 ///
 /// Fails with `EINVAL`, with `EFAULT`, with `ENOENT` for a queue that is none, with `ETIME` when the
-/// time is up, with `EIO` when the queue is dead, with `ENODEV` when the device is gone, and with
-/// `ERESTARTSYS` on a signal.
+/// time is up, with `EIO` when the queue is dead, with `ENODEV` when the device is gone, with
+/// `ERESTARTSYS` on a signal, and with `ENOMEM`.
 pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fence) -> Result<u32> {
     let (dev, file) = (ioctl.dev(), ioctl.file());
     ensure!(dev, args.extensions == 0, EINVAL);
@@ -91,11 +91,12 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fen
         args.timeout = i64::MAX;
     }
     let mut timeout = to_jiffies(args.timeout, absolute);
+    let waiter = dev.fences.join()?;
     let start = Clock::Monotonic.now_ns();
 
     let result = loop {
         // Before looking, so that what is signalled afterwards is not slept through.
-        let seen = dev.fences.generation();
+        let seen = waiter.generation();
         // The queue before the word: a queue may write the word, and die after that.
         let dead = queue.as_ref().is_some_and(|queue| queue.is_dead());
         match wanted.holds_at(ioctl, args.addr) {
@@ -113,7 +114,7 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fen
         // Who waits for the GPU answers when the process is asked to pay for its memory; not while it looks,
         // which may be to wait for a page.
         let _attending = payer::attend();
-        timeout = match dev.fences.wait(seen, timeout) {
+        timeout = match waiter.wait(seen, timeout) {
             Waited::Signalled(left) => left,
             // Look once more.
             Waited::TimedOut => 0,

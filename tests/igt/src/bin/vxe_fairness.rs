@@ -5,9 +5,11 @@
 use std::{
     hint::black_box,
     process::ExitCode,
+    sync::mpsc,
+    thread::{Builder, JoinHandle},
     time::{Duration, Instant},
 };
-use vxe_client::{Bind, Error, ExecQueue, Fence, Vm};
+use vxe_client::{Bind, Device, Error, ExecQueue, Fence, Timeout, Vm, Wait, WaitOp};
 use vxe_igt::{
     gpu::{device, write_batch},
     process::{fork, Child},
@@ -263,6 +265,70 @@ fn too_many_jobs() {
     gpu.run(|c| _ = c.noop());
 }
 
+/// Starts `count` threads that wait until the word at `address` is not zero, and returns when they are about
+/// to sleep.
+fn wait_in_threads(count: usize, device: &Device, address: u64) -> Vec<JoinHandle<()>> {
+    let wait = Wait { op: WaitOp::Neq, ..Wait::equal(address, 0, Timeout::Forever) };
+    let (begun, threads) = mpsc::channel();
+    let start = |_| {
+        let (device, begun) = (device.clone(), begun.clone());
+        let wait = move || {
+            begun.send(()).expect("the test");
+            device.wait_user_fence(&wait).expect("a wait");
+        };
+        Builder::new().stack_size(SZ_64K).spawn(wait).expect("a thread")
+    };
+    let handles = (0..count).map(start).collect();
+    assert_eq!(threads.iter().take(count).count(), count);
+    handles
+}
+
+/// A victim's jobs beside thousands of threads that wait for what never comes. If each job woke all of them,
+/// it would take hundreds of times as long.
+fn waiting_threads() {
+    const JOBS: u32 = 100;
+    const THREADS: usize = 2000;
+    const SLOWER: u32 = 10;
+    let gpu = Gpu::new();
+    let measure = || {
+        let start = Instant::now();
+        (0..JOBS).for_each(|_| gpu.run(|c| _ = c.noop()));
+        start.elapsed() / JOBS
+    };
+    measure();
+    let alone = measure();
+    let culprit = culprit(|| {
+        let device = device();
+        let threads = wait_in_threads(THREADS, &device, Map::anon(PAGE).at(0));
+        (device, threads)
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    let beside = measure();
+    println!("a job takes {alone:?} alone, {beside:?} beside {THREADS} threads that wait");
+    culprit.kill();
+    assert!(beside < alone * SLOWER, "{beside:?} in place of {alone:?}");
+}
+
+/// However many threads wait, all of them see what another process's job stores in memory that they share.
+fn waiting_for_another() {
+    for count in [1, 40, 400] {
+        let word = Map::shared(PAGE);
+        let other = fork(|link| {
+            let gpu = Gpu::new();
+            link.receive();
+            gpu.store(word.at(0), 1);
+        });
+        let device = device();
+        let threads = wait_in_threads(count, &device, word.at(0));
+        std::thread::sleep(Duration::from_millis(200));
+        other.link().send(0);
+        other.expect_success();
+        let start = Instant::now();
+        threads.into_iter().for_each(|thread| thread.join().expect("a thread"));
+        println!("{count} threads saw it after {:?}", start.elapsed());
+    }
+}
+
 fn main() -> ExitCode {
     let mut p = Program::new(
         "vxe_fairness",
@@ -272,6 +338,8 @@ fn main() -> ExitCode {
     p.subtest("stuck-queues", "beside queues that wait for a page", || beside(stuck_queues));
     p.subtest("stuck-vms", "beside VMs that wait for a page", || beside(stuck_vms));
     p.subtest("stuck-fences", "beside jobs whose fences wait", || beside(stuck_fences));
+    p.subtest("waiting-threads", "beside threads that wait", waiting_threads);
+    p.subtest("waiting-for-another", "threads that wait for another process", waiting_for_another);
     p.subtest("too-many-queues", "-ENOSPC, for one process", too_many_queues);
     p.subtest("too-many-jobs", "-EAGAIN, for one process", too_many_jobs);
     p.main()
