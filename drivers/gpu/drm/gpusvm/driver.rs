@@ -315,7 +315,7 @@ impl<D: Driver> Svm<D> {
     ///
     /// For a driver whose device goes: it needs no SVM lock, and so waits for nobody who may wait for a page
     /// of the process. Whoever has that lock finds out when he maps ([`Found::get`] fails with `EFAULT`) or
-    /// [commits](Found::commit). The notifier lock is let go of after a number of ranges, so that a change of
+    /// [commits][`Found::commit`]. The notifier lock is let go of after a number of ranges, so that a change of
     /// the CPU's waits a bounded time. Sleeps.
     ///
     /// [`Found::get`]: crate::guard::Found::get

@@ -324,7 +324,7 @@ pub(crate) fn work(vm: &Arc<Vm>, service: impl Fn(Fault) -> Result<Served>) {
         })
     };
     for _ in 0..FAULTS_A_TURN {
-        let Some(done) = vm.faults().serve(&service) else {
+        let Some(done) = vm.faults().serve(service) else {
             return;
         };
         if done.whose == TearDown::Yours {

@@ -49,7 +49,7 @@ use kernel_ext::{
 };
 
 /// So many threads of other processes are woken by who signals.
-const FEW: usize = 16;
+const FEW: usize = 64;
 
 /// For how many threads, of those that are more, a millisecond passes before they are woken again.
 const PER_MS: usize = 4;
