@@ -25,7 +25,7 @@ use crate::{bindings as ext, memcg::ActiveMemcg, sched};
 use core::{marker::PhantomData, ops::Deref};
 use kernel::{
     bindings,
-    mm::{Mm, MmWithUser},
+    mm::{Mm, MmWithUser, MmWithUserAsync},
     prelude::*,
     sync::aref::ARef,
     task::Task, //
@@ -62,7 +62,7 @@ const RESERVES_MS: u32 = 100;
 pub struct LiveMm {
     // Ends before the address space is given back, which may free all of it.
     _reserves: Option<Reserves>,
-    mm: ARef<MmWithUser>,
+    mm: ARef<MmWithUserAsync>,
 }
 
 impl Deref for LiveMm {
@@ -157,9 +157,10 @@ fn make_room(mm: &Mm, pages: usize) -> Result<bool> {
     Ok(is_short)
 }
 
-/// As [`get`], but makes no room.
-fn user_of(mm: &Mm) -> Result<ARef<MmWithUser>> {
-    let mm = mm.mmget_not_zero().ok_or(EFAULT)?;
+/// As [`get`], but makes no room. The end of the address space, should it have no user after this one, is left to
+/// a worker of its own: it may wait for userspace (asynchronous I/O of the process).
+fn user_of(mm: &Mm) -> Result<ARef<MmWithUserAsync>> {
+    let mm = MmWithUser::into_mmput_async(mm.mmget_not_zero().ok_or(EFAULT)?);
     if is_exiting(&mm) {
         crate::debug!("the process is exiting");
         return Err(EFAULT);

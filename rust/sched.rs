@@ -71,6 +71,8 @@ impl Killable {
         if !is_kernel_thread() {
             return f();
         }
+        // A kernel thread has signal handlers of its own, all of which ignore: it inherits them from kthreadd
+        // without sharing. So this is about no other thread.
         // SAFETY: The thread is the kernel's, which handles its signals itself.
         unsafe { ext::allow_kill() };
         *self.thread.lock() = Some((&**kernel::current!()).into());

@@ -310,11 +310,16 @@ mod tests {
             // What the CPU unmapped is shown, and goes; the rest is for who has the lock next.
             mm::unmap(&pages(0, 6 * BATCH))?;
             let mut shown = 0;
-            let collected = guard.collect_garbage_while(enough, |_| shown += 1);
+            let collected = guard.collect_garbage_while(enough, |_| {
+                shown += 1;
+                Ok(())
+            });
             ensure_eq!((collected, shown), (Err(EINTR), BATCH));
             drop(guard);
             let mut guard = svm.lock();
             ensure_eq!(guard.ranges(ALL).count(), BATCH);
+            let refused = guard.collect_garbage_while(|| Ok(()), |_| Err(EINTR));
+            ensure_eq!((refused, guard.ranges(ALL).count()), (Err(EINTR), BATCH));
             ensure_eq!(guard.collect_garbage(), BATCH);
             ensure!(!guard.has_mapping(ALL));
             Ok(())

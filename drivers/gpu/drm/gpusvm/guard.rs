@@ -120,17 +120,17 @@ impl<'a, D: Driver> Guard<'a, D> {
     /// Removes all ranges that the CPU unmapped, and says how many they were. To be called first by
     /// whoever takes the lock to look for ranges.
     pub fn collect_garbage(&mut self) -> usize {
-        let Ok(removed) = self.collect_garbage_while(always, |_| {});
+        let Ok(removed) = self.collect_garbage_while(always, |_| Ok(()));
         removed
     }
 
     /// As [`collect_garbage`](Self::collect_garbage), with each range shown to `each` before it goes, and as long
-    /// as `go_on` does not fail, which is asked after each [`BATCH`]. If it does, with that error; the other
-    /// ranges are for who collects next.
+    /// as neither `each` fails nor `go_on`, which is asked after each [`BATCH`]. If one does, with that error; the
+    /// range and all others are for who collects next.
     pub fn collect_garbage_while<E>(
         &mut self,
         go_on: impl FnMut() -> Result<(), E>,
-        mut each: impl FnMut(&Range<D>),
+        mut each: impl FnMut(&Range<D>) -> Result<(), E>,
     ) -> Result<usize, E> {
         let mut pace = Pace::new(go_on);
         while let Some(link) = self.svm.garbage().first() {
@@ -139,7 +139,7 @@ impl<'a, D: Driver> Guard<'a, D> {
             // when they are removed, under the lock that is held.
             let range = unsafe { Range::from_link(link) };
             // SAFETY: The driver's SVM lock keeps the range in its tree.
-            each(unsafe { range.as_ref() });
+            each(unsafe { range.as_ref() })?;
             self.remove_range(range);
         }
         Ok(pace.begun)

@@ -17,7 +17,8 @@ use crate::{
     vm::{
         workers::WATCH_MS,
         AtOnce,
-        Vm, //
+        Vm,
+        VmIdentity, //
     }, //
 };
 use kernel::{
@@ -92,12 +93,12 @@ impl drm::file::DriverFile for File {
 impl File {
     /// Gives a new VM an id.
     pub(crate) fn add_vm(&self, vm: Arc<Vm>) -> Result<u32> {
+        // From here on it is closed when it has no id.
         let id = VmId {
-            number: self.dev.vms.add(&vm, self.pid)?,
             vm,
-            dev: self.dev.clone(),
             at_once: Some(self.at_once.clone()),
         };
+        self.dev.vms.add(&id.vm, self.pid)?;
         let id = KBox::new(id, GFP_KERNEL_ACCOUNT)?;
         let id = self
             .vms
@@ -173,10 +174,7 @@ impl Drop for QueueId {
 
 /// The id of a VM.
 struct VmId {
-    /// Its number in the list of the device.
-    number: u64,
     vm: Arc<Vm>,
-    dev: ARef<Device>,
     /// What is taken out at once of all VMs that go together; none of one that goes alone.
     at_once: Option<Arc<AtOnce>>,
 }
@@ -187,16 +185,16 @@ impl Drop for VmId {
             Some(at_once) => self.vm.close(at_once),
             None => self.vm.close(&AtOnce::new()),
         }
-        self.dev.vms.remove(self.number);
     }
 }
 
-/// The VMs of a device that are open: for debugfs, for the device's end, and for a look now and then for processes
-/// that are gone.
+/// The VMs of a device that are not torn down yet: for debugfs, for the device's end, and for a look now and then
+/// for processes that are gone, as long as workers are at work.
 #[pin_data]
 pub(crate) struct VmList {
+    /// By the [numbers](VmIdentity::number) of their identities.
     #[pin]
-    vms: Mutex<Listed>,
+    vms: Mutex<RBTree<u64, ListedVm>>,
     queues: Arc<Queues>,
     #[pin]
     watch: DelayedWork<VmList>,
@@ -210,25 +208,19 @@ impl WorkItem for VmList {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        let mut next = 0;
+        let (mut next, mut at_work) = (0, false);
         while let Some((number, listed)) = this.first_from(next) {
-            listed.vm.kill_orphaned_workers();
+            at_work |= listed.vm.watch_workers();
             next = number.wrapping_add(1);
             sched::cond_resched();
         }
-        if next != 0 {
+        if at_work {
             this.watch();
         }
     }
 }
 
-/// VMs by numbers, which are given out in ascending order and never again.
-struct Listed {
-    vms: RBTree<u64, ListedVm>,
-    next: u64,
-}
-
-/// A VM that is open.
+/// A VM that is not torn down.
 #[derive(Clone)]
 struct ListedVm {
     vm: Arc<Vm>,
@@ -239,13 +231,9 @@ struct ListedVm {
 impl VmList {
     /// An empty list. Fails with `ENOMEM`.
     pub(crate) fn new(queues: &Arc<Queues>) -> Result<Arc<Self>> {
-        let listed = Listed {
-            vms: RBTree::new(),
-            next: 0,
-        };
         Arc::pin_init(
             pin_init!(Self {
-                vms <- new_mutex!(listed, "VmList::vms"),
+                vms <- new_mutex!(RBTree::new(), "VmList::vms"),
                 queues: queues.clone(),
                 watch <- new_delayed_work!("VmList::watch"),
             }),
@@ -253,37 +241,34 @@ impl VmList {
         )
     }
 
-    /// Has the VMs looked at in a while.
-    fn watch(self: &Arc<Self>) {
+    /// Has the VMs looked at in a while, of which workers work for one that is open. They are flushed before
+    /// [`unwatch`](Self::unwatch).
+    pub(crate) fn watch(self: &Arc<Self>) {
         let delay = msecs_to_jiffies(WATCH_MS);
         // If the work is queued already, it will look at all there are then.
         let _ = self.queues.work.enqueue_delayed(self.clone(), delay);
     }
 
-    /// Looks at no VM any more. There must be none, nor may the work be running.
+    /// Looks at no VM any more. None may be open, and the work must not be running.
     pub(crate) fn unwatch(self: &Arc<Self>) {
         cancel_delayed(self);
     }
 
-    /// Adds a VM; returns its number. Fails with `ENOMEM`.
-    fn add(self: &Arc<Self>, vm: &Arc<Vm>, pid: Pid) -> Result<u64> {
+    /// Adds a VM. Fails with `ENOMEM`.
+    fn add(&self, vm: &Arc<Vm>, pid: Pid) -> Result {
         let memory = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
         let listed = ListedVm {
             vm: vm.clone(),
             pid,
         };
-        let mut list = self.vms.lock();
-        let number = list.next;
-        // Does not overflow in the lifetime of any machine.
-        list.next = number.wrapping_add(1);
-        list.vms.insert(memory.into_node(number, listed));
-        drop(list);
-        self.watch();
-        Ok(number)
+        let node = memory.into_node(vm.identity().number(), listed);
+        self.vms.lock().insert(node);
+        Ok(())
     }
 
-    fn remove(&self, number: u64) {
-        let removed = self.vms.lock().vms.remove_node(&number);
+    /// Takes a VM out, if it is in the list.
+    pub(crate) fn remove(&self, vm: VmIdentity) {
+        let removed = self.vms.lock().remove_node(&vm.number());
         // Maybe the last reference, whose end must not hold up others.
         drop(removed);
     }
@@ -291,13 +276,14 @@ impl VmList {
     /// The first VM with a number of `number` or more, and its number.
     fn first_from(&self, number: u64) -> Option<(u64, ListedVm)> {
         let list = self.vms.lock();
-        let cursor = list.vms.cursor_lower_bound(&number)?;
+        let cursor = list.cursor_lower_bound(&number)?;
         let (number, listed) = cursor.current();
         Some((*number, listed.clone()))
     }
 
-    /// Closes all of them, and has nothing mapped for the device that goes. No new one may be added any more.
-    /// Waits for nobody who waits for userspace. Sleeps.
+    /// Closes all of them, and has nothing mapped for the device that goes, also of those that are closed and
+    /// whose SVM lock somebody has still. No new one may be added any more. Waits for nobody who waits for
+    /// userspace. Sleeps.
     pub(crate) fn close_all(&self) {
         // Closing a VM takes its locks, so that the list's must not be held. All VMs are closed before
         // any is unmapped, which may take long.
@@ -306,10 +292,10 @@ impl VmList {
             listed.vm.close(&AtOnce::new());
             next = number.wrapping_add(1);
         }
-        while let Some((number, listed)) = self.first_from(0) {
+        while let Some((_, listed)) = self.first_from(0) {
             // Whoever has its SVM lock still, and so may be tearing it down, maps nothing more.
             listed.vm.unmap();
-            self.remove(number);
+            self.remove(listed.vm.identity());
         }
     }
 

@@ -140,6 +140,11 @@ pub(crate) enum Mode {
 pub(crate) struct VmIdentity(u64);
 
 impl VmIdentity {
+    /// A number that no other VM has had, or will have.
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+
     fn new() -> Self {
         static MADE: Atomic<u64> = Atomic::new(0);
         Self(MADE.fetch_add(1, Relaxed))
@@ -363,7 +368,7 @@ impl Vm {
     fn collect_garbage(&self, svm: &mut Guard<'_, Mirror>) -> Result {
         let reset = |range: &Range<Mirror>| {
             let span = svm::to_gpu(range.span());
-            madvise::reset_unmapped(&self.dev, &self.map, &span);
+            madvise::reset_unmapped(&self.dev, &self.map, &span)
         };
         svm.collect_garbage_while(|| self.go_on(), reset).map(drop)
     }
@@ -377,11 +382,14 @@ impl Vm {
         let _ = match charged {
             Ok(_) => self.collect_garbage(&mut svm),
             // No fault of it is serviced any more, whatever the attributes are.
-            Err(_) => svm.collect_garbage_while(|| self.go_on(), |_| ()).map(drop),
+            Err(_) => svm
+                .collect_garbage_while(|| self.go_on(), |_| Ok(()))
+                .map(drop),
         };
     }
 
-    /// Closes the VM: nothing is mapped any more, and no fault serviced. Faults that wait fail.
+    /// Closes the VM: nothing is mapped any more, and no fault serviced. Faults that wait fail. It leaves the
+    /// list of the device when all is taken out.
     ///
     /// Waits for no fault that is being serviced: what that still needs goes when it is done. Nor for
     /// others who have the SVM lock, or for more to be taken out than `at_once` allows: a worker does that then.
@@ -417,7 +425,11 @@ impl Vm {
         }
         self.zap_all();
         drop(svm);
-        self.drop_vmas_while(|| at_once.take())
+        let is_done = self.drop_vmas_while(|| at_once.take());
+        if is_done {
+            self.dev.vms.remove(self.identity);
+        }
+        is_done
     }
 
     /// Takes everything out of a closed VM, which may take long; or leaves that to who has the SVM lock. For
@@ -430,6 +442,7 @@ impl Vm {
         self.zap_all();
         drop(svm);
         self.drop_vmas_while(|| true);
+        self.dev.vms.remove(self.identity);
     }
 
     /// The device goes: has nothing mapped for it, now and later, of a closed VM. Waits for nobody who waits for

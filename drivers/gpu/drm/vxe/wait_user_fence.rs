@@ -66,7 +66,7 @@ impl Condition {
 ///
 /// Fails with `EINVAL`, with `EFAULT`, with `ENOENT` for a queue that is none, with `ETIME` when the
 /// time is up, with `EIO` when the queue is dead, with `ENODEV` when the device is gone, with
-/// `ERESTARTSYS` on a signal, and with `ENOMEM`.
+/// `ERESTARTSYS` on a signal.
 pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fence) -> Result<u32> {
     let (dev, file) = (ioctl.dev(), ioctl.file());
     ensure!(dev, args.extensions == 0, EINVAL);
@@ -91,7 +91,7 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fen
         args.timeout = i64::MAX;
     }
     let mut timeout = to_jiffies(args.timeout, absolute);
-    let waiter = dev.fences.join()?;
+    let waiter = dev.fences.join();
     let start = Clock::Monotonic.now_ns();
 
     let result = loop {

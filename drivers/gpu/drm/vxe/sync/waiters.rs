@@ -4,10 +4,11 @@
 //!
 //! A fence is a word in memory that many may share, so that anybody may wait for what any job stores. But
 //! mostly it is the process itself whose job it is. So those who wait are grouped by process: who signals
-//! wakes the group of the process that it works for, and all others where these are [few](FEW) in all.
-//! If not, a work item wakes the others: all at once for however many signals there were, and the less often
-//! the more they are. However many threads a process has wait, what others have the GPU do costs these
-//! nothing.
+//! wakes the group of the process that it works for, and other groups in turns, as long as these are
+//! [few](FEW) threads. A work item wakes the others: all at once for however many signals there were, and the
+//! less often the more they are. However many threads a process has wait, what others have the GPU do costs
+//! these next to nothing, and so does what they wait for: a large group is left to the work item, and no small one
+//! with it.
 //!
 //! Lock order: that of the groups, then that of one of them; both are spinlocks. Under the first the work
 //! is enqueued.
@@ -48,7 +49,7 @@ use kernel_ext::{
     workqueue::cancel_delayed, //
 };
 
-/// So many threads of other processes are woken by who signals.
+/// No more threads of other processes are woken by who signals, nor are more processes looked at.
 const FEW: usize = 64;
 
 /// For how many threads, of those that are more, a millisecond passes before they are woken again.
@@ -135,6 +136,19 @@ struct Member {
     threads: usize,
 }
 
+impl Member {
+    /// The group of a process of which one thread waits, and what is to be put into the tree. Fails with
+    /// `ENOMEM`.
+    fn new(key: usize) -> Result<(Arc<Group>, RBTreeNode<usize, Self>)> {
+        let group = Group::new()?;
+        let member = Self {
+            group: group.clone(),
+            threads: 1,
+        };
+        Ok((group, RBTreeNode::new(key, member, GFP_KERNEL_ACCOUNT)?))
+    }
+}
+
 struct Groups {
     /// By the addresses of the address spaces, which are there as long as the threads are.
     tree: RBTree<usize, Member>,
@@ -146,6 +160,8 @@ struct Groups {
     ran: usize,
     /// How long it took the last time.
     took: usize,
+    /// From which group on others are woken next.
+    turn: usize,
     /// Nothing is enqueued any more.
     closed: bool,
 }
@@ -155,6 +171,8 @@ struct Groups {
 pub(crate) struct FenceWaiters {
     #[pin]
     groups: SpinLock<Groups>,
+    /// Those for whose processes there was no memory. Whoever signals wakes them.
+    rest: Arc<Group>,
     #[pin]
     work: DelayedWork<Self>,
     queues: Arc<Queues>,
@@ -192,11 +210,14 @@ impl FenceWaiters {
             enqueued: false,
             ran: jiffies::now(),
             took: 0,
+            turn: 0,
             closed: false,
         };
+        let rest = Group::new()?;
         Arc::pin_init(
             pin_init!(Self {
                 groups <- new_spinlock!(groups, "FenceWaiters::groups"),
+                rest,
                 work <- new_delayed_work!("FenceWaiters::work"),
                 queues: queues.clone(),
             }),
@@ -204,58 +225,50 @@ impl FenceWaiters {
         )
     }
 
-    /// The calling thread is one that waits, until the result is dropped. Fails with `EINVAL` for a kernel
-    /// thread, and `ENOMEM`.
-    pub(crate) fn join(self: &Arc<Self>) -> Result<Waiter> {
-        let task = kernel::current!();
-        let key = key(task.mm().ok_or(EINVAL)?);
-        if let Some(group) = self.groups.lock().join(key) {
-            return Ok(self.waiter(group, key));
-        }
-        let group = Group::new()?;
-        let member = Member {
-            group: group.clone(),
-            threads: 1,
+    /// The calling thread is one that waits, until the result is dropped. Where there is no memory for a group of
+    /// its process, it is one of those for whom there was none.
+    pub(crate) fn join(self: &Arc<Self>) -> Waiter {
+        let waiter = |group, key| Waiter {
+            all: self.clone(),
+            group,
+            key,
         };
-        let node = RBTreeNode::new(key, member, GFP_KERNEL_ACCOUNT)?;
+        let key = kernel::current!().mm().map(|mm| key(mm));
+        let known = key.and_then(|key| self.groups.lock().join(key));
+        if let Some(group) = known {
+            return waiter(group, key);
+        }
+        let new = key.and_then(|key| Some((key, Member::new(key).ok()?)));
+        let Some((key, (new, node))) = new else {
+            self.groups.lock().threads += 1;
+            return waiter(self.rest.clone(), None);
+        };
         let mut groups = self.groups.lock();
         let (group, unused) = match groups.join(key) {
             // Another thread was faster.
             Some(group) => (group, Some(node)),
             None => {
                 groups.threads += 1;
-                (group, groups.tree.insert(node))
+                (new, groups.tree.insert(node))
             }
         };
         drop(groups);
         drop(unused);
-        Ok(self.waiter(group, key))
-    }
-
-    fn waiter(self: &Arc<Self>, group: Arc<Group>, key: usize) -> Waiter {
-        Waiter {
-            all: self.clone(),
-            group,
-            key,
-        }
+        waiter(group, Some(key))
     }
 
     /// Has everybody look again: the process that `mm` is of now, others soon. To be called after what they
-    /// look at was changed. May be called in any context but a hard interrupt.
+    /// look at was changed, in process context.
     pub(crate) fn signal(self: &Arc<Self>, mm: Option<&Mm>) {
         let mut groups = self.groups.lock();
-        if groups.closed {
-            // Nobody sleeps any more.
+        if groups.closed || groups.threads == 0 {
+            // Nobody sleeps.
             return;
         }
-        if groups.threads <= FEW {
-            for Member { group, .. } in groups.tree.values() {
-                group.wake(group.signal());
-            }
-            return;
-        }
-        let own = mm.and_then(|mm| Some(groups.tree.get(&key(mm))?.group.clone()));
-        if !groups.enqueued {
+        let own = mm.map_or(0, key);
+        let is_rest = !groups.wake_few(own);
+        let own = groups.tree.get(&own).map(|member| member.group.clone());
+        if is_rest && !groups.enqueued {
             groups.enqueued = true;
             let delay = groups.pace().saturating_sub(jiffies::since(groups.ran));
             // It is not enqueued, so that this cannot fail.
@@ -265,6 +278,7 @@ impl FenceWaiters {
         if let Some(group) = own {
             group.wake(group.signal());
         }
+        self.rest.wake(self.rest.signal());
     }
 
     /// Wakes everybody, for good: the device is gone, which all see who look again. Takes back what is
@@ -277,6 +291,7 @@ impl FenceWaiters {
 
     /// Has everybody look again. Sleeps.
     fn wake_all(&self) {
+        self.rest.wake(self.rest.signal());
         let mut next = Some(0);
         while let Some((key, group)) = next.and_then(|key| self.first_from(key)) {
             let mut left = group.signal();
@@ -300,6 +315,38 @@ impl FenceWaiters {
 }
 
 impl Groups {
+    /// Has groups look again but that with the key `own`, in turns, as long as they are of [`FEW`] threads. Returns
+    /// whether these were all.
+    fn wake_few(&mut self, own: usize) -> bool {
+        let (mut threads, mut all) = (FEW, true);
+        let (mut next, mut wrapped) = (self.turn, false);
+        for _ in 0..FEW {
+            let at = self.tree.cursor_lower_bound(&next);
+            let Some((&key, member)) = at.as_ref().map(|at| at.current()) else {
+                if wrapped {
+                    return all;
+                }
+                (next, wrapped) = (0, true);
+                continue;
+            };
+            if wrapped && key >= self.turn {
+                return all;
+            }
+            if key != own {
+                match threads.checked_sub(member.threads) {
+                    Some(left) => {
+                        threads = left;
+                        member.group.wake(member.group.signal());
+                    }
+                    None => all = false,
+                }
+            }
+            next = key.wrapping_add(1);
+        }
+        self.turn = next;
+        false
+    }
+
     /// From when the work begins to run until it may do so again, in jiffies.
     fn pace(&self) -> usize {
         let least = u32::try_from(self.threads / PER_MS).unwrap_or(u32::MAX);
@@ -318,12 +365,11 @@ impl Groups {
         Some(group)
     }
 
-    /// One less; returns what is left of the process if that was the last.
+    /// One less of a process; returns what is left of that if it was the last.
     fn leave(&mut self, key: usize) -> Option<RBTreeNode<usize, Member>> {
         let member = self.tree.get_mut(&key)?;
         member.threads -= 1;
         let is_last = member.threads == 0;
-        self.threads -= 1;
         is_last.then(|| self.tree.remove_node(&key)).flatten()
     }
 }
@@ -332,7 +378,8 @@ impl Groups {
 pub(crate) struct Waiter {
     all: Arc<FenceWaiters>,
     group: Arc<Group>,
-    key: usize,
+    /// None for one of the rest.
+    key: Option<usize>,
 }
 
 impl Waiter {
@@ -362,7 +409,10 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        let last = self.all.groups.lock().leave(self.key);
+        let mut groups = self.all.groups.lock();
+        groups.threads -= 1;
+        let last = self.key.and_then(|key| groups.leave(key));
+        drop(groups);
         drop(last);
     }
 }

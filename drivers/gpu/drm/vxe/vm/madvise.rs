@@ -42,7 +42,10 @@ use crate::{
     },
     uapi, //
 };
-use gpusvm::Guard;
+use gpusvm::{
+    Guard,
+    RangeFlag, //
+};
 use kernel::{
     page::PAGE_SIZE,
     prelude::*,
@@ -250,11 +253,15 @@ fn split(changes: &mut Changes<'_>, addr: u64) -> Result {
     }
 }
 
-/// Removes the range that begins before `addr` and ends after it, if there is one.
+/// Removes the range that begins before `addr` and ends after it, if there is one. One that the CPU unmapped is
+/// garbage, with which attributes go.
 fn remove_across(svm: &mut Guard<'_, Mirror>, addr: u64) {
     // CAST: Addresses have 64 bits at most.
     let addr = addr as usize;
-    if let Some(range) = svm.find(addr).filter(|range| range.span().start < addr) {
+    if let Some(range) = svm
+        .find(addr)
+        .filter(|range| range.span().start < addr && !range.has(RangeFlag::Unmapped))
+    {
         range.remove();
     }
 }
@@ -263,13 +270,14 @@ fn remove_across(svm: &mut Guard<'_, Mirror>, addr: u64) {
 /// bound so.
 ///
 /// To be called for each range that the CPU unmapped, before it goes: none is overlooked then that is
-/// unmapped meanwhile. What there is no memory for keeps its attributes: they are advice.
-pub(super) fn reset_unmapped(dev: &Device, maps: &VmaMaps, span: &Span) {
+/// unmapped meanwhile. What there is no memory for keeps its attributes: they are advice. Fails with `EINTR` for a
+/// caller who is killed.
+pub(super) fn reset_unmapped(dev: &Device, maps: &VmaMaps, span: &Span) -> Result {
     let mut at = span.start;
     while at < span.end {
         let map = maps.lock();
         let Some(vma) = map.first_from(at) else {
-            return;
+            return Ok(());
         };
         at = vma.span.end;
         if !vma.autoreset || vma.attributes.is_default() {
@@ -278,9 +286,11 @@ pub(super) fn reset_unmapped(dev: &Device, maps: &VmaMaps, span: &Span) {
         let Some(part) = vma.part(span) else { continue };
         let span = part.span.clone();
         if let Err(e) = reset(map, part) {
+            sched::check_killed()?;
             kernel_ext::drm_dbg!(dev, "attributes at {:#x?} not reset: {e:?}", span);
         }
     }
+    Ok(())
 }
 
 /// Gives `part` of a mirror its default attributes.

@@ -71,7 +71,7 @@ impl<'a> MapGuard<'a> {
     pub(crate) fn change(self) -> Changes<'a> {
         Changes {
             map: self.0,
-            steps: KVVec::new(),
+            steps: Steps(KVVec::new()),
         }
     }
 }
@@ -94,7 +94,8 @@ impl VmaMaps {
             }
             match map.take_undone() {
                 None => return MapGuard(map),
-                // Without the map's lock, as it may have the last reference to a buffer.
+                // Without the map's lock, as it may have the last reference to a buffer. The SVM lock may be
+                // held: none of what the end of a buffer takes is ever held by who waits for that.
                 Some(undone) => {
                     drop(map);
                     drop(undone);
@@ -124,7 +125,7 @@ impl VmaMaps {
     /// closed: nothing is undone any more.
     pub(crate) fn take_any(&self) -> Option<RetiredVma> {
         let mut map = self.inner.lock();
-        if let Some(step) = map.unfinished.steps.pop() {
+        if let Some(step) = map.unfinished.steps.0.pop() {
             return Some(RetiredVma { _was: step });
         }
         // Frees the memory of what is empty.
@@ -150,9 +151,20 @@ pub(crate) struct VmaMap {
     unfinished: Unfinished,
 }
 
+/// The steps of a change. Dropped, they let others run if it is time.
+struct Steps(KVVec<Step>);
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        while self.0.pop().is_some() {
+            sched::cond_resched();
+        }
+    }
+}
+
 /// A change that is to be undone.
 struct Unfinished {
-    steps: KVVec<Step>,
+    steps: Steps,
     /// How many of the steps are not undone, the first of them.
     left: usize,
 }
@@ -160,7 +172,7 @@ struct Unfinished {
 impl Unfinished {
     fn none() -> Self {
         Self {
-            steps: KVVec::new(),
+            steps: Steps(KVVec::new()),
             left: 0,
         }
     }
@@ -271,7 +283,7 @@ impl VmaMap {
             return false;
         };
         self.unfinished.left = last;
-        let Some(step) = self.unfinished.steps.get_mut(last) else {
+        let Some(step) = self.unfinished.steps.0.get_mut(last) else {
             return false;
         };
         // What was inserted stays in the step, as it may have the last reference to a buffer.
@@ -284,7 +296,7 @@ impl VmaMap {
             }
             undone @ Step::Undone(_) => undone,
         };
-        if let Some(step) = self.unfinished.steps.get_mut(last) {
+        if let Some(step) = self.unfinished.steps.0.get_mut(last) {
             *step = undone;
         }
         true
@@ -292,7 +304,7 @@ impl VmaMap {
 
     /// What is left of a change when all of it is undone.
     fn take_undone(&mut self) -> Option<Unfinished> {
-        let is_undone = self.unfinished.left == 0 && !self.unfinished.steps.is_empty();
+        let is_undone = self.unfinished.left == 0 && !self.unfinished.steps.0.is_empty();
         is_undone.then(|| mem::replace(&mut self.unfinished, Unfinished::none()))
     }
 }
@@ -311,14 +323,14 @@ enum Step {
 #[must_use = "a change that is not committed is undone at once"]
 pub(crate) struct Changes<'a> {
     map: Guard<'a, VmaMap, MutexBackend>,
-    steps: KVVec<Step>,
+    steps: Steps,
 }
 
 /// What a committed change removed. It holds buffers: to be dropped after the GPU has let go of
 /// them, and without locks, as the last reference to a buffer frees it.
 #[must_use = "buffers must not be dropped before the GPU's mappings of them"]
 pub(crate) struct Retired {
-    _vmas: KVVec<Step>,
+    _vmas: Steps,
 }
 
 /// A VMA that was taken out. It may hold the last reference to a buffer, and is to be dropped as what is
@@ -337,8 +349,12 @@ impl Changes<'_> {
     /// Makes the change last, and unlocks the map.
     pub(crate) fn commit(mut self) -> Retired {
         Retired {
-            _vmas: mem::take(&mut self.steps),
+            _vmas: self.take_steps(),
         }
+    }
+
+    fn take_steps(&mut self) -> Steps {
+        mem::replace(&mut self.steps, Steps(KVVec::new()))
     }
 
     /// Inserts a VMA where there is none. Fails with `EEXIST` where there is, and with `ENOMEM`.
@@ -348,15 +364,15 @@ impl Changes<'_> {
         }
         let key = vma.span.start;
         let nodes = Nodes::new(vma)?;
-        self.steps.push(Step::Inserted(key), account())?;
+        self.steps.0.push(Step::Inserted(key), account())?;
         self.map.insert(nodes);
         Ok(())
     }
 
     /// Removes the VMA that starts at `start`, if any.
     fn remove(&mut self, start: u64) -> Result {
-        self.steps.push(Step::Undone(None), account())?;
-        if let (Some(nodes), Some(step)) = (self.map.remove(start), self.steps.last_mut()) {
+        self.steps.0.push(Step::Undone(None), account())?;
+        if let (Some(nodes), Some(step)) = (self.map.remove(start), self.steps.0.last_mut()) {
             *step = Step::Removed(nodes);
         }
         Ok(())
@@ -430,13 +446,14 @@ impl Changes<'_> {
 impl Drop for Changes<'_> {
     /// Undoes the change. The rest is left in the map when the caller is killed.
     fn drop(&mut self) {
-        if self.steps.is_empty() {
+        if self.steps.0.is_empty() {
             return;
         }
+        let steps = self.take_steps();
         // There is none yet: the map was locked by `VmaMaps`.
         self.map.unfinished = Unfinished {
-            left: self.steps.len(),
-            steps: mem::take(&mut self.steps),
+            left: steps.0.len(),
+            steps,
         };
         while sched::check_killed().is_ok() {
             if !self.map.undo_one() {

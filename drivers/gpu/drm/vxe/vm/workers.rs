@@ -57,8 +57,8 @@ impl Workers {
         })
     }
 
-    /// Ends what they wait for. The VM must be closed, or its process gone: who begins to wait looks at that
-    /// first.
+    /// Ends what they wait for. The VM must be closed, or its process gone: who begins to wait after that looks
+    /// whether that is so.
     pub(super) fn kill(&self) {
         self.service.kill();
         self.collection.kill();
@@ -67,14 +67,28 @@ impl Workers {
 }
 
 impl Vm {
-    /// Ends what workers wait for, if the process is gone that they do it for. Faults that are being serviced
-    /// fail then.
-    pub(crate) fn kill_orphaned_workers(&self) {
+    /// Ends what workers wait for, if the VM is closed or the process is gone that they do it for; faults that are
+    /// being serviced fail then. Returns whether any worker is at work.
+    pub(crate) fn watch_workers(&self) -> bool {
         let workers = &self.workers;
         let all = [&workers.service, &workers.collection, &workers.revisit];
-        if all.iter().any(|work| work.is_running()) && self.svm.mm().is_some_and(live_mm::is_gone) {
+        let at_work = all.iter().any(|work| work.is_running());
+        if at_work && (self.is_closed() || self.svm.mm().is_some_and(live_mm::is_gone)) {
             workers.kill();
         }
+        at_work
+    }
+
+    /// Does `work`, as one that can be killed, and is watched; but not for a VM that is closed.
+    fn work<R>(self: &Arc<Self>, worker: &Killable, work: impl FnOnce() -> R) -> Option<R> {
+        worker.run(|| {
+            // Who closes it from now on finds whom to kill.
+            if self.is_closed() {
+                return None;
+            }
+            self.dev.vms.watch();
+            Some(work())
+        })
     }
 }
 
@@ -92,7 +106,8 @@ impl WorkItem<SERVICE> for Vm {
 
     fn run(this: Arc<Self>) {
         fault::work(&this, |fault| {
-            this.workers.service.run(|| this.service(fault))
+            let served = this.work(&this.workers.service, || this.service(fault));
+            served.unwrap_or(Err(ENOENT))
         });
     }
 }
@@ -101,10 +116,8 @@ impl WorkItem<COLLECTION> for Vm {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        this.workers.collection.run(|| {
-            if !this.is_closed() {
-                this.collect_garbage_as_worker();
-            }
+        this.work(&this.workers.collection, || {
+            this.collect_garbage_as_worker()
         });
         if this.is_closed() {
             // There is no garbage but all of it.
@@ -117,10 +130,8 @@ impl WorkItem<REVISIT> for Vm {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        this.workers.revisit.run(|| {
-            if !this.is_closed() {
-                svm::revisit(this.svm.context(), || this.lock_svm_killable());
-            }
+        this.work(&this.workers.revisit, || {
+            svm::revisit(this.svm.context(), || this.lock_svm_killable())
         });
     }
 }

@@ -10,10 +10,11 @@ use std::{
 };
 use vxe_client::{request, sys, Bind, Device, ExecQueue, Request, Vm};
 use vxe_igt::{
+    contents::filled,
     gpu::{copy_engine, PATIENCE_TIME},
     sysfs::{Provider, Slot},
     uffd::Uffd,
-    Gpu, Map, Program, PAGE,
+    Gpu, Map, Program, PAGE, SZ_64K,
 };
 
 /// How long it may take until the ioctl sleeps.
@@ -106,6 +107,40 @@ fn prefetch() {
         let done = vm.bind(&[Bind::prefetch(page.at(0), page.len() as u64, 0)]);
         println!("prefetch: {:?}", done.map_err(|e| e.errno()));
     });
+}
+
+/// A prefetch of a VM that is destroyed meanwhile, so that nobody can name it when the device goes: what was
+/// mapped before it goes with the device, and what the page brings is not mapped. The log of a kernel that checks
+/// the use of the DMA API would tell.
+fn prefetch_of_destroyed() {
+    let slot = Slot::first();
+    let before = filled(SZ_64K);
+    let page = Map::anon(PAGE);
+    let uffd = Uffd::new(page);
+    let device = slot.open();
+    let vm = Vm::mirrored(&device).expect("a mirrored VM");
+    let prefetch = |map: Map| vm.bind(&[Bind::prefetch(map.at(0), map.len() as u64, 0)]);
+    prefetch(before).expect("a prefetch");
+    std::thread::scope(|scope| {
+        let caller = scope.spawn(|| prefetch(page).map_err(|e| e.errno()));
+        uffd.next_fault(ARRIVAL).expect("the prefetch wants the page");
+        vm.destroy().expect("destroyed");
+        let (ended, end) = mpsc::channel();
+        let slot = &slot;
+        scope.spawn(move || {
+            slot.unbind();
+            let _ = ended.send(());
+        });
+        let in_time = end.recv_timeout(PATIENCE_TIME);
+        let asleep = !caller.is_finished();
+        uffd.populate(|_| 0);
+        println!("prefetch: {:?}", caller.join().expect("the caller"));
+        in_time.expect("unbinding waits for userspace");
+        assert!(asleep, "the prefetch ended without the page");
+    });
+    before.unmap();
+    slot.bind();
+    works(&vxe_igt::gpu::device(), "counted");
 }
 
 fn buffer_extensions() {
@@ -286,6 +321,7 @@ pub fn subtests(p: &mut Program) {
     add("bind-fence", "a bind's fence", || bind_fence(Held::Read));
     add("bind-fence-write", "a bind's fence, for writing,", || bind_fence(Held::Write(0)));
     add("prefetch", "a page to be prefetched", prefetch);
+    add("prefetch-destroyed", "a page for a VM that is destroyed", prefetch_of_destroyed);
     add("madvise", "where to tell what is retained", || advice(Held::Read));
     add("madvise-write", "where to tell what is retained, for writing,", || {
         advice(Held::Write(0));
