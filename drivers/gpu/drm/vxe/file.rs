@@ -76,7 +76,7 @@ impl drm::file::DriverFile for File {
     type Driver = VxeDriver;
 
     fn open(dev: &Device) -> Result<Pin<KBox<Self>>> {
-        let at_once = Arc::new(AtOnce::new(), GFP_KERNEL)?;
+        let at_once = Arc::new(AtOnce::new(), GFP_KERNEL_ACCOUNT)?;
         KBox::pin_init(
             pin_init!(Self {
                 dev: dev.into(),

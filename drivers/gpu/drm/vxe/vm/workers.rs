@@ -57,8 +57,7 @@ impl Workers {
         })
     }
 
-    /// Ends what they wait for. The VM must be closed, or its process gone: who begins to wait after that looks
-    /// whether that is so.
+    /// Ends what they wait for. The VM must be closed: who begins to wait after that looks whether it is.
     pub(super) fn kill(&self) {
         self.service.kill();
         self.collection.kill();
@@ -67,14 +66,17 @@ impl Workers {
 }
 
 impl Vm {
-    /// Ends what workers wait for, if the VM is closed or the process is gone that they do it for; faults that are
-    /// being serviced fail then. Returns whether any worker is at work.
+    /// Ends what workers wait for, if the VM is closed; and the service of a fault, which fails then, if the process
+    /// is gone that it is for. What else is done for such a process waits for no page, and would be left undone:
+    /// its garbage most of all. Returns whether any worker is at work.
     pub(crate) fn watch_workers(&self) -> bool {
         let workers = &self.workers;
         let all = [&workers.service, &workers.collection, &workers.revisit];
         let at_work = all.iter().any(|work| work.is_running());
-        if at_work && (self.is_closed() || self.svm.mm().is_some_and(live_mm::is_gone)) {
+        if at_work && self.is_closed() {
             workers.kill();
+        } else if workers.service.is_running() && self.svm.mm().is_some_and(live_mm::is_gone) {
+            workers.service.kill();
         }
         at_work
     }
