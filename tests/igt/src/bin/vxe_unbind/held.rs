@@ -109,9 +109,8 @@ fn prefetch() {
     });
 }
 
-/// A prefetch of a VM that is destroyed meanwhile, so that nobody can name it when the device goes: what was
-/// mapped before it goes with the device, and what the page brings is not mapped. The log of a kernel that checks
-/// the use of the DMA API would tell.
+/// A prefetch of a VM that is destroyed meanwhile, so that nobody can name it when the device goes: unbinding waits
+/// for it no more than for another. What it has mapped is not looked at.
 fn prefetch_of_destroyed() {
     let slot = Slot::first();
     let before = filled(SZ_64K);
