@@ -4,7 +4,10 @@
 //!
 //! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
 
-use crate::bindings as ext;
+use crate::{
+    bindings as ext,
+    lock_name, //
+};
 use core::ptr::NonNull;
 use kernel::{
     bindings,
@@ -16,7 +19,7 @@ use kernel::{
             Atomic,
             Relaxed, //
         },
-        new_spinlock,
+        static_lock_class,
         SpinLock, //
     },
     task::Task, //
@@ -61,7 +64,7 @@ impl Killable {
     /// Nothing that is being done.
     pub fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            thread <- new_spinlock!(None, "kext_killable"),
+            thread <- SpinLock::new(None, lock_name!(c"kext_killable"), static_lock_class!()),
         })
     }
 
