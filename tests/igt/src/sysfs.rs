@@ -20,6 +20,9 @@ const DEVICES: &str = "/sys/bus/platform/devices";
 /// The platform drivers.
 const DRIVERS: &str = "/sys/bus/platform/drivers";
 
+/// What is mapped for DMA of all devices: a driver's name, a device's, and more.
+const DMA_MAPPINGS: &str = "/sys/kernel/debug/dma-api/dump";
+
 /// The device that tests use if they do not care which.
 static FIRST: Slot = Slot::constant("vxe", "vxe.0");
 
@@ -95,6 +98,18 @@ impl Slot {
             Err(e) => panic!("unbind: {e}"),
         }
         assert!(!self.is_bound(), "still bound");
+    }
+
+    /// What is mapped for DMA of the device, bound or not, a line each. None if the kernel has no list of that
+    /// (`CONFIG_DMA_API_DEBUG`).
+    #[track_caller]
+    pub fn dma_mappings(&self) -> Option<Vec<String>> {
+        let text = match fs::read_to_string(DMA_MAPPINGS) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+            text => text.expect("the DMA mappings"),
+        };
+        let of_it = |line: &&str| line.split(' ').nth(1) == Some(&*self.name);
+        Some(text.lines().filter(of_it).map(String::from).collect())
     }
 
     /// Binds it, unless it is bound.

@@ -71,11 +71,13 @@ fn held(kind: Held, call: impl FnOnce(&Device, Map) + Send) {
             }
         }
         let asleep = !caller.is_finished();
+        let mapped = slot.dma_mappings().unwrap_or_default();
         // Whatever came of it, all must end.
         release();
         caller.join().expect("the caller");
         assert!(left.is_empty(), "still being unbound: {}", left.join(", "));
         assert!(asleep, "the ioctl ended without the page");
+        assert!(mapped.is_empty(), "{} DMA mappings are left: {}", mapped.len(), mapped[0]);
     });
     provider.slot().bind();
     provider.remove();
@@ -110,7 +112,7 @@ fn prefetch() {
 }
 
 /// A prefetch of a VM that is destroyed meanwhile, so that nobody can name it when the device goes: unbinding waits
-/// for it no more than for another. What it has mapped is not looked at.
+/// for it no more than for another, and leaves nothing mapped.
 fn prefetch_of_destroyed() {
     let slot = Slot::first();
     let before = filled(SZ_64K);
@@ -120,6 +122,9 @@ fn prefetch_of_destroyed() {
     let vm = Vm::mirrored(&device).expect("a mirrored VM");
     let prefetch = |map: Map| vm.bind(&[Bind::prefetch(map.at(0), map.len() as u64, 0)]);
     prefetch(before).expect("a prefetch");
+    if let Some(mappings) = slot.dma_mappings() {
+        assert!(!mappings.is_empty(), "nothing is mapped for DMA");
+    }
     std::thread::scope(|scope| {
         let caller = scope.spawn(|| prefetch(page).map_err(|e| e.errno()));
         uffd.next_fault(ARRIVAL).expect("the prefetch wants the page");
@@ -131,11 +136,13 @@ fn prefetch_of_destroyed() {
             let _ = ended.send(());
         });
         let in_time = end.recv_timeout(PATIENCE_TIME);
+        let mapped = slot.dma_mappings().unwrap_or_default();
         let asleep = !caller.is_finished();
         uffd.populate(|_| 0);
         println!("prefetch: {:?}", caller.join().expect("the caller"));
         in_time.expect("unbinding waits for userspace");
         assert!(asleep, "the prefetch ended without the page");
+        assert!(mapped.is_empty(), "{} DMA mappings are left: {}", mapped.len(), mapped[0]);
     });
     before.unmap();
     slot.bind();
