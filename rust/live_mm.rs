@@ -134,6 +134,12 @@ pub fn get(mm: &Mm, pages: usize) -> Result<LiveMm> {
     })
 }
 
+/// Has what the calling thread, one of the kernel's, allocates be charged to the memory cgroup of `mm`, as long as
+/// the result is kept. Fails with `EFAULT` if it has no users any more, or its process [is exiting](is_exiting).
+pub fn charge(mm: &Mm) -> Result<ActiveMemcg> {
+    Ok(ActiveMemcg::of(&*user_of(mm)?))
+}
+
 /// Where memory is short, has the kernel make room for so many pages, by killing somebody if need be. The
 /// caller must be no user of the address space. Returns whether the machine's memory is short; fails with
 /// `EFAULT` as [`get`], and with `ENOMEM`.

@@ -176,6 +176,9 @@ static bool kext_try_pages(unsigned long count, gfp_t gfp)
 	return !count;
 }
 
+/* One thread at a time makes room: each has that much for a moment, which many have not together. */
+static DEFINE_SEMAPHORE(kext_room, 1);
+
 /*
  * Has the kernel make room for @count pages; whether there is. It makes some more: what is freed goes to the lists
  * of a CPU first, and is not counted there by those who look whether memory is left, and kill somebody if not.
@@ -183,7 +186,14 @@ static bool kext_try_pages(unsigned long count, gfp_t gfp)
  */
 bool kext_make_room(unsigned long count)
 {
-	return kext_try_pages(count + min(totalram_pages() / 64, SZ_16M >> PAGE_SHIFT), GFP_KERNEL);
+	bool is_there;
+
+	if (down_killable(&kext_room))
+		return false;
+	is_there = !kext_memory_is_short(count) ||
+		   kext_try_pages(count + min(totalram_pages() / 64, SZ_16M >> PAGE_SHIFT), GFP_KERNEL);
+	up(&kext_room);
+	return is_there;
 }
 
 /* How many threads may use the reserves at once. What each takes is a part of what is in them. */

@@ -312,7 +312,7 @@ impl Vm {
     /// long as the result is kept. Fails with `EFAULT` for a process that is exiting.
     fn charge_process(&self) -> Result<ActiveMemcg> {
         let mm = self.mm().ok_or(EFAULT)?;
-        Ok(ActiveMemcg::of(&*live_mm::get(mm, 0)?))
+        live_mm::charge(mm)
     }
 
     /// Holds the lock for as long as one [`Retry`] lasts, at the most.

@@ -340,6 +340,31 @@ fn killed_late() {
     panic!("a call of {whole:?} was done each time before who made it was killed");
 }
 
+/// A process dies while what it named in no order is sorted.
+fn killed_in_order() {
+    let count = if is_debug_kernel() { size() * 10 } else { size() * 100 };
+    let vm = Vm::mirrored(&device()).expect("a mirrored VM");
+    // A prime that divides no such count.
+    let at = |i: usize| page(2 * (i * 1_000_003 % count));
+    let prefetches: Vec<_> = (0..count).map(|i| Bind::prefetch(at(i), PAGE as u64, -1)).collect();
+    let begin = Instant::now();
+    vm.bind(&prefetches).expect("nothing to prefetch");
+    let whole = begin.elapsed();
+    for percent in (30..80).step_by(5) {
+        let child = fork(|link| {
+            link.send(0);
+            let _ = vm.bind(&prefetches);
+            link.receive();
+        });
+        child.link().receive();
+        std::thread::sleep(whole * percent / 100);
+        let begin = Instant::now();
+        child.kill();
+        let limit = if is_debug_kernel() { DEATH } else { whole / 12 };
+        expect_prompt(&format!("death after {percent} % of {whole:?}"), begin.elapsed(), limit);
+    }
+}
+
 /// Very many pages of the zero page, each apart from the others, that a VM of this process mirrors in one VMA.
 struct Scattered {
     vm: Vm,
@@ -569,6 +594,7 @@ fn main() -> ExitCode {
         "A process is killed that lets go of many ranges.",
         killed_among_ranges,
     );
+    p.subtest("killed-in-order", "Who sorts what he named in no order dies soon.", killed_in_order);
     p.subtest(
         "closed-together",
         "A file with many VMs is closed as soon as one with few.",

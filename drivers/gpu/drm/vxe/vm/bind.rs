@@ -213,7 +213,7 @@ impl Vm {
         // Prefetches are done when all is bound, and so it is what is bound in the end that counts. Each
         // VMA is looked at once, however many prefetches name it.
         let mut seen = 0;
-        for span in plan.advised.sorted().iter() {
+        for span in plan.advised.sorted()?.iter() {
             for vma in changes.map().overlapping(span.start.max(seen)..span.end) {
                 sched::check_killed()?;
                 // Where a buffer lives was decided when it was made: nobody advised anything.
@@ -222,10 +222,10 @@ impl Vm {
             seen = seen.max(span.end);
         }
         let removals = Removals::stage(&context.aspace, plan.removals)?;
-        let at_once = plan.at_once.sorted();
+        let at_once = plan.at_once.sorted()?;
         let staged = buffer::stage_all(&context.aspace, changes.map(), &at_once)?;
         // Faults bring back what goes here, should the caller be killed before the change is committed.
-        for span in plan.resets.sorted().iter() {
+        for span in plan.resets.sorted()?.iter() {
             svm.remove_all_while(to_cpu(&span), || self.go_on())?;
             sched::check_killed()?;
         }
@@ -268,9 +268,13 @@ impl Vm {
         if self.collect_garbage(&mut svm).is_err() {
             return Ok(None);
         }
-        let Some(vma) = self.map.lock().first_from(at).cloned() else {
+        let Ok(map) = self.map.lock_killable() else {
             return Ok(None);
         };
+        let Some(vma) = map.first_from(at).cloned() else {
+            return Ok(None);
+        };
+        drop(map);
         let at = at.max(vma.span.start);
         if at >= end {
             return Ok(None);

@@ -114,7 +114,7 @@ impl Removals {
     ///
     /// Fails with `EINTR` for a caller who is killed, and `ENOMEM`.
     pub(super) fn stage(aspace: &AddressSpace, spans: Spans) -> Result<Self> {
-        let spans = spans.sorted();
+        let spans = spans.sorted()?;
         let staged = aspace.stage_removals(spans.iter())?;
         Ok(Self { spans, staged })
     }

@@ -226,7 +226,7 @@ impl Vm {
             // A range lies in one VMA.
             remove_across(&mut svm, edge);
         }
-        for span in changed.sorted().iter() {
+        for span in changed.sorted()?.iter() {
             svm.invalidate_while(to_cpu(&span), || self.go_on())?;
             sched::check_killed()?;
         }
@@ -275,7 +275,7 @@ fn remove_across(svm: &mut Guard<'_, Mirror>, addr: u64) {
 pub(super) fn reset_unmapped(dev: &Device, maps: &VmaMaps, span: &Span) -> Result {
     let mut at = span.start;
     while at < span.end {
-        let map = maps.lock();
+        let map = maps.lock_killable()?;
         let Some(vma) = map.first_from(at) else {
             return Ok(());
         };

@@ -10,6 +10,10 @@ use super::{
     vma::Span, //
 };
 use kernel::prelude::*;
+use kernel_ext::sched;
+
+/// After how many steps of sorting it is looked whether the caller was killed.
+const STEPS: usize = 1024;
 
 /// Spans in the order in which they were added. They may overlap.
 pub(super) struct Spans(KVVec<Span>);
@@ -33,29 +37,40 @@ impl Spans {
         Ok(())
     }
 
-    /// All of them, sorted.
-    pub(super) fn sorted(mut self) -> SortedSpans {
-        sort(&mut self.0);
-        SortedSpans(self.0)
+    /// All of them, sorted. Fails with `EINTR` for a caller who is killed.
+    pub(super) fn sorted(mut self) -> Result<SortedSpans> {
+        sort(&mut self.0)?;
+        Ok(SortedSpans(self.0))
     }
 }
 
 /// Sorts by first addresses, in place: a heap sort. That of the `core` crate has functions that do not
 /// return, which the kernel's tools do not know as such.
-fn sort(spans: &mut [Span]) {
+fn sort(spans: &mut [Span]) -> Result {
     if spans.is_sorted_by_key(|span| span.start) {
-        return;
+        return Ok(());
     }
     for root in (0..spans.len() / 2).rev() {
+        go_on(root)?;
         sift_down(spans, root);
     }
     for end in (1..spans.len()).rev() {
+        go_on(end)?;
         // The last of the heap, which is `spans[..=end]`, is its greatest then.
         spans.swap(0, end);
         if let Some(heap) = spans.get_mut(..end) {
             sift_down(heap, 0);
         }
     }
+    Ok(())
+}
+
+/// Before each step, of which so many are left. Fails with `EINTR` for a caller who is killed.
+fn go_on(left: usize) -> Result {
+    if left % STEPS != 0 {
+        return Ok(());
+    }
+    sched::check_killed()
 }
 
 /// Makes a heap of what is one below `root`, but maybe not there.
@@ -104,7 +119,7 @@ mod tests {
             list.add(span.clone())?;
         }
         let mut sorted = KVec::new();
-        for span in list.sorted().iter() {
+        for span in list.sorted()?.iter() {
             sorted.push(span, GFP_KERNEL)?;
         }
         Ok(sorted)
@@ -139,7 +154,7 @@ mod tests {
                 list.add(at..at + 1)?;
             }
             let mut wanted = (0..count).map(|i| 2 * i..2 * i + 1);
-            let sorted = list.sorted();
+            let sorted = list.sorted()?;
             assert!(sorted.iter().eq(wanted.by_ref()));
         }
         Ok(())

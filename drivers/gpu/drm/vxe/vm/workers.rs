@@ -6,6 +6,9 @@
 //! and its process there: who closes it [kills](Workers::kill) them in that, and the list of VMs looks
 //! [now and then](WATCH_MS) for processes that are gone. So a process whose pages somebody holds back leaves
 //! nothing behind when it ends, be its file open or not, and a device can be unbound at any time.
+//!
+//! As with any thread, that is so for waits that can be killed, which those of a userfaultfd are. A FUSE server that
+//! has read a request, and answers it never, is waited for until it ends.
 
 use super::Vm;
 use crate::{
