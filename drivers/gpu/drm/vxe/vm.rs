@@ -99,7 +99,10 @@ use kernel_ext::{
     sched,
     workqueue::cancel_delayed, //
 };
-use map::VmaMaps;
+use map::{
+    Retired,
+    VmaMaps, //
+};
 use property::FailedFaults;
 use svm_lock::LockedSvm;
 use vma::{
@@ -373,8 +376,16 @@ impl Vm {
         svm.collect_garbage_while(|| self.go_on(), reset).map(drop)
     }
 
+    /// Drops what a change of the map removed; without locks. A worker drops what a caller leaves who is killed.
+    fn retire(self: &Arc<Self>, retired: Retired) {
+        if self.map.retire(retired) {
+            self.queue_collection();
+        }
+    }
+
     /// As [`collect_garbage`](Self::collect_garbage), for a worker.
     fn collect_garbage_as_worker(self: &Arc<Self>) {
+        self.map.drop_left();
         let charged = self.charge_process();
         let Ok(mut svm) = self.lock_svm_killable() else {
             return;

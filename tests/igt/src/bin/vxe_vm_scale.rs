@@ -340,6 +340,40 @@ fn killed_late() {
     panic!("a call of {whole:?} was done each time before who made it was killed");
 }
 
+/// A process dies while it unmaps very many buffers.
+fn killed_unmapping() {
+    let count = if is_debug_kernel() { size() * 4 } else { size() * 20 };
+    let apart = || {
+        let many = Many::empty(count);
+        let bo = Bo::system(many.vm.device(), PAGE).expect("a buffer");
+        let maps = (0..count).map(|i| Bind::bo(&bo, 0, page(2 * i), PAGE as u64).immediate());
+        many.bind(&maps.collect::<Vec<_>>());
+        many
+    };
+    let all = [Bind::unmap(NOWHERE, (2 * count * PAGE) as u64)];
+    let many = apart();
+    let begin = Instant::now();
+    many.bind(&all);
+    let whole = begin.elapsed();
+    for percent in (30..100).step_by(10) {
+        let many = apart();
+        let child = fork(|link| {
+            link.send(0);
+            many.bind(&all);
+            link.receive();
+        });
+        child.link().receive();
+        std::thread::sleep(whole * percent / 100);
+        let begin = Instant::now();
+        child.kill();
+        let limit = if is_debug_kernel() { DEATH } else { whole / 10 };
+        expect_prompt(&format!("death after {percent} % of {whole:?}"), begin.elapsed(), limit);
+        // Whatever of it was made is whole.
+        let left = vmas(&many.vm, NOWHERE..NOWHERE + (2 * count * PAGE) as u64).len();
+        assert!(left == 0 || left == count, "{left} of {count} buffers are left");
+    }
+}
+
 /// A process dies while what it named in no order is sorted.
 fn killed_in_order() {
     let count = if is_debug_kernel() { size() * 10 } else { size() * 100 };
@@ -594,6 +628,7 @@ fn main() -> ExitCode {
         "A process is killed that lets go of many ranges.",
         killed_among_ranges,
     );
+    p.subtest("killed-unmapping", "Who unmaps very many buffers dies soon.", killed_unmapping);
     p.subtest("killed-in-order", "Who sorts what he named in no order dies soon.", killed_in_order);
     p.subtest(
         "closed-together",

@@ -177,7 +177,7 @@ impl Vm {
             self.collect_garbage(&mut svm)?;
             self.bind_locked(&mut svm, ops)?
         };
-        drop(retired);
+        self.retire(retired);
         let is_advice = ops.iter().all(|op| matches!(op, Op::Prefetch { .. }));
         for (span, to) in prefetches {
             let done = self.prefetch(span, to);
@@ -382,13 +382,20 @@ impl Plan {
         span: &Span,
         mirror: Option<&Vma>,
     ) -> Result {
+        // Where buffers go and no mirror is kept, nothing is mapped between them: it is one removal.
+        let mut buffers: Option<Span> = None;
         changes.cut(span, |piece| match (&piece.backing, mirror) {
-            (Backing::Bo { .. }, _) => self.removals.add(piece.span.clone()),
+            (Backing::Bo { .. }, None) => {
+                buffers.get_or_insert(piece.span.clone()).end = piece.span.end;
+                Ok(())
+            }
+            (Backing::Bo { .. }, Some(_)) => self.removals.add(piece.span.clone()),
             // What is mapped stays right.
             (Backing::Mirror, Some(new)) if piece.is_like(new) => Ok(()),
             (Backing::Mirror, Some(_)) => self.resets.add(piece.span.clone()),
             (Backing::Mirror, None) if svm.has_mapping(to_cpu(&piece.span)) => Err(EBUSY),
             (Backing::Mirror, None) => Ok(()),
-        })
+        })?;
+        buffers.map_or(Ok(()), |span| self.removals.add(span))
     }
 }

@@ -235,7 +235,7 @@ impl Vm {
         let retired = changes.commit();
         removals.carry_out(self.svm.context());
         drop(svm);
-        drop(retired);
+        self.retire(retired);
         Ok(())
     }
 }

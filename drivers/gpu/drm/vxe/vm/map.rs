@@ -115,9 +115,36 @@ impl VmaMaps {
                 None => return Ok(MapGuard(map)),
                 Some(undone) => {
                     drop(map);
-                    drop(undone);
+                    if self.drop_killable(undone.steps) {
+                        return Err(EINTR);
+                    }
                 }
             }
+        }
+    }
+
+    /// Drops what a change removed. Returns whether the caller was killed, and left some of it for who calls
+    /// [`drop_left`](Self::drop_left).
+    pub(crate) fn retire(&self, retired: Retired) -> bool {
+        self.drop_killable(retired.vmas)
+    }
+
+    fn drop_killable(&self, steps: Steps) -> bool {
+        let Some(rest) = steps.drop_killable() else {
+            return false;
+        };
+        // Where there is no memory, it is dropped here and now.
+        self.inner.lock().left.push(rest, account()).is_ok()
+    }
+
+    /// Drops what others left who were killed.
+    pub(crate) fn drop_left(&self) {
+        loop {
+            let left = mem::replace(&mut self.inner.lock().left, KVVec::new());
+            if left.is_empty() {
+                return;
+            }
+            drop(left);
         }
     }
 
@@ -128,8 +155,15 @@ impl VmaMaps {
         if let Some(step) = map.unfinished.steps.0.pop() {
             return Some(RetiredVma { _was: step });
         }
+        while let Some(steps) = map.left.last_mut() {
+            if let Some(step) = steps.0.pop() {
+                return Some(RetiredVma { _was: step });
+            }
+            map.left.pop();
+        }
         // Frees the memory of what is empty.
         map.unfinished = Unfinished::none();
+        map.left = KVVec::new();
         let start = *map.tree.cursor_front()?.current().0;
         let nodes = map.remove(start)?;
         Some(RetiredVma {
@@ -149,10 +183,22 @@ pub(crate) struct VmaMap {
     tree: RBTree<u64, Vma>,
     mappings: RBTree<BoKey, ()>,
     unfinished: Unfinished,
+    /// What changes removed, and nobody has dropped yet.
+    left: KVVec<Steps>,
 }
 
 /// The steps of a change. Dropped, they let others run if it is time.
 struct Steps(KVVec<Step>);
+
+impl Steps {
+    /// Drops them one by one, and returns the rest when the caller is killed.
+    fn drop_killable(mut self) -> Option<Self> {
+        while sched::check_killed().is_ok() {
+            drop(self.0.pop()?);
+        }
+        Some(self)
+    }
+}
 
 impl Drop for Steps {
     fn drop(&mut self) {
@@ -205,6 +251,7 @@ impl VmaMap {
             tree: RBTree::new(),
             mappings: RBTree::new(),
             unfinished: Unfinished::none(),
+            left: KVVec::new(),
         }
     }
 
@@ -330,7 +377,7 @@ pub(crate) struct Changes<'a> {
 /// them, and without locks, as the last reference to a buffer frees it.
 #[must_use = "buffers must not be dropped before the GPU's mappings of them"]
 pub(crate) struct Retired {
-    _vmas: Steps,
+    vmas: Steps,
 }
 
 /// A VMA that was taken out. It may hold the last reference to a buffer, and is to be dropped as what is
@@ -349,7 +396,7 @@ impl Changes<'_> {
     /// Makes the change last, and unlocks the map.
     pub(crate) fn commit(mut self) -> Retired {
         Retired {
-            _vmas: self.take_steps(),
+            vmas: self.take_steps(),
         }
     }
 
