@@ -133,8 +133,15 @@ impl VmaMaps {
         let Some(rest) = steps.drop_killable() else {
             return false;
         };
-        // Where there is no memory, it is dropped here and now.
-        self.inner.lock().left.push(rest, account()).is_ok()
+        let mut map = self.inner.lock();
+        if map.left.reserve(1, account()).is_err() {
+            // There is no memory to leave it: it is dropped here and now, without the lock.
+            drop(map);
+            drop(rest);
+            return false;
+        }
+        // Does not allocate.
+        map.left.push(rest, account()).is_ok()
     }
 
     /// Drops what others left who were killed.
