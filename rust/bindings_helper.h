@@ -19,8 +19,6 @@
 #include <drm/drm_gpusvm.h>
 #include <drm/drm_pagemap.h>
 #include <drm/drm_pagemap_util.h>
-#include <drm/drm_prime.h>
-#include <uapi/drm/xe_drm.h>
 
 /* Macros that bindgen does not evaluate. */
 const gfp_t KEXT_GFP_HIGHUSER_MOVABLE = GFP_HIGHUSER_MOVABLE;

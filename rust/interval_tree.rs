@@ -8,10 +8,12 @@
 //!
 //! C header: [`include/linux/interval_tree.h`](srctree/include/linux/interval_tree.h)
 
+use crate::list;
 use core::{cell::UnsafeCell, ops::Range, ptr};
 use kernel::{
     bindings,
     ffi::c_ulong,
+    interop::list::CListHead,
     prelude::*, //
 };
 
@@ -24,33 +26,25 @@ use kernel::{
 ///
 /// The node is linked in the tree exactly when it is linked in the list.
 #[repr(C)]
+#[pin_data]
 pub struct Node {
     itree: UnsafeCell<bindings::interval_tree_node>,
-    entry: UnsafeCell<bindings::list_head>,
+    #[pin]
+    entry: CListHead,
 }
 
 impl Node {
     /// An unlinked node for `span`, whose end is exclusive and must be above its start.
     pub fn new(span: Range<usize>) -> impl PinInit<Self> {
-        let init = move |slot: *mut Self| {
-            // SAFETY: `slot` is valid for writes; all fields are written, the list head with a
-            // pointer to itself, which stays right as the node is pinned.
-            unsafe {
-                (&raw mut (*slot).itree)
-                    .cast::<bindings::interval_tree_node>()
-                    .write(bindings::interval_tree_node {
-                        start: span.start as c_ulong,
-                        last: span.end.wrapping_sub(1) as c_ulong,
-                        ..Default::default()
-                    });
-                let entry = (&raw mut (*slot).entry).cast::<bindings::list_head>();
-                (*entry).next = entry;
-                (*entry).prev = entry;
-            }
-            Ok::<(), core::convert::Infallible>(())
+        let itree = bindings::interval_tree_node {
+            start: span.start as c_ulong,
+            last: span.end.wrapping_sub(1) as c_ulong,
+            ..Default::default()
         };
-        // SAFETY: The closure initializes all of the slot and cannot fail.
-        unsafe { pin_init::pin_init_from_closure(init) }
+        pin_init!(Self {
+            itree: UnsafeCell::new(itree),
+            entry <- CListHead::new(),
+        })
     }
 
     /// First address, in bytes.
@@ -74,9 +68,10 @@ impl Node {
     /// # Safety
     ///
     /// `entry` must be the `entry` field of a [`Node`].
-    unsafe fn from_entry(entry: *mut bindings::list_head) -> *mut Node {
+    unsafe fn from_entry(entry: &CListHead) -> *mut Node {
+        let offset = core::mem::offset_of!(Node, entry);
         // SAFETY: By this function's requirements.
-        unsafe { entry.byte_sub(core::mem::offset_of!(Node, entry)).cast() }
+        unsafe { ptr::from_ref(entry).byte_sub(offset).cast_mut().cast() }
     }
 }
 
@@ -88,29 +83,20 @@ impl Node {
 ///
 /// Tree and list hold the same nodes, in the same order.
 #[repr(C)]
+#[pin_data]
 pub struct Tree {
     root: UnsafeCell<bindings::rb_root_cached>,
-    list: UnsafeCell<bindings::list_head>,
+    #[pin]
+    list: CListHead,
 }
 
 impl Tree {
     /// An empty tree.
     pub fn new() -> impl PinInit<Self> {
-        let init = |slot: *mut Self| {
-            // SAFETY: `slot` is valid for writes; all fields are written, the list head with a
-            // pointer to itself, which stays right as the tree is pinned.
-            unsafe {
-                (&raw mut (*slot).root)
-                    .cast::<bindings::rb_root_cached>()
-                    .write(Default::default());
-                let list = (&raw mut (*slot).list).cast::<bindings::list_head>();
-                (*list).next = list;
-                (*list).prev = list;
-            }
-            Ok::<(), core::convert::Infallible>(())
-        };
-        // SAFETY: The closure initializes all of the slot and cannot fail.
-        unsafe { pin_init::pin_init_from_closure(init) }
+        pin_init!(Self {
+            root: UnsafeCell::new(Default::default()),
+            list <- CListHead::new(),
+        })
     }
 
     /// Whether no node is linked.
@@ -149,8 +135,8 @@ impl Tree {
     /// `node` must be linked in this tree, and no other thread may change the tree meanwhile.
     pub unsafe fn next(&self, node: *mut Node) -> *mut Node {
         // SAFETY: `node` is linked, so that its list pointers are valid.
-        let next = unsafe { (*(*node).entry.get()).next };
-        if next == self.list.get() {
+        let next = unsafe { (*node).entry.next() };
+        if *next == self.list {
             return ptr::null_mut();
         }
         // SAFETY: All entries of the list but its head are `entry` fields of nodes.
@@ -169,17 +155,13 @@ impl Tree {
         unsafe {
             bindings::interval_tree_insert((*node).itree.get(), self.root.get());
             let prev = bindings::rb_prev(&raw const (*(*node).itree.get()).rb);
-            let head = if prev.is_null() {
-                self.list.get()
+            let place = if prev.is_null() {
+                &self.list
             } else {
                 let itree = prev.byte_sub(core::mem::offset_of!(bindings::interval_tree_node, rb));
-                (*Node::from_itree(itree.cast())).entry.get()
+                &(*Node::from_itree(itree.cast())).entry
             };
-            let (entry, next) = ((*node).entry.get(), (*head).next);
-            (*entry).next = next;
-            (*entry).prev = head;
-            (*next).prev = entry;
-            (*head).next = entry;
+            list::add_behind(place, &(*node).entry);
         }
     }
 
@@ -193,11 +175,7 @@ impl Tree {
         // SAFETY: By this function's requirements tree, list and node are ours alone.
         unsafe {
             bindings::interval_tree_remove((*node).itree.get(), self.root.get());
-            let entry = (*node).entry.get();
-            (*(*entry).prev).next = (*entry).next;
-            (*(*entry).next).prev = (*entry).prev;
-            (*entry).next = entry;
-            (*entry).prev = entry;
+            list::del(&(*node).entry);
         }
     }
 }

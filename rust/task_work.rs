@@ -6,7 +6,10 @@
 //!
 //! C header: [`include/linux/task_work.h`](srctree/include/linux/task_work.h)
 
-use crate::{bindings as ext, module_ref::ModuleRef};
+use crate::{
+    bindings as ext,
+    module::ModuleRef, //
+};
 use core::mem::{self, offset_of};
 use kernel::{
     bindings,

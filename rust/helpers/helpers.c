@@ -7,14 +7,11 @@
  */
 
 #include "cgroup.c"
-#include "debugfs.c"
 #include "dma.c"
-#include "drm.c"
 #include "list.c"
 #include "lock.c"
 #include "migrate.c"
 #include "mm.c"
-#include "phys.c"
 #include "print.c"
 #include "rmap.c"
 #include "sched.c"

@@ -4,7 +4,11 @@
 
 use crate::random::Random;
 use kernel::prelude::*;
-use kernel_ext::hmm::{block_pages, Blocks, Pfn};
+use kernel_ext::mm::hmm::{
+    block_pages, //
+    Blocks,
+    Pfn,
+};
 
 /// A page of the model: the mapping that it belongs to, and its frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

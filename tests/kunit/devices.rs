@@ -12,7 +12,7 @@ use crate::fixture::{
 };
 use gpusvm::{Access, Ctx, Retry, Stale, Svm};
 use kernel::{page::PAGE_SIZE, prelude::*, sizes::SZ_64K};
-use kernel_ext::hmm;
+use kernel_ext::mm::hmm;
 
 fn is_mapped(svm: &Svm<Mirror>) -> bool {
     svm.lock()

@@ -12,7 +12,11 @@ use crate::fixture::{
 use core::{ops::Range, ptr};
 use gpusvm::{Access, Ctx, Found, Retry, ScanResult, Svm};
 use kernel::prelude::*;
-use kernel_ext::hmm::{self, Request, Walk};
+use kernel_ext::mm::hmm::{
+    self,
+    Request,
+    Walk, //
+};
 
 /// Runs `f` with the range of 16 pages at [`BASE`], made if there is none.
 fn with_range<R>(

@@ -44,7 +44,7 @@ mod tests {
             let (mapped, far) = (dma::mapped(), pages(32, 1).start);
 
             choose(&env.mm, true);
-            let walks = kernel_ext::hmm::walks();
+            let walks = kernel_ext::mm::hmm::walks();
             // Neither where a range is, nor where none is.
             for addr in [BASE, far] {
                 ensure_eq!(fault(&svm, addr, Access::Write).err(), Some(EFAULT));
@@ -61,7 +61,7 @@ mod tests {
                 ensure_eq!(found.evict(&attempt), Err(EFAULT));
             }
             // Nobody looked at its page tables, where memory would have come in.
-            ensure_eq!(kernel_ext::hmm::walks(), walks);
+            ensure_eq!(kernel_ext::mm::hmm::walks(), walks);
             ensure_eq!(dma::mapped(), mapped);
 
             choose(&env.mm, false);

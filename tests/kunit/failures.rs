@@ -16,7 +16,7 @@ use crate::fixture::{
 use core::ops::Range;
 use gpusvm::{segment::SegmentArray, Access, Ctx, Retry, ScanResult, Svm};
 use kernel::{prelude::*, sizes::SZ_64K};
-use kernel_ext::hmm::Walk;
+use kernel_ext::mm::hmm::Walk;
 
 const ALL: Range<usize> = 0..usize::MAX;
 

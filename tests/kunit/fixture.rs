@@ -14,6 +14,7 @@ pub(crate) mod provider;
 pub(crate) mod syscall;
 pub(crate) mod thread;
 pub(crate) mod touch;
+mod use_mm;
 pub(crate) mod vram;
 
 use core::ops::Range;

@@ -17,7 +17,7 @@ use kernel::{
     prelude::*,
     sizes::{SZ_2M, SZ_64K}, //
 };
-use kernel_ext::hmm;
+use kernel_ext::mm::hmm;
 
 /// The device's address of the page number `page`, which must be mapped.
 fn at(svm: &Svm<Mirror>, page: usize) -> Result<u64> {

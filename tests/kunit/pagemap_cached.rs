@@ -13,7 +13,7 @@ use crate::fixture::{
 use core::ops::Range;
 use gpusvm::pagemap::{hold, provider::Pagemap, PagemapCache, Shrinker};
 use kernel::{prelude::*, sync::Arc};
-use kernel_ext::shrinker::Shrink;
+use kernel_ext::mm::shrinker::Shrink;
 
 const PAGES: usize = 64;
 

@@ -28,7 +28,7 @@ use kernel::{
     prelude::*,
     sizes::SZ_64K, //
 };
-use kernel_ext::hmm;
+use kernel_ext::mm::hmm;
 
 /// Runs a test as [`with_vram`] does; skips it on a kernel that fails no allocations.
 fn with_failing_vram(size: usize, test: impl FnOnce(&Env, &Pagemap<Vram>) -> Result) -> Result {

@@ -27,7 +27,7 @@ use kernel::{
         Arc, //
     },
 };
-use kernel_ext::shrinker::Shrink;
+use kernel_ext::mm::shrinker::Shrink;
 
 #[kunit_tests(gpusvm_pagemap_hold)]
 mod hold_tests {

@@ -31,7 +31,7 @@ use kernel::{
     sizes::{SZ_2M, SZ_64K},
     sync::atomic::{Atomic, Relaxed}, //
 };
-use kernel_ext::hmm;
+use kernel_ext::mm::hmm;
 
 const ALL: Range<usize> = 0..usize::MAX;
 

@@ -7,7 +7,7 @@
 use crate::fixture::mm;
 use gpusvm::pagemap::payer;
 use kernel::{page::PAGE_SIZE, prelude::*, sync::Arc};
-use kernel_ext::dmem::{
+use kernel_ext::cgroup::dmem::{
     Charge,
     Chooser,
     Pool,

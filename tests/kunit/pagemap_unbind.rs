@@ -36,7 +36,7 @@ use kernel::{
         Arc, //
     },
 };
-use kernel_ext::shrinker::Shrink;
+use kernel_ext::mm::shrinker::Shrink;
 
 /// What is written to a shrinker's file in debugfs: of no cgroup, on node 0, up to 10 objects.
 const SCAN: &[u8] = b"0 0 10\n";

@@ -31,8 +31,17 @@ use kernel::{
 use kernel_ext::{
     bindings as ext,
     dma::Call,
-    hmm::{self, Request, Walk},
-    mmu_interval::{MmuIntervalNotifier, Ops}, //
+    mm::{
+        hmm::{
+            self,
+            Request,
+            Walk, //
+        },
+        mmu_notifier::{
+            MmuIntervalNotifier,
+            Ops, //
+        }, //
+    }, //
 };
 
 /// A driver's notifier, and the pages that it unmaps.

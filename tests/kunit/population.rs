@@ -21,7 +21,12 @@ use kernel::{
     prelude::*,
     sizes::{SZ_2M, SZ_64K}, //
 };
-use kernel_ext::hmm::{self, Pfn, Request, Walk};
+use kernel_ext::mm::hmm::{
+    self,
+    Pfn,
+    Request,
+    Walk, //
+};
 
 /// A huge page, in pages.
 const HUGE: usize = SZ_2M / PAGE_SIZE;

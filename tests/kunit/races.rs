@@ -36,7 +36,11 @@ use kernel::{
     },
     time::msecs_to_jiffies, //
 };
-use kernel_ext::{dma::Call, hmm, jiffies};
+use kernel_ext::{
+    dma::Call,
+    mm::hmm,
+    time::jiffies, //
+};
 
 const ALL: Range<usize> = 0..usize::MAX;
 

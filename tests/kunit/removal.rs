@@ -28,7 +28,10 @@ use gpusvm::{
     Svm, //
 };
 use kernel::{bindings, page::PAGE_SIZE, prelude::*, sizes::SZ_64K};
-use kernel_ext::{bindings as ext, hmm::Walk};
+use kernel_ext::{
+    bindings as ext,
+    mm::hmm::Walk, //
+};
 
 const ALL: Range<usize> = 0..usize::MAX;
 

@@ -3,7 +3,7 @@
 """Lays out the programs that cargo built as a tree for the guest's root.
 
 Reads cargo's messages, so that only what this build made goes in. Test programs
-(of the package in tests/igt) go to /usr/libexec/igt, all others to /bin.
+(of the package in tests/uapi) go to /usr/libexec/uapi, all others to /bin.
 
 Usage: collect.py MESSAGES DIRECTORY
 """
@@ -32,7 +32,7 @@ def main():
     shutil.rmtree(new, ignore_errors=True)
     for path, manifest in executables(messages):
         package = os.path.basename(os.path.dirname(manifest))
-        where = "usr/libexec/igt" if package == "igt" else "bin"
+        where = "usr/libexec/uapi" if package == "uapi" else "bin"
         os.makedirs(os.path.join(new, where), exist_ok=True)
         dest = os.path.join(new, where, os.path.basename(path))
         subprocess.run(["llvm-strip", "-o", dest, path], check=True)

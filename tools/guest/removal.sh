@@ -7,7 +7,7 @@
 echo "KTAP version 1"
 echo "1..1"
 export VXE_ITERATIONS VXE_TIMEOUT=1100
-if /usr/libexec/igt/vxe_provider --run-subtest removed >/tmp/log 2>&1; then
+if /usr/libexec/uapi/vxe_provider --run-subtest removed >/tmp/log 2>&1; then
 	result=ok
 else
 	result="not ok"

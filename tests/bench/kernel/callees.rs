@@ -23,9 +23,15 @@ use kernel::{
 };
 use kernel_ext::{
     bindings as ext,
-    dma::{self, IovaState},
-    hmm::{Blocks, Pfn},
-    rwsem::RwSemaphore, //
+    dma::{
+        self,
+        IovaState, //
+    },
+    mm::hmm::{
+        Blocks,
+        Pfn, //
+    },
+    sync::rwsem::RwSemaphore, //
 };
 
 /// A block of pages that is mapped.

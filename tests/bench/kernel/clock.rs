@@ -7,7 +7,7 @@
 //! is a time. The program tells the two apart before it measures anything.
 
 use core::hint::black_box;
-use kernel_ext::jiffies;
+use kernel_ext::time::jiffies;
 
 /// Reads the counter.
 #[inline(always)]

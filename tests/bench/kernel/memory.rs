@@ -26,7 +26,8 @@ use kernel::{
         Mutex, //
     }, //
 };
-use kernel_ext::{phys::DmaMemory, zone_device::HUGE_PAGES};
+use kernel_ext::mm::zone_device::HUGE_PAGES;
+use vxe_sim::dma_memory::DmaMemory;
 
 /// How addresses of this memory are told from others.
 const PROTOCOL: Protocol = Protocol::driver(1);

@@ -19,7 +19,7 @@ use kernel::{
     prelude::*,
     sizes::{SZ_2M, SZ_512M, SZ_64K}, //
 };
-use kernel_ext::hmm;
+use kernel_ext::mm::hmm;
 
 /// The span of a notifier, as xe has it.
 const NOTIFIER: usize = SZ_512M;

@@ -4,7 +4,7 @@
 
 use crate::figures::{timed, Figures};
 use vxe_client::{Bind, Commands, ExecQueue, Vm};
-use vxe_igt::{Gpu, Map, PAGE, SZ_2M, SZ_64K};
+use vxe_uapi::{Gpu, Map, PAGE, SZ_2M, SZ_64K};
 
 const SAMPLES: usize = 9;
 

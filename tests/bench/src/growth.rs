@@ -8,7 +8,7 @@ use crate::{
 };
 use std::error::Error;
 use vxe_client::Device;
-use vxe_igt::{vram::keep_out, Gpu, Map, PAGE, RW, SZ_64K};
+use vxe_uapi::{vram::keep_out, Gpu, Map, PAGE, RW, SZ_64K};
 
 const SAMPLES: usize = 9;
 

@@ -13,7 +13,7 @@ mod unmaps;
 
 use figures::Figures;
 use std::{error::Error, path::PathBuf, process::ExitCode};
-use vxe_igt::{vram::keep_out, Gpu};
+use vxe_uapi::{vram::keep_out, Gpu};
 
 const HELP: &str = "\
 Usage: vxe-bench [--json PATH] [--ranges N]

@@ -6,7 +6,7 @@ use crate::{
     faults::Store,
     figures::{timed, Figures},
 };
-use vxe_igt::{Gpu, Map, PAGE, SZ_2M, SZ_64K};
+use vxe_uapi::{Gpu, Map, PAGE, SZ_2M, SZ_64K};
 
 const SAMPLES: usize = 9;
 
@@ -66,7 +66,7 @@ fn prepared(gpu: &Gpu, store: &Store, size: usize, huge: bool, gpus: Gpus) -> Ma
     match gpus {
         Gpus::Mapped => _ = store.run(gpu, map.at(0)),
         Gpus::Near => {
-            let near = Map::existing(map.start() + size + PAGE, PAGE).replace_anon(vxe_igt::RW);
+            let near = Map::existing(map.start() + size + PAGE, PAGE).replace_anon(vxe_uapi::RW);
             store.run(gpu, near.at(0));
         }
         Gpus::Nothing => {}

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 use vxe_client::{request, sys, Bo, Device};
-use vxe_igt::PAGE;
+use vxe_uapi::PAGE;
 
 /// The regions, mapped.
 pub struct Arena {
@@ -187,7 +187,7 @@ pub fn answer(fd: RawFd) {
 }
 
 /// Answers faults, each after a while, until the process ends.
-pub fn answer_faults(mut rng: vxe_igt::Rng) -> ! {
+pub fn answer_faults(mut rng: vxe_uapi::Rng) -> ! {
     loop {
         let mut polls: Vec<_> = UFFDS
             .iter()

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 use vxe_client::{request, sys, Bind};
-use vxe_igt::Rng;
+use vxe_uapi::Rng;
 
 /// How long a call waits for what it needs from another thread.
 const WAIT: Duration = Duration::from_millis(250);

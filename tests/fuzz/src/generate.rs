@@ -8,7 +8,7 @@ use crate::{
     program::{Arg, Call, Program},
 };
 use std::collections::{HashMap, HashSet};
-use vxe_igt::Rng;
+use vxe_uapi::Rng;
 
 mod mutate;
 mod resource;

@@ -4,7 +4,7 @@
 //! time that it was changed.
 
 use std::fmt;
-use vxe_igt::Rng;
+use vxe_uapi::Rng;
 
 /// Times that a program is changed at most.
 pub const MAX_MUTATIONS: usize = 6;

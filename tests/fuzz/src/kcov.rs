@@ -12,7 +12,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-const NAMES: [&str; MODULES] = ["gpusvm", "vxe", "vxe2", "gpusvm_sim"];
+const NAMES: [&str; MODULES] = ["gpusvm", "vxe", "vxe2", "vxe_sim"];
 const FILE: &str = "/sys/kernel/debug/kcov";
 /// Places that are remembered between two looks.
 const WORDS: usize = 1 << 15;

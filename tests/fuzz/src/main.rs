@@ -37,7 +37,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tally::Tally;
-use vxe_igt::{
+use vxe_uapi::{
     process::{fork, Child},
     Rng,
 };

@@ -3,7 +3,7 @@
 //! The memory of a program: regions at addresses that are always the same, so that a program that is
 //! run again means the same.
 
-use vxe_igt::{Rng, PAGE, SZ_2M, SZ_64K};
+use vxe_uapi::{Rng, PAGE, SZ_2M, SZ_64K};
 
 /// What a region is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 
 use crate::id::{Id, MAX_MUTATIONS};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering::Relaxed};
-use vxe_igt::{Map, Rng};
+use vxe_uapi::{Map, Rng};
 
 /// More calls than there are descriptions.
 pub const MAX_CALLS: usize = 256;
@@ -67,7 +67,7 @@ pub struct Tally {
 impl Tally {
     /// Counters that child processes share.
     pub fn shared() -> &'static Self {
-        let memory = Map::shared(size_of::<Self>().next_multiple_of(vxe_igt::PAGE));
+        let memory = Map::shared(size_of::<Self>().next_multiple_of(vxe_uapi::PAGE));
         // SAFETY: the pages are never unmapped, zeroes are counters, and they are atomic.
         unsafe { &*std::ptr::with_exposed_provenance::<Self>(memory.start()) }
     }

@@ -18,7 +18,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
-use vxe_igt::{Map, Rng, PAGE};
+use vxe_uapi::{Map, Rng, PAGE};
 
 /// How a program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,7 +21,7 @@ use std::{
 use tally::Tally;
 use verdict::{Figures, COUNTERS};
 use vxe_client::Stats;
-use vxe_igt::{process::fork, random::Hint, sysfs::Slot, Rng};
+use vxe_uapi::{process::fork, random::Hint, sysfs::Slot, Rng};
 
 /// How long a sequence may take, with KCSAN and on a busy machine.
 const SEQUENCE: Duration = Duration::from_secs(240);

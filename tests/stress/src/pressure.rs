@@ -4,7 +4,7 @@
 
 use crate::tally::Tally;
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
-use vxe_igt::{Map, Rng, PAGE};
+use vxe_uapi::{Map, Rng, PAGE};
 
 /// Takes up to so many MiB and gives them back, until it is killed.
 pub fn run(mib: usize, seed: u64, tally: &Tally) -> ! {

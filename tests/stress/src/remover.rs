@@ -4,7 +4,7 @@
 
 use crate::tally::Tally;
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
-use vxe_igt::{sysfs::Slot, Rng};
+use vxe_uapi::{sysfs::Slot, Rng};
 
 /// Takes a device away every so many milliseconds on average, until it is killed.
 pub fn run(every: usize, seed: u64, tally: &Tally) -> ! {

@@ -5,7 +5,7 @@
 use crate::tally::Tally;
 use std::time::{Duration, Instant};
 use vxe_client::{Device, Error};
-use vxe_igt::{
+use vxe_uapi::{
     gpu::PATIENCE_TIME,
     random::{Gpus, HintCounts, Machine},
     Gpu, Rng,

@@ -3,7 +3,7 @@
 //! What all processes count together, in memory that they share.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use vxe_igt::{
+use vxe_uapi::{
     random::{Hint, HintCounts},
     Map, PAGE,
 };

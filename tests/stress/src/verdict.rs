@@ -3,7 +3,7 @@
 //! Whether a run did what it is for. That nothing was wrong says little if next to nothing was done.
 
 use std::collections::BTreeSet;
-use vxe_igt::random::Hint;
+use vxe_uapi::random::Hint;
 
 /// So much of anything shows how often it succeeds.
 const ENOUGH: u64 = 40;

@@ -4,7 +4,7 @@
 
 use core::{ffi::c_void, ptr};
 use kernel::page::PAGE_SIZE;
-use kernel_ext::hmm::Request;
+use kernel_ext::mm::hmm::Request;
 
 /// What a device wants to do with memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

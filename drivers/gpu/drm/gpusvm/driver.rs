@@ -10,7 +10,7 @@
 
 use crate::{
     flags::{PagesFlag, RangeFlag},
-    garbage::{Garbage, Link},
+    garbage::Garbage,
     guard::{DriverLock, Guard},
     notifier::Notifier,
     pages::{PageSet, Pages},
@@ -20,6 +20,7 @@ use crate::{
 use core::{marker::PhantomData, ops::Range as Span, ptr::NonNull};
 use kernel::{
     bindings,
+    interop::list::CListHead,
     mm::Mm,
     page::PAGE_SIZE,
     prelude::*, //
@@ -107,7 +108,7 @@ pub struct Range<D: Driver> {
     #[pin]
     base: SvmRange,
     #[pin]
-    link: Link,
+    link: CListHead,
     pages: PageSet,
     data: D::Range,
 }
@@ -126,14 +127,14 @@ impl<D: Driver> Range<D> {
         &self.base
     }
 
-    pub(crate) fn link(&self) -> &Link {
+    pub(crate) fn link(&self) -> &CListHead {
         &self.link
     }
 
     /// # Safety
     ///
     /// `link` must be the link of a `Range<D>`.
-    pub(crate) unsafe fn from_link(link: NonNull<Link>) -> NonNull<Self> {
+    pub(crate) unsafe fn from_link(link: NonNull<CListHead>) -> NonNull<Self> {
         // SAFETY: By this function's requirements.
         unsafe { link.byte_sub(core::mem::offset_of!(Self, link)).cast() }
     }
@@ -373,7 +374,7 @@ impl<D: Driver> Svm<D> {
         KBox::pin_init(
             pin_init!(Range {
                 base <- SvmRange::init(gpusvm, NonNull::dangling(), 0..0, false),
-                link <- Link::new(),
+                link <- CListHead::new(),
                 pages: new.pages,
                 data: new.data,
             }),
@@ -521,7 +522,8 @@ impl<D: Driver> Svm<D> {
             }
             if event == UNMAP {
                 range.base.set_unmapped(&changed);
-                garbage |= self.garbage.add(range.link());
+                // SAFETY: The range leaves the list before it is freed, when it is removed.
+                garbage |= unsafe { self.garbage.add(range.link()) };
             }
         }
         if garbage {

@@ -27,8 +27,10 @@ use kernel::{
 };
 use kernel_ext::{
     bindings as ext,
-    hmm::Walk,
-    live_mm, //
+    mm::{
+        hmm::Walk,
+        live_mm, //
+    }, //
 };
 
 impl GpuSvm {

@@ -11,50 +11,21 @@
 //! The list has a spinlock of its own, which is a leaf. Ranges are added under the notifier lock,
 //! held for writing, and taken out under the driver's SVM lock, before their removal.
 
-use core::{cell::UnsafeCell, ptr::NonNull};
+use core::ptr::NonNull;
 use kernel::{
-    bindings::list_head,
+    interop::list::CListHead,
     prelude::*,
     sync::{static_lock_class, SpinLock}, //
 };
-use kernel_ext::lock_name;
+use kernel_ext::{list, lock_name};
 
-/// A range's place in the list.
-///
-/// # Invariants
-///
-/// A list entry, linked to itself or in a [`Garbage`] list.
-#[repr(transparent)]
-pub(crate) struct Link(UnsafeCell<list_head>);
-
-// SAFETY: A link is changed only with the spinlock of its list held, or by its only owner.
-unsafe impl Send for Link {}
-// SAFETY: As above.
-unsafe impl Sync for Link {}
-
-impl Link {
-    pub(crate) fn new() -> impl PinInit<Self> {
-        let init = |slot: *mut Self| {
-            let entry = slot.cast::<list_head>();
-            // SAFETY: `slot` is valid for writes, and stays where it is.
-            unsafe {
-                (*entry).next = entry;
-                (*entry).prev = entry;
-            }
-            Ok::<(), core::convert::Infallible>(())
-        };
-        // SAFETY: The closure initializes the entry and cannot fail.
-        unsafe { pin_init::pin_init_from_closure(init) }
-    }
-}
-
-/// The list.
+/// The list. A range's place in it is a [`CListHead`] of its own, which is in this list or in none.
 #[pin_data]
 pub(crate) struct Garbage {
     #[pin]
     lock: SpinLock<()>,
     #[pin]
-    head: Link,
+    head: CListHead,
 }
 
 impl Garbage {
@@ -62,50 +33,37 @@ impl Garbage {
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             lock <- SpinLock::new((), lock_name!(c"gpusvm.garbage"), static_lock_class!()),
-            head <- Link::new(),
+            head <- CListHead::new(),
         })
     }
 
     /// Adds a range; false if it is in the list already.
-    pub(crate) fn add(&self, link: &Link) -> bool {
+    ///
+    /// # Safety
+    ///
+    /// `link` must be that of a range, and stay where it is until it is [removed](Self::remove).
+    pub(crate) unsafe fn add(&self, link: &CListHead) -> bool {
         let _lock = self.lock.lock();
-        let (head, entry) = (self.head.0.get(), link.0.get());
-        // SAFETY: The spinlock protects all entries of the list, and those that are in none.
-        unsafe {
-            if (*entry).next != entry {
-                return false;
-            }
-            let last = (*head).prev;
-            (*entry).next = head;
-            (*entry).prev = last;
-            (*last).next = entry;
-            (*head).prev = entry;
+        if link.is_linked() {
+            return false;
         }
+        // SAFETY: The spinlock protects all entries of the list, and those that are in none.
+        unsafe { list::add_before(&self.head, link) };
         true
     }
 
     /// Takes a range out, if it is in the list.
-    pub(crate) fn remove(&self, link: &Link) {
+    pub(crate) fn remove(&self, link: &CListHead) {
         let _lock = self.lock.lock();
-        let entry = link.0.get();
-        // SAFETY: The spinlock protects all entries of the list; an entry in no list is linked to
-        // itself, and stays so.
-        unsafe {
-            (*(*entry).prev).next = (*entry).next;
-            (*(*entry).next).prev = (*entry).prev;
-            (*entry).next = entry;
-            (*entry).prev = entry;
-        }
+        // SAFETY: The spinlock protects all entries of the list.
+        unsafe { list::del(link) };
     }
 
     /// The first range's link.
-    pub(crate) fn first(&self) -> Option<NonNull<Link>> {
+    pub(crate) fn first(&self) -> Option<NonNull<CListHead>> {
         let _lock = self.lock.lock();
-        let head = self.head.0.get();
-        // SAFETY: The spinlock protects the list.
-        let next = unsafe { (*head).next };
-        NonNull::new(next)
-            .filter(|_| next != head)
-            .map(NonNull::cast)
+        self.head
+            .is_linked()
+            .then(|| NonNull::from(self.head.next()))
     }
 }

@@ -38,10 +38,17 @@ use kernel::{
 use kernel_ext::{
     bindings as ext,
     dma::Direction,
-    hmm::{Block, Blocks, Pfn, Walk},
-    live_mm,
-    mmu_interval::MmuIntervalNotifier,
-    rwsem::ReadGuard, //
+    mm::{
+        hmm::{
+            Block,
+            Blocks,
+            Pfn,
+            Walk, //
+        },
+        live_mm,
+        mmu_notifier::MmuIntervalNotifier, //
+    },
+    sync::rwsem::ReadGuard, //
 };
 
 /// How many segments are mapped in one hold of the notifier lock.

@@ -44,7 +44,7 @@ pub use ctx::{Access, Ctx};
 pub use driver::{Driver, Invalidation, NewRange, Range, Svm, WouldBlock};
 pub use flags::{PagesFlag, RangeFlag};
 pub use guard::{Found, Guard, Stale};
-pub use kernel_ext::drm_device::DrmDevice;
+pub use kernel_ext::drm::device::DrmDevice;
 pub use pages::PageSet;
 pub use retry::{Attempt, Retry};
 pub use scan::ScanResult;
@@ -71,10 +71,7 @@ struct GpuSvmModule;
 impl kernel::Module for GpuSvmModule {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         // SAFETY: This is where the module is loaded.
-        unsafe {
-            kernel_ext::fabric::init();
-            pagemap::init()?;
-        }
+        unsafe { pagemap::init() }?;
         pagemap::to_device::allow_huge_pages(module_parameters::huge_device_pages.value() != 0);
         Ok(Self)
     }

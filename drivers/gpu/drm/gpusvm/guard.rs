@@ -30,7 +30,12 @@ use kernel::{
     prelude::*,
     sync::{lock, static_lock_class, Mutex}, //
 };
-use kernel_ext::{hmm::Walk, lock_name, mutex, sched};
+use kernel_ext::{
+    lock_name,
+    mm::hmm::Walk,
+    sched,
+    sync::mutex, //
+};
 
 /// The driver's SVM lock. Its class is defined here, once for all drivers.
 #[pin_data]

@@ -24,9 +24,12 @@ use core::mem::{align_of, offset_of, size_of};
 use kernel_ext::{
     bindings as ext,
     dma::Direction,
-    interval_tree::{Node, Tree},
-    mmu_interval::MmuIntervalNotifier,
-    rwsem::RwSemaphore, //
+    interval_tree::{
+        Node,
+        Tree, //
+    },
+    mm::mmu_notifier::MmuIntervalNotifier,
+    sync::rwsem::RwSemaphore, //
 };
 
 /// Asserts that two types have the same size and alignment, and that their fields, in the order

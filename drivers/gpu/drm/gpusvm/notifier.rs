@@ -24,8 +24,14 @@ use kernel::{
 };
 use kernel_ext::{
     bindings as ext,
-    interval_tree::{Node, Tree},
-    mmu_interval::{self, MmuIntervalNotifier}, //
+    interval_tree::{
+        Node,
+        Tree, //
+    },
+    mm::mmu_notifier::{
+        self,
+        MmuIntervalNotifier, //
+    }, //
 };
 
 /// A notifier of a [`GpuSvm`]; it has the layout of `struct drm_gpusvm_notifier`.
@@ -46,7 +52,7 @@ pub struct Notifier {
 const REMOVED: u32 = 1;
 
 /// The one set of operations of all notifiers.
-static MMU_OPS: mmu_interval::Ops = mmu_interval::Ops {
+static MMU_OPS: mmu_notifier::Ops = mmu_notifier::Ops {
     invalidate: Some(invalidate),
     ..pin_init::zeroed()
 };

@@ -5,8 +5,7 @@
 //! - [`page_map`]: a device's memory as others see it, refcounted;
 //! - [`hold`]: what keeps the device and its driver's module until the last reference is gone;
 //! - [`cache`] and [`shrinker`]: pagemaps that nobody uses now, kept until memory is short;
-//! - [`owner`]: groups of devices that reach each other's memory; [`fabric`]: that of devices in
-//!   software;
+//! - [`owner`]: groups of devices that reach each other's memory;
 //! - [`offer`]: how a device's memory is found by an open file of the device;
 //! - [`devmem`]: allocations of device memory; `zdd`: which of them a device page is part of;
 //! - [`to_device`]: moving a process's pages there; `fault` and `evict`: bringing them back, when a
@@ -22,7 +21,6 @@ mod claims;
 mod copies;
 pub mod devmem;
 mod evict;
-pub mod fabric;
 mod fault;
 pub mod hold;
 mod mapping;
@@ -56,7 +54,6 @@ pub(crate) unsafe fn init() -> Result {
         offer::init();
         hold::init();
         owned::init();
-        fabric::init();
         payer::init()
     }
 }
@@ -74,6 +71,5 @@ pub(crate) fn exit() {
     owned::flush();
     hold::exit();
     offer::exit();
-    fabric::exit();
     payer::exit();
 }

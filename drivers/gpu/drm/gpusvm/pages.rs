@@ -35,9 +35,13 @@ use kernel::{
     },
 };
 use kernel_ext::{
-    dma::{self, Direction, IovaState},
-    drm_device::DrmDevice,
-    hmm::Block, //
+    dma::{
+        self,
+        Direction,
+        IovaState, //
+    },
+    drm::device::DrmDevice,
+    mm::hmm::Block, //
 };
 
 /// One device's mapping of a range; it has the layout of `struct drm_gpusvm_pages`.

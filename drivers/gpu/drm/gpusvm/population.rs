@@ -17,9 +17,12 @@ use kernel::{
     },
     page::PAGE_SIZE, //
 };
-use kernel_ext::{
-    hmm::{Pfn, Walk},
-    mmu_interval::MmuIntervalNotifier,
+use kernel_ext::mm::{
+    hmm::{
+        Pfn,
+        Walk, //
+    },
+    mmu_notifier::MmuIntervalNotifier,
     zone_device::HUGE_PAGES, //
 };
 

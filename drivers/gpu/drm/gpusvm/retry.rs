@@ -12,7 +12,7 @@ use kernel::{
     prelude::*,
     time::msecs_to_jiffies, //
 };
-use kernel_ext::jiffies;
+use kernel_ext::time::jiffies;
 
 /// How often a fault is tried.
 pub const ATTEMPTS: u32 = 64;

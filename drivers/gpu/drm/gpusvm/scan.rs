@@ -19,8 +19,14 @@ use kernel::{
 };
 use kernel_ext::{
     bindings as ext,
-    hmm::{Pfn, Request, Walk},
-    live_mm, //
+    mm::{
+        hmm::{
+            Pfn,
+            Request,
+            Walk, //
+        },
+        live_mm, //
+    }, //
 };
 
 /// Where the pages of a range are, `enum drm_gpusvm_scan_result`.

@@ -12,9 +12,9 @@ use kernel::{
     prelude::*, //
 };
 use kernel_ext::{
+    alloc::thin_array::ThinArray,
     bindings as ext,
-    dma::Direction,
-    thin_array::ThinArray, //
+    dma::Direction, //
 };
 
 /// Who understands a device address, `enum drm_interconnect_protocol`; drivers may have values of

@@ -41,9 +41,12 @@ use kernel::{
 use kernel_ext::{
     bindings as ext,
     interval_tree::Tree,
-    live_mm,
     lock_name,
-    rwsem::{ReadGuard, RwSemaphore}, //
+    mm::live_mm,
+    sync::rwsem::{
+        ReadGuard,
+        RwSemaphore, //
+    }, //
 };
 
 pub use kernel_ext::bindings::drm_gpusvm_ops as Ops;

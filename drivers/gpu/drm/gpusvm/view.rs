@@ -13,7 +13,10 @@ use crate::{
     segment::{Protocol, Segment}, //
 };
 use core::ops::Range;
-use kernel_ext::{dma::Direction, drm_device::DrmDevice};
+use kernel_ext::{
+    dma::Direction,
+    drm::device::DrmDevice, //
+};
 
 /// The mapped pages of a range, under the notifier lock.
 pub struct View<'v> {

@@ -65,16 +65,11 @@ use kernel::{
     }, //
 };
 use kernel_ext::{
-    dmem::Charge,
-    gem_kind::{
-        self,
-        CpuPages,
-        GemKind,
-        Pages, //
-    },
-    mutex,
-    sched, //
+    cgroup::dmem::Charge,
+    sched,
+    sync::mutex, //
 };
+use vxe_sim::gem::{self, CpuPages, GemKind, Pages};
 
 /// A buffer object.
 pub(crate) type Bo = shmem::Object<BoData>;
@@ -200,7 +195,7 @@ impl BoData {
         let mut next = 0;
         while next < pages {
             sched::check_killed()?;
-            let end = gem_kind::populate(bo, next)?.min(pages);
+            let end = gem::populate(bo, next)?.min(pages);
             // CAST: Widens.
             reservation.grow(((end - next) * PAGE_SIZE) as u64)?;
             next = end;
@@ -325,7 +320,7 @@ pub(crate) fn lookup(dev: &Device, file: &DrmFile, handle: u32) -> Result<ARef<B
             EOPNOTSUPP => "imported from another device",
             _ => "none of this driver's",
         };
-        kernel_ext::drm_dbg!(dev, "buffer {handle}: {why}");
+        vxe_sim::drm_dbg!(dev, "buffer {handle}: {why}");
     })
 }
 
@@ -349,7 +344,7 @@ fn place(dev: &Device, placement: u32, size: u64) -> Result<Memory> {
                     Ok(Memory::Vram(allocation?, charge))
                 });
                 both.inspect_err(|e| {
-                    kernel_ext::drm_dbg!(
+                    vxe_sim::drm_dbg!(
                         dev,
                         "process {}: no room for a buffer of {} KiB: {e:?}",
                         kernel::current!().group_leader().pid(),

@@ -8,7 +8,7 @@
 macro_rules! ensure {
     ($dev:expr, $cond:expr, $errno:expr) => {
         if !$cond {
-            kernel_ext::drm_dbg!(
+            vxe_sim::drm_dbg!(
                 $dev,
                 "{}:{}: argument check failed: {}",
                 module_path!(),

@@ -13,10 +13,7 @@ use kernel::{
     str::kstrtobool_bytes,
     sync::aref::ARef, //
 };
-use kernel_ext::drm_debugfs::{
-    Content,
-    Tree, //
-};
+use vxe_sim::debugfs::{Content, Tree};
 
 /// Makes the files of `dev`.
 pub(crate) fn init(tree: &mut Tree, dev: &Device) -> Result {

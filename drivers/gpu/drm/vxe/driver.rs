@@ -20,10 +20,7 @@ use crate::{
         File,
         VmList, //
     },
-    gpu::{
-        Bus,
-        CopyEngine, //
-    },
+    gpu::CopyEngine,
     ioctl,
     memory::DeviceMemory,
     objects::Objects,
@@ -31,10 +28,6 @@ use crate::{
     stats::Stats,
     sync::FenceWaiters,
     vram::Vram,
-};
-use gpusvm::pagemap::fabric::{
-    self,
-    Port, //
 };
 use kernel::{
     device, drm, platform,
@@ -44,11 +37,16 @@ use kernel::{
         SetOnce, //
     },
 };
-use kernel_ext::{
-    drm_debugfs::Tree,
-    drm_platform,
+use kernel_ext::workqueue::OwnedQueue;
+use vxe_sim::{
+    bus::Bus,
+    debugfs::Tree,
     platform_device,
-    workqueue::OwnedQueue, //
+    platform_driver,
+    port::{
+        self,
+        Port, //
+    }, //
 };
 
 /// Battlemage G21, which programs know to have faults and SVM.
@@ -182,7 +180,7 @@ impl Board {
             0 => None,
             size => Some(Vram::new(size)?),
         };
-        let port = fabric::join(vram.as_ref().map(|vram| vram.ram().clone()))?;
+        let port = port::join(vram.as_ref().map(|vram| vram.ram().clone()))?;
         let board = Self {
             queues: Queues::new()?,
             port: Arc::new(port, GFP_KERNEL)?,
@@ -224,9 +222,9 @@ impl drm::Driver for VxeDriver {
 }
 
 /// The driver, as the driver core knows it.
-pub(crate) type PlatformDriver = platform::Adapter<drm_platform::Adapter<VxeDriver>>;
+pub(crate) type PlatformDriver = platform::Adapter<platform_driver::Adapter<VxeDriver>>;
 
-impl drm_platform::Driver for VxeDriver {
+impl platform_driver::Driver for VxeDriver {
     fn data(parent: &platform::Device<device::Bound>) -> Result<impl PinInit<Data, Error>> {
         Data::new(parent.as_ref(), platform_device::board(parent)?)
     }

@@ -31,12 +31,9 @@ use kernel::{
 };
 use kernel_ext::{
     sched::with_nice,
-    sysinfo::{
-        online_cpus,
-        Clock, //
-    },
     workqueue::OwnedQueue, //
 };
+use vxe_sim::sysinfo::{online_cpus, Clock};
 
 /// How nice the engines are to other threads: beside one of these on a CPU, they have a quarter of it.
 const NICE: i16 = 5;

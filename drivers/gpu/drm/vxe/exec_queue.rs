@@ -79,7 +79,7 @@ use kernel::{
         Mutex, //
     }, //
 };
-use kernel_ext::drm_dbg;
+use vxe_sim::drm_dbg;
 
 /// The most jobs that a queue holds, the running one included.
 pub(crate) const MAX_JOBS: usize = 16384;

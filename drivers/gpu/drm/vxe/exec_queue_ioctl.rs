@@ -13,7 +13,7 @@ use crate::{
     uapi, //
 };
 use kernel::prelude::*;
-use kernel_ext::sysinfo::capable_sys_nice;
+use vxe_sim::sysinfo::capable_sys_nice;
 
 /// The most engines that a queue may name: as many as xe has instances of one class.
 const MAX_ENGINES: u32 = 9;
@@ -64,7 +64,7 @@ pub(crate) fn create_ioctl(
         uapi::DRM_XE_ENGINE_CLASS_COPY => Kind::Copy,
         uapi::DRM_XE_ENGINE_CLASS_VM_BIND => Kind::Bind,
         class => {
-            kernel_ext::drm_dbg!(dev, "no engine of class {}", class);
+            vxe_sim::drm_dbg!(dev, "no engine of class {}", class);
             return Err(EINVAL);
         }
     };
@@ -103,7 +103,7 @@ fn set_property(dev: &Device, property: u32, value: u64) -> Result {
         // The priority within a group is for queues of a group, and no queue is; a state to replay
         // is a render context's.
         _ => {
-            kernel_ext::drm_dbg!(dev, "no property {} of a queue", property);
+            vxe_sim::drm_dbg!(dev, "no property {} of a queue", property);
             Err(EINVAL)
         }
     }

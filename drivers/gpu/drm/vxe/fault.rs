@@ -319,7 +319,7 @@ impl Vm {
 pub(crate) fn work(vm: &Arc<Vm>, service: impl Fn(Fault) -> Result<Served>) {
     let service = |fault: Fault| {
         service(fault).inspect_err(|e| {
-            kernel_ext::drm_dbg!(vm.dev(), "{fault:?} failed: {e:?}");
+            vxe_sim::drm_dbg!(vm.dev(), "{fault:?} failed: {e:?}");
             vm.failed().add(&fault, *e);
         })
     };

@@ -49,10 +49,10 @@ use kernel::{
     }, //
 };
 use kernel_ext::{
-    drm_debugfs::has_overflowed,
     sched,
     workqueue::cancel_delayed, //
 };
+use vxe_sim::debugfs::has_overflowed;
 
 /// The largest id; 0 is none, and ids are given out from 1.
 const MAX_ID: usize = u32::MAX as usize;

@@ -13,9 +13,10 @@
 //!     page_table     translations, changed in place
 //!     expected       pages whose faults were serviced, and that were not accessed yet
 //!   copy           moves memory between the device's own and the system's
-//!   bus            memory: the system's, by addresses that the DMA API gave out for this device, and
-//!                  the device's own
 //! ```
+//!
+//! It reaches memory over [`vxe_sim::bus`]: the system's, by addresses that the DMA API gave out for this
+//! device, and the device's own.
 //!
 //! Nothing here tries to be forgiving. A page table entry that is gone while its translation is
 //! still in the TLB is used on; memory that was freed under a mapping is accessed, and KASAN or the
@@ -25,7 +26,6 @@
 //! held when a method returns, so a driver may call from under any lock that allows spinlocks.
 
 mod address_space;
-mod bus;
 mod command;
 mod copy;
 mod engine;
@@ -36,7 +36,10 @@ mod tests;
 mod tlb;
 
 pub(crate) use address_space::AddressSpace;
-pub(crate) use bus::{Bus, Target};
 pub(crate) use copy::{CopyEngine, Run};
 pub(crate) use engine::{Context, EngineError, Outcome};
 pub(crate) use page_table::{Access, PteFlag, PteFlags, Staged, PAGE_SIZE};
+pub(crate) use vxe_sim::bus::{
+    Bus,
+    Target, //
+};

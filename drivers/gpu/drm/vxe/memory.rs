@@ -35,7 +35,6 @@ use core::cell::Cell;
 use core::ptr::NonNull;
 use gpusvm::{
     pagemap::{
-        fabric::Port,
         offer::{
             Offer,
             Offered, //
@@ -70,7 +69,7 @@ use kernel::{
     }, //
 };
 use kernel_ext::{
-    dmem::{
+    cgroup::dmem::{
         Charge,
         Chooser,
         Refused,
@@ -78,12 +77,13 @@ use kernel_ext::{
         Registration,
         Want, //
     },
-    jiffies,
-    sched, //
+    sched,
+    time::jiffies, //
 };
 pub(crate) use local::target;
 use local::Local;
 use residents::Residents;
+use vxe_sim::port::Port;
 
 /// The device's memory, as the kernel knows it. A counted reference.
 pub(crate) type Pagemap = provider::Pagemap<Local>;
@@ -323,12 +323,12 @@ impl DeviceMemory {
         let done = block.evict();
         match done {
             Ok(()) => {
-                kernel_ext::drm_dbg!(dev, "evicted {} ({why})", block.memory());
+                vxe_sim::drm_dbg!(dev, "evicted {} ({why})", block.memory());
                 dev.stats.inc(Stat::SvmEvictCount);
                 dev.stats.add(Stat::SvmEvictKb, kib);
             }
             Err(e) => {
-                kernel_ext::drm_dbg!(dev, "cannot evict {} ({why}): {e:?}", block.memory());
+                vxe_sim::drm_dbg!(dev, "cannot evict {} ({why}): {e:?}", block.memory());
             }
         }
         Some(done.map(|()| kib * 1024))

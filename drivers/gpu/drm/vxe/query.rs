@@ -24,7 +24,7 @@ use kernel::{
     time::NSEC_PER_SEC,
     transmute::AsBytes, //
 };
-use kernel_ext::sysinfo::Clock;
+use vxe_sim::sysinfo::Clock;
 
 /// The clock of the GT, in Hz: as on the device that this one looks like.
 const REFERENCE_CLOCK: u32 = 19_200_000;
@@ -109,7 +109,7 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query
             return Err(ENODEV);
         }
         unknown => {
-            kernel_ext::drm_dbg!(dev, "no query {}", unknown);
+            vxe_sim::drm_dbg!(dev, "no query {}", unknown);
             return Err(EINVAL);
         }
     }

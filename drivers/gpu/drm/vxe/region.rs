@@ -17,7 +17,7 @@ use kernel::{
         Arc, //
     }, //
 };
-use kernel_ext::sysinfo;
+use vxe_sim::sysinfo;
 
 /// The number of system memory, in [`Regions`] and in the uAPI.
 pub(crate) const SYSTEM: usize = 0;

@@ -15,7 +15,7 @@ use crate::{
     uapi, //
 };
 use kernel::prelude::*;
-use kernel_ext::drm_dbg;
+use vxe_sim::drm_dbg;
 
 mod waiters;
 

@@ -12,8 +12,7 @@ use crate::{
 };
 use kernel::prelude::*;
 
-pub(crate) use kernel_ext::bindings::*;
-pub(crate) use kernel_ext::xe_drm::*;
+pub(crate) use vxe_sim::bindings::*;
 
 /// The longest chain of extensions that is followed.
 const MAX_EXTENSIONS: usize = 16;

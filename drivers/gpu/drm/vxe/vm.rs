@@ -93,9 +93,10 @@ use kernel::{
     }, //
 };
 use kernel_ext::{
-    drm_debugfs::has_overflowed,
-    live_mm,
-    memcg::ActiveMemcg,
+    mm::{
+        live_mm,
+        memcg::ActiveMemcg, //
+    },
     sched,
     workqueue::cancel_delayed, //
 };
@@ -109,6 +110,7 @@ use vma::{
     Backing,
     Span, //
 };
+use vxe_sim::debugfs::has_overflowed;
 use workers::{
     Workers,
     COLLECTION,
@@ -526,7 +528,7 @@ impl Vm {
 fn memory_of(dev: &Device) -> Result<Option<Pagemap>> {
     match dev.memory.pagemap(dev) {
         Err(e) if e != ENODEV && e != EINTR => {
-            kernel_ext::drm_dbg!(dev, "a VM goes without device memory: {e:?}");
+            vxe_sim::drm_dbg!(dev, "a VM goes without device memory: {e:?}");
             Ok(None)
         }
         done => done,

@@ -25,7 +25,7 @@ use kernel::{
     sizes::SZ_2M,
     sync::Arc, //
 };
-use kernel_ext::device_ram::DeviceRam;
+use vxe_sim::device_ram::DeviceRam;
 
 /// The unit in which it is given out, in bytes.
 const PAGE: u64 = PAGE_SIZE as u64;

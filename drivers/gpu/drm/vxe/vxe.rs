@@ -18,8 +18,7 @@
 //!   gpu            the hardware: address spaces, an engine, and no notion of processes
 //! ```
 //!
-//! It is policy: what needs `unsafe` is in `kernel_ext`, but for the callbacks of ioctls and the
-//! GPU's access to memory.
+//! What needs `unsafe` is in `kernel_ext` and [`vxe_sim`].
 //!
 //! The same object is linked a second time as the module `vxe2`, for tests: its platform driver and
 //! devices are called as the module is, and both may be loaded.
@@ -27,8 +26,7 @@
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs)]
 
 use kernel::prelude::*;
-use kernel_ext::{
-    module_ref,
+use vxe_sim::{
     platform_device,
     sysinfo, //
 };
@@ -45,9 +43,7 @@ mod exec_queue_ioctl;
 mod fault;
 mod fifo;
 mod file;
-#[expect(unsafe_code, reason = "the GPU's access to memory")]
 mod gpu;
-#[expect(unsafe_code, reason = "callbacks from C")]
 mod ioctl;
 mod memory;
 mod objects;
@@ -98,10 +94,10 @@ struct VxeModule {
 impl kernel::InPlaceModule for VxeModule {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            driver <- kernel::driver::Registration::new(module_ref::name(module), module),
+            driver <- kernel::driver::Registration::new(platform_device::module_name(module), module),
             // The driver is there, so that each device is bound when it is made.
             _boards: boards(
-                module_ref::name(module),
+                platform_device::module_name(module),
                 module_parameters::devices.value(),
                 module_parameters::vram_mb.value(),
             )?,

@@ -17,10 +17,7 @@ use kernel::{
     task::MAX_SCHEDULE_TIMEOUT,
     time::Jiffies, //
 };
-use kernel_ext::sysinfo::{
-    nsecs_to_jiffies,
-    Clock, //
-};
+use vxe_sim::sysinfo::{nsecs_to_jiffies, Clock};
 
 /// For ever, in jiffies.
 const FOREVER: Jiffies = MAX_SCHEDULE_TIMEOUT as Jiffies;
@@ -103,7 +100,7 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fen
             Ok(true) => break Ok(0),
             Ok(false) if kernel::current!().signal_pending() => break Err(ERESTARTSYS),
             Ok(false) if dead => {
-                kernel_ext::drm_dbg!(dev, "waiting for an exec queue that is dead");
+                vxe_sim::drm_dbg!(dev, "waiting for an exec queue that is dead");
                 break Err(EIO);
             }
             Ok(false) if ioctl.registered().is_err() => break Err(ENODEV),

@@ -50,7 +50,10 @@ use kernel::{
         Mutex, //
     },
 };
-use kernel_ext::{drm_device::DrmDevice, mutex};
+use kernel_ext::{
+    drm::device::DrmDevice,
+    sync::mutex, //
+};
 
 /// A cache of one pagemap of a device.
 #[pin_data]

@@ -20,9 +20,11 @@ use kernel::{
 };
 use kernel_ext::{
     dma::Direction,
-    folio::LockedFolio,
-    migrate::Migration,
-    zone_device, //
+    mm::{
+        folio::LockedFolio,
+        migrate::Migration,
+        zone_device, //
+    }, //
 };
 
 /// The copies of a migration. Dropped, nobody has access any more to what it does not own.

@@ -22,7 +22,10 @@ use kernel::{
     sync::atomic::{Atomic, Relaxed},
     types::Opaque, //
 };
-use kernel_ext::{bindings as ext, jiffies};
+use kernel_ext::{
+    bindings as ext,
+    time::jiffies, //
+};
 
 pub use kernel_ext::bindings::drm_pagemap_devmem_ops as Ops;
 

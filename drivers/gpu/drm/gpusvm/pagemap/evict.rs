@@ -12,7 +12,13 @@ use super::{
     to_ram::{Came, Wanted}, //
 };
 use kernel::prelude::*;
-use kernel_ext::{folio::Place, migrate::Migration, sched};
+use kernel_ext::{
+    mm::{
+        folio::Place,
+        migrate::Migration, //
+    },
+    sched, //
+};
 
 /// How often an allocation is gone over. A page that somebody works on just now is passed by.
 const ATTEMPTS: u32 = 3;

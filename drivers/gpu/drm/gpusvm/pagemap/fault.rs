@@ -19,11 +19,17 @@ use kernel::{
 };
 use kernel_ext::{
     bindings as ext,
-    dev_pagemap,
-    folio::Place,
-    migrate::{Huge, Migration, Select},
-    sched,
-    zone_device, //
+    mm::{
+        folio::Place,
+        memremap,
+        migrate::{
+            Huge,
+            Migration,
+            Select, //
+        },
+        zone_device, //
+    },
+    sched, //
 };
 
 /// How long a fault sleeps at most before it looks again, in milliseconds.
@@ -34,7 +40,7 @@ const WAIT_MS: u32 = 20;
 const ATTEMPTS: u32 = 2;
 
 /// The operations of all device-private memory. C: `drm_pagemap_pagemap_ops_get()`.
-pub(crate) static OPS: dev_pagemap::Ops = dev_pagemap::Ops {
+pub(crate) static OPS: memremap::Ops = memremap::Ops {
     folio_free: Some(folio_free),
     migrate_to_ram: Some(migrate_to_ram),
     folio_split: Some(folio_split),

@@ -25,9 +25,12 @@ use kernel::{
     sync::Arc, //
 };
 use kernel_ext::{
-    drm_device::DrmDevice,
-    llist::{Linked, LockFreeList},
-    module_ref::DrmHold,
+    drm::device::DrmDevice,
+    list::llist::{
+        Linked,
+        LockFreeList, //
+    },
+    module::DrmHold,
     workqueue::StaticWork, //
 };
 

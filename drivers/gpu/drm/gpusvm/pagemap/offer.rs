@@ -21,9 +21,9 @@ use kernel::{
     prelude::*,
     sync::{global_lock, new_mutex, Arc, Mutex}, //
 };
-use kernel_ext::{
-    drm_device::DrmDevice,
-    drm_file::OpenFile, //
+use kernel_ext::drm::{
+    device::DrmDevice,
+    file::OpenFile, //
 };
 
 /// What a device offers.

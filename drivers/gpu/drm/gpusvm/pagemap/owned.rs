@@ -15,7 +15,10 @@ use core::{cell::UnsafeCell, ptr::NonNull};
 use kernel::{prelude::*, static_lock_class, sync::Refcount};
 use kernel_ext::{
     bindings as ext,
-    llist::{Linked, LockFreeList},
+    list::llist::{
+        Linked,
+        LockFreeList, //
+    },
     workqueue::StaticWork, //
 };
 

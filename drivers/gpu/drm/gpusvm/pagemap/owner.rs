@@ -19,11 +19,12 @@ use core::{
     ptr::{self, NonNull}, //
 };
 use kernel::{
+    interop::list::CListHead,
     prelude::*,
     sync::{static_lock_class, Arc, Mutex}, //
 };
 use kernel_ext::{
-    list_head::Link,
+    list,
     lock_name, //
 };
 
@@ -40,7 +41,7 @@ pub struct Owner(#[expect(dead_code, reason = "so that owners have addresses of 
 #[pin_data]
 pub struct OwnerList {
     #[pin]
-    peers: Mutex<Link>,
+    peers: Mutex<CListHead>,
 }
 
 /// A place in a list of peers; it has the layout of `struct drm_pagemap_peer`.
@@ -54,7 +55,7 @@ pub struct OwnerList {
 pub struct Peer {
     pub(crate) list: UnsafeCell<Option<NonNull<OwnerList>>>,
     #[pin]
-    pub(crate) link: Link,
+    pub(crate) link: CListHead,
     pub(crate) owner: UnsafeCell<Option<Arc<Owner>>>,
     pub(crate) private: *mut c_void,
 }
@@ -69,7 +70,7 @@ impl Peer {
     pub fn new(private: *mut c_void) -> impl PinInit<Self> {
         pin_init!(Self {
             list: UnsafeCell::new(None),
-            link <- Link::new(),
+            link <- CListHead::new(),
             owner: UnsafeCell::new(None),
             private,
         })
@@ -99,13 +100,10 @@ impl Peer {
     /// # Safety
     ///
     /// `link` must be that of a peer that is valid during `'a`.
-    unsafe fn of<'a>(link: NonNull<Link>) -> &'a Peer {
+    unsafe fn of<'a>(link: &CListHead) -> &'a Peer {
+        let link: *const CListHead = link;
         // SAFETY: By this function's requirements.
-        unsafe {
-            link.byte_sub(core::mem::offset_of!(Peer, link))
-                .cast()
-                .as_ref()
-        }
+        unsafe { &*link.byte_sub(core::mem::offset_of!(Peer, link)).cast() }
     }
 }
 
@@ -113,7 +111,7 @@ impl OwnerList {
     /// An empty list. Not generic, so that all lists have one lock class.
     pub fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            peers <- Mutex::new(Link::new(), lock_name!(c"gpusvm.peers"), static_lock_class!()),
+            peers <- Mutex::new(CListHead::new(), lock_name!(c"gpusvm.peers"), static_lock_class!()),
         })
     }
 
@@ -128,13 +126,13 @@ impl OwnerList {
     /// [leaves](Self::leave). `connected` is given peers that are in the list.
     pub unsafe fn join(&self, peer: &Peer, connected: &mut dyn FnMut(&Peer) -> bool) -> Result {
         let peers = self.peers.lock();
-        let head: *const Link = &*peers;
+        let head: *const CListHead = &*peers;
         // SAFETY: The lock is held, so that all peers are valid and the list does not change.
         let (place, owner) = unsafe {
             let mut link = peers.next();
             let mut group: Option<&Arc<Owner>> = None;
             let mut all = false;
-            while !ptr::eq(link.as_ptr(), head) {
+            while !ptr::eq(link, head) {
                 let other = Peer::of(link);
                 let Some(owner) = &*other.owner.get() else {
                     // Not by the type invariants.
@@ -152,13 +150,13 @@ impl OwnerList {
             }
             match group.filter(|_| all) {
                 Some(group) => (link, group.clone()),
-                None => (NonNull::from(&*peers), Arc::new(Owner(0), GFP_KERNEL)?),
+                None => (&*peers, Arc::new(Owner(0), GFP_KERNEL)?),
             }
         };
         // INVARIANT: `place` is after the last peer of its group, or the end.
         // SAFETY: The lock is held, and the peer is in no list. `place` is in this list.
         unsafe {
-            place.as_ref().insert_before(&peer.link);
+            list::add_before(place, &peer.link);
             *peer.owner.get() = Some(owner);
             *peer.list.get() = Some(NonNull::from(self));
         }
@@ -175,7 +173,7 @@ impl OwnerList {
         let _peers = self.peers.lock();
         // SAFETY: The lock is held.
         unsafe {
-            peer.link.unlink();
+            list::del(&peer.link);
             *peer.owner.get() = None;
             *peer.list.get() = None;
         }

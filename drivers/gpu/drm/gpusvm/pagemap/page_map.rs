@@ -36,6 +36,7 @@ use core::{
 use kernel::{
     bindings,
     error::to_result,
+    interop::list::CListHead,
     mm::Mm,
     prelude::*,
     sync::{
@@ -48,10 +49,9 @@ use kernel::{
 use kernel_ext::{
     bindings as ext,
     dma::Direction,
-    drm_device::DrmDevice,
-    list_head::Link,
-    live_mm,
-    llist::Linked, //
+    drm::device::DrmDevice,
+    list::llist::Linked,
+    mm::live_mm, //
 };
 
 pub use kernel_ext::bindings::drm_pagemap_ops as Ops;
@@ -83,7 +83,7 @@ pub struct PageMap {
     pub(crate) dev_hold: UnsafeCell<Option<KBox<DevHold>>>,
     pub(crate) cache: Atomic<*const Cache>,
     #[pin]
-    pub(crate) shrink_link: Link,
+    pub(crate) shrink_link: CListHead,
 }
 
 // SAFETY: A pagemap may be used and destroyed from any thread.
@@ -119,7 +119,7 @@ impl PageMap {
             pagemap: dev_pagemap,
             dev_hold: UnsafeCell::new(Some(DevHold::new(device, None)?)),
             cache: Atomic::new(ptr::null()),
-            shrink_link <- Link::new(),
+            shrink_link <- CListHead::new(),
         })
     }
 

@@ -39,18 +39,28 @@ use kernel::{
         global_lock,
         new_mutex,
         Arc,
+        Completion,
         Mutex, //
     },
     task::{Pid, Task},
     time::msecs_to_jiffies, //
 };
 use kernel_ext::{
-    completion::Completion,
-    dmem::{Charge, Refused, Region, IS_CONTROLLED},
-    jiffies,
-    module_ref::ModuleRef,
+    cgroup::dmem::{
+        Charge,
+        Refused,
+        Region, //
+        IS_CONTROLLED,
+    },
+    module::ModuleRef,
     sched,
-    task_work::{Errand, Notify, Posting},
+    sync::completion::wait_killable_timeout,
+    task_work::{
+        Errand,
+        Notify,
+        Posting, //
+    },
+    time::jiffies,
     workqueue::OwnedQueue, //
 };
 
@@ -221,7 +231,7 @@ impl Payer {
                 self.is_silent.store(true, Relaxed);
                 return Err(ETIMEDOUT);
             }
-            match question.answered.wait_killable(LOOK_MS) {
+            match wait_killable_timeout(&question.answered, LOOK_MS) {
                 Err(e) if e == ETIMEDOUT => {}
                 done => return done,
             }
@@ -233,7 +243,7 @@ impl Payer {
         for nth in 0..THREADS {
             let Some(thread) = self.tell(nth)? else { break };
             loop {
-                match question.answered.wait_killable(LOOK_MS) {
+                match wait_killable_timeout(&question.answered, LOOK_MS) {
                     Err(e) if e == ETIMEDOUT => {}
                     done => return done,
                 }

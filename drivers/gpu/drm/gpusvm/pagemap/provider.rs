@@ -20,7 +20,10 @@ use super::{
 use crate::segment::{Protocol, Segment};
 use core::ptr::NonNull;
 use kernel::{bindings::page, device::Device, prelude::*};
-use kernel_ext::{dma::Direction, zone_device};
+use kernel_ext::{
+    dma::Direction,
+    mm::zone_device, //
+};
 
 /// The memory of one device.
 ///

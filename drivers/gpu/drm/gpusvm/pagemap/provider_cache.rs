@@ -15,7 +15,7 @@ use kernel::{
     prelude::*,
     sync::Arc, //
 };
-use kernel_ext::drm_device::DrmDevice;
+use kernel_ext::drm::device::DrmDevice;
 
 /// A cache of a device's memory with a provider of type `P`.
 ///

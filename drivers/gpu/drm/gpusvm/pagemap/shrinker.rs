@@ -22,14 +22,18 @@ use kernel::{
     bindings,
     device::{Bound, Device},
     devres,
+    interop::list::CListHead,
     prelude::*,
     str::CString,
     sync::{new_spinlock, Arc, SpinLock},
 };
 use kernel_ext::{
-    drm_device::DrmDevice,
-    list_head::Link,
-    shrinker::{Registration, Shrink}, //
+    drm::device::DrmDevice,
+    list,
+    mm::shrinker::{
+        Registration,
+        Shrink, //
+    }, //
 };
 
 /// The unused pagemaps of one device.
@@ -44,17 +48,17 @@ pub struct Shrinker {
 /// # Invariants
 ///
 /// Each of them is what its cache has, which is not closed. `count` is how many there are.
-#[pin_data]
 pub(crate) struct IdleList {
-    #[pin]
-    head: Link,
+    // In a box, so that who has the lock can have the list exclusively, and not pinned.
+    head: Pin<KBox<CListHead>>,
     count: usize,
 }
 
 impl IdleList {
-    fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            head <- Link::new(),
+    /// Fails with `ENOMEM`.
+    fn new() -> Result<Self> {
+        Ok(Self {
+            head: KBox::pin_init(CListHead::new(), GFP_KERNEL)?,
             count: 0,
         })
     }
@@ -68,7 +72,7 @@ impl IdleList {
     pub(crate) unsafe fn add(&mut self, pagemap: NonNull<PageMap>) {
         // SAFETY: The pagemap is valid until it is taken out, and in no list. Having the list
         // exclusively is having its lock.
-        unsafe { self.head.insert_before(&(*pagemap.as_ptr()).shrink_link) };
+        unsafe { list::add_before(&self.head, &(*pagemap.as_ptr()).shrink_link) };
         self.count += 1;
     }
 
@@ -80,20 +84,19 @@ impl IdleList {
     pub(crate) unsafe fn remove(&mut self, pagemap: NonNull<PageMap>) {
         // SAFETY: The pagemaps in the list are valid. Having the list exclusively is having its
         // lock.
-        unsafe { (*pagemap.as_ptr()).shrink_link.unlink() };
+        unsafe { list::del(&(*pagemap.as_ptr()).shrink_link) };
         self.count = self.count.saturating_sub(1);
     }
 
     /// Takes the pagemap out that has been unused longest, and has its cache forget it.
     fn take_first(&mut self) -> Option<NonNull<PageMap>> {
-        // SAFETY: Having the list exclusively is having its lock.
-        let pagemap = unsafe {
-            if !self.head.is_linked() {
-                return None;
-            }
-            let offset = core::mem::offset_of!(PageMap, shrink_link);
-            self.head.next().byte_sub(offset).cast::<PageMap>()
-        };
+        if !self.head.is_linked() {
+            return None;
+        }
+        let link: *const CListHead = self.head.next();
+        let offset = core::mem::offset_of!(PageMap, shrink_link);
+        // SAFETY: All entries of the list but its head are such fields of pagemaps.
+        let pagemap = unsafe { NonNull::new(link.byte_sub(offset).cast_mut().cast())? };
         // SAFETY: By the type invariants it is what its cache has, which lives until it is closed;
         // and to close it takes the lock.
         unsafe {
@@ -111,9 +114,10 @@ impl Shrinker {
     /// `dev` is what `drm` sits on. Fails with `ENOMEM`; or with `EINVAL` if it is another device.
     pub fn new_devm(dev: &Device<Bound>, drm: &DrmDevice) -> Result<Arc<Self>> {
         check_parent(dev, drm)?;
+        let idle = IdleList::new()?;
         let this = Arc::pin_init(
             pin_init!(Self {
-                idle <- new_spinlock!(IdleList::new(), "gpusvm.idle_pagemaps"),
+                idle <- new_spinlock!(idle, "gpusvm.idle_pagemaps"),
             }),
             GFP_KERNEL,
         )?;

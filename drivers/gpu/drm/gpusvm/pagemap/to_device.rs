@@ -40,8 +40,18 @@ use kernel::{
 };
 use kernel_ext::{
     bindings as ext,
-    migrate::{Entry, Huge, Migration, Select},
-    zone_device::{self, HUGE_ORDER}, //
+    mm::{
+        migrate::{
+            Entry,
+            Huge,
+            Migration,
+            Select, //
+        },
+        zone_device::{
+            self,
+            HUGE_ORDER, //
+        }, //
+    }, //
 };
 
 /// What came of a migration to a device, in bytes.

@@ -18,9 +18,17 @@ use kernel::{
 };
 use kernel_ext::{
     dma::Direction,
-    folio::{LockedFolio, Place},
-    migrate::{Entry, Migration},
-    zone_device, //
+    mm::{
+        folio::{
+            LockedFolio,
+            Place, //
+        },
+        migrate::{
+            Entry,
+            Migration, //
+        },
+        zone_device, //
+    }, //
 };
 
 /// What came of it.

@@ -23,7 +23,7 @@ use kernel::{
     prelude::*,
     sync::{Arc, ArcBorrow}, //
 };
-use kernel_ext::zone_device;
+use kernel_ext::mm::zone_device;
 
 const RETIRED: usize = 1;
 

@@ -23,10 +23,10 @@
 //! Lock order: TLB set, then page table; both are spinlocks, and never held when a method returns.
 
 use super::{
-    bus::{Bus, Target},
     expected::Expected,
     page_table::{Access, PageTable, PteFlags, Staged, PAGE_SHIFT, PAGE_SIZE},
     tlb::Tlb,
+    Bus, Target,
 };
 use core::ops::Range;
 use kernel::{

@@ -6,10 +6,7 @@
 //! batches: a driver moves pages with it that no program can reach meanwhile. It has no lock and no
 //! queue: whoever calls it lends it a thread, and any number may at once.
 
-use super::{
-    bus::{Bus, Target},
-    page_table::PAGE_SIZE,
-};
+use super::{page_table::PAGE_SIZE, Bus, Target};
 use kernel::{
     prelude::*,
     sync::{

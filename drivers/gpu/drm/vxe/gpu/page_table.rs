@@ -18,7 +18,7 @@ mod node;
 mod tests;
 mod tree;
 
-use super::bus::Target;
+use super::Target;
 use core::ops::Range;
 use kernel::{
     bits::bit_u64,

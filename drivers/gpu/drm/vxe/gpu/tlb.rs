@@ -165,7 +165,7 @@ impl Tlb {
 
 #[kunit_tests(vxe_gpu_tlb)]
 mod tests {
-    use super::super::{bus::Target, page_table::PteFlag};
+    use super::super::{page_table::PteFlag, Target};
     use super::*;
 
     fn tlb() -> Result<Pin<KVBox<Tlb>>> {

@@ -19,7 +19,7 @@ use kernel::{
     },
     task::Pid, //
 };
-use kernel_ext::dmem::Charge;
+use kernel_ext::cgroup::dmem::Charge;
 
 /// The advances of all threads that move pages.
 #[pin_data]

@@ -19,7 +19,7 @@ use kernel::{
     sync::aref::ARef, //
 };
 use kernel_ext::{
-    dmem::{
+    cgroup::dmem::{
         Pool,
         Reclaim,
         Registration, //

@@ -21,7 +21,6 @@ use crate::{
 };
 use gpusvm::{
     pagemap::{
-        fabric::Port,
         payer,
         provider::{
             Copy,
@@ -49,7 +48,8 @@ use kernel::{
     }, //
 };
 
-use kernel_ext::dmem::Charge;
+use kernel_ext::cgroup::dmem::Charge;
+use vxe_sim::port::Port;
 
 /// Bytes of a page, as a difference of addresses.
 const PAGE: u64 = PAGE_SIZE as u64;

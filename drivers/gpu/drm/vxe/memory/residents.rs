@@ -30,8 +30,8 @@ use kernel::{
     time::msecs_to_jiffies, //
 };
 use kernel_ext::{
-    dmem::Chooser,
-    jiffies, //
+    cgroup::dmem::Chooser,
+    time::jiffies, //
 };
 
 /// How long a block is left alone by those who want room, after it came, in milliseconds: what is

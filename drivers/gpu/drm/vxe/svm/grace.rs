@@ -22,7 +22,7 @@ use kernel::{
         Delta, //
     }, //
 };
-use kernel_ext::jiffies;
+use kernel_ext::time::jiffies;
 
 /// How long the CPU waits for an access at most, in milliseconds from when its page was mapped.
 pub(super) const GRACE_MS: u32 = 20;

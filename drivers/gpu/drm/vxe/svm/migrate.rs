@@ -60,7 +60,7 @@ use kernel::{
         Monotonic, //
     }, //
 };
-use kernel_ext::jiffies;
+use kernel_ext::time::jiffies;
 
 /// The smallest range that a fault moves, in bytes.
 const MIN_SIZE: usize = SZ_64K;
@@ -218,7 +218,7 @@ pub(crate) fn placement<'a>(vm: &'a Context, vma: &Vma) -> Option<Memory<'a>> {
                 _ => Memory::Other(memory),
             }),
             Err(e) => {
-                kernel_ext::drm_dbg!(
+                vxe_sim::drm_dbg!(
                     &vm.dev,
                     "process {}: the memory preferred at {:#x} cannot be had: {e:?}",
                     vm.pid,
@@ -245,7 +245,7 @@ pub(super) fn on_prefetch(
     attempt: &Attempt<'_>,
 ) -> Option<Result<Moved>> {
     if !found.has(RangeFlag::MigrateDevmem) {
-        kernel_ext::drm_dbg!(
+        vxe_sim::drm_dbg!(
             &vm.dev,
             "process {}: {:#x?} cannot move to {memory} (prefetch): not anonymous memory",
             vm.pid,
@@ -279,7 +279,7 @@ pub(super) fn on_atomic(
     attempt: &Attempt<'_>,
 ) -> Result<Moved> {
     if !found.has(RangeFlag::MigrateDevmem) {
-        kernel_ext::drm_dbg!(
+        vxe_sim::drm_dbg!(
             &vm.dev,
             "process {}: {:#x?} cannot move to {memory} (atomic): not anonymous memory",
             vm.pid,
@@ -324,7 +324,7 @@ pub(super) fn on_fault(
     attempt: &Attempt<'_>,
 ) -> Option<Result<Moved>> {
     let stays = |why| {
-        kernel_ext::drm_dbg!(
+        vxe_sim::drm_dbg!(
             &vm.dev,
             "process {}: {:#x?} does not move to {memory} (fault): {why}",
             vm.pid,
@@ -386,7 +386,7 @@ pub(crate) fn to_vram(
             .advance(vm, found)
             .and_then(|_advance| memory.populate(found, sources, stay_ms, attempt))
             .inspect_err(|e| {
-                kernel_ext::drm_dbg!(
+                vxe_sim::drm_dbg!(
                     &vm.dev,
                     "process {}: {:#x?} cannot move to {memory} ({why}): {e:?}",
                     vm.pid,
@@ -424,7 +424,7 @@ pub(crate) fn to_vram(
         let took = u32::try_from(start.elapsed().as_millis()).unwrap_or(u32::MAX);
         found.data().history.came(jiffies::now(), took);
     }
-    kernel_ext::drm_dbg!(
+    vxe_sim::drm_dbg!(
         &vm.dev,
         "process {}: {:#x?} to {memory} ({why}): {} KiB moved, {} KiB copied, {} KiB left, stays {stay_ms} ms",
         vm.pid,
@@ -446,7 +446,7 @@ pub(crate) fn to_system(
     attempt: &Attempt<'_>,
 ) -> Result {
     let done = found.evict(attempt);
-    kernel_ext::drm_dbg!(
+    vxe_sim::drm_dbg!(
         &vm.dev,
         "process {}: {:#x?} to system memory ({why}): {done:?}",
         vm.pid,

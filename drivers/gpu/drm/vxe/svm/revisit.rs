@@ -41,8 +41,8 @@ use kernel::{
     time::msecs_to_jiffies, //
 };
 use kernel_ext::{
-    jiffies,
-    sched::cond_resched, //
+    sched::cond_resched,
+    time::jiffies, //
 };
 
 /// How soon refused ranges are probed at first, in milliseconds. Doubled with each probe in vain.
@@ -323,7 +323,7 @@ where
             };
             drop(ranges);
             for span in stale.into_iter().take_while(|span| !span.is_empty()) {
-                kernel_ext::drm_dbg!(
+                vxe_sim::drm_dbg!(
                     &vm.dev,
                     "process {}: {span:#x?} is unmapped, so that a fault looks whether it can move",
                     vm.pid

@@ -90,7 +90,7 @@ pub(crate) fn prefetch(
     to: To,
 ) -> Result<Served> {
     let done = serve(vm, svm, vma, &Aim::prefetch(vm, vma, addr, to));
-    kernel_ext::drm_dbg!(
+    vxe_sim::drm_dbg!(
         &vm.dev,
         "process {}: prefetch at {addr:#x} to {to:?}: {:#x?}",
         vm.pid,

@@ -41,11 +41,11 @@ use kernel::{
     }, //
 };
 use kernel_ext::{
-    jiffies,
     sched::{
         cond_resched,
         with_nice, //
     },
+    time::jiffies,
     workqueue::cancel_delayed, //
 };
 

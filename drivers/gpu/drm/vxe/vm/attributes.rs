@@ -77,7 +77,7 @@ impl Atomics {
             uapi::DRM_XE_ATOMIC_GLOBAL => Self::Global,
             uapi::DRM_XE_ATOMIC_CPU => Self::Cpu,
             _ => {
-                kernel_ext::drm_dbg!(dev, "unknown atomic mode {value}");
+                vxe_sim::drm_dbg!(dev, "unknown atomic mode {value}");
                 return Err(EINVAL);
             }
         })
@@ -121,7 +121,7 @@ impl MigrationPolicy {
             uapi::DRM_XE_MIGRATE_ALL_PAGES => Self::AllPages,
             uapi::DRM_XE_MIGRATE_ONLY_SYSTEM_PAGES => Self::OnlySystemPages,
             _ => {
-                kernel_ext::drm_dbg!(dev, "unknown migration policy {value}");
+                vxe_sim::drm_dbg!(dev, "unknown migration policy {value}");
                 return Err(EINVAL);
             }
         })

@@ -287,7 +287,7 @@ pub(super) fn reset_unmapped(dev: &Device, maps: &VmaMaps, span: &Span) -> Resul
         let span = part.span.clone();
         if let Err(e) = reset(map, part) {
             sched::check_killed()?;
-            kernel_ext::drm_dbg!(dev, "attributes at {:#x?} not reset: {e:?}", span);
+            vxe_sim::drm_dbg!(dev, "attributes at {:#x?} not reset: {e:?}", span);
         }
     }
     Ok(())

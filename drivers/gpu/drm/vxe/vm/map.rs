@@ -36,8 +36,8 @@ use kernel::{
     }, //
 };
 use kernel_ext::{
-    mutex,
-    sched, //
+    sched,
+    sync::mutex, //
 };
 
 /// Which buffer a VMA maps, and its first address.

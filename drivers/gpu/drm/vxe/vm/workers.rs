@@ -25,7 +25,7 @@ use kernel::{
     }, //
 };
 use kernel_ext::{
-    live_mm,
+    mm::live_mm,
     sched::Killable, //
 };
 

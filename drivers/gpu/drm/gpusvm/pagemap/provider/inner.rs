@@ -26,7 +26,14 @@ use kernel::{
     mm::MmWithUser,
     prelude::*, //
 };
-use kernel_ext::{bindings as ext, dev_pagemap::DevPagemap, dma::Direction, zone_device};
+use kernel_ext::{
+    bindings as ext,
+    dma::Direction,
+    mm::{
+        memremap::DevPagemap,
+        zone_device, //
+    }, //
+};
 
 /// A [`PageMap`] and its provider.
 ///

@@ -22,7 +22,14 @@ use kernel::{
     sync::aref::ARef,
     time::msecs_to_jiffies, //
 };
-use kernel_ext::{dev_pagemap::DevPagemap, drm_device::DrmDevice, live_mm, memcg::ActiveMemcg};
+use kernel_ext::{
+    drm::device::DrmDevice,
+    mm::{
+        live_mm,
+        memcg::ActiveMemcg,
+        memremap::DevPagemap, //
+    }, //
+};
 
 /// A device's memory, with a provider. A counted reference.
 pub struct Pagemap<P: Provider>(pub(super) PageMapRef, pub(super) PhantomData<P>);

@@ -10,7 +10,10 @@ use kernel::{
     prelude::*,
     sync::{atomic::AtomicFlag, Arc},
 };
-use kernel_ext::{device_ram::DeviceRam, phys::page_to_phys};
+use vxe_sim::{
+    device_ram::DeviceRam,
+    dma_memory::page_to_phys, //
+};
 
 /// Where batches are, and what they work on.
 pub(super) const BATCH: u64 = 0x10_0000;

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! RAM that stands for the memory of a device in software.
+//!
+//! It has addresses of its own, from 0 on, and is strict: what nobody was given cannot be reached,
+//! nor what is beyond its end. RAM is taken for a page when it is given out first, and stays, so
+//! that a large memory costs what was used of it.
+//!
+//! Accesses never sleep, but for those that say so. They fail with:
+//!
+//! - `ENXIO` when the address is beyond the end,
+//! - `EINVAL` when the access would cross a page, or is not aligned as its operation demands,
+//! - `ESTALE` when nobody has the page: it was never given out, or was taken back.
+
+use crate::dma_memory::{DmaMemory, Mapped};
+use core::{ops::Range, ptr::NonNull};
+use kernel::{
+    alloc::flags::__GFP_NOWARN,
+    dma::DmaAddress,
+    page::{Page, PAGE_SIZE},
+    prelude::*,
+    sync::{
+        atomic::{Acquire, Atomic, Full, Relaxed, Release},
+        SetOnce, //
+    },
+};
+
+/// Bytes of a page, as a difference of addresses.
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// A page of the device.
+struct Frame {
+    /// The RAM behind it, from when it was given out first.
+    ram: SetOnce<Page>,
+    /// Somebody has it.
+    given: Atomic<bool>,
+}
+
+/// The memory of a device.
+pub struct DeviceRam(KVVec<Frame>);
+
+impl DeviceRam {
+    /// A memory of `size` bytes, which takes next to no RAM yet. Sleeps.
+    ///
+    /// Fails with `EINVAL` if that is no number of pages, and `ENOMEM`.
+    pub fn new(size: u64) -> Result<Self> {
+        if size % PAGE != 0 {
+            return Err(EINVAL);
+        }
+        let count = usize::try_from(size / PAGE)?;
+        let mut frames = KVVec::with_capacity(count, GFP_KERNEL)?;
+        for _ in 0..count {
+            let frame = Frame {
+                ram: SetOnce::new(),
+                given: Atomic::new(false),
+            };
+            frames.push(frame, GFP_KERNEL)?;
+        }
+        Ok(Self(frames))
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        // Cannot overflow: it was made of such a number.
+        self.0.len() as u64 * PAGE
+    }
+
+    /// The frames of a span of pages. Fails with `EINVAL` and `ENXIO`.
+    fn frames(&self, span: &Range<u64>) -> Result<&[Frame]> {
+        if span.start % PAGE != 0 || span.end % PAGE != 0 {
+            return Err(EINVAL);
+        }
+        let start = usize::try_from(span.start / PAGE).map_err(|_| ENXIO)?;
+        let end = usize::try_from(span.end / PAGE).map_err(|_| ENXIO)?;
+        self.0.get(start..end).ok_or(ENXIO)
+    }
+
+    /// Gives the pages of `span` out: they can be reached from now on. What is in them is what was
+    /// there before. Sleeps.
+    ///
+    /// No two may be given the same page at once. Fails with `ENOMEM`, or with `EINTR` for a caller who is
+    /// killed, and then gives none, with `EINVAL` for what are no pages, and `ENXIO`.
+    pub fn give(&self, span: Range<u64>) -> Result {
+        let frames = self.frames(&span)?;
+        for frame in frames {
+            if frame.ram.as_ref().is_none() {
+                let page = Page::alloc_page(GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN)?;
+                // Nobody else fills it, as nobody else is given this page.
+                frame.ram.populate(page);
+                kernel_ext::sched::check_killed()?;
+            }
+        }
+        for frame in frames {
+            frame.given.store(true, Release);
+        }
+        Ok(())
+    }
+
+    /// Takes the pages of `span` back, if they were given out.
+    pub fn take_back(&self, span: Range<u64>) {
+        for frame in self.frames(&span).unwrap_or(&[]) {
+            frame.given.store(false, Release);
+        }
+    }
+
+    /// The RAM behind the page at `addr`, while somebody has it: for a mapping of the CPU, which must
+    /// go before the page is taken back. Fails with `ENXIO` and `ESTALE`.
+    pub fn page(&self, addr: u64) -> Result<&Page> {
+        let index = usize::try_from(addr / PAGE).map_err(|_| ENXIO)?;
+        let frame = self.0.get(index).ok_or(ENXIO)?;
+        if !frame.given.load(Acquire) {
+            return Err(ESTALE);
+        }
+        frame.ram.as_ref().ok_or(ESTALE)
+    }
+
+    /// Runs `f` with a pointer to the `len` bytes at `addr`, which are RAM that this alone has,
+    /// aligned as `addr` is. The pointer may be used within `f` only, which must not sleep.
+    fn with<R>(&self, addr: u64, len: usize, f: impl FnOnce(*mut u8) -> R) -> Result<R> {
+        // CAST: A remainder of the size of a page.
+        let offset = (addr % PAGE) as usize;
+        if len > PAGE_SIZE - offset {
+            return Err(EINVAL);
+        }
+        let page = NonNull::new(self.page(addr)?.as_ptr()).ok_or(ESTALE)?;
+        let mapped = Mapped::new(page);
+        // SAFETY: The page is mapped, and `offset` is within it.
+        Ok(f(unsafe { mapped.as_ptr().add(offset) }))
+    }
+
+    /// As [`Self::with`], for a `T` where it is aligned.
+    fn with_aligned<T, R>(&self, addr: u64, f: impl FnOnce(*mut T) -> R) -> Result<R> {
+        // CAST: Alignments are small.
+        if addr % align_of::<T>() as u64 != 0 {
+            return Err(EINVAL);
+        }
+        self.with(addr, size_of::<T>(), |ptr| f(ptr.cast()))
+    }
+
+    /// Reads `buf.len()` bytes at `addr`. Not atomic.
+    pub fn read(&self, addr: u64, buf: &mut [u8]) -> Result {
+        self.with(addr, buf.len(), |from| {
+            // SAFETY: `from` is valid for so many bytes; `buf` is no page of the device.
+            unsafe { copy(buf.as_mut_ptr(), from, buf.len()) }
+        })
+    }
+
+    /// Writes `data` at `addr`. Not atomic.
+    pub fn write(&self, addr: u64, data: &[u8]) -> Result {
+        self.with(addr, data.len(), |to| {
+            // SAFETY: `to` is valid for so many bytes, and no reference covers it; `data` is no page
+            // of the device.
+            unsafe { copy(to, data.as_ptr(), data.len()) }
+        })
+    }
+
+    /// Writes `len` zeros at `addr`. Not atomic.
+    pub fn clear(&self, addr: u64, len: usize) -> Result {
+        self.with(addr, len, |to| {
+            // SAFETY: `to` is valid for so many bytes, and no reference covers it.
+            unsafe { to.write_bytes(0, len) }
+        })
+    }
+
+    /// Stores a 32-bit `value` at `addr`, at once and after all earlier accesses.
+    pub fn store_u32(&self, addr: u64, value: u32) -> Result {
+        self.with_aligned(addr, |to: *mut u32| {
+            // SAFETY: `to` is aligned and valid; others access it by the machine only, at once.
+            unsafe { Atomic::from_ptr(to) }.store(value, Release)
+        })
+    }
+
+    /// Stores a 64-bit `value` at `addr`, at once and after all earlier accesses.
+    pub fn store_u64(&self, addr: u64, value: u64) -> Result {
+        self.with_aligned(addr, |to: *mut u64| {
+            // SAFETY: As in `store_u32`.
+            unsafe { Atomic::from_ptr(to) }.store(value, Release)
+        })
+    }
+
+    /// Adds `delta` to the 32-bit value at `addr`, wrapping, and returns what it was: one atomic
+    /// operation, towards CPUs as well.
+    pub fn fetch_add_u32(&self, addr: u64, delta: u32) -> Result<u32> {
+        self.with_aligned(addr, |to: *mut u32| {
+            // SAFETY: As in `store_u32`.
+            unsafe { Atomic::from_ptr(to) }.fetch_add(delta, Full)
+        })
+    }
+
+    /// Copies `len` bytes from `addr` in `from`, maybe this memory, to `to`. Not atomic.
+    ///
+    /// Fails with `EINVAL` also if both places are the same, or overlap.
+    pub fn copy_from(&self, to: u64, from: &DeviceRam, addr: u64, len: usize) -> Result {
+        if core::ptr::eq(self, from) && to.abs_diff(addr) < len as u64 {
+            return Err(EINVAL);
+        }
+        from.with(addr, len, |from| {
+            self.with(to, len, |to| {
+                // SAFETY: Both are valid for so many bytes, and were checked not to overlap.
+                unsafe { copy(to, from, len) }
+            })
+        })?
+    }
+
+    /// Copies `len` bytes at the DMA address `addr` to `to`. Not atomic.
+    ///
+    /// # Safety
+    ///
+    /// As for [`DmaMemory::read`].
+    pub unsafe fn copy_from_dma(
+        &self,
+        to: u64,
+        from: &DmaMemory,
+        addr: DmaAddress,
+        len: usize,
+    ) -> Result {
+        from.with_readable(addr, len, |from| {
+            self.with(to, len, |to| {
+                // SAFETY: Both are valid for so many bytes; a page of the device is mapped for no
+                // device by the DMA API.
+                unsafe { copy(to, from, len) }
+            })
+        })?
+    }
+
+    /// Copies `len` bytes at `from` to the DMA address `addr`. Not atomic.
+    ///
+    /// # Safety
+    ///
+    /// As for [`DmaMemory::write`].
+    pub unsafe fn copy_to_dma(
+        &self,
+        from: u64,
+        to: &DmaMemory,
+        addr: DmaAddress,
+        len: usize,
+    ) -> Result {
+        self.with(from, len, |from| {
+            to.with_writable(addr, len, |to| {
+                // SAFETY: As in `copy_from_dma`.
+                unsafe { copy(to, from, len) }
+            })
+        })?
+    }
+
+    /// How many bytes of RAM it takes now.
+    pub fn taken(&self) -> u64 {
+        let taken = self.0.iter().filter(|frame| frame.ram.as_ref().is_some());
+        taken.count() as u64 * PAGE
+    }
+
+    /// How many bytes are given out now.
+    pub fn given(&self) -> u64 {
+        let given = self.0.iter().filter(|frame| frame.given.load(Relaxed));
+        given.count() as u64 * PAGE
+    }
+}
+
+/// Copies memory that others may access meanwhile, as the machine does.
+///
+/// # Safety
+///
+/// `to` must be valid for writing `len` bytes, `from` for reading them, and both not overlap.
+unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: By this function's requirements.
+    unsafe { crate::bindings::memcpy(to.cast(), from.cast(), len) }
+}
+
+#[kunit_tests(vxe_sim_device_ram)]
+mod tests {
+    use super::*;
+
+    /// Fails the test, and lets it clean up: a failed assertion would not.
+    fn check(holds: bool) -> Result {
+        holds.then_some(()).ok_or(EIO)
+    }
+
+    #[test]
+    fn only_what_was_given_is_reached() -> Result {
+        let ram = DeviceRam::new(4 * PAGE)?;
+        check(ram.size() == 4 * PAGE && ram.taken() == 0)?;
+        check(ram.store_u32(PAGE, 1) == Err(ESTALE))?;
+        ram.give(PAGE..3 * PAGE)?;
+        check(ram.taken() == 2 * PAGE && ram.given() == 2 * PAGE)?;
+        ram.store_u32(PAGE, 7)?;
+        check(ram.fetch_add_u32(PAGE, 2) == Ok(7))?;
+        check(ram.store_u32(0, 1) == Err(ESTALE))?;
+        check(ram.store_u32(3 * PAGE, 1) == Err(ESTALE))?;
+        check(ram.store_u32(4 * PAGE, 1) == Err(ENXIO))?;
+        check(ram.store_u64(u64::MAX - 7, 1) == Err(ENXIO))?;
+        ram.take_back(PAGE..2 * PAGE);
+        check(ram.clear(PAGE, 4) == Err(ESTALE))?;
+        check(ram.page(PAGE).is_err() && ram.page(2 * PAGE).is_ok())?;
+        // RAM stays, and so does what is in it.
+        ram.give(PAGE..2 * PAGE)?;
+        check(ram.fetch_add_u32(PAGE, 0) == Ok(9) && ram.taken() == 2 * PAGE)
+    }
+
+    #[test]
+    fn accesses_stay_within_a_page() -> Result {
+        let ram = DeviceRam::new(2 * PAGE)?;
+        ram.give(0..2 * PAGE)?;
+        let mut four = [0; 4];
+        check(ram.read(PAGE - 4, &mut four).is_ok())?;
+        check(ram.read(PAGE - 3, &mut four) == Err(EINVAL))?;
+        check(ram.write(PAGE - 3, &four) == Err(EINVAL))?;
+        check(ram.store_u32(2, 1) == Err(EINVAL))?;
+        check(ram.store_u64(4, 1) == Err(EINVAL))?;
+        check(ram.give(1..PAGE) == Err(EINVAL))?;
+        check(ram.give(0..3 * PAGE) == Err(ENXIO))?;
+        check(DeviceRam::new(PAGE + 1).is_err())
+    }
+
+    #[test]
+    fn pieces_are_copied_and_cleared() -> Result {
+        let (a, b) = (DeviceRam::new(2 * PAGE)?, DeviceRam::new(PAGE)?);
+        a.give(0..2 * PAGE)?;
+        b.give(0..PAGE)?;
+        a.write(8, &[1, 2, 3, 4])?;
+        a.copy_from(PAGE, &a, 8, 4)?;
+        b.copy_from(16, &a, PAGE, 4)?;
+        let mut four = [0; 4];
+        b.read(16, &mut four)?;
+        check(four == [1, 2, 3, 4])?;
+        check(a.copy_from(10, &a, 8, 4) == Err(EINVAL))?;
+        b.clear(17, 2)?;
+        b.read(16, &mut four)?;
+        check(four == [1, 0, 0, 4])
+    }
+}

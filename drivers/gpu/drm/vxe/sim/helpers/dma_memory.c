@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0
+
+#include <linux/dma-direct.h>
+#include <linux/highmem.h>
+#include <linux/iommu.h>
+#include <linux/memory_hotplug.h>
+#include <linux/mm.h>
+#include <linux/sched/task.h>
+#include <linux/string.h>
+#include <linux/uaccess.h>
+
+/*
+ * The physical address behind a DMA address of @dev, as the device itself would
+ * reach it: through the IOMMU's page table where one translates.
+ */
+int vxesim_dma_resolve(struct device *dev, dma_addr_t addr, phys_addr_t *phys)
+{
+	struct iommu_domain *domain = iommu_get_domain_for_dev(dev);
+
+	if (!domain) {
+		*phys = dma_to_phys(dev, addr);
+		return 0;
+	}
+	*phys = iommu_iova_to_phys(domain, addr);
+	return *phys ? 0 : -EFAULT;
+}
+
+phys_addr_t vxesim_page_to_phys(struct page *page)
+{
+	return page_to_phys(page);
+}
+
+struct page *vxesim_pfn_to_online_page(unsigned long pfn)
+{
+	return pfn_to_online_page(pfn);
+}
+
+phys_addr_t vxesim_zero_page_phys(void)
+{
+	return page_to_phys(ZERO_PAGE(0));
+}
+
+bool vxesim_is_zero_pfn(unsigned long pfn)
+{
+	return is_zero_pfn(pfn);
+}
+
+/* Nobody holds a reference: the page is free, or about to be. */
+bool vxesim_page_is_free(struct page *page)
+{
+	return !folio_ref_count(page_folio(page));
+}
+
+/* What the kernel allocated for itself: no driver maps it for a device that obeys user programs. */
+bool vxesim_page_is_internal(struct page *page)
+{
+	struct folio *folio = page_folio(page);
+
+	return folio_test_slab(folio) || folio_test_large_kmalloc(folio) ||
+	       folio_test_pgtable(folio);
+}
+
+/*
+ * Part of the kernel's image, or what else was never the page allocator's. A process may have it
+ * mapped for reading: the vDSO, the zero page.
+ */
+bool vxesim_page_is_reserved(struct page *page)
+{
+	return PageReserved(page);
+}
+
+/* A page of the kernel's image. */
+phys_addr_t vxesim_kernel_image_phys(void)
+{
+	return __pa_symbol(&init_task);
+}
+
+/* Of an address in the kernel's linear map. */
+phys_addr_t vxesim_linear_phys(const void *addr)
+{
+	return __pa(addr);
+}
+
+/* Not so for secret memory and poisoned pages, which the kernel's mapping leaves out. */
+bool vxesim_kernel_can_reach(const void *addr)
+{
+	char byte;
+
+	return !get_kernel_nofault(byte, (const char *)addr);
+}
+
+/* A call that the compiler of Rust code knows nothing about, and that KASAN checks. */
+void vxesim_memcpy(void *to, const void *from, size_t len)
+{
+	memcpy(to, from, len);
+}

@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Heterogeneous memory management: walking a process's page tables for a device.
+//!
+//! A [`Walk`] is one look at a span of a process's page tables, with or without faulting pages in.
+//! Its result is only a snapshot; it may be acted on while a lock is held under which invalidations
+//! arrive, and only if [`MmuIntervalNotifier::read_retry`] says that none came since.
+//!
+//! C header: [`include/linux/hmm.h`](srctree/include/linux/hmm.h)
+
+use crate::{
+    bindings,
+    mm::{
+        mmu_notifier::MmuIntervalNotifier,
+        zone_device::{
+            HUGE_ORDER,
+            HUGE_PAGES, //
+        }, //
+    }, //
+};
+use core::{ffi::c_void, ops::Range, ptr};
+use kernel::{
+    error::to_result,
+    ffi::c_ulong,
+    mm::MmapReadGuard,
+    page::PAGE_SHIFT,
+    prelude::*,
+    sync::atomic::{Atomic, Relaxed}, //
+};
+
+/// How many page-table walks were done since the module was loaded, of either kind or to migrate.
+static WALKS: Atomic<u64> = Atomic::new(0);
+
+/// How many walks of a process's page tables were done since the module was loaded, to map pages or to
+/// migrate them. For statistics and tests.
+pub fn walks() -> u64 {
+    WALKS.load(Relaxed)
+}
+
+/// Counts a walk.
+pub(crate) fn count_walk() {
+    WALKS.fetch_add(1, Relaxed);
+}
+
+/// What a walk demands of every page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Nothing: see what is there.
+    Snapshot,
+    /// That it is present and readable; pages are faulted in as by a read of the CPU.
+    Read,
+    /// That it is present and writable; pages are faulted in as by a write of the CPU.
+    Write,
+}
+
+impl Request {
+    fn flags(self) -> c_ulong {
+        const FAULT: c_ulong = bindings::hmm_pfn_flags_HMM_PFN_REQ_FAULT as c_ulong;
+        const WRITE: c_ulong = bindings::hmm_pfn_flags_HMM_PFN_REQ_WRITE as c_ulong;
+        match self {
+            Request::Snapshot => 0,
+            Request::Read => FAULT,
+            Request::Write => FAULT | WRITE,
+        }
+    }
+}
+
+/// One entry of a walk's result, a `hmm_pfn`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Pfn(c_ulong);
+
+impl Pfn {
+    /// Whether there is a page, at least readable.
+    #[inline]
+    pub fn is_valid(self) -> bool {
+        self.0 & bindings::hmm_pfn_flags_HMM_PFN_VALID as c_ulong != 0
+    }
+
+    /// Whether the CPU may write the page as it is mapped now.
+    #[inline]
+    pub fn is_writable(self) -> bool {
+        self.0 & bindings::hmm_pfn_flags_HMM_PFN_WRITE as c_ulong != 0
+    }
+
+    /// Log2 of the number of pages that the CPU maps by the entry that this page belongs to.
+    #[inline]
+    pub fn map_order(self) -> u32 {
+        ((self.0 >> bindings::hmm_pfn_flags_HMM_PFN_ORDER_SHIFT) & 0x1f) as u32
+    }
+
+    /// The page frame number.
+    pub fn frame(self) -> usize {
+        self.0 & !(bindings::hmm_pfn_flags_HMM_PFN_FLAGS as c_ulong)
+    }
+
+    /// Physical address in bytes.
+    pub fn phys(self) -> u64 {
+        // SAFETY: Arithmetic on the value.
+        unsafe { bindings::hmm_pfn_to_phys(self.0) }
+    }
+
+    /// The page. Its target is only safe to touch as the snapshot is known to be valid.
+    #[inline]
+    pub fn page(self) -> *mut kernel::bindings::page {
+        // SAFETY: Arithmetic on the value.
+        unsafe { bindings::hmm_pfn_to_page(self.0) }
+    }
+
+    /// What the flags of this entry are, its frame number left out; see [`Walk::run`].
+    fn flags(self) -> c_ulong {
+        self.0 & bindings::hmm_pfn_flags_HMM_PFN_FLAGS as c_ulong
+    }
+
+    /// The same of another frame.
+    fn moved_to(self, frame: usize) -> Self {
+        Self(self.flags() | frame as c_ulong)
+    }
+
+    /// An entry made from its parts, for tests of what is computed from entries.
+    pub fn from_parts(frame: usize, order: u32, valid: bool, writable: bool) -> Self {
+        let mut v = frame as c_ulong;
+        v |= ((order & 0x1f) as c_ulong) << bindings::hmm_pfn_flags_HMM_PFN_ORDER_SHIFT;
+        if valid {
+            v |= bindings::hmm_pfn_flags_HMM_PFN_VALID as c_ulong;
+        }
+        if writable {
+            v |= bindings::hmm_pfn_flags_HMM_PFN_WRITE as c_ulong;
+        }
+        Self(v)
+    }
+}
+
+/// The number of pages of the largest power-of-two block that starts at entry `index` and lies both
+/// in the CPU's mapping of that entry and in the `pages` entries of the walk.
+///
+/// C's `drm_gpusvm_hmm_pfn_to_order()`, in pages instead of its logarithm.
+pub fn block_pages(pfn: Pfn, index: usize, pages: usize) -> usize {
+    let whole = 1usize << pfn.map_order();
+    // What is left of the CPU's mapping, which is aligned to its size.
+    let left = whole - (pfn.frame() & (whole - 1));
+    let left = left.min(pages.saturating_sub(index)).max(1);
+    // The largest power of two that is not above `left`.
+    1usize << (usize::BITS - 1 - left.leading_zeros())
+}
+
+/// A look at the page tables of a span, and the memory for its result, which is kept for the next.
+pub struct Walk {
+    pfns: KVVec<Pfn>,
+    span: Range<usize>,
+    owner: *mut c_void,
+    seq: usize,
+    request: Option<Request>,
+}
+
+impl Walk {
+    /// An empty walk; allocates nothing.
+    pub const fn new() -> Self {
+        Self {
+            pfns: KVVec::new(),
+            span: 0..0,
+            owner: ptr::null_mut(),
+            seq: 0,
+            request: None,
+        }
+    }
+
+    /// Forgets the result.
+    pub fn forget(&mut self) {
+        self.request = None;
+    }
+
+    /// The result of the walk: one entry a page, from the span's start.
+    pub fn pfns(&self) -> &[Pfn] {
+        if self.request.is_some() {
+            &self.pfns
+        } else {
+            &[]
+        }
+    }
+
+    /// The notifier's sequence number as of the walk.
+    pub fn seq(&self) -> usize {
+        self.seq
+    }
+
+    /// Whether the result, if still valid, already answers `request` for `span`: this is how one
+    /// walk serves both the choice of a chunk and its mapping.
+    pub fn answers(&self, span: &Range<usize>, request: Request, owner: *mut c_void) -> bool {
+        self.request.is_some()
+            && self.span == *span
+            && self.owner == owner
+            && self.pfns.iter().all(|pfn| match request {
+                Request::Snapshot => true,
+                Request::Read => pfn.is_valid(),
+                Request::Write => pfn.is_valid() && pfn.is_writable(),
+            })
+    }
+
+    fn prepare(
+        &mut self,
+        notifier: &MmuIntervalNotifier,
+        span: &Range<usize>,
+        request: Request,
+        owner: *mut c_void,
+    ) -> Result<bindings::hmm_range> {
+        self.request = None;
+        let pages = span.end.saturating_sub(span.start) >> PAGE_SHIFT;
+        // Zeroed at once, in the memory of the last walk if that is enough: what HMM finds in an entry
+        // may stay in it.
+        self.pfns.clear();
+        self.pfns.reserve(pages, GFP_KERNEL)?;
+        // SAFETY: There is room for so many entries, and zeroes are an entry.
+        unsafe {
+            self.pfns.as_mut_ptr().write_bytes(0, pages);
+            self.pfns.inc_len(pages);
+        }
+        self.span = span.clone();
+        self.owner = owner;
+        count_walk();
+        Ok(bindings::hmm_range {
+            notifier: notifier.as_raw(),
+            notifier_seq: 0,
+            start: span.start as c_ulong,
+            end: span.end as c_ulong,
+            hmm_pfns: self.pfns.as_mut_ptr().cast(),
+            default_flags: request.flags(),
+            pfn_flags_mask: 0,
+            dev_private_owner: owner,
+        })
+    }
+
+    /// Notes how a walk that succeeded was done.
+    fn finish(&mut self, seq: usize, request: Request) {
+        self.seq = seq;
+        self.request = Some(request);
+        // HMM takes the first page of a huge page of device memory for that at the start of the span,
+        // wherever in the huge page that is. (Of huge pages of RAM it does not.)
+        let offset = (self.span.start >> PAGE_SHIFT) % HUGE_PAGES;
+        let Some(first) = self.pfns.first().copied() else {
+            return;
+        };
+        if offset == 0 || first.map_order() != HUGE_ORDER || first.frame() % HUGE_PAGES == offset {
+            return;
+        }
+        let right = first.frame() - first.frame() % HUGE_PAGES + offset;
+        for (index, pfn) in self.pfns.iter_mut().take(HUGE_PAGES - offset).enumerate() {
+            *pfn = pfn.moved_to(right + index);
+        }
+    }
+
+    /// Walks `span` and faults in what `request` demands, `hmm_range_fault_unlocked_timeout()`.
+    ///
+    /// `timeout` is in jiffies and not 0. Takes the mmap lock. Fails with `EBUSY` when
+    /// invalidations kept coming until the time-out, `EFAULT` for a page that cannot be had,
+    /// `EPERM` for one that may not be written, `EINTR` when the thread is being killed, `ENOMEM`.
+    ///
+    /// # Safety
+    ///
+    /// `notifier` must be inserted and include `span`; its mm must have users. `owner` is null or
+    /// an owner of device-private pages.
+    pub unsafe fn fault(
+        &mut self,
+        notifier: &MmuIntervalNotifier,
+        span: &Range<usize>,
+        request: Request,
+        owner: *mut c_void,
+        timeout: usize,
+    ) -> Result {
+        let mut range = self.prepare(notifier, span, request, owner)?;
+        // SAFETY: `range` is complete, its array has an entry for each page; the rest is by this
+        // function's requirements.
+        to_result(unsafe {
+            bindings::hmm_range_fault_unlocked_timeout(&raw mut range, timeout.max(1) as c_ulong)
+        })?;
+        self.finish(range.notifier_seq, request);
+        Ok(())
+    }
+
+    /// Looks at `span` once, with the mmap lock held by the caller and faulting nothing in.
+    ///
+    /// Fails with `EBUSY` when an invalidation came in between, `EFAULT`, `ENOMEM`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`fault`](Self::fault), and `_mmap` must be of the notifier's mm.
+    pub unsafe fn snapshot(
+        &mut self,
+        _mmap: &MmapReadGuard<'_>,
+        notifier: &MmuIntervalNotifier,
+        span: &Range<usize>,
+        owner: *mut c_void,
+    ) -> Result {
+        let mut range = self.prepare(notifier, span, Request::Snapshot, owner)?;
+        // SAFETY: `notifier` is inserted.
+        range.notifier_seq = unsafe { notifier.read_begin() };
+        // SAFETY: `range` is complete, its array has an entry for each page, and the mmap lock is
+        // held.
+        to_result(unsafe { bindings::hmm_range_fault(&raw mut range) })?;
+        self.finish(range.notifier_seq, Request::Snapshot);
+        Ok(())
+    }
+
+    /// The blocks of the result, in ascending order: each as large as can be mapped in one piece.
+    pub fn blocks(&self) -> Blocks<'_> {
+        Blocks {
+            pfns: self.pfns(),
+            next: 0,
+        }
+    }
+}
+
+impl Default for Walk {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A run of pages that the CPU maps by one entry, all with the same flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// The entry of its first page.
+    pub pfn: Pfn,
+    /// Index of its first page in the walk.
+    pub index: usize,
+    /// Log2 of its number of pages.
+    pub order: u32,
+}
+
+/// Iterates over the blocks of a walk.
+#[derive(Clone)]
+pub struct Blocks<'a> {
+    pfns: &'a [Pfn],
+    next: usize,
+}
+
+impl<'a> Blocks<'a> {
+    /// The blocks of entries that did not come from a walk, for tests.
+    pub fn of(pfns: &'a [Pfn]) -> Self {
+        Self { pfns, next: 0 }
+    }
+}
+
+impl Iterator for Blocks<'_> {
+    type Item = Block;
+
+    #[inline]
+    fn next(&mut self) -> Option<Block> {
+        let pfn = *self.pfns.get(self.next)?;
+        let pages = match pfn.map_order() {
+            // Most pages are by themselves.
+            0 => 1,
+            _ => block_pages(pfn, self.next, self.pfns.len()),
+        };
+        debug_assert!(pfn.flags() != 0 || pages == 1);
+        let block = Block {
+            pfn,
+            index: self.next,
+            order: pages.trailing_zeros(),
+        };
+        self.next += pages;
+        Some(block)
+    }
+}
