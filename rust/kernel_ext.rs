@@ -13,7 +13,6 @@ pub mod bindings;
 pub mod cgroup;
 pub mod dma;
 pub mod drm;
-pub mod faux;
 pub mod interval_tree;
 pub mod list;
 pub mod mm;

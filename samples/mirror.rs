@@ -11,10 +11,8 @@ use gpusvm::{Retry, Stale, Svm, WouldBlock};
 use kernel::str::{parse_int::ParseInt, BStr};
 use kernel::sync::{aref::ARef, new_mutex, new_spinlock, Mutex, SpinLock};
 use kernel::{debugfs, device, drm, faux, fmt, page, prelude::*, sizes, uaccess::UserSliceReader};
-use kernel_ext::{
-    faux as faux_dma,
-    workqueue::OwnedQueue, //
-};
+use kernel_ext::workqueue::OwnedQueue;
+use vxe_sim::faux as faux_dma;
 
 /// What the device has: a mirror of one process, the last that wrote to the file.
 #[pin_data]

@@ -16,7 +16,7 @@ use kernel::{
         atomic::{Atomic, Relaxed}, //
     },
 };
-use kernel_ext::faux as faux_dma;
+use vxe_sim::faux as faux_dma;
 
 /// The mirroring driver.
 pub(crate) struct Bench;

@@ -6,7 +6,7 @@
 //!
 //! - memory as hardware would reach it: [`dma_memory`], the system's, by addresses of the DMA API;
 //!   [`device_ram`], the device's own; [`fabric`] and [`port`], other devices'; [`bus`], all three
-//!   together, as one device sees them;
+//!   together, as one device sees them; [`faux`], a device to map memory for;
 //! - what `kernel::drm` lacks for such a driver: [`ioctl`], [`gem`], [`debugfs`], [`print`],
 //!   [`platform_driver`], [`platform_device`];
 //! - the structures of the uAPI, in [`bindings`], and facts about the machine, [`sysinfo`].
@@ -23,6 +23,7 @@ pub mod debugfs;
 pub mod device_ram;
 pub mod dma_memory;
 pub mod fabric;
+pub mod faux;
 pub mod gem;
 mod gem_mmap;
 pub mod ioctl;
