@@ -13,7 +13,6 @@ copyright = author
 extensions = ["sphinx.ext.graphviz", "rustdoc_links", "document_paths"]
 exclude_patterns = ["sphinx"]
 nitpicky = True
-suppress_warnings = []
 
 # As the kernel's: a block without a language is plain text, and -- stays --.
 highlight_language = "none"
@@ -41,9 +40,10 @@ html_theme_options = {
     "head_font_family": "sans-serif",
     "show_powered_by": "false",
     "show_relbars": "true",
-    "extra_nav_links": {"All functions and types": "api/index.html"} if rustdoc_directory else {},
 }
-html_sidebars = {"**": ["about.html", "searchbox.html", "localtoc.html", "navigation.html"]}
+templates_path = ["sphinx/templates"]
+html_sidebars = {"**": ["about.html", "searchbox.html", "localtoc.html", "all-pages.html"]}
+html_context = {"rustdoc_directory": rustdoc_directory}
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
