@@ -13,10 +13,15 @@ TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 TOOLS=$TOP/tools
 BUILD=$TOP/build
 CACHE=${GPUSVM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/gpusvm}
-mkdir -p "$CACHE/locks"
+if ! mkdir -p "$CACHE/locks" || [[ ! -w $CACHE || ! -w $CACHE/locks ]]; then
+	echo "error: the cache $CACHE cannot be written: name another directory with GPUSVM_CACHE=" >&2
+	exit 1
+fi
 CACHE=$(cd "$CACHE" && pwd -P)
 export GPUSVM_CACHE=$CACHE
 JOBS=${JOBS:-$(nproc)}
+# Where chroot is; ordinary users do not look there.
+PATH=$PATH:/usr/sbin:/sbin
 
 if [[ -t 2 ]]; then
 	BOLD=$'\e[1m' RED=$'\e[31m' PLAIN=$'\e[m'
@@ -26,6 +31,9 @@ fi
 
 # A step begins: what it does.
 step() { printf '%s==>%s %s\n' "$BOLD" "$PLAIN" "$*" >&2; }
+
+# The same for what takes long and is made once: tools/prepare knows which step it is, and what is left.
+long_step() { step "$1 (${GPUSVM_STEP:-once; about $2})"; }
 
 # More about the step.
 note() { printf '    %s\n' "$*" >&2; }
@@ -85,6 +93,25 @@ unexpected() {
 set -E
 trap unexpected ERR
 
+# in_background LOG COMMAND...: starts a command whose output goes to LOG. It ends with this script.
+# end_background: waits for it; its status is the command's.
+JOB=
+in_background() {
+	local log=$1
+	shift
+	# In a process group of its own, so that all of it can be ended.
+	set -m
+	"$@" >"$log" 2>&1 </dev/null &
+	JOB=$!
+	set +m
+	trap '[[ -z $JOB ]] || kill -- -"$JOB" 2>/dev/null || true' EXIT
+}
+end_background() {
+	local job=$JOB
+	wait "$job" || { JOB=; return 1; }
+	JOB=
+}
+
 # The last lines of a log, after a failure.
 show_tail() {
 	local line
@@ -92,18 +119,49 @@ show_tail() {
 	tail -n "${2:-25}" "$1" | while IFS= read -r line; do printf '    | %s\n' "$line" >&2; done
 }
 
-need_root() {
-	((EUID == 0)) || die "this needs root, for debootstrap and chroot" \
-		"run it as root, or in a privileged container"
+# What makes a mount namespace. For an ordinary user it comes with a user namespace, in which the user is root,
+# and the users of a Debian system are the user's subordinate ids.
+MOUNT_NAMESPACE=(unshare -m)
+((EUID == 0)) || MOUNT_NAMESPACE=(unshare --map-root-user --map-auto -m)
+
+# Ends with a clear message where mounting and chroot are not allowed.
+need_namespaces() {
+	local why user file
+	if ((EUID == 0)); then
+		why=$(unshare -m --propagation unchanged true 2>&1) && return
+	else
+		why=$("${MOUNT_NAMESPACE[@]}" --propagation private true 2>&1) && return
+	fi
+	((EUID != 0)) || die "this machine does not let root mount: ${why#unshare: }" \
+		"in a container, run it privileged (docker run --privileged)"
+	user=$(id -un)
+	command -v newuidmap >/dev/null || die "the commands newuidmap and newgidmap are missing" \
+		"an administrator has to run:  apt-get install uidmap" "or run this as root"
+	for file in /etc/subuid /etc/subgid; do
+		grep -qE "^($user|$UID):" "$file" 2>/dev/null || die "$user has no subordinate ids in $file" \
+			"an administrator has to run:  usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $user" \
+			"(with a range that no other user has there), or run this as root"
+	done
+	forbidden kernel/unprivileged_userns_clone 0 1
+	forbidden kernel/apparmor_restrict_unprivileged_userns 1 0
+	forbidden user/max_user_namespaces 0 10000
+	mountpoint -q / || die "in a chroot an ordinary user can have no user namespace" "run this outside of it, or as root"
+	die "this machine lets $user have no user namespace: ${why#unshare: }" "run this as root, or on another machine"
+}
+# forbidden NAME VALUE OTHER: ends if the sysctl NAME has VALUE, by which user namespaces are forbidden.
+forbidden() {
+	local file=/proc/sys/$1
+	[[ ! -r $file || $(<"$file") != "$2" ]] || die "user namespaces are forbidden here: ${1//\//.} is $2" \
+		"an administrator has to run:  sysctl -w ${1//\//.}=$3" "or run this as root"
 }
 
 # exec_private DIR COMMAND...: becomes the command, in a mount namespace of its own, so
-# that what it mounts below DIR ends with it.
+# that what it mounts below DIR ends with it. For an ordinary user it is root there.
 exec_private() {
 	local dir=$1
 	shift
-	if mountpoint -q /; then
-		exec unshare -m --propagation private "$@"
+	if mountpoint -q / || ((EUID != 0)); then
+		exec "${MOUNT_NAMESPACE[@]}" --propagation private "$@"
 	fi
 	# In a chroot, / is no mount, and nothing says whether what holds it is shared with
 	# other namespaces: make DIR a mount that is not, and remove it afterwards.
@@ -119,6 +177,31 @@ exec_private() {
 		exit "$status"' - "$dir" "$@"
 }
 
+# remove DIR...: removes what the user's subordinate ids may own parts of.
+remove() {
+	if ((EUID != 0)) && "${MOUNT_NAMESPACE[@]}" rm -rf --one-file-system "$@" 2>/dev/null; then return; fi
+	rm -rf --one-file-system "$@"
+}
+
+# need_machine GIB: ends with a clear message if what takes GIB of disk cannot be made here. That is called before
+# something is fetched or built, with what this and the later things take: the root has 2.1 GiB, the source 1.8, a
+# kernel 0.3 (debug: 0.6) and as much again until it is done, the userspace programs 0.6.
+need_machine() {
+	local gib=$1 machine free memory needed
+	machine=$(uname -m)
+	[[ $machine == x86_64 ]] || die "this machine is $machine: the guest and its toolchain are for x86-64 only" \
+		"run this on an x86-64 machine"
+	free=$(($(stat -f -c '%a * %S' "$CACHE") / 1073741824))
+	((free >= gib)) || die "not enough disk space in $CACHE: $gib GiB are needed, $free GiB are free" \
+		"make room there, or name another place: GPUSVM_CACHE=directory make ..."
+	# A compiler takes 160 MiB at most, but rustc on the kernel crate, and a guest, take more.
+	needed=$((1536 + 160 * JOBS))
+	((needed >= 3072)) || needed=3072
+	memory=$(awk '$1 == "MemAvailable:" || $1 == "SwapFree:" { kib += $2 } END { printf "%d", kib / 1024 }' /proc/meminfo)
+	((memory >= needed)) || die "not enough memory: $needed MiB are needed, $memory MiB are free" \
+		"end other programs$( ((needed == 3072)) || echo ", or build with fewer processes at once: JOBS=4 make ...")"
+}
+
 # host_packages COMMAND=PACKAGE...: installs on the host what is missing there.
 host_packages() {
 	local pair missing=()
@@ -126,7 +209,8 @@ host_packages() {
 		[[ -e ${pair%%=*} ]] || command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
 	done
 	((${#missing[@]})) || return 0
-	need_root
+	((EUID == 0)) || die "missing on this machine: ${missing[*]}" \
+		"an administrator has to run:  apt-get install --no-install-recommends ${missing[*]}"
 	step "installing on this machine: ${missing[*]}"
 	command -v apt-get >/dev/null || die "this machine has no apt-get" \
 		"install by other means: ${missing[*]}"
@@ -156,10 +240,13 @@ stress_options() { [[ $1 != kcsan ]] || echo "--processes 2 --pages 600 --remove
 # Other kernels do not know these parameters, and take no offence.
 KCSAN_LESS="kcsan.skip_watch=100 kcsan.udelay_task=80"
 
-# The Debian package pins, "kind name=version", of the kinds given.
-pins() {
-	local kinds=" $* " kind pin rest
-	meaning "$TOOLS/packages" | while read -r kind pin rest; do
+# packages_of FILE KIND...: what a list such as tools/packages has of the kinds given, as "name=version".
+packages_of() {
+	local file=$1 kind pin rest
+	shift
+	local kinds=" $* "
+	meaning "$file" | while read -r kind pin rest; do
 		[[ $kinds == *" $kind "* ]] && printf '%s\n' "$pin"
 	done || true
 }
+pins() { packages_of "$TOOLS/packages" "$@"; }
