@@ -20,7 +20,7 @@ help: ## list these targets
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "Settings: KERNEL=debug|plain|kcsan  CMD='...'  OVERLAY=dir  MEM=4G  APPEND='...'  TIMEOUT=s"
+	@echo "Settings: KERNEL=debug|plain|kcsan|stock  CMD='...'  OVERLAY=dir  MEM=4G  APPEND='...'  TIMEOUT=s"
 	@echo "          KSRC=path (an unpacked kernel source instead of Debian's package)  BENCH_JSON=path"
 	@echo "Toolchain, kernels and downloads are kept in $${GPUSVM_CACHE:-$${XDG_CACHE_HOME:-~/.cache}/gpusvm}"
 

@@ -223,12 +223,12 @@ host_packages() {
 	}
 }
 
-# Which kernel is meant: KERNEL=debug|plain|kcsan.
+# Which kernel is meant: KERNEL=debug|plain|kcsan|stock.
 check_kernel_name() {
 	case $1 in
-	debug | plain | kcsan) ;;
+	debug | plain | kcsan | stock) ;;
 	*) die "KERNEL=$1 is not known" \
-		"KERNEL is debug (all checkers but one), plain (none) or kcsan (data races)" ;;
+		"KERNEL is debug (all checkers but one), plain (none), kcsan (data races) or stock (Debian's own)" ;;
 	esac
 }
 
