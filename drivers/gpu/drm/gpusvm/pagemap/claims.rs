@@ -3,10 +3,15 @@
 //! Which pages of a device's memory are in an allocation: none may be in two.
 //!
 //! A provider is safe code, and a page that it gives away twice would be two folios at once.
+//!
+//! A claim hands the page's `struct page` and its contents over, from who released it to who claims it, who may be
+//! on another CPU, and have heard of the page by anything, even by a guess. So that the new owner sees all that the
+//! old one wrote there, and none of the old one's writes come later, to release has release semantics and to
+//! claim acquire semantics.
 
 use kernel::{
     prelude::*,
-    sync::atomic::{Atomic, Relaxed}, //
+    sync::atomic::{Acquire, Atomic, Relaxed, Release}, //
 };
 
 const BITS: usize = usize::BITS as usize;
@@ -33,7 +38,15 @@ impl Claims {
             if old & mask != if set { 0 } else { mask } {
                 return Err(EINVAL);
             }
-            match word.cmpxchg(old, old ^ mask, Relaxed) {
+            let done = if set {
+                word.cmpxchg(old, old ^ mask, Acquire)
+            } else {
+                // Others may release bits of the word and claim some in between: a claim reads from the last
+                // of these, and each of them is a read and a write at once, so that what was released before
+                // is seen as well.
+                word.cmpxchg(old, old ^ mask, Release)
+            };
+            match done {
                 Ok(_) => return Ok(()),
                 Err(now) => old = now,
             }
