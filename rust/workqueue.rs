@@ -134,8 +134,12 @@ pub struct StaticWork {
 unsafe impl Sync for StaticWork {}
 
 impl StaticWork {
-    /// A work item that runs `f`, which may sleep. It has to be made ready by [`init`](Self::init).
-    pub const fn new(f: fn()) -> Self {
+    /// A work item that runs `f`, which may sleep.
+    ///
+    /// # Safety
+    ///
+    /// [`init`](Self::init) must be called before any other function.
+    pub const unsafe fn new(f: fn()) -> Self {
         Self {
             work: Opaque::zeroed(),
             f,
@@ -164,7 +168,7 @@ impl StaticWork {
     ///
     /// What was written before is seen by the run that follows.
     pub fn schedule(&'static self) {
-        // SAFETY: The system's queue exists, always, and the item was made ready.
+        // SAFETY: The system's queue exists, always, and the item was made ready, as `new()` requires.
         unsafe {
             bindings::queue_work_on(
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as kernel::ffi::c_int,

@@ -75,11 +75,13 @@ impl DevHold {
 
 /// Pagemaps to destroy.
 static DYING: LockFreeList<PageMap> = LockFreeList::new();
-static DESTROY: StaticWork = StaticWork::new(destroy_all);
+// SAFETY: `init()` is called before anybody can have a pagemap.
+static DESTROY: StaticWork = unsafe { StaticWork::new(destroy_all) };
 
 /// Holds to give up.
 static HOLDS: LockFreeList<DevHold> = LockFreeList::new();
-static RELEASE: StaticWork = StaticWork::new(release_all);
+// SAFETY: As above.
+static RELEASE: StaticWork = unsafe { StaticWork::new(release_all) };
 
 fn destroy_all() {
     for pagemap in DYING.take_all() {

@@ -156,7 +156,8 @@ impl Drop for OwnedRef {
 
 /// Allocations that no folio uses any more, and whose provider was not told yet.
 static DETACHED: LockFreeList<Owned> = LockFreeList::new();
-static FINISH: StaticWork = StaticWork::new(finish_all);
+// SAFETY: `init()` is called before any other function can be.
+static FINISH: StaticWork = unsafe { StaticWork::new(finish_all) };
 
 fn finish_all() {
     for owned in DETACHED.take_all() {
