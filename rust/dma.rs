@@ -51,7 +51,30 @@ impl Direction {
     }
 }
 
+/// Why a device cannot share memory with the CPU by the functions below; none if it can.
+///
+/// What is mapped is never handed over from the CPU to the device and back, so that it has to be one and
+/// the same memory for both, without copies in caches or bounce buffers. As `hmm_dma_map_alloc()` says, and
+/// where all DMA is made to bounce. The answer is a best approximation: where it turns out to be wrong,
+/// mapping fails.
+///
+/// # Safety
+///
+/// `dev` must be a valid device, whose driver has set its DMA mask.
+pub unsafe fn obstacle_to_sharing(dev: *mut device) -> Option<&'static str> {
+    // SAFETY: By this function's requirements, here and below.
+    if unsafe { bindings::dma_is_bounced(dev) } {
+        Some("its DMA is bounced: it cannot address all memory, or the kernel was told so (swiotlb=force)")
+    } else if unsafe { bindings::dma_needs_sync(dev) } {
+        Some("its DMA is not coherent with the CPU's caches, or its driver has set no DMA mask")
+    } else {
+        None
+    }
+}
+
 /// Maps `size` bytes from the start of `page`, `dma_map_page()`.
+///
+/// Nothing is bounced, and the memory is coherent: where that cannot be, it fails.
 ///
 /// Any address may be the result, 0 as well. Fails with `EFAULT` when the device cannot reach the
 /// page or mapping space is short, as `drm_gpusvm_get_pages()` does.

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! References to modules, and to a DRM device with the module of its driver.
+//! References to modules.
 //!
-//! C headers: [`include/linux/module.h`](srctree/include/linux/module.h),
-//! [`include/drm/drm_drv.h`](srctree/include/drm/drm_drv.h)
+//! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
-use crate::drm::device::DrmDevice;
 use core::ptr::NonNull;
 use kernel::{
     bindings,
-    prelude::*,
-    sync::aref::ARef, //
+    module::{
+        this_module,
+        ModuleMetadata, //
+    },
+    prelude::*, //
 };
 
 /// Keeps a module from being unloaded. There is none that could not be taken.
@@ -41,6 +42,15 @@ impl ModuleRef {
         // INVARIANT: The reference that was just taken, if there is a module.
         Ok(Self(NonNull::new(module)))
     }
+
+    /// Takes a reference to the module that `M` describes, such as the
+    /// [owner](macro@kernel::prelude::vtable) of a table of functions.
+    ///
+    /// Fails with `ENODEV` if the module is on its way out, and has taken nothing then.
+    pub fn of<M: ModuleMetadata>() -> Result<Self> {
+        // SAFETY: The module exists: this is called from it, or from code that it had compiled, with its `M`.
+        unsafe { Self::try_get(this_module::<M>().as_ptr()) }
+    }
 }
 
 impl Drop for ModuleRef {
@@ -49,33 +59,5 @@ impl Drop for ModuleRef {
             // SAFETY: By the type invariants.
             unsafe { bindings::module_put(module.as_ptr()) }
         }
-    }
-}
-
-/// Keeps a DRM device, and the module of its driver.
-///
-/// Giving up the device may run its driver's code, and sleep. So this is dropped in process context
-/// only, and never where that code might wait for whoever drops it.
-pub struct DrmHold {
-    // The order of the fields is the order in which they go: the device's end is the driver's code.
-    drm: ARef<DrmDevice>,
-    _module: ModuleRef,
-}
-
-impl DrmHold {
-    /// Fails with `ENODEV` if the driver's module is on its way out; nothing is held then.
-    pub fn new(drm: &DrmDevice) -> Result<Self> {
-        // SAFETY: The device keeps its driver, which keeps its file operations; the module is
-        // there, as part of it is what the caller calls from or has been bound to.
-        let module = unsafe { ModuleRef::try_get(drm.module()) }?;
-        Ok(Self {
-            drm: drm.into(),
-            _module: module,
-        })
-    }
-
-    /// The device.
-    pub fn drm(&self) -> &DrmDevice {
-        &self.drm
     }
 }

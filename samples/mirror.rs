@@ -6,18 +6,19 @@
 //! `/sys/kernel/debug/gpusvm_mirror/access`, such as `w 0x7f0000000000` (or `r`, to read), has the
 //! device fault on this address of its own. The file then shows the ranges and the page table.
 
-use gpusvm::{Access, Config, Ctx, Driver, DrmDevice, Invalidation, Mapped, NewRange, PageSet};
+use gpusvm::{Access, Config, Ctx, DmaDevice, Driver, DrmDevice, Invalidation, Mapped};
 use gpusvm::{Retry, Stale, Svm, WouldBlock};
 use kernel::str::{parse_int::ParseInt, BStr};
-use kernel::sync::{aref::ARef, new_mutex, new_spinlock, Mutex, SpinLock};
+use kernel::sync::{aref::ARef, new_mutex, new_spinlock, Arc, Mutex, SetOnce, SpinLock};
 use kernel::{debugfs, device, drm, faux, fmt, page, prelude::*, sizes, uaccess::UserSliceReader};
 use kernel_ext::workqueue::OwnedQueue;
 use vxe_sim::faux as faux_dma;
 
-/// What the device has: a mirror of one process, the last that wrote to the file.
+/// What the device has: a mirror of one process, the last that wrote to the file, until that has unmapped all of it.
 #[pin_data]
 struct Data {
     queue: OwnedQueue,
+    dma: SetOnce<Arc<DmaDevice>>,
     #[pin]
     mirror: Mutex<Option<Pin<KBox<Svm<Mirror>>>>>,
 }
@@ -34,16 +35,36 @@ struct Mirror;
 /// Its device.
 type Device = drm::Device<Mirror>;
 
+/// An entry of the device's page table.
+#[derive(Debug)]
+#[expect(dead_code, reason = "only shown")]
+struct Entry {
+    va: usize,
+    addr: u64,
+    len: usize,
+    writable: bool,
+}
+
+impl From<Mapped<'_>> for Entry {
+    fn from(mapped: Mapped<'_>) -> Self {
+        Self {
+            va: mapped.va,
+            addr: mapped.addr,
+            len: mapped.len,
+            writable: mapped.writable,
+        }
+    }
+}
+
+#[vtable]
 impl Driver for Mirror {
     const NAME: &'static CStr = c"gpusvm_mirror";
     type Vm = ARef<Device>;
     /// What the device's page table has for the range.
-    type Range = Pin<KBox<SpinLock<KVVec<Mapped>>>>;
+    type Range = Pin<KBox<SpinLock<KVVec<Entry>>>>;
 
-    fn new_range(device: &ARef<Device>) -> Result<NewRange<Self::Range>> {
-        let entries = KBox::pin_init(new_spinlock!(KVVec::new()), GFP_KERNEL)?;
-        let pages = PageSet::one(DrmDevice::of(&**device));
-        Ok(NewRange::new(entries, pages))
+    fn new_range(_device: &ARef<Device>) -> Result<Self::Range> {
+        KBox::pin_init(new_spinlock!(KVVec::new()), GFP_KERNEL)
     }
 
     fn invalidate(_device: &ARef<Device>, invalidation: &Invalidation<'_, Self>) {
@@ -65,8 +86,15 @@ impl Driver for Mirror {
     fn garbage(device: &ARef<Device>) {
         let this = device.clone();
         let collect = move || {
-            if let Some(svm) = &*this.mirror.lock() {
-                svm.lock().collect_garbage();
+            let mut mirror = this.mirror.lock();
+            let is_empty = mirror.as_ref().is_some_and(|svm| {
+                let mut svm = svm.lock();
+                svm.collect_garbage();
+                !svm.has_mapping(0..CONFIG.size)
+            });
+            if is_empty {
+                // As when the process ends. An SVM keeps the module from being unloaded.
+                *mirror = None;
             }
         };
         // Without memory for it, the next fault collects.
@@ -91,9 +119,9 @@ fn fault(svm: &Svm<Mirror>, addr: usize, ctx: &Ctx) -> Result {
         }
         // Memory comes first: none may be allocated inside of `commit()`.
         let mut entries = KVVec::with_capacity(range.size() / page::PAGE_SIZE, GFP_KERNEL)?;
-        let done = range.commit(|view| -> Result {
-            for entry in view.segments() {
-                entries.push_within_capacity(entry)?;
+        let done = range.commit(|view, range| -> Result {
+            for mapped in view.segments() {
+                entries.push_within_capacity(mapped.into())?;
             }
             core::mem::swap(&mut *range.data().lock(), &mut entries);
             Ok(())
@@ -118,10 +146,11 @@ fn write(device: &ARef<Device>, text: &mut UserSliceReader) -> Result {
 
     let task = kernel::current!();
     let mm = task.mm().ok_or(EINVAL)?;
+    let devices = core::slice::from_ref(device.dma.as_ref().ok_or(ENODEV)?);
     let mut mirror = device.mirror.lock();
     let svm = match mirror.take() {
-        Some(svm) if svm.core().mm().is_some_and(|of| core::ptr::eq(of, &**mm)) => svm,
-        _ => KBox::pin_init(Svm::new(mm, CONFIG, device.clone()), GFP_KERNEL)?,
+        Some(svm) if svm.mm().is_some_and(|of| core::ptr::eq(of, &**mm)) => svm,
+        _ => KBox::pin_init(Svm::new(mm, CONFIG, devices, device.clone()), GFP_KERNEL)?,
     };
     fault(mirror.insert(svm), addr, &Ctx::new(access))
 }
@@ -182,9 +211,16 @@ impl kernel::Module for MirrorModule {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         let _faux = faux_dma::Registration::new(Mirror::NAME, None)?;
         let queue = OwnedQueue::new_unbound(Mirror::NAME)?;
-        let data = try_pin_init!(Data { queue, mirror <- new_mutex!(None) });
-        let drm = drm::UnregisteredDevice::<Mirror>::new(_faux.as_ref(), data)?;
-        let drm = ARef::from(&*drm);
+        let data = try_pin_init!(Data {
+            queue,
+            dma: SetOnce::new(),
+            mirror <- new_mutex!(None),
+        });
+        let parent: &faux::Device<device::Bound> = _faux.as_ref();
+        let drm = drm::UnregisteredDevice::<Mirror>::new(parent, data)?;
+        let drm: ARef<Device> = ARef::from(&*drm);
+        drm.dma
+            .populate(DmaDevice::new_devm(parent.as_ref(), DrmDevice::of(&*drm))?);
         let dir = debugfs::Dir::new(Mirror::NAME);
         let file = dir.read_write_callback_file(c"access", drm.clone(), &show, &write);
         let file = Some(KBox::pin_init(file, GFP_KERNEL)?);

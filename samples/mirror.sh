@@ -46,7 +46,7 @@ look() {
 			span=$first
 			holds "$span" && state=$rest
 			;;
-		Mapped)
+		Entry)
 			holds "$span" || continue
 			case $rest in *"writable: true"*) writable=true ;; esac
 			;;

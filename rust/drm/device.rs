@@ -1,18 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A DRM device of any driver, in Rust or C.
+//! A DRM device of any driver, in Rust or C, and counted references to it.
 //!
-//! C header: [`include/drm/drm_device.h`](srctree/include/drm/drm_device.h)
+//! The end of a DRM device is code of its driver. So who has a counted reference keeps the driver's module
+//! as well: that is a [`DrmRef`]. A [`DeviceOnly`] does not, and is for who knows that the module stays.
+//!
+//! C headers: [`include/drm/drm_device.h`](srctree/include/drm/drm_device.h),
+//! [`include/drm/drm_drv.h`](srctree/include/drm/drm_drv.h)
 
-use core::ptr::NonNull;
+use crate::module::ModuleRef;
+use core::{
+    ops::Deref,
+    ptr::NonNull, //
+};
 use kernel::{
     bindings,
     ffi::c_int,
-    sync::aref::AlwaysRefCounted,
+    prelude::*,
     types::{NotThreadSafe, Opaque}, //
 };
 
-/// A refcounted `struct drm_device`.
+/// A `struct drm_device`, borrowed from who keeps it.
 ///
 /// The core maps memory for such a device without knowing its driver, and on kernels that have DRM
 /// as a module, where `kernel::drm` does not exist.
@@ -23,19 +31,6 @@ pub struct DrmDevice(Opaque<bindings::drm_device>);
 unsafe impl Send for DrmDevice {}
 // SAFETY: What is reached through a shared reference is refcounting and immutable fields.
 unsafe impl Sync for DrmDevice {}
-
-// SAFETY: `drm_dev_get()` and `drm_dev_put()` are the reference count of a DRM device.
-unsafe impl AlwaysRefCounted for DrmDevice {
-    fn inc_ref(&self) {
-        // SAFETY: A shared reference says that the count is not zero.
-        unsafe { bindings::drm_dev_get(self.0.get()) }
-    }
-
-    unsafe fn dec_ref(obj: NonNull<Self>) {
-        // SAFETY: The caller gives up a reference that it has.
-        unsafe { bindings::drm_dev_put(obj.cast().as_ptr()) }
-    }
-}
 
 impl DrmDevice {
     /// A reference to a C device.
@@ -86,6 +81,90 @@ impl DrmDevice {
             index,
             _nts: NotThreadSafe,
         })
+    }
+}
+
+/// A counted reference to a DRM device, which does not keep the module of its driver.
+///
+/// # Invariants
+///
+/// One reference to the device is owned.
+pub struct DeviceOnly(NonNull<DrmDevice>);
+
+// SAFETY: A DRM device may be used and released from any thread.
+unsafe impl Send for DeviceOnly {}
+// SAFETY: A shared reference gives access to a shared `DrmDevice` only, which is for any thread.
+unsafe impl Sync for DeviceOnly {}
+
+impl DeviceOnly {
+    /// # Safety
+    ///
+    /// The reference must be dropped in process context, and while the module of the device's driver is
+    /// there.
+    pub unsafe fn new(drm: &DrmDevice) -> Self {
+        // SAFETY: A shared reference says that the count is not zero.
+        unsafe { bindings::drm_dev_get(drm.as_raw()) };
+        // INVARIANT: The reference that was just taken.
+        Self(NonNull::from(drm))
+    }
+
+    /// Takes a reference over.
+    ///
+    /// # Safety
+    ///
+    /// `drm` must be a DRM device of which the caller gives up a reference; and as for [`new`](Self::new).
+    pub unsafe fn from_raw(drm: NonNull<bindings::drm_device>) -> Self {
+        // INVARIANT: By this function's requirements.
+        Self(drm.cast())
+    }
+}
+
+impl Deref for DeviceOnly {
+    type Target = DrmDevice;
+
+    fn deref(&self) -> &DrmDevice {
+        // SAFETY: By the type invariants.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for DeviceOnly {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants the reference is owned; `new()`'s caller has seen to the context and
+        // to the module.
+        unsafe { bindings::drm_dev_put(self.as_raw()) }
+    }
+}
+
+/// A counted reference to a DRM device, which also keeps the module of its driver from being unloaded.
+///
+/// Giving up the device may run its driver's code, and sleep. So this is dropped in process context
+/// only, and never where that code might wait for whoever drops it.
+pub struct DrmRef {
+    // The order of the fields is the order in which they go: the device's end is the driver's code.
+    drm: DeviceOnly,
+    _module: ModuleRef,
+}
+
+impl DrmRef {
+    /// Fails with `ENODEV` if the driver's module is on its way out; nothing is held then. Does not sleep.
+    pub fn new(drm: &DrmDevice) -> Result<Self> {
+        // SAFETY: The device keeps its driver, which keeps its file operations. The module is there: the device
+        // is borrowed from who keeps that, too, or is part of it, or unbinds the device before it goes.
+        let module = unsafe { ModuleRef::try_get(drm.module()) }?;
+        Ok(Self {
+            // SAFETY: The module is kept until the reference is gone; the context is up to who drops `Self`.
+            drm: unsafe { DeviceOnly::new(drm) },
+            _module: module,
+        })
+    }
+}
+
+impl Deref for DrmRef {
+    type Target = DrmDevice;
+
+    fn deref(&self) -> &DrmDevice {
+        &self.drm
     }
 }
 

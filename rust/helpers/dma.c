@@ -2,12 +2,33 @@
 
 #include <linux/dma-mapping.h>
 #include <linux/error-injection.h>
+#include <linux/iommu-dma.h>
+#include <linux/swiotlb.h>
 
 /*
- * Pages of processes: several devices, or a device for several processes, may have
- * the same page mapped at once. DMA-API debugging is told so.
+ * Pages of processes. Several devices, or a device for several processes, may have
+ * the same page mapped at once: DMA-API debugging is told so. And nobody ever hands
+ * them over from the CPU to a device and back, so that a copy in a bounce buffer, or
+ * in a cache that is not coherent, would not do: such a mapping fails.
  */
-#define KEXT_DMA_ATTRS DMA_ATTR_DEBUGGING_IGNORE_CACHELINES
+#define KEXT_DMA_ATTRS (DMA_ATTR_DEBUGGING_IGNORE_CACHELINES | DMA_ATTR_REQUIRE_COHERENT)
+
+/* As hmm_dma_map_alloc(). */
+bool kext_dma_needs_sync(struct device *dev)
+{
+#ifdef CONFIG_DMA_NEED_SYNC
+	return !dev_dma_skip_sync(dev);
+#else
+	return false;
+#endif
+}
+
+/* What dma_addressing_limited() does not look at is swiotlb=force. */
+bool kext_dma_is_bounced(struct device *dev)
+{
+	return dma_addressing_limited(dev) ||
+	       (!use_dma_iommu(dev) && is_swiotlb_force_bounce(dev));
+}
 
 dma_addr_t kext_dma_map_page(struct device *dev, struct page *page, size_t offset,
 			     size_t size, enum dma_data_direction dir)

@@ -56,8 +56,8 @@ mod tests {
             let svm = env.svm()?;
             fault(&svm, BASE, Access::Write)?;
             let mut guard = svm.lock();
-            let found = guard.find(BASE).ok_or(EINVAL)?;
-            let seen = found.commit(|view| {
+            let mut found = guard.find(BASE).ok_or(EINVAL)?;
+            let seen = found.commit(|view, _| {
                 ensure_eq!(view.devices(), 3);
                 ensure_eq!(view.span(), pages(0, 16));
                 for (index, device) in env.devices.iter().enumerate() {
@@ -113,7 +113,7 @@ mod tests {
             ensure!(failed);
             ensure_eq!(result, Err(EFAULT));
             ensure_eq!(dma::mapped(), 0);
-            ensure_eq!(found.commit(|_| ()), Err(Stale));
+            ensure_eq!(found.commit(|_, _| ()), Err(Stale));
             found.get(&ctx, &attempt)?;
             ensure_eq!(dma::mapped(), 3 * SZ_64K as i64);
             Ok(())

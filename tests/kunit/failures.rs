@@ -35,7 +35,7 @@ fn get(svm: &Svm<Mirror>) -> Result {
     let attempt = retry.next().ok_or(EINVAL)?;
     let mut found = guard.find(BASE).ok_or(EINVAL)?;
     found.get(&Ctx::new(Access::Write), &attempt)?;
-    let bound = bind(&found);
+    let bound = bind(&mut found);
     bound.map_err(|_| EAGAIN)?.map(|_| ())
 }
 
@@ -272,16 +272,14 @@ mod tests {
     }
 
     #[test]
-    fn of_arrays() -> Result {
+    fn of_arrays_and_svms() -> Result {
         with_failures(3, |env| {
             let array = || SegmentArray::new(8).map(drop);
             each_allocation(array, |result| is_done_or(ENOMEM, result))?;
             ensure_eq!(without_memory(array)?, Err(ENOMEM));
-            let sites = each_allocation(
-                || env.page_set(),
-                |result| is_done_or(ENOMEM, result.map(drop)),
-            )?;
-            ensure!(sites >= 1);
+            let sites =
+                each_allocation(|| env.svm().map(drop), |result| is_done_or(ENOMEM, result))?;
+            ensure!(sites >= 4);
             // A walk that never began takes nothing.
             let sites = each_allocation(
                 || {

@@ -20,13 +20,13 @@ pub(crate) mod vram;
 use core::ops::Range;
 use device::Device;
 use driver::{Mirror, Vm};
-use gpusvm::{Config, PageSet, Svm};
+use gpusvm::{pages::Pages, Config, DmaDevice, Svm};
 use kernel::{
     mm::MmWithUser,
     page::PAGE_SIZE,
     prelude::*,
     sizes::{SZ_2M, SZ_512M, SZ_64K},
-    sync::aref::ARef, //
+    sync::{aref::ARef, Arc}, //
 };
 
 /// The chunk sizes that tests use, but where they say otherwise.
@@ -78,9 +78,10 @@ impl Env {
 
     /// An SVM of some process, whose ranges are mapped for all devices.
     pub(crate) fn svm_of(&self, mm: &MmWithUser, config: Config) -> Result<Pin<KBox<Svm<Mirror>>>> {
-        let vm = Vm::new(&self.devices)?;
-        let svm = KBox::pin_init(Svm::<Mirror>::new(mm, config, vm), GFP_KERNEL)?;
-        svm.vm().attach(svm.core());
+        let (devices, vm) = (self.dma()?, Vm::new()?);
+        let svm = KBox::pin_init(Svm::<Mirror>::new(mm, config, &devices, vm), GFP_KERNEL)?;
+        // SAFETY: Who looks whether the lock is taken lets it go at once.
+        svm.vm().attach(unsafe { svm.core() });
         Ok(svm)
     }
 
@@ -89,9 +90,27 @@ impl Env {
         &self.devices[0]
     }
 
+    /// What memory is mapped for: all devices.
+    fn dma(&self) -> Result<KVec<Arc<DmaDevice>>> {
+        let mut all = KVec::with_capacity(self.devices.len(), GFP_KERNEL)?;
+        for device in &self.devices {
+            all.push(device.dma().clone(), GFP_KERNEL)?;
+        }
+        Ok(all)
+    }
+
     /// Pages objects for all devices.
-    pub(crate) fn page_set(&self) -> Result<PageSet> {
-        driver::page_set(self.devices.iter().map(Device::drm))
+    ///
+    /// # Safety
+    ///
+    /// They must be dropped before the devices.
+    pub(crate) unsafe fn pages(&self) -> Result<KVec<Pages>> {
+        let mut all = KVec::with_capacity(self.devices.len(), GFP_KERNEL)?;
+        for device in &self.devices {
+            // SAFETY: By this function's requirements; the devices' driver is this module.
+            all.push(unsafe { Pages::new(device.drm()) }, GFP_KERNEL)?;
+        }
+        Ok(all)
     }
 }
 

@@ -221,8 +221,8 @@ mod tests {
             ensure_eq!(served.seen.bytes, SZ_64K);
             // Each page by itself: those that were written, and those that were not.
             let mut guard = svm.lock();
-            let found = guard.find(BASE).ok_or(EINVAL)?;
-            let right = found.commit(|view| {
+            let mut found = guard.find(BASE).ok_or(EINVAL)?;
+            let right = found.commit(|view, _| {
                 view.segments()
                     .all(|segment| segment.writable == (segment.va < pages(8, 1).start))
             });
@@ -309,7 +309,9 @@ mod tests {
             let mut found = guard.find_or_insert(window.start, window.clone(), &ctx, &attempt)?;
             ensure_eq!(found.span(), window);
             found.get(&ctx, &attempt)?;
-            let seen = found.commit(|view| look(&view, 0)).map_err(|_| EAGAIN)??;
+            let seen = found
+                .commit(|view, _| look(&view, 0))
+                .map_err(|_| EAGAIN)??;
             ensure_eq!(seen.segments, 1);
             ensure_eq!(seen.bytes, SZ_64K);
             Ok(())
@@ -332,7 +334,7 @@ mod tests {
             ensure_eq!(found.get(&ctx, &attempt), Err(EFAULT));
             // Nothing is mapped.
             ensure_eq!(dma::mapped(), 0);
-            ensure!(found.commit(|_| ()).is_err());
+            ensure!(found.commit(|_, _| ()).is_err());
             ensure!(attempt.narrow(BASE, whole));
 
             // It is too large now, and goes.
@@ -344,7 +346,7 @@ mod tests {
             let mut found = guard.find_or_insert(BASE, 0..usize::MAX, &ctx, &attempt)?;
             ensure_eq!(found.span(), pages(0, 1));
             found.get(&ctx, &attempt)?;
-            ensure!(bind(&found).is_ok());
+            ensure!(bind(&mut found).is_ok());
             drop(guard);
 
             // The same by whole faults, each with few retries.

@@ -5,7 +5,7 @@
 //! What is only logic is tested by itself: [`intervals`], [`chunk`], [`flags`], [`layout`],
 //! [`segment`], [`blocks`], [`scan`], [`retry`]. All else is tested as drivers use it, on a real
 //! process's memory with real DRM devices ([`fixture`]): an SVM and its ranges ([`config`],
-//! [`ranges`], [`removal`], [`notifier`], [`exit`]), the mapping of pages ([`pages`], [`get_pages`],
+//! [`dma_device`], [`ranges`], [`removal`], [`notifier`], [`exit`]), the mapping of pages ([`pages`], [`get_pages`],
 //! [`devices`], [`iova`], [`evict`]), what can come in between ([`races`], [`failures`]), and the
 //! memory of devices ([`pagemap_lifetime`], [`pagemap_unbind`], [`pagemap_owner`],
 //! [`pagemap_migrate`], [`pagemap_fault`], [`pagemap_evict`], [`pagemap_pages`],
@@ -23,6 +23,7 @@ mod blocks;
 mod chunk;
 mod config;
 mod devices;
+mod dma_device;
 mod evict;
 mod exit;
 mod failures;

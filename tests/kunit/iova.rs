@@ -23,11 +23,11 @@ const ALL: Range<usize> = 0..usize::MAX;
 /// Whether the device's addresses follow each other as the process's do.
 fn is_one_piece(svm: &Svm<Mirror>) -> Result<bool> {
     let mut guard = svm.lock();
-    let found = guard.find(BASE).ok_or(EINVAL)?;
+    let mut found = guard.find(BASE).ok_or(EINVAL)?;
     found
-        .commit(|view| {
+        .commit(|view, _| {
             let first = view.segments().next().ok_or(EINVAL)?;
-            let offset = |segment: gpusvm::Mapped| segment.addr.wrapping_sub(segment.va as u64);
+            let offset = |segment: gpusvm::Mapped<'_>| segment.addr.wrapping_sub(segment.va as u64);
             Ok(view
                 .segments()
                 .all(|segment| offset(segment) == offset(first)))
@@ -126,11 +126,11 @@ mod tests {
                 ensure_eq!(failed, nth < 16);
                 if failed {
                     ensure_eq!(result, Err(EFAULT));
-                    ensure_eq!(found.commit(|_| ()), Err(Stale));
+                    ensure_eq!(found.commit(|_, _| ()), Err(Stale));
                     ensure_eq!(dma::mapped(), 0);
                 } else {
                     result?;
-                    ensure!(bind(&found).is_ok());
+                    ensure!(bind(&mut found).is_ok());
                 }
             }
             Ok(())
@@ -154,9 +154,11 @@ mod tests {
             let result = dma::watched(&see, || found.get(&ctx, &attempt));
             ensure_eq!(result, Err(ENOMEM));
             ensure_eq!(dma::mapped(), 0);
-            ensure_eq!(found.commit(|_| ()), Err(Stale));
+            ensure_eq!(found.commit(|_, _| ()), Err(Stale));
             found.get(&ctx, &attempt)?;
-            let seen = found.commit(|view| look(&view, 0)).map_err(|_| EAGAIN)??;
+            let seen = found
+                .commit(|view, _| look(&view, 0))
+                .map_err(|_| EAGAIN)??;
             ensure_eq!(seen.bytes, SZ_64K);
             Ok(())
         })

@@ -16,9 +16,9 @@ use crate::fixture::{
     Env,
     BASE, //
 };
-use core::{ffi::c_void, ops::Range, ptr::NonNull};
+use core::{ops::Range, ptr::NonNull};
 use gpusvm::{
-    pagemap::{provider::Pagemap, to_device::Moved},
+    pagemap::{provider::Pagemap, to_device::Moved, OwnerId},
     Access,
     Retry,
     Svm, //
@@ -72,7 +72,7 @@ fn migrating_fault(env: &Env, pagemap: &Pagemap<Vram>, svm: &Svm<Mirror>) -> Res
     let mut found = guard.find_or_insert(BASE, 0..usize::MAX, &ctx, &attempt)?;
     to_device(env, pagemap, &found.span())?;
     found.get(&ctx, &attempt)?;
-    let seen = crate::fixture::driver::bind(&found).map_err(|_| EAGAIN)??;
+    let seen = crate::fixture::driver::bind(&mut found).map_err(|_| EAGAIN)??;
     Ok((seen.device, hmm::walks() - before))
 }
 
@@ -135,7 +135,8 @@ mod tests {
     fn of_memory_when_moving_between_devices() -> Result {
         with_failures(2, |env| {
             static OWNER: u64 = 0;
-            let owner: Option<NonNull<c_void>> = Some(NonNull::from(&OWNER).cast());
+            // SAFETY: Nobody else makes an owner of it.
+            let owner = Some(unsafe { OwnerId::from_raw(NonNull::from(&OWNER).cast()) });
             {
                 let one = vram_of(&env.devices[0], 64, owner)?;
                 let two = vram_of(&env.devices[1], 64, owner)?;

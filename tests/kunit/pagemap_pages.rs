@@ -4,7 +4,7 @@
 
 use crate::fixture::{
     dma,
-    driver::{ctx_with, fault, fault_with, Mirror},
+    driver::{ctx_with, fault, fault_with, Mirror, Piece},
     migration::{check, is_unmapped, moved, run, to_device, with_vram},
     mm::{self, Prot},
     pages,
@@ -14,12 +14,11 @@ use crate::fixture::{
     Env,
     BASE, //
 };
-use core::{ffi::c_void, ops::Range, ptr::NonNull};
+use core::{ops::Range, ptr::NonNull};
 use gpusvm::{
-    pagemap::{provider::Pagemap, PageMap},
+    pagemap::{provider::Pagemap, OwnerId, PageMap},
     Access,
     Ctx,
-    Mapped,
     Retry,
     ScanResult,
     Stale,
@@ -36,9 +35,10 @@ use kernel_ext::mm::hmm;
 const ALL: Range<usize> = 0..usize::MAX;
 
 /// An owner that several memories have in common.
-fn owner() -> Option<NonNull<c_void>> {
+fn owner() -> Option<OwnerId> {
     static OWNER: u64 = 0;
-    Some(NonNull::from(&OWNER).cast())
+    // SAFETY: Nobody else makes an owner of it.
+    Some(unsafe { OwnerId::from_raw(NonNull::from(&OWNER).cast()) })
 }
 
 /// Parameters of a driver that takes pages of `pagemap` where they are, together with system memory.
@@ -47,13 +47,13 @@ fn ctx(access: Access, pagemap: &Pagemap<Vram>) -> Ctx {
 }
 
 /// The segments of the range at [`BASE`], as the device with this index sees them.
-fn segments(svm: &Svm<Mirror>, device: usize) -> Result<KVec<Mapped>> {
+fn segments(svm: &Svm<Mirror>, device: usize) -> Result<KVec<Piece>> {
     let mut segments = KVec::with_capacity(HUGE, GFP_KERNEL)?;
     let mut guard = svm.lock();
-    let found = guard.find(BASE).ok_or(EINVAL)?;
-    let noted = found.commit(|view| {
+    let mut found = guard.find(BASE).ok_or(EINVAL)?;
+    let noted = found.commit(|view, _| {
         view.of(device)
-            .try_for_each(|segment| segments.push_within_capacity(segment))
+            .try_for_each(|segment| segments.push_within_capacity(segment.into()))
     });
     noted.map_err(|Stale| EAGAIN)??;
     Ok(segments)
@@ -143,7 +143,7 @@ mod tests {
             ensure_eq!((served.span, served.retries), (span.clone(), 0));
             let all = segments(&svm, 0)?;
             ensure_eq!(all.len(), 1);
-            let whole = Mapped {
+            let whole = Piece {
                 va: BASE,
                 // CAST: An address.
                 addr: (page * PAGE_SIZE) as u64,
@@ -188,7 +188,10 @@ mod tests {
                     guard.find_or_insert(window.start, window.clone(), &ctx, &attempt)?;
                 ensure_eq!(found.span(), window);
                 found.get(&ctx, &attempt)?;
-                let only = found.commit(|view| (view.segments().count(), view.segments().next()));
+                let only = found.commit(|view, _| {
+                    let first = view.segments().next();
+                    (view.segments().count(), first.map(Piece::from))
+                });
                 let (count, segment) = only.map_err(|Stale| EAGAIN)?;
                 let segment = segment.ok_or(EINVAL)?;
                 ensure_eq!((count, segment.len), (1, SZ_64K));
@@ -342,7 +345,7 @@ mod tests {
                     ensure_eq!(result, Err(EFAULT));
                     is_undone(pagemap)?;
                     ensure_eq!(references(pagemap.page_map()), refs);
-                    ensure_eq!(found.commit(|_| ()), Err(Stale));
+                    ensure_eq!(found.commit(|_, _| ()), Err(Stale));
                 }
             }
             // The other pages may fail as well.
@@ -477,11 +480,7 @@ mod tests {
     fn a_scan_tells_where_pages_are() -> Result {
         with_devices(2, |env| {
             run(env, 64, |env, pagemap| {
-                let other = vram_of(
-                    &env.devices[1],
-                    64,
-                    Some(NonNull::new(pagemap.page_map().owner()).ok_or(EINVAL)?),
-                )?;
+                let other = vram_of(&env.devices[1], 64, pagemap.page_map().owner())?;
                 let (one, two) = (Some(pagemap.page_map()), Some(other.page_map()));
                 let span = pages(0, 16);
                 mm::map(&span, Prot::Write)?;

@@ -10,10 +10,11 @@ use crate::fixture::{
     with_devices,
     Env, //
 };
-use core::{ffi::c_void, ptr::NonNull};
+use core::ptr::NonNull;
 use gpusvm::pagemap::{
     provider::Pagemap,
     to_device::{Moved, Sources},
+    OwnerId, //
 };
 use kernel::{page::PAGE_SIZE, prelude::*};
 
@@ -31,7 +32,8 @@ fn with_two(
 ) -> Result {
     with_devices(2, |env| {
         static OWNER: u64 = 0;
-        let owner: Option<NonNull<c_void>> = is_shared.then(|| NonNull::from(&OWNER).cast());
+        // SAFETY: Nobody else makes an owner of it.
+        let owner = is_shared.then(|| unsafe { OwnerId::from_raw(NonNull::from(&OWNER).cast()) });
         let result = {
             let one = vram_of(&env.devices[0], size, owner)?;
             let two = vram_of(&env.devices[1], size, owner)?;

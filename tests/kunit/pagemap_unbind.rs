@@ -22,21 +22,20 @@ use crate::fixture::{
     syscall::File,
     thread::{sleep_ms, Thread}, //
 };
-use gpusvm::{
-    pagemap::{cache::Found, hold},
-    DrmDevice, //
-};
+use gpusvm::pagemap::{cache::Found, hold};
 use kernel::{
     bindings,
     prelude::*,
     str::CString,
     sync::{
-        aref::ARef,
         atomic::{Acquire, Atomic, Relaxed, Release},
         Arc, //
     },
 };
-use kernel_ext::mm::shrinker::Shrink;
+use kernel_ext::{
+    drm::device::DrmRef,
+    mm::shrinker::Shrink, //
+};
 
 /// What is written to a shrinker's file in debugfs: of no cgroup, on node 0, up to 10 objects.
 const SCAN: &[u8] = b"0 0 10\n";
@@ -61,7 +60,7 @@ mod tests {
         with_provider(|_, provider| {
             drop(provider.cached()?);
             hold::flush();
-            let drm: ARef<DrmDevice> = provider.drm().into();
+            let drm = DrmRef::new(provider.drm())?;
             let (cache, shrinker) = provider.unbind();
             // It is done when the device is unbound, as the driver may go then.
             ensure_eq!(destroyed(), 1);
@@ -243,7 +242,7 @@ mod tests {
                 let found = Arc::new(Atomic::new(0i64), GFP_KERNEL)?;
                 let mut threads = KVec::new();
                 for _ in 0..2 {
-                    let drm: ARef<DrmDevice> = provider.drm().into();
+                    let drm = DrmRef::new(provider.drm())?;
                     let (cache, found) = (provider.cache.clone(), found.clone());
                     let look = move || loop {
                         let one = match cache.get_or_create(|| pagemap(&drm)) {

@@ -17,7 +17,6 @@ use gpusvm::{
     svm::GpuSvm,
     Access,
     Ctx,
-    PageSet,
     PagesFlag,
     Retry, //
 };
@@ -53,7 +52,7 @@ use kernel_ext::{
 struct Watch {
     mmu: MmuIntervalNotifier,
     span: Range<usize>,
-    pages: PageSet,
+    pages: KVec<Pages>,
     svm: Pin<KBox<GpuSvm>>,
 }
 
@@ -69,7 +68,8 @@ impl Watch {
             Self {
                 mmu: MmuIntervalNotifier::new(),
                 span: span.clone(),
-                pages: env.page_set()?,
+                // SAFETY: Tests drop what they make before the devices.
+                pages: unsafe { env.pages() }?,
                 svm: KBox::pin_init(GpuSvm::pages_only(c"gpusvm_kunit"), GFP_KERNEL)?,
             },
             GFP_KERNEL,
@@ -85,7 +85,7 @@ impl Watch {
     }
 
     fn pages(&self) -> &[Pages] {
-        self.pages.as_slice()
+        &self.pages
     }
 
     fn source<'a>(&'a self, env: &'a Env, span: &Range<usize>) -> Source<'a> {

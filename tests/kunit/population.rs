@@ -34,7 +34,7 @@ const HUGE: usize = SZ_2M / PAGE_SIZE;
 const AROUND: usize = SZ_64K / PAGE_SIZE;
 
 fn ctx(access: Access) -> Ctx {
-    Ctx::new(access).with_fault_around(SZ_64K, ptr::null_mut())
+    Ctx::new(access).with_fault_around(SZ_64K, None)
 }
 
 /// A fault on the page with this number, behind [`BASE`].

@@ -104,10 +104,12 @@ fn change_while_mapping(
     let result = dma::watched(&see, || found.get(&ctx, &attempt));
     match result {
         Ok(()) => {
-            let seen = found.commit(|view| look(&view, 0)).map_err(|_| EAGAIN)??;
+            let seen = found
+                .commit(|view, _| look(&view, 0))
+                .map_err(|_| EAGAIN)??;
             ensure_eq!(seen.bytes, SZ_2M);
         }
-        Err(_) => ensure!(found.commit(|_| ()).is_err()),
+        Err(_) => ensure!(found.commit(|_, _| ()).is_err()),
     }
     drop(guard);
     thread.join()?;
@@ -132,7 +134,7 @@ mod tests {
             mm::unmap(&span)?;
             // Look again, is the answer: something may be there by now.
             ensure_eq!(found.get(&ctx, &attempt), Err(EAGAIN));
-            ensure_eq!(found.commit(|_| ()), Err(Stale));
+            ensure_eq!(found.commit(|_, _| ()), Err(Stale));
             ensure_eq!(dma::maps(), 0);
             ensure_eq!(svm.vm().garbage(), 1);
             // Nothing had been shown to the driver that it would have to let go of.
@@ -188,7 +190,7 @@ mod tests {
             ensure_eq!(hmm::walks(), walks);
             ensure_eq!(dma::maps(), 0);
             found.get(&ctx, &attempt)?;
-            ensure!(bind(&found).is_ok());
+            ensure!(bind(&mut found).is_ok());
             drop(guard);
             let dma = translate(&svm, 0, pages(15, 1).start).ok_or(EFAULT)?;
             ensure_eq!(env.device().read(dma)?, 0);
@@ -215,7 +217,7 @@ mod tests {
                     mm::drop_pages(&pages(7, 1))?;
                 }
                 // No address is to be seen.
-                ensure_eq!(found.commit(|_| ()), Err(Stale));
+                ensure_eq!(found.commit(|_, _| ()), Err(Stale));
                 ensure_eq!(dma::mapped(), 0);
                 ensure_eq!(guard.collect_garbage(), usize::from(unmap));
                 guard.remove_all(ALL);
@@ -275,11 +277,11 @@ mod tests {
                 if failed {
                     ensure_eq!(result, Err(EFAULT));
                     ensure_eq!(dma::mapped(), 0);
-                    ensure_eq!(found.commit(|_| ()), Err(Stale));
+                    ensure_eq!(found.commit(|_, _| ()), Err(Stale));
                     ensure_eq!(svm.vm().invalidations(), 0);
                 } else {
                     result?;
-                    ensure!(bind(&found).is_ok());
+                    ensure!(bind(&mut found).is_ok());
                 }
             }
             Ok(())

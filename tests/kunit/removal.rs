@@ -336,7 +336,8 @@ mod tests {
             mm::map(&pages(0, 32), Prot::Write)?;
             let init = GpuSvm::new(c"gpusvm_kunit", &env.mm, CONFIG, &NOTHING_BOUND);
             let svm = KBox::pin_init(init, GFP_KERNEL)?;
-            let (set, others) = (env.page_set()?, env.page_set()?);
+            // SAFETY: They go before the devices.
+            let (set, others) = unsafe { (env.pages()?, env.pages()?) };
             let ctx = Ctx::new(Access::Write);
             let mut retry = Retry::bounded();
             let attempt = retry.next().ok_or(EINVAL)?;

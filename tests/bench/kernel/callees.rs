@@ -55,9 +55,9 @@ pub(crate) fn measure(op: &Operation<'_>) -> Result<[u64; FIGURES]> {
         figures[figure] = walk(op, &mut pfns)?;
     }
 
-    let dev = op.svm.vm().dma_device();
+    let dev = op.dev;
     let mut state = IovaState::default();
-    // SAFETY: The device lives as long as the SVM, and the state is empty.
+    // SAFETY: The device is bound, and the state is empty.
     let (cost, iova) = clock::cost(|| unsafe { dma::iova_try_alloc(dev, &mut state, 0, op.size) });
     if iova {
         // SAFETY: Nothing is linked.
@@ -145,7 +145,7 @@ pub(crate) fn services(op: &Operation<'_>) -> Result<[u64; FIGURES]> {
     put(service::RWSEM_WRITE, clock::cost(|| drop(sem.write())).0);
     put(service::SVM_LOCK, clock::cost(|| drop(op.svm.lock())).0);
 
-    let mm = op.svm.core().mm().ok_or(EINVAL)?;
+    let mm = op.svm.mm().ok_or(EINVAL)?;
     put(service::MMGET, clock::cost(|| drop(mm.mmget_not_zero())).0);
     let current = current!();
     let mm = current.mm().ok_or(EINVAL)?;

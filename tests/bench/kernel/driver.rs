@@ -5,7 +5,7 @@
 //! So all that an operation costs is the core's, or that of what the core calls.
 
 use core::hint::black_box;
-use gpusvm::{Driver, DrmDevice, Invalidation, NewRange, PageSet};
+use gpusvm::{DmaDevice, Driver, DrmDevice, Invalidation};
 use kernel::{
     device,
     drm::{self, gem},
@@ -13,7 +13,8 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
-        atomic::{Atomic, Relaxed}, //
+        atomic::{Atomic, Relaxed},
+        Arc, //
     },
 };
 use vxe_sim::faux as faux_dma;
@@ -23,14 +24,12 @@ pub(crate) struct Bench;
 
 /// What the driver keeps with an SVM.
 pub(crate) struct Vm {
-    drm: ARef<DrmDevice>,
     told: Atomic<u64>,
 }
 
 impl Vm {
-    pub(crate) fn new(drm: &DrmDevice) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            drm: drm.into(),
             told: Atomic::new(0),
         }
     }
@@ -39,20 +38,16 @@ impl Vm {
     pub(crate) fn take_told(&self) -> u64 {
         self.told.xchg(0, Relaxed)
     }
-
-    /// The device that memory is mapped for, as long as `self` is there.
-    pub(crate) fn dma_device(&self) -> *mut kernel::bindings::device {
-        self.drm.dma_device()
-    }
 }
 
+#[vtable]
 impl Driver for Bench {
     const NAME: &'static CStr = c"bench";
     type Vm = Vm;
     type Range = ();
 
-    fn new_range(vm: &Vm) -> Result<NewRange<()>> {
-        Ok(NewRange::new((), PageSet::one(&vm.drm)))
+    fn new_range(_vm: &Vm) -> Result {
+        Ok(())
     }
 
     fn invalidate(vm: &Vm, invalidation: &Invalidation<'_, Self>) {
@@ -112,6 +107,7 @@ impl drm::Driver for BenchDrm {
 pub(crate) struct Gpu {
     // Goes before the device that it sits on.
     drm: ARef<drm::Device<BenchDrm>>,
+    dma: Arc<DmaDevice>,
     faux: faux_dma::Registration,
 }
 
@@ -121,8 +117,10 @@ impl Gpu {
         let faux = faux_dma::Registration::new(c"gpusvm_bench", None)?;
         let parent: &faux::Device<device::Bound> = faux.as_ref();
         let drm = drm::UnregisteredDevice::<BenchDrm>::new(parent, Ok::<(), Error>(()))?;
+        let dma = DmaDevice::new_devm(parent.as_ref(), DrmDevice::of(&*drm))?;
         Ok(Self {
             drm: (&*drm).into(),
+            dma,
             faux,
         })
     }
@@ -131,6 +129,11 @@ impl Gpu {
     pub(crate) fn parent(&self) -> &device::Device<device::Bound> {
         let parent: &faux::Device<device::Bound> = self.faux.as_ref();
         parent.as_ref()
+    }
+
+    /// What memory is mapped for.
+    pub(crate) fn dma(&self) -> &Arc<DmaDevice> {
+        &self.dma
     }
 
     /// The DRM device.

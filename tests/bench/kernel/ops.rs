@@ -64,6 +64,7 @@ impl State {
             }
             _ => {
                 let operation = Operation {
+                    dev: self.gpu.drm().dma_device(),
                     svm: self.svm.as_deref().ok_or(ENXIO)?,
                     memory: self.memory.as_ref(),
                     clock: &clock,
@@ -98,7 +99,7 @@ impl State {
         self.svm = None;
         let current = current!();
         let mm = current.mm().ok_or(EINVAL)?;
-        let svm = Svm::new(mm, config, Vm::new(self.gpu.drm()));
+        let svm = Svm::new(mm, config, core::slice::from_ref(self.gpu.dma()), Vm::new());
         self.svm = Some(KBox::try_pin_init(svm, GFP_KERNEL)?);
         Ok([
             size_of::<gpusvm::Range<Bench>>() as u64,
@@ -117,6 +118,8 @@ fn put(figures: &mut [u64; FIGURES], values: &[u64]) {
 
 /// One operation, and what it works on.
 pub(crate) struct Operation<'a> {
+    /// The device that memory is mapped for, which is bound.
+    pub(crate) dev: *mut bindings::device,
     /// The SVM.
     pub(crate) svm: &'a Svm<Bench>,
     memory: Option<&'a Pagemap<Vram>>,
@@ -186,7 +189,7 @@ impl Operation<'_> {
         let populated = clock::now();
         found.get(&ctx, &attempt)?;
         let mapped = clock::now();
-        let segments = found.commit(|view| {
+        let segments = found.commit(|view, _| {
             view.segments()
                 .inspect(|segment| {
                     black_box((segment.va, segment.addr, segment.writable));
@@ -221,7 +224,7 @@ impl Operation<'_> {
 
     /// Moves what is there to the device's memory. What does not move is not an error.
     fn populate(&self, memory: &Pagemap<Vram>) -> Result {
-        let mm = self.svm.core().mm().ok_or(EINVAL)?;
+        let mm = self.svm.mm().ok_or(EINVAL)?;
         memory.populate(mm, self.span()?, 0).map(|_| ())
     }
 
@@ -304,7 +307,7 @@ impl Operation<'_> {
         // SAFETY: As above.
         let mni = unsafe { notifier.as_ref() }.mmu().as_raw();
         let range = bindings::mmu_notifier_range {
-            mm: self.svm.core().mm().ok_or(EINVAL)?.as_raw(),
+            mm: self.svm.mm().ok_or(EINVAL)?.as_raw(),
             start: span.start as c_ulong,
             end: span.end as c_ulong,
             flags: bindings::MMU_NOTIFIER_RANGE_BLOCKABLE,

@@ -2,6 +2,7 @@
 
 //! What a driver asks for: the parameters of finding and mapping a range.
 
+use crate::pagemap::OwnerId;
 use core::{ffi::c_void, ptr};
 use kernel::page::PAGE_SIZE;
 use kernel_ext::mm::hmm::Request;
@@ -40,7 +41,7 @@ pub struct Ctx {
     /// Device memory of one provider and system memory may be mixed in a range. (Without this C
     /// refuses to mix allocations of one provider, too.)
     pub allow_mixed: bool,
-    owner: *mut c_void,
+    owner: Option<OwnerId>,
     fault_around: FaultAround,
 }
 
@@ -50,10 +51,15 @@ pub(crate) struct FaultAround {
     /// The largest chunk, in bytes, that needs no pages.
     pub(crate) limit: usize,
     /// Whose device-private pages count as there.
-    pub(crate) owner: *mut c_void,
+    owner: Option<OwnerId>,
 }
 
 impl FaultAround {
+    /// Whose device-private pages count as there, as HMM wants it; null for nobody's.
+    pub(crate) fn owner(&self) -> *mut c_void {
+        as_ptr(self.owner)
+    }
+
     /// Whether a range of `size` bytes must be populated already.
     pub(crate) fn is_exceeded_by(&self, size: usize) -> bool {
         size > self.limit.max(PAGE_SIZE)
@@ -69,10 +75,10 @@ impl Ctx {
             devmem_possible: false,
             devmem_only: false,
             allow_mixed: false,
-            owner: ptr::null_mut(),
+            owner: None,
             fault_around: FaultAround {
                 limit: usize::MAX,
-                owner: ptr::null_mut(),
+                owner: None,
             },
         }
     }
@@ -80,11 +86,10 @@ impl Ctx {
     /// The same parameters, where a fault populates at most `limit` bytes, a chunk size, of memory that is
     /// mostly not populated: a larger range is used only if the CPU has at least half of its pages, as
     /// `access` needs them (a page that a write would have to copy is none), or if the CPU would populate
-    /// it as a whole, by a huge page. Device-private pages of `owner`, which is only compared, count like
-    /// the CPU's.
+    /// it as a whole, by a huge page. Device-private pages of `owner` count like the CPU's.
     ///
     /// Without this a range may be populated as a whole whatever its size, as in C.
-    pub const fn with_fault_around(self, limit: usize, owner: *mut c_void) -> Self {
+    pub const fn with_fault_around(self, limit: usize, owner: Option<OwnerId>) -> Self {
         Self {
             fault_around: FaultAround { limit, owner },
             ..self
@@ -96,14 +101,19 @@ impl Ctx {
     }
 
     /// The same parameters, where device-private pages of `owner` need not come back to system memory:
-    /// [`PageMap::owner`](crate::pagemap::PageMap::owner). It is only compared.
-    pub const fn with_owner(self, owner: *mut c_void) -> Self {
+    /// [`PageMap::owner`](crate::pagemap::PageMap::owner), [`Member::owner`](crate::pagemap::Member::owner).
+    pub const fn with_owner(self, owner: Option<OwnerId>) -> Self {
         Self { owner, ..self }
     }
 
-    /// The owner of the device-private pages that need not come back to system memory; null says
+    /// The owner of the device-private pages that need not come back to system memory, as HMM wants it; null says
     /// that all of them must.
-    pub fn owner(&self) -> *mut c_void {
-        self.owner
+    pub(crate) fn owner(&self) -> *mut c_void {
+        as_ptr(self.owner)
     }
+}
+
+/// What HMM compares; null for no owner.
+fn as_ptr(owner: Option<OwnerId>) -> *mut c_void {
+    owner.map_or(ptr::null_mut(), OwnerId::as_ptr)
 }

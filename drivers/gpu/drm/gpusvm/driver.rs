@@ -9,6 +9,7 @@
 //! unmapped, for whatever reason, so that it cannot be forgotten.
 
 use crate::{
+    dma_device::{Attachments, DmaDevice},
     flags::{PagesFlag, RangeFlag},
     garbage::Garbage,
     guard::{DriverLock, Guard},
@@ -23,22 +24,26 @@ use kernel::{
     interop::list::CListHead,
     mm::Mm,
     page::PAGE_SIZE,
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 use kernel_ext::{
     bindings as ext,
+    module::ModuleRef,
     sched, //
 };
 
 /// How many ranges are unmapped in one hold of the notifier lock, where that is up to the core.
 pub const BATCH: usize = 64;
 
-/// A driver that mirrors processes' address spaces.
+/// A driver that mirrors processes' address spaces. To be implemented with `#[vtable]`, which tells the core whose
+/// code the callbacks are: each SVM keeps that module from being unloaded.
 ///
 /// An [`Svm`] owns its [`Vm`](Self::Vm). Where the callbacks need what owns the SVM in turn, such as
 /// a work item of the whole VM, the `Vm` may hold a counted reference to it, but then somebody has
 /// to break the cycle: give the reference up when the VM is closed, as vxe's `Collector` does, and
 /// the SVM goes with its owner.
+#[vtable]
 pub trait Driver: Sized + Send + Sync + 'static {
     /// Name of the driver's SVMs.
     const NAME: &'static CStr;
@@ -49,9 +54,9 @@ pub trait Driver: Sized + Send + Sync + 'static {
     /// What the driver keeps with a range.
     type Range: Send + Sync;
 
-    /// Makes the driver's part of a range that may be inserted next, and tells for which devices
-    /// its pages are mapped. May sleep and allocate. The driver's SVM lock is held.
-    fn new_range(vm: &Self::Vm) -> Result<NewRange<Self::Range>>;
+    /// Makes the driver's part of a range that may be inserted next. May sleep and allocate. The driver's SVM
+    /// lock is held.
+    fn new_range(vm: &Self::Vm) -> Result<Self::Range>;
 
     /// Lets go of ranges: when this returns, no GPU may use an address that it was shown for any of
     /// [`Invalidation::ranges`]. So mappings are zapped, and all TLBs flushed, over all of
@@ -87,19 +92,6 @@ pub trait Driver: Sized + Send + Sync + 'static {
 /// Somebody would have to be waited for, by who may not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WouldBlock;
-
-/// A driver's part of a new range.
-pub struct NewRange<T> {
-    data: T,
-    pages: PageSet,
-}
-
-impl<T> NewRange<T> {
-    /// Of the driver's `data`, and `pages` of the devices that will map the range.
-    pub fn new(data: T, pages: PageSet) -> Self {
-        Self { data, pages }
-    }
-}
 
 /// A range of a driver: the core's part, the pages for each device, and the driver's data.
 #[repr(C)]
@@ -239,7 +231,8 @@ impl<'a, D: Driver> Invalidation<'a, D> {
 /// The SVM of a driver: a process's address space, mirrored.
 ///
 /// A driver puts it, pinned, into its VM. When it is dropped all ranges are removed as by
-/// [`Guard::remove_all`], so that [`Driver::invalidate`] is called.
+/// [`Guard::remove_all`], so that [`Driver::invalidate`] is called. As long as it is there, even if it is leaked, it
+/// keeps the driver's module, and the devices that it maps for with the modules of theirs.
 #[repr(C)]
 #[pin_data(PinnedDrop)]
 pub struct Svm<D: Driver> {
@@ -250,6 +243,9 @@ pub struct Svm<D: Driver> {
     #[pin]
     garbage: Garbage,
     vm: D::Vm,
+    devices: Attachments,
+    // Last, as all of the others may run code of the driver's when they go.
+    _module: ModuleRef,
 }
 
 impl<D: Driver> Svm<D> {
@@ -261,14 +257,26 @@ impl<D: Driver> Svm<D> {
         invalidate: Some(Self::invalidate),
     };
 
-    /// Mirrors `mm` as `config` says, with the driver's `vm`. Fails with `EINVAL` as
-    /// [`Config::check`] says.
-    pub fn new(mm: &Mm, config: Config, vm: D::Vm) -> impl PinInit<Self, Error> + '_ {
+    /// Mirrors `mm` for `devices` as `config` says, with the driver's `vm`: each range is mapped for all of the
+    /// devices, from one look at the CPU's page tables, or for none. When one of them is unbound the SVM is
+    /// [shut](Self::shut).
+    ///
+    /// Fails with `EINVAL` as [`Config::check`] says and for no device; with `ENODEV` if a device is unbound, or its
+    /// driver's module or that of `D` is on its way out; and with `ENOMEM`. Sleeps; not to be called under what
+    /// [`Driver::invalidate`] takes, nor `mmap_lock`.
+    pub fn new<'a>(
+        mm: &'a Mm,
+        config: Config,
+        devices: &'a [Arc<DmaDevice>],
+        vm: D::Vm,
+    ) -> impl PinInit<Self, Error> + 'a {
         try_pin_init!(Self {
             core <- GpuSvm::new(D::NAME, mm, config, Self::OPS),
             lock <- DriverLock::new(),
             garbage <- Garbage::new(),
             vm,
+            devices: Attachments::new(devices)?,
+            _module: ModuleRef::of::<D::OwnerModule>()?,
             _: {
                 #[cfg(CONFIG_LOCKDEP)]
                 // SAFETY: The lock is a field next to the core, and nobody knows the SVM yet.
@@ -276,6 +284,8 @@ impl<D: Driver> Svm<D> {
                     core.set_driver_lock(lock.dep_map())
                 };
                 core.set_nonblock();
+                // SAFETY: All of the SVM is made, and stays where it is until it is dropped, which detaches it.
+                unsafe { devices.attach(NonNull::from(&*core), Self::shut_core) }?;
             },
         })
     }
@@ -285,8 +295,23 @@ impl<D: Driver> Svm<D> {
         &self.vm
     }
 
+    /// The process's address space.
+    pub fn mm(&self) -> Option<&Mm> {
+        self.core.mm()
+    }
+
     /// The MM level.
-    pub fn core(&self) -> &GpuSvm {
+    ///
+    /// # Safety
+    ///
+    /// While a lock is held that was taken through the result, nothing else may be done with the SVM: what takes the
+    /// lock again waits for ever.
+    pub unsafe fn core(&self) -> &GpuSvm {
+        &self.core
+    }
+
+    /// The MM level, for the core.
+    pub(crate) fn gpusvm(&self) -> &GpuSvm {
         &self.core
     }
 
@@ -314,8 +339,8 @@ impl<D: Driver> Svm<D> {
     /// Shuts the SVM: unmaps all pages of all ranges, and from now on maps none. The ranges stay until somebody
     /// removes them.
     ///
-    /// For a driver whose device goes: it needs no SVM lock, and so waits for nobody who may wait for a page
-    /// of the process. Whoever has that lock finds out when he maps ([`Found::get`] fails with `EFAULT`) or
+    /// This is done when one of its devices is unbound; a driver whose device goes may do it before. It needs no SVM
+    /// lock, and so waits for nobody who may wait for a page of the process. Whoever has that lock finds out when he maps ([`Found::get`] fails with `EFAULT`) or
     /// [commits][`Found::commit`]. The notifier lock is let go of after a number of ranges, so that a change of
     /// the CPU's waits a bounded time. Sleeps.
     ///
@@ -340,6 +365,16 @@ impl<D: Driver> Svm<D> {
     /// there is no VMA or the process is gone. Takes the mmap lock.
     pub fn find_vma_start(&self, span: Span<usize>) -> Option<usize> {
         self.core.find_vma_start(span)
+    }
+
+    /// [`shut`](Self::shut), for a device that is unbound.
+    ///
+    /// # Safety
+    ///
+    /// `core` must be the core of an `Svm<D>` that is all made.
+    unsafe fn shut_core(core: NonNull<GpuSvm>) {
+        // SAFETY: By this function's requirements.
+        unsafe { Self::from_core(core.as_ptr().cast()) }.shut();
     }
 
     /// # Safety
@@ -368,15 +403,17 @@ impl<D: Driver> Svm<D> {
     }
 
     fn new_range(&self) -> Result<Pin<KBox<Range<D>>>> {
-        let new = D::new_range(&self.vm)?;
+        let data = D::new_range(&self.vm)?;
+        // SAFETY: Ranges go before the SVM, which keeps the devices, and is shut when one is unbound.
+        let pages = unsafe { PageSet::new(&self.devices) }?;
         // The core writes the base anew when it inserts the range.
         let gpusvm = (&self.core).into();
         KBox::pin_init(
             pin_init!(Range {
                 base <- SvmRange::init(gpusvm, NonNull::dangling(), 0..0, false),
                 link <- CListHead::new(),
-                pages: new.pages,
-                data: new.data,
+                pages,
+                data,
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -537,5 +574,7 @@ impl<D: Driver> Svm<D> {
 impl<D: Driver> PinnedDrop for Svm<D> {
     fn drop(self: Pin<&mut Self>) {
         self.lock().remove_all(0..usize::MAX);
+        // Nothing is mapped, and nobody can map: a device need not know the SVM any more.
+        self.devices.detach();
     }
 }

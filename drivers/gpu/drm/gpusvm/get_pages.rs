@@ -463,7 +463,7 @@ unsafe fn map_device(
     let page = NonNull::new(page).ok_or(EINVAL)?;
     // SAFETY: The page is the CPU's still, by this function's requirements.
     let pagemap = unsafe { pagemap::of_page(page) };
-    let Some(pagemap) = pagemap.filter(|pagemap| pagemap.owner() == ctx.owner()) else {
+    let Some(pagemap) = pagemap.filter(|pagemap| pagemap.owner_ptr() == ctx.owner()) else {
         kernel_ext::debug!("page {} is another device's", block.index);
         return Err(EOPNOTSUPP);
     };

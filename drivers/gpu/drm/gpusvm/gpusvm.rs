@@ -9,7 +9,7 @@
 //!
 //! - the *MM level*, [`svm`], [`notifier`] and [`range`](mod@range): an address space, who watches it,
 //!   and the spans that are mirrored;
-//! - the *device level*, [`pages`] and [`get_pages`]: one device's mapping of the pages of a span;
+//! - the *device level*, [`dma_device`], [`pages`] and [`get_pages`]: a device, and its mapping of the pages of a span;
 //! - the *provider level*, [`pagemap`]: the memory of devices, which ranges may live in.
 //!
 //! A Rust driver implements [`driver::Driver`] and works with an [`driver::Svm`], without unsafe code.
@@ -22,6 +22,7 @@ use kernel::prelude::*;
 
 pub mod chunk;
 pub mod ctx;
+pub mod dma_device;
 pub mod driver;
 mod find_or_insert;
 pub mod flags;
@@ -41,11 +42,11 @@ pub mod svm;
 pub mod view;
 
 pub use ctx::{Access, Ctx};
-pub use driver::{Driver, Invalidation, NewRange, Range, Svm, WouldBlock};
+pub use dma_device::DmaDevice;
+pub use driver::{Driver, Invalidation, Range, Svm, WouldBlock};
 pub use flags::{PagesFlag, RangeFlag};
 pub use guard::{Found, Guard, Stale};
 pub use kernel_ext::drm::device::DrmDevice;
-pub use pages::PageSet;
 pub use retry::{Attempt, Retry};
 pub use scan::ScanResult;
 pub use segment::Protocol;

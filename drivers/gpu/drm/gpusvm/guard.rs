@@ -119,7 +119,7 @@ impl<'a, D: Driver> Guard<'a, D> {
     }
 
     fn core(&self) -> &'a GpuSvm {
-        self.svm.core()
+        self.svm.gpusvm()
     }
 
     /// Removes all ranges that the CPU unmapped, and says how many they were. To be called first by
@@ -283,7 +283,7 @@ impl<'a, D: Driver> Guard<'a, D> {
         // closure the notifier lock is held for writing; after it the range is in no tree, so that
         // nobody adds it to the garbage again.
         unsafe {
-            svm.core().remove(range.cast(), this.pages(), |mapped| {
+            svm.gpusvm().remove(range.cast(), this.pages(), |mapped| {
                 if mapped {
                     svm.let_go(span, PROTECTION_PAGE);
                 }
@@ -364,7 +364,7 @@ impl<D: Driver> Found<'_, '_, D> {
     /// Pages that are mapped, but not for this access (a write to what was mapped for reads), are
     /// let go of first.
     pub fn get(&mut self, ctx: &Ctx, attempt: &Attempt<'_>) -> Result {
-        let svm = self.guard.svm.core();
+        let svm = self.guard.svm.gpusvm();
         let mm = svm.mm().ok_or(EINVAL)?;
         let upgrade = {
             let _lock = svm.read_lock();
@@ -402,12 +402,13 @@ impl<D: Driver> Found<'_, '_, D> {
         }
     }
 
-    /// Calls `f` with the device addresses of the range, if its pages still are valid: with the
+    /// Calls `f` with the device addresses of the range, and the range, if its pages still are valid: with the
     /// notifier lock held for reading, so that they stay so until it returns.
     ///
     /// `f` writes GPU page tables. It must not allocate memory with reclaim, fault user pages in, or
-    /// wait for the GPU.
-    pub fn commit<R>(&self, f: impl FnOnce(View<'_>) -> R) -> Result<R, Stale> {
+    /// wait for the GPU; nor may it take the lock of an SVM, or shut or drop one. (That it does not use this range in
+    /// another way is for the compiler to see to: it is borrowed.)
+    pub fn commit<R>(&mut self, f: impl FnOnce(View<'_>, &Range<D>) -> R) -> Result<R, Stale> {
         let _lock = self.guard.core().read_lock();
         let pages = self.pages();
         if !pages.iter().all(Pages::is_valid) {
@@ -415,7 +416,7 @@ impl<D: Driver> Found<'_, '_, D> {
         }
         // SAFETY: The notifier lock is held until the end of this function, and all pages are
         // valid.
-        Ok(f(unsafe { View::new(self.span(), pages) }))
+        Ok(f(unsafe { View::new(self.span(), pages) }, self.range()))
     }
 
     /// Removes the range: the driver lets go of it, its pages are unmapped, and it leaves the tree,
@@ -438,7 +439,7 @@ impl<D: Driver> Found<'_, '_, D> {
     /// Where the pages are: whether [all of them](ScanResult::Equal) are in the memory of `pagemap`,
     /// in particular; see [`GpuSvm::scan`].
     pub fn scan_for(&mut self, pagemap: &PageMap, attempt: &Attempt<'_>) -> ScanResult {
-        self.scan_with(pagemap.owner(), pagemap.dev_pagemap(), attempt)
+        self.scan_with(pagemap.owner_ptr(), pagemap.dev_pagemap(), attempt)
     }
 
     fn scan_with(

@@ -37,7 +37,7 @@ mod to_ram;
 mod zdd;
 
 pub use cache::Cache;
-pub use owner::{Member, Owners};
+pub use owner::{Member, OwnerId, Owners};
 pub use page_map::{PageMap, PageMapRef};
 pub use provider_cache::PagemapCache;
 pub use shrinker::Shrinker;

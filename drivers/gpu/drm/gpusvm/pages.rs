@@ -2,8 +2,8 @@
 
 //! The device level: one device's mapping of the pages of a range.
 //!
-//! A pages object owns its device, and is always in one of these states, which change only under
-//! the notifier lock:
+//! A pages object is of one device, which whoever made it keeps: the [SVM](crate::driver::Svm) of a driver in Rust. It
+//! is always in one of these states, which change only under the notifier lock:
 //!
 //! - *unmapped*: nothing is mapped;
 //! - *partly mapped*: a transaction (see [`get_pages`](crate::get_pages)) is under way and let the
@@ -22,6 +22,7 @@
 
 use crate::{
     ctx::Access,
+    dma_device::Attachments,
     flags::{PagesFlag, PagesFlags},
     pagemap::{PageMap, PageMapRef},
     segment::{Appender, Protocol, Segment, SegmentArray}, //
@@ -29,10 +30,7 @@ use crate::{
 use core::{cell::UnsafeCell, ptr::NonNull};
 use kernel::{
     prelude::*,
-    sync::{
-        aref::ARef,
-        atomic::{Atomic, Relaxed}, //
-    },
+    sync::atomic::{Atomic, Relaxed}, //
 };
 use kernel_ext::{
     dma::{
@@ -48,13 +46,13 @@ use kernel_ext::{
 ///
 /// # Invariants
 ///
-/// The first `mapped` of `segments` are exactly what is mapped for the device, and `read_only` is set if
+/// `drm` is a DRM device that outlives the object, as the module of its driver does. The first `mapped` of `segments` are exactly what is mapped for the device, and `read_only` is set if
 /// one of them may not be written. If `state` holds a reservation, the segments of system memory are
 /// linked in it without gaps from its start, in `state_offset` bytes altogether. All segments that are
 /// not of system memory are of `dpagemap`, which is there while there are any.
 #[repr(C)]
 pub struct Pages {
-    pub(crate) drm: ARef<DrmDevice>,
+    pub(crate) drm: NonNull<DrmDevice>,
     pub(crate) segments: UnsafeCell<Option<SegmentArray>>,
     pub(crate) dpagemap: UnsafeCell<Option<PageMapRef>>,
     pub(crate) state: UnsafeCell<IovaState>,
@@ -74,10 +72,16 @@ unsafe impl Sync for Pages {}
 impl Pages {
     /// Pages of `drm`, not mapped. C: `drm_gpusvm_init_pages()`.
     ///
-    /// DMA goes through the device's parent, `drm->dev`, which must have a DMA mask.
-    pub fn new(drm: &DrmDevice) -> Self {
+    /// DMA goes through the device's parent, `drm->dev`.
+    ///
+    /// # Safety
+    ///
+    /// The DRM device and the module of its driver must outlive the result, and its parent be bound, with a DMA
+    /// mask, while anything is mapped.
+    pub unsafe fn new(drm: &DrmDevice) -> Self {
+        // INVARIANT: By this function's requirements; nothing is mapped.
         Self {
-            drm: drm.into(),
+            drm: NonNull::from(drm),
             segments: UnsafeCell::new(None),
             dpagemap: UnsafeCell::new(None),
             state: UnsafeCell::new(IovaState::default()),
@@ -91,7 +95,13 @@ impl Pages {
 
     /// The device that the pages are mapped for.
     pub fn device(&self) -> &DrmDevice {
-        &self.drm
+        // SAFETY: By the type invariants.
+        unsafe { self.drm.as_ref() }
+    }
+
+    /// The device that DMA goes through.
+    fn dma_device(&self) -> *mut kernel::bindings::device {
+        self.device().dma_device()
     }
 
     /// Whether `flag` is set, at some recent time.
@@ -158,7 +168,7 @@ impl Pages {
         // SAFETY: The caller excludes all others; nothing is mapped, so that nothing is reserved.
         unsafe {
             *self.state_offset.get() = 0;
-            dma::iova_try_alloc(self.drm.dma_device(), &mut *self.state.get(), 0, size);
+            dma::iova_try_alloc(self.dma_device(), &mut *self.state.get(), 0, size);
         }
     }
 
@@ -177,7 +187,7 @@ impl Pages {
             let array = (*self.segments.get()).as_mut().ok_or(ENOSPC)?;
             let state = &mut *self.state.get();
             Ok(Mapping {
-                dev: self.drm.dma_device(),
+                dev: self.dma_device(),
                 iova: dma::use_iova(state).then_some((state, &mut *self.state_offset.get())),
                 pagemap: &mut *self.dpagemap.get(),
                 segments: Appender::new(
@@ -204,7 +214,7 @@ impl Pages {
             let state = &mut *self.state.get();
             let offset = *self.state_offset.get();
             if dma::use_iova(state) && offset != 0 {
-                dma::iova_sync(self.drm.dma_device(), state, 0, offset)?;
+                dma::iova_sync(self.dma_device(), state, 0, offset)?;
             }
         }
         // SAFETY: The caller excludes all others.
@@ -236,7 +246,7 @@ impl Pages {
     /// The caller must hold the notifier lock for writing, or for reading together with the driver's
     /// SVM lock. The device must not use the addresses any more.
     pub unsafe fn unmap(&self) {
-        let dev = self.drm.dma_device();
+        let dev = self.dma_device();
         // SAFETY: The caller excludes all others.
         let (mapped, state, pagemap) = unsafe {
             (
@@ -425,7 +435,7 @@ unsafe fn unmap_device(dev: *mut kernel::bindings::device, pagemap: &PageMap, ma
 }
 
 /// The pages objects of one range: one for each device that maps it.
-pub enum PageSet {
+pub(crate) enum PageSet {
     /// Of one device, in place.
     One(Pages),
     /// Of several devices, in an array.
@@ -433,26 +443,27 @@ pub enum PageSet {
 }
 
 impl PageSet {
-    /// Pages of one device.
-    pub fn one(drm: &DrmDevice) -> Self {
-        Self::One(Pages::new(drm))
-    }
-
-    /// Pages of several devices, all mapped from one look at the CPU's page tables. Fails with
-    /// `ENOMEM`, or `EINVAL` for none.
-    pub fn many(drms: &[&DrmDevice]) -> Result<Self> {
-        if drms.is_empty() {
-            return Err(EINVAL);
+    /// Pages of all devices, mapped from one look at the CPU's page tables. Fails with `ENOMEM`.
+    ///
+    /// # Safety
+    ///
+    /// `devices` must outlive the result, and all be unmapped before one of them is unbound.
+    pub(crate) unsafe fn new(devices: &Attachments) -> Result<Self> {
+        // SAFETY: The attachments keep the device and its driver's module, and outlive the result; the rest is by
+        // this function's requirements.
+        let mut each = devices.iter().map(|drm| unsafe { Pages::new(drm) });
+        if devices.len() == 1 {
+            return Ok(Self::One(each.next().ok_or(EINVAL)?));
         }
-        let mut pages = KVec::with_capacity(drms.len(), GFP_KERNEL_ACCOUNT)?;
-        for drm in drms {
-            pages.push(Pages::new(drm), GFP_KERNEL_ACCOUNT)?;
+        let mut pages = KVec::with_capacity(devices.len(), GFP_KERNEL_ACCOUNT)?;
+        for of_device in each {
+            pages.push(of_device, GFP_KERNEL_ACCOUNT)?;
         }
         Ok(Self::Many(pages))
     }
 
     /// All of them; never empty.
-    pub fn as_slice(&self) -> &[Pages] {
+    pub(crate) fn as_slice(&self) -> &[Pages] {
         match self {
             PageSet::One(pages) => core::slice::from_ref(pages),
             PageSet::Many(pages) => pages,

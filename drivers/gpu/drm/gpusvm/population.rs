@@ -59,7 +59,7 @@ pub(crate) unsafe fn allows(
     ctx: &Ctx,
     walk: &mut Walk,
 ) -> bool {
-    let owner = ctx.fault_around().owner;
+    let owner = ctx.fault_around().owner();
     // SAFETY: By this function's requirements.
     let allowed = unsafe {
         // One entry tells of a huge page, where a walk of all of them says the same 512 times.

@@ -3,8 +3,9 @@
 //! Device addresses, as long as they are known to be right.
 //!
 //! A [`View`] exists only inside [`Found::commit`](crate::guard::Found::commit): while the notifier
-//! lock is held, after the pages were seen to be valid. Nothing that it gives out outlives it, but
-//! what the driver writes into its own page tables, which [`Driver::invalidate`] clears.
+//! lock is held, after the pages were seen to be valid. Nothing that it gives out outlives it: neither its
+//! [`Segments`] nor a [`Mapped`] leave the closure. The number in a `Mapped` can be copied from it, as it must be
+//! to get into the driver's own page tables; and [`Driver::invalidate`] has to clear it there.
 //!
 //! [`Driver::invalidate`]: crate::driver::Driver::invalidate
 
@@ -12,7 +13,10 @@ use crate::{
     pages::Pages,
     segment::{Protocol, Segment}, //
 };
-use core::ops::Range;
+use core::{
+    marker::PhantomData,
+    ops::Range, //
+};
 use kernel_ext::{
     dma::Direction,
     drm::device::DrmDevice, //
@@ -66,9 +70,9 @@ impl<'v> View<'v> {
     }
 }
 
-/// A piece of a range, as a device addresses it.
+/// A piece of a range, as a device addresses it while the view is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mapped {
+pub struct Mapped<'v> {
     /// The process's address, in bytes, which is also the GPU's.
     pub va: usize,
     /// The device's address, in bytes: a DMA address, if `proto` is [`Protocol::SYSTEM`].
@@ -79,6 +83,7 @@ pub struct Mapped {
     pub writable: bool,
     /// What kind of address it is.
     pub proto: Protocol,
+    _view: PhantomData<&'v Segment>,
 }
 
 /// Iterates over the segments of a range, in ascending order of address.
@@ -87,11 +92,11 @@ pub struct Segments<'v> {
     rest: &'v [Segment],
 }
 
-impl Iterator for Segments<'_> {
-    type Item = Mapped;
+impl<'v> Iterator for Segments<'v> {
+    type Item = Mapped<'v>;
 
     #[inline]
-    fn next(&mut self) -> Option<Mapped> {
+    fn next(&mut self) -> Option<Mapped<'v>> {
         let (segment, rest) = self.rest.split_first()?;
         let mapped = Mapped {
             va: self.next,
@@ -99,6 +104,7 @@ impl Iterator for Segments<'_> {
             len: segment.size(),
             writable: segment.dir() == Direction::Bidirectional,
             proto: segment.proto(),
+            _view: PhantomData,
         };
         self.next = self.next.wrapping_add(mapped.len);
         self.rest = rest;

@@ -29,6 +29,10 @@ use crate::{
     sync::FenceWaiters,
     vram::Vram,
 };
+use gpusvm::{
+    DmaDevice,
+    DrmDevice, //
+};
 use kernel::{
     device, drm, platform,
     prelude::*,
@@ -85,6 +89,8 @@ pub(crate) struct Data {
     /// Its memory, as far as pages of processes live there.
     #[pin]
     pub(crate) memory: DeviceMemory,
+    /// What memory of processes is mapped for; there from when the device is shown to anybody.
+    pub(crate) dma: SetOnce<Arc<DmaDevice>>,
     /// What tells buffer objects of this driver from others.
     pub(crate) bo_kind: SetOnce<BoKind>,
     /// The counters of the only GT.
@@ -113,6 +119,7 @@ impl Data {
             bus,
             regions: Regions::new(vram.clone())?,
             memory <- DeviceMemory::new(vram, port),
+            dma: SetOnce::new(),
             bo_kind: SetOnce::new(),
             stats: Stats::new(),
             objects: Objects::new()?,
@@ -230,6 +237,10 @@ impl platform_driver::Driver for VxeDriver {
     }
 
     fn prepare(parent: &platform::Device<device::Bound>, dev: &Device) -> Result {
+        // A device that cannot share memory with the CPU is of no use: its buffers are mapped as memory of
+        // processes is.
+        dev.dma
+            .populate(DmaDevice::new_devm(parent.as_ref(), DrmDevice::of(dev))?);
         dev.bo_kind.populate(bo::kind(dev)?);
         // Last: what it made is taken back when the device is gone.
         dev.memory.open(parent.as_ref(), dev)

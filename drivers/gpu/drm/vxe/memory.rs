@@ -32,7 +32,6 @@ use advance::Advances;
 use charge::Limits;
 #[cfg(CONFIG_KUNIT = "y")]
 use core::cell::Cell;
-use core::ptr::NonNull;
 use gpusvm::{
     pagemap::{
         offer::{
@@ -41,6 +40,7 @@ use gpusvm::{
         },
         payer,
         provider,
+        OwnerId,
         PageMapRef,
         PagemapCache,
         Shrinker, //
@@ -195,8 +195,8 @@ impl DeviceMemory {
         Ok(())
     }
 
-    /// The owner that pages have which this device reaches where they are. Only compared.
-    pub(crate) fn owner(&self) -> *mut core::ffi::c_void {
+    /// The owner that pages have which this device reaches where they are.
+    pub(crate) fn owner(&self) -> OwnerId {
         self.port.owner()
     }
 
@@ -211,12 +211,7 @@ impl DeviceMemory {
         let pagemap = cache.get_or_create(|| {
             let size = usize::try_from(vram.size())?;
             let provider = Local::new(dev, vram, &self.port);
-            Pagemap::new(
-                DrmDevice::of(dev),
-                size,
-                NonNull::new(self.owner()),
-                provider,
-            )
+            Pagemap::new(DrmDevice::of(dev), size, Some(self.owner()), provider)
         })?;
         Ok(Some(pagemap))
     }

@@ -51,10 +51,7 @@ use gpusvm::{
     pagemap::payer::Enrolled,
     Config,
     Driver,
-    DrmDevice,
     Invalidation,
-    NewRange,
-    PageSet,
     WouldBlock, //
 };
 use kernel::{
@@ -100,7 +97,7 @@ pub(crate) struct Mirror;
 
 /// What the callbacks of a VM's SVM need. They know no VM: it may be on its way out.
 pub(crate) struct Context {
-    /// The device that pages are mapped for.
+    /// The device.
     pub(crate) dev: ARef<Device>,
     /// The GPU's side of the VM.
     pub(crate) aspace: Arc<AddressSpace>,
@@ -172,14 +169,14 @@ impl Collector {
     }
 }
 
+#[vtable]
 impl Driver for Mirror {
     const NAME: &'static CStr = c"vxe";
     type Vm = Context;
     type Range = Bound;
 
-    fn new_range(vm: &Context) -> Result<NewRange<Bound>> {
-        let pages = PageSet::one(DrmDevice::of(&*vm.dev));
-        Ok(NewRange::new(Bound::new(), pages))
+    fn new_range(_vm: &Context) -> Result<Bound> {
+        Ok(Bound::new())
     }
 
     fn invalidate(vm: &Context, invalidation: &Invalidation<'_, Self>) {

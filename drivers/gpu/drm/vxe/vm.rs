@@ -190,11 +190,12 @@ impl Vm {
     /// An open VM of the calling process, charged to its memory cgroup. Whoever makes it must
     /// [close](Self::close) it.
     ///
-    /// Fails with `EINVAL` for a kernel thread, and `ENOMEM`.
+    /// Fails with `EINVAL` for a kernel thread, `ENODEV` if the device is unbound, and `ENOMEM`.
     fn new(dev: &Device, mode: Mode) -> Result<Arc<Self>> {
         let task = kernel::current!();
         let mm: &Mm = task.mm().ok_or(EINVAL)?;
         let client = Membership::new(&dev.queues, mm)?;
+        let dma = dev.dma.as_ref().ok_or(ENODEV)?;
         let aspace = AddressSpace::new(dev.bus.clone(), VA_BITS)?;
         let collector = Collector::new()?;
         let (memory, payer) = match mode {
@@ -221,7 +222,7 @@ impl Vm {
                 faults <- FaultQueue::new(),
                 failed <- FailedFaults::new(),
                 map <- VmaMaps::new(),
-                svm <- LockedSvm::new(mm, context),
+                svm <- LockedSvm::new(mm, dma, context),
                 workers <- Workers::new(),
                 service <- new_work!("Vm::service"),
                 collection <- new_work!("Vm::collection"),

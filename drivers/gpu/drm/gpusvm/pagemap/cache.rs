@@ -35,13 +35,12 @@ use super::{
     page_map::{PageMap, PageMapRef},
     shrinker::{check_parent, IdleList, Shrinker}, //
 };
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 use kernel::{
     device::{Bound, Device},
     devres,
     prelude::*,
     sync::{
-        aref::ARef,
         atomic::Relaxed,
         lock::{mutex::MutexBackend, Guard},
         new_mutex,
@@ -51,14 +50,15 @@ use kernel::{
     },
 };
 use kernel_ext::{
-    drm::device::DrmDevice,
+    drm::device::{DeviceOnly, DrmDevice, DrmRef},
     sync::mutex, //
 };
 
 /// A cache of one pagemap of a device.
 #[pin_data]
 pub struct Cache {
-    drm: ARef<DrmDevice>,
+    /// Only compared, but as long as the cache is open.
+    drm: NonNull<DrmDevice>,
     shrinker: Arc<Shrinker>,
     kept: LockedBy<Slot, IdleList>,
     #[pin]
@@ -69,7 +69,8 @@ pub struct Cache {
 ///
 /// # Invariants
 ///
-/// `pagemap` is valid, and either in use or idle; its `cache` is this one. A closed cache has none.
+/// `pagemap` is valid, and either in use or idle; its `cache` is this one. A closed cache has none. The DRM device of
+/// one that is not closed is valid, as is the module of its driver.
 struct Slot {
     pagemap: Option<NonNull<PageMap>>,
     closed: bool,
@@ -77,6 +78,11 @@ struct Slot {
 
 // SAFETY: Pagemaps are for any thread.
 unsafe impl Send for Slot {}
+
+// SAFETY: DRM devices are for any thread, as is the rest.
+unsafe impl Send for Cache {}
+// SAFETY: As above.
+unsafe impl Sync for Cache {}
 
 impl Cache {
     /// An empty cache, which is closed when `dev` is unbound.
@@ -98,14 +104,19 @@ impl Cache {
         );
         let this = Arc::pin_init(
             pin_init!(Self {
-                drm: drm.into(),
+                drm: NonNull::from(drm),
                 shrinker: shrinker.clone(),
                 kept: nothing,
                 lookup <- new_mutex!((), "gpusvm.pagemap_lookup"),
             }),
             GFP_KERNEL,
         )?;
-        devres::register(dev, Closer(this.clone()), GFP_KERNEL)?;
+        let closer = Closer {
+            cache: this.clone(),
+            // SAFETY: It is dropped by devres, in process context, before the driver's module goes.
+            _drm: unsafe { DeviceOnly::new(drm) },
+        };
+        devres::register(dev, closer, GFP_KERNEL)?;
         Ok(this)
     }
 
@@ -157,7 +168,8 @@ impl Cache {
 
     /// What [`lookup`](Self::lookup) does with the lookup lock held.
     fn find(self: &Arc<Self>) -> Result<Option<PageMapRef>> {
-        if self.drm.enter().is_none() {
+        let drm = self.drm()?;
+        if drm.enter().is_none() {
             return Err(ENODEV);
         }
         // To make a hold may sleep. It is made when there is need of one, without the lock, and
@@ -186,8 +198,18 @@ impl Cache {
                 }));
             }
             drop(idle);
-            hold = Some(DevHold::new(&self.drm, Some(self.clone()))?);
+            hold = Some(DevHold::new(&drm, Some(self.clone()))?);
         }
+    }
+
+    /// The DRM device. Fails with `ENODEV` if the cache is closed, or the driver's module on its way out.
+    fn drm(&self) -> Result<DrmRef> {
+        let mut idle = self.shrinker.idle.lock();
+        if self.kept.access_mut(&mut idle).closed {
+            return Err(ENODEV);
+        }
+        // SAFETY: By the type invariants of `Slot`; who closes the cache takes the lock.
+        DrmRef::new(unsafe { self.drm.as_ref() })
     }
 
     /// Gives back a reference to a pagemap that was put into a cache. Any context.
@@ -265,12 +287,15 @@ impl Cache {
     }
 }
 
-/// Closes a cache when it is dropped, that is when the device is unbound.
-struct Closer(Arc<Cache>);
+/// Closes a cache when it is dropped, that is when the device is unbound. It keeps the DRM device until then.
+struct Closer {
+    cache: Arc<Cache>,
+    _drm: DeviceOnly,
+}
 
 impl Drop for Closer {
     fn drop(&mut self) {
-        self.0.close();
+        self.cache.close();
     }
 }
 
@@ -296,7 +321,7 @@ impl Vacant<'_> {
     /// another device's or in a cache already: it is as before then.
     pub fn fill(self, pagemap: &PageMapRef) -> Result {
         let cache = self.cache;
-        if pagemap.drm().as_raw() != cache.drm.as_raw() {
+        if !ptr::eq(pagemap.drm(), cache.drm.as_ptr()) {
             return Err(EINVAL);
         }
         let mut idle = cache.shrinker.idle.lock();

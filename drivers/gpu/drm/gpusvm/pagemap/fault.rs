@@ -126,7 +126,7 @@ unsafe fn fault(vmf: &vm_fault) -> Result<vm_fault_t> {
         memory: |index| Place::Process(vma, span.start + (index << PAGE_SHIFT)),
     };
     let collect = |span, huge| {
-        let owner = zdd.pagemap().owner();
+        let owner = zdd.pagemap().owner_ptr();
         // SAFETY: The mmap lock is held; the page is locked and referenced by the caller.
         unsafe { Migration::collect(vma, span, Select::DevicePrivate, huge, owner, Some(page)) }
     };

@@ -25,18 +25,17 @@ use kernel::{
     sync::Arc, //
 };
 use kernel_ext::{
-    drm::device::DrmDevice,
+    drm::device::{DrmDevice, DrmRef},
     list::llist::{
         Linked,
         LockFreeList, //
     },
-    module::DrmHold,
     workqueue::StaticWork, //
 };
 
 /// A hold on the DRM device of a pagemap and on its driver's module.
 ///
-/// Dropped in process context only, see [`DrmHold`].
+/// Dropped in process context only, see [`DrmRef`].
 pub(crate) struct DevHold {
     /// The place in [`HOLDS`].
     next: *mut DevHold,
@@ -44,7 +43,7 @@ pub(crate) struct DevHold {
     /// puts the pagemap in.
     pub(super) cache: Option<Arc<Cache>>,
     // After the cache, as the module must go last.
-    _drm: DrmHold,
+    _drm: DrmRef,
 }
 
 // SAFETY: The pointer is the list's, which is for any thread.
@@ -67,7 +66,7 @@ impl DevHold {
         let hold = Self {
             next: ptr::null_mut(),
             cache,
-            _drm: DrmHold::new(drm)?,
+            _drm: DrmRef::new(drm)?,
         };
         Ok(KBox::new(hold, GFP_KERNEL)?)
     }

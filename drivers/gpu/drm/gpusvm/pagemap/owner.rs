@@ -31,6 +31,38 @@ use kernel_ext::{
 /// What a group is told by; `struct drm_pagemap_owner`. Its address is what counts.
 pub struct Owner(#[expect(dead_code, reason = "so that owners have addresses of their own")] u8);
 
+/// Whose device-private pages are: those of a group of devices, or of one device by itself. It is only compared.
+///
+/// It is got from who has the owner, a [`Member`] or a [`PageMap`](super::PageMap), and means something while that is
+/// there: it keeps nothing, and another group may get the same when all members of this one have left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnerId(NonNull<c_void>);
+
+// SAFETY: It is not dereferenced.
+unsafe impl Send for OwnerId {}
+// SAFETY: As above.
+unsafe impl Sync for OwnerId {}
+
+impl OwnerId {
+    /// # Safety
+    ///
+    /// `owner` must be what device-private pages of this core have as their owner, or the address of something
+    /// that nobody else makes an owner of.
+    pub const unsafe fn from_raw(owner: NonNull<c_void>) -> Self {
+        Self(owner)
+    }
+
+    /// What is compared.
+    pub(crate) fn as_ptr(self) -> *mut c_void {
+        self.0.as_ptr()
+    }
+
+    /// The same, for who makes pages.
+    pub(crate) fn as_non_null(self) -> NonNull<c_void> {
+        self.0
+    }
+}
+
 /// A list of peers; it has the layout of `struct drm_pagemap_owner_list`.
 ///
 /// # Invariants
@@ -241,11 +273,11 @@ unsafe impl<T: Send + Sync> Send for Member<T> {}
 unsafe impl<T: Send + Sync> Sync for Member<T> {}
 
 impl<T> Member<T> {
-    /// The owner of the group: what pages of its members name as their owner. It is only compared,
-    /// and no other group has it while this one has members.
-    pub fn owner(&self) -> *mut c_void {
-        // SAFETY: The peer joined, and does not leave before this is dropped.
-        unsafe { self.peer.owner() }
+    /// The owner of the group: what pages of its members name as their owner. No other group has it while this one
+    /// has members.
+    pub fn owner(&self) -> OwnerId {
+        // SAFETY: The peer joined, and does not leave before this is dropped: it has an owner, which lives as long.
+        unsafe { OwnerId::from_raw(NonNull::new_unchecked(self.peer.owner())) }
     }
 
     /// What the member joined with.

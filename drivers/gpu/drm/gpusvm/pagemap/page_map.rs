@@ -24,7 +24,8 @@
 
 use super::{
     cache::Cache,
-    hold::{self, DevHold}, //
+    hold::{self, DevHold},
+    owner::OwnerId, //
 };
 use crate::segment::Segment;
 use core::{
@@ -164,9 +165,14 @@ impl PageMap {
         self.pagemap
     }
 
-    /// Who may be mapped these pages without migrating them: the `owner` of the pages, which is
-    /// written before there are any. Compared only, never dereferenced.
-    pub fn owner(&self) -> *mut c_void {
+    /// Who may be mapped these pages without migrating them; none only if a driver in C says so.
+    pub fn owner(&self) -> Option<OwnerId> {
+        // SAFETY: It is the owner of these pages.
+        NonNull::new(self.owner_ptr()).map(|owner| unsafe { OwnerId::from_raw(owner) })
+    }
+
+    /// The `owner` of the pages, which is written before there are any. Compared only, never dereferenced.
+    pub(crate) fn owner_ptr(&self) -> *mut c_void {
         // SAFETY: The pages' description lives as long as the object.
         unsafe { (*self.pagemap).owner }
     }

@@ -150,7 +150,7 @@ impl Shrink for Shrinker {
 }
 
 /// Fails with `EINVAL` unless `drm` sits on `dev`.
-pub(super) fn check_parent(dev: &Device<Bound>, drm: &DrmDevice) -> Result {
+pub(crate) fn check_parent(dev: &Device<Bound>, drm: &DrmDevice) -> Result {
     // CAST: `Device` is transparent over `struct device`.
     let dev: *const bindings::device = core::ptr::from_ref(dev).cast();
     if core::ptr::eq(dev, drm.dma_device()) {

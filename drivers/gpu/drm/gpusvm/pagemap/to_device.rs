@@ -227,7 +227,7 @@ pub(crate) unsafe fn migrate(
             Sources::Devices | Sources::All => Select::Any,
         };
         // SAFETY: The lock is held, and the span within the VMA.
-        unsafe { Migration::collect(vma, span.clone(), select, huge, pagemap.owner(), None) }
+        unsafe { Migration::collect(vma, span.clone(), select, huge, pagemap.owner_ptr(), None) }
     };
 
     let huge = if are_huge_pages_allowed() {

@@ -16,6 +16,10 @@ use crate::{
 use core::marker::PhantomData;
 use kernel::{
     device,
+    dma::{
+        self,
+        Device as _, //
+    },
     drm,
     platform,
     prelude::*,
@@ -55,7 +59,10 @@ impl<T: Driver> platform::Driver for Adapter<T> {
         dev: &'bound platform::Device<device::Core<'_>>,
         _info: Option<&'bound ()>,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
-        Instance::new(dev)
+        // What such a device reaches, it reaches by the CPU.
+        // SAFETY: Nothing is mapped for a device that is being probed.
+        unsafe { dev.dma_set_mask_and_coherent(dma::DmaMask::new::<64>()) }
+            .and_then(|()| Instance::new(dev))
     }
 }
 

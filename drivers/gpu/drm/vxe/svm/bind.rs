@@ -25,9 +25,9 @@ use crate::{
     }, //
 };
 use gpusvm::{
-    Found,
     Mapped,
     Protocol,
+    Range,
     View, //
 };
 use kernel::prelude::*;
@@ -39,7 +39,7 @@ pub(super) fn bind(
     vm: &Context,
     staged: &mut Staged,
     vma: &Vma,
-    range: &Found<'_, '_, Mirror>,
+    range: &Range<Mirror>,
     view: View<'_>,
 ) -> Result<Served> {
     let span = to_gpu(view.span());
@@ -112,7 +112,7 @@ struct Run {
 }
 
 impl Run {
-    fn of(segment: &Mapped) -> Self {
+    fn of(segment: &Mapped<'_>) -> Self {
         Self {
             // CAST: Addresses and sizes have 64 bits at most.
             va: segment.va as u64,
@@ -122,12 +122,12 @@ impl Run {
         }
     }
 
-    fn continues_with(&self, next: &Mapped) -> bool {
+    fn continues_with(&self, next: &Mapped<'_>) -> bool {
         let end = self.target.checked_offset(self.len);
         end == Some(memory::target(next.proto, next.addr)) && self.writable == next.writable
     }
 
-    fn and(self, next: &Mapped) -> Self {
+    fn and(self, next: &Mapped<'_>) -> Self {
         Self {
             // Does not overflow: a range has at most 2 MiB.
             len: self.len + next.len as u64,

@@ -36,6 +36,7 @@ use gpusvm::{
     Ctx,
     Found,
     Guard,
+    Range,
     RangeFlag,
     Retry,
     Stale, //
@@ -190,14 +191,14 @@ impl<'a> Aim<'a> {
         let owner = vm.dev.memory.owner();
         // A prefetch is told what to populate.
         if !matches!(self.moving, Moving::First(_)) {
-            ctx = ctx.with_fault_around(FAULT_AROUND, owner);
+            ctx = ctx.with_fault_around(FAULT_AROUND, Some(owner));
         }
         if self.placement.is_none() {
             // Pages come to system memory.
             return ctx;
         }
         // They stay in memory that the GPU reaches.
-        ctx.with_owner(owner)
+        ctx.with_owner(Some(owner))
     }
 
     /// Whether no more than a page is to be mapped, after `lost` tries.
@@ -261,9 +262,9 @@ impl<'a> Aim<'a> {
 
     /// Notes, under the notifier lock, that the range was mapped, after `lost` tries. An access follows
     /// that faulted, but for a prefetch.
-    fn mapped(&self, vm: &Context, found: &Found<'_, '_, Mirror>, served: &Served, lost: u32) {
+    fn mapped(&self, vm: &Context, range: &Range<Mirror>, served: &Served, lost: u32) {
         if served.settles(&self.fault) && !matches!(self.moving, Moving::First(_)) {
-            let grace = &found.data().grace;
+            let grace = &range.data().grace;
             grace.begin(&vm.aspace, self.fault.addr, lost != 0);
         }
     }
@@ -307,12 +308,12 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
         }
 
         // Somebody else may have had it mapped since the GPU looked.
-        let before = found.commit(|_| {
+        let before = found.commit(|_, range| {
             let served = Served {
                 span: to_gpu(span.clone()),
-                access: found.data().access()?,
+                access: range.data().access()?,
             };
-            aim.mapped(vm, &found, &served, lost);
+            aim.mapped(vm, range, &served, lost);
             Some(served)
         });
         if let Ok(Some(served)) = before {
@@ -359,9 +360,9 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
         meter.add_us(size, get_started, |stats| stats.get_pages_us);
 
         let bind_started = Instant::<Monotonic>::now();
-        let bound = found.commit(|view| -> Result<Served> {
-            let served = bind(vm, &mut staged, vma, &found, view)?;
-            aim.mapped(vm, &found, &served, lost);
+        let bound = found.commit(|view, range| -> Result<Served> {
+            let served = bind(vm, &mut staged, vma, range, view)?;
+            aim.mapped(vm, range, &served, lost);
             Ok(served)
         });
         let served = match bound {

@@ -167,7 +167,7 @@ impl Location {
                 // CAST: It is positive.
                 let place = Place::from_fd(fd as u32, region_instance.into())?;
                 let memory = place.open()?;
-                ensure!(dev, memory.owner() == dev.memory.owner(), ENOLINK);
+                ensure!(dev, memory.owner() == Some(dev.memory.owner()), ENOLINK);
                 Ok(Self::Device { fd, place })
             }
             _ => Err(EINVAL),

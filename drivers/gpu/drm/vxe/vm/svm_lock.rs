@@ -18,6 +18,7 @@ use core::ops::{
     DerefMut, //
 };
 use gpusvm::{
+    DmaDevice,
     Guard,
     Svm, //
 };
@@ -35,10 +36,14 @@ pub(super) struct LockedSvm {
 }
 
 impl LockedSvm {
-    /// Mirrors `mm`. Fails as [`Svm::new`] does.
-    pub(super) fn new(mm: &Mm, context: Context) -> impl PinInit<Self, Error> + '_ {
+    /// Mirrors `mm` for `device`. Fails as [`Svm::new`] does.
+    pub(super) fn new<'a>(
+        mm: &'a Mm,
+        device: &'a Arc<DmaDevice>,
+        context: Context,
+    ) -> impl PinInit<Self, Error> + 'a {
         try_pin_init!(Self {
-            svm <- Svm::new(mm, svm::CONFIG, context),
+            svm <- Svm::new(mm, svm::CONFIG, core::slice::from_ref(device), context),
         })
     }
 
@@ -49,7 +54,7 @@ impl LockedSvm {
 
     /// The process's address space.
     pub(super) fn mm(&self) -> Option<&Mm> {
-        self.svm.core().mm()
+        self.svm.mm()
     }
 
     /// As [`Svm::find_vma_start`].

@@ -6,6 +6,7 @@ use super::{
     super::{
         claims::Claims,
         fault,
+        owner::OwnerId,
         page_map::{PageMap, PageMapRef},
         to_device::{self, Moved, Options, Request, Sources}, //
     },
@@ -14,7 +15,7 @@ use super::{
     Provider, //
 };
 use crate::scan::first_vma_locked;
-use core::{ffi::c_void, marker::PhantomData, ops::Range, ptr::NonNull};
+use core::{marker::PhantomData, ops::Range, ptr::NonNull};
 use kernel::{
     mm::{Mm, MmWithUser},
     page::PAGE_SHIFT,
@@ -53,11 +54,12 @@ impl<P: Provider> Pagemap<P> {
     pub fn new(
         device: &DrmDevice,
         size: usize,
-        owner: Option<NonNull<c_void>>,
+        owner: Option<OwnerId>,
         provider: P,
     ) -> Result<Self> {
         // SAFETY: The operations are all that there are.
-        let memory = unsafe { DevPagemap::new(size, owner, &fault::OPS) }?;
+        let memory =
+            unsafe { DevPagemap::new(size, owner.map(OwnerId::as_non_null), &fault::OPS) }?;
         let claims = Claims::new(memory.frames().len())?;
         let raw = memory.as_raw();
         let inner = KBox::try_pin_init(
