@@ -1,0 +1,14 @@
+// error: E0382
+// SPDX-License-Identifier: GPL-2.0
+
+//! A range is used after it was removed.
+
+mod common;
+
+use common::Mirror;
+use gpusvm::Found;
+
+pub fn remove(found: Found<'_, '_, Mirror>) -> usize {
+    found.remove();
+    found.size()
+}
