@@ -62,7 +62,7 @@ impl Target {
 
     /// Whether the address is a multiple of `size`.
     pub fn is_aligned(self, size: u64) -> bool {
-        self.addr() % size == 0
+        self.addr().checked_rem(size) == Some(0)
     }
 }
 
