@@ -149,10 +149,16 @@ impl<E: Errand> WorkItem for Posting<E> {
     type Pointer = Pin<KBox<Self>>;
 
     fn run(this: Pin<KBox<Self>>) {
+        // A thread that its cgroup keeps from the CPU, or that is stopped, comes back when it likes: the worker
+        // is idle until then, and not blocked, for the load average and for who looks for hung tasks. No signal
+        // ends such a sleep.
         // SAFETY: The completion is initialized, and completed by the thread as soon as it is back.
         unsafe {
             let returned = Opaque::cast_into(&raw const this.returned);
-            bindings::wait_for_completion(&raw mut (*returned).completion);
+            bindings::wait_for_completion_state(
+                &raw mut (*returned).completion,
+                bindings::TASK_IDLE,
+            );
         }
         drop(this);
     }

@@ -10,7 +10,7 @@
 //! memory of devices ([`pagemap_lifetime`], [`pagemap_unbind`], [`pagemap_owner`],
 //! [`pagemap_migrate`], [`pagemap_fault`], [`pagemap_evict`], [`pagemap_pages`],
 //! [`pagemap_peers`], [`pagemap_payer`], [`pagemap_mm`], [`pagemap_split`], [`pagemap_failures`],
-//! [`pagemap_cached`]).
+//! [`pagemap_cached`]). [`task_work`] is what `rust/` has beside them that no driver needs a device for.
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 
@@ -57,6 +57,7 @@ mod removal;
 mod retry;
 mod scan;
 mod segment;
+mod task_work;
 
 module! {
     type: GpuSvmTests,
