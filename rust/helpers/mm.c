@@ -6,6 +6,7 @@
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
+#include <linux/oom.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/semaphore.h>
@@ -36,6 +37,56 @@ struct page *kext_hmm_pfn_to_page(unsigned long hmm_pfn)
 phys_addr_t kext_hmm_pfn_to_phys(unsigned long hmm_pfn)
 {
 	return hmm_pfn_to_phys(hmm_pfn);
+}
+
+int kext_mmap_read_lock_killable(struct mm_struct *mm)
+{
+	return mmap_read_lock_killable(mm);
+}
+
+/* Whether memory of @mm may still be faulted in: the OOM reaper has not begun to take it. */
+bool kext_is_stable_address_space(struct mm_struct *mm)
+{
+	return !check_stable_address_space(mm);
+}
+
+/*
+ * Faults in what of @addr to @end lies in the VMA at @addr, for reading or for writing, as hmm_do_fault() does
+ * for a caller that lets the mmap lock be dropped. The caller holds that lock for reading; *@locked is set to
+ * false where a fault has dropped it, and nothing is done after that.
+ *
+ * If @unusable, HMM found memory there that it cannot use. In anonymous memory that is a huge page of another
+ * device's, which comes back to RAM; anywhere else it stays so.
+ */
+int kext_fault_in(struct mm_struct *mm, unsigned long addr, unsigned long end, bool write, bool unusable,
+		  bool *locked)
+{
+	unsigned int flags = FAULT_FLAG_REMOTE | FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_KILLABLE;
+	struct vm_area_struct *vma = vma_lookup(mm, addr);
+
+	/* What hmm_vma_walk_test() has. */
+	if (!vma || vma->vm_flags & (VM_IO | VM_PFNMAP) || !(vma->vm_flags & VM_READ))
+		return -EFAULT;
+	if (unusable && !vma_is_anonymous(vma))
+		return -EFAULT;
+	if (write) {
+		if (!(vma->vm_flags & VM_WRITE))
+			return -EPERM;
+		flags |= FAULT_FLAG_WRITE;
+	}
+	for (end = min(end, vma->vm_end); addr < end; addr += PAGE_SIZE) {
+		vm_fault_t ret = handle_mm_fault(vma, addr, flags, NULL);
+
+		if (ret & (VM_FAULT_COMPLETED | VM_FAULT_RETRY)) {
+			*locked = false;
+			return fatal_signal_pending(current) ? -EINTR : 0;
+		}
+		if (ret & VM_FAULT_ERROR)
+			return vm_fault_to_errno(ret, 0) ?: -EFAULT;
+		if (fatal_signal_pending(current))
+			return -EINTR;
+	}
+	return 0;
 }
 
 bool kext_is_zone_device_page(const struct page *page)

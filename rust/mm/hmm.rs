@@ -6,6 +6,10 @@
 //! Its result is only a snapshot; it may be acted on while a lock is held under which invalidations
 //! arrive, and only if [`MmuIntervalNotifier::read_retry`] says that none came since.
 //!
+//! Pages are faulted in here, and not by `hmm_range_fault_unlocked_timeout()`: that begins its time-out anew
+//! whenever a fault has let the mmap lock go, so that a process decides how long it takes. HMM looks, and
+//! what it finds missing is faulted in as HMM does.
+//!
 //! C header: [`include/linux/hmm.h`](srctree/include/linux/hmm.h)
 
 use crate::{
@@ -16,10 +20,12 @@ use crate::{
             HUGE_ORDER,
             HUGE_PAGES, //
         }, //
-    }, //
+    },
+    time::jiffies, //
 };
 use core::{ffi::c_void, ops::Range, ptr};
 use kernel::{
+    bindings::mm_struct,
     error::to_result,
     ffi::c_ulong,
     mm::MmapReadGuard,
@@ -53,18 +59,6 @@ pub enum Request {
     Write,
 }
 
-impl Request {
-    fn flags(self) -> c_ulong {
-        const FAULT: c_ulong = bindings::hmm_pfn_flags_HMM_PFN_REQ_FAULT as c_ulong;
-        const WRITE: c_ulong = bindings::hmm_pfn_flags_HMM_PFN_REQ_WRITE as c_ulong;
-        match self {
-            Request::Snapshot => 0,
-            Request::Read => FAULT,
-            Request::Write => FAULT | WRITE,
-        }
-    }
-}
-
 /// One entry of a walk's result, a `hmm_pfn`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
@@ -81,6 +75,26 @@ impl Pfn {
     #[inline]
     pub fn is_writable(self) -> bool {
         self.0 & bindings::hmm_pfn_flags_HMM_PFN_WRITE as c_ulong != 0
+    }
+
+    /// Whether there is memory that HMM cannot use, or no memory.
+    fn is_unusable(self) -> bool {
+        self.0 & bindings::hmm_pfn_flags_HMM_PFN_ERROR as c_ulong != 0
+    }
+
+    /// Whether the page is as `request` demands. A page of the memory of a device with the owner of the walk
+    /// is taken as it is, as by HMM, also one that may not be written.
+    fn satisfies(self, request: Request) -> bool {
+        match request {
+            Request::Snapshot => true,
+            Request::Read => self.is_valid(),
+            Request::Write => {
+                self.is_valid()
+                    && (self.is_writable()
+                        // SAFETY: The page was there when the walk saw it, and has its `struct page`.
+                        || unsafe { bindings::is_device_private_page(self.page()) })
+            }
+        }
     }
 
     /// Log2 of the number of pages that the CPU maps by the entry that this page belongs to.
@@ -201,7 +215,6 @@ impl Walk {
         &mut self,
         notifier: &MmuIntervalNotifier,
         span: &Range<usize>,
-        request: Request,
         owner: *mut c_void,
     ) -> Result<bindings::hmm_range> {
         self.request = None;
@@ -224,7 +237,7 @@ impl Walk {
             start: span.start as c_ulong,
             end: span.end as c_ulong,
             hmm_pfns: self.pfns.as_mut_ptr().cast(),
-            default_flags: request.flags(),
+            default_flags: 0,
             pfn_flags_mask: 0,
             dev_private_owner: owner,
         })
@@ -234,25 +247,57 @@ impl Walk {
     fn finish(&mut self, seq: usize, request: Request) {
         self.seq = seq;
         self.request = Some(request);
-        // HMM takes the first page of a huge page of device memory for that at the start of the span,
-        // wherever in the huge page that is. (Of huge pages of RAM it does not.)
-        let offset = (self.span.start >> PAGE_SHIFT) % HUGE_PAGES;
-        let Some(first) = self.pfns.first().copied() else {
-            return;
-        };
-        if offset == 0 || first.map_order() != HUGE_ORDER || first.frame() % HUGE_PAGES == offset {
-            return;
-        }
-        let right = first.frame() - first.frame() % HUGE_PAGES + offset;
-        for (index, pfn) in self.pfns.iter_mut().take(HUGE_PAGES - offset).enumerate() {
-            *pfn = pfn.moved_to(right + index);
-        }
     }
 
-    /// Walks `span` and faults in what `request` demands, `hmm_range_fault_unlocked_timeout()`.
+    /// Has HMM look at the pages from number `from` on. Fails with `EBUSY` when an invalidation came since the
+    /// sequence number was read, and `ENOMEM`.
     ///
-    /// `timeout` is in jiffies and not 0. Takes the mmap lock. Fails with `EBUSY` when
-    /// invalidations kept coming until the time-out, `EFAULT` for a page that cannot be had,
+    /// # Safety
+    ///
+    /// `range` must be that of [`prepare`](Self::prepare), and the mmap lock of its notifier's mm be held.
+    unsafe fn look(&mut self, range: &mut bindings::hmm_range, from: usize) -> Result {
+        let pfns = self.pfns.get_mut(from..).ok_or(EINVAL)?;
+        range.start = (self.span.start + (from << PAGE_SHIFT)) as c_ulong;
+        range.hmm_pfns = pfns.as_mut_ptr().cast();
+        // SAFETY: `range` is complete, its array has an entry for each page, and the mmap lock is held.
+        to_result(unsafe { bindings::hmm_range_fault(range) })?;
+        // HMM takes the first page of a huge page of device memory for that at the start of the span,
+        // wherever in the huge page that is. (Of huge pages of RAM it does not.)
+        let offset = ((self.span.start >> PAGE_SHIFT) + from) % HUGE_PAGES;
+        let Some(first) = pfns.first().copied() else {
+            return Ok(());
+        };
+        if offset == 0 || first.map_order() != HUGE_ORDER || first.frame() % HUGE_PAGES == offset {
+            return Ok(());
+        }
+        let right = first.frame() - first.frame() % HUGE_PAGES + offset;
+        for (index, pfn) in pfns.iter_mut().take(HUGE_PAGES - offset).enumerate() {
+            *pfn = pfn.moved_to(right + index);
+        }
+        Ok(())
+    }
+
+    /// The next pages from number `from` on that are not as `request` demands, all for the same reason.
+    fn missing(&self, from: usize, request: Request) -> Option<Range<usize>> {
+        let is_missing = |pfn: &Pfn| !pfn.satisfies(request);
+        let start = from + self.pfns.get(from..)?.iter().position(is_missing)?;
+        let rest = self.pfns.get(start..)?;
+        let unusable = rest.first()?.is_unusable();
+        let pages = rest
+            .iter()
+            .take_while(|pfn| is_missing(pfn) && pfn.is_unusable() == unusable)
+            .count();
+        Some(start..start + pages)
+    }
+
+    /// Walks `span` and faults in what `request` demands.
+    ///
+    /// `timeout` is in jiffies. When it is over this ends as soon as a look finds nothing at the first missing
+    /// page that was not missing before: what brings page after page goes on, and what gives a page and takes
+    /// it away does not. Within one fault a page may be waited for, as long as who has to give it likes
+    /// (userfaultfd, FUSE), or until the thread is killed.
+    ///
+    /// Takes the mmap lock. Fails with `EBUSY` when the time was over, `EFAULT` for a page that cannot be had,
     /// `EPERM` for one that may not be written, `EINTR` when the thread is being killed, `ENOMEM`.
     ///
     /// # Safety
@@ -267,14 +312,83 @@ impl Walk {
         owner: *mut c_void,
         timeout: usize,
     ) -> Result {
-        let mut range = self.prepare(notifier, span, request, owner)?;
-        // SAFETY: `range` is complete, its array has an entry for each page; the rest is by this
-        // function's requirements.
-        to_result(unsafe {
-            bindings::hmm_range_fault_unlocked_timeout(&raw mut range, timeout.max(1) as c_ulong)
-        })?;
+        let mut range = self.prepare(notifier, span, owner)?;
+        let mut patience = Patience::new(timeout);
+        loop {
+            // SAFETY: `notifier` is inserted.
+            range.notifier_seq = unsafe { notifier.read_begin() };
+            // SAFETY: The notifier's mm is valid.
+            let mut lock = unsafe { MmapLock::take((*notifier.as_raw()).mm) }?;
+            // SAFETY: The lock is held; the rest is by this function's requirements.
+            match unsafe { self.fault_locked(&mut range, request, &mut lock, &mut patience) } {
+                Ok(true) => break,
+                // A fault has let the lock go: whether it brought anything is to be seen.
+                Ok(false) => {}
+                Err(e) if e == EBUSY && !patience.is_over() => {}
+                Err(e) => return Err(e),
+            }
+        }
         self.finish(range.notifier_seq, request);
         Ok(())
+    }
+
+    /// Looks, and faults in what is missing, until nothing is. Returns false when a fault has let the lock go.
+    /// Fails as [`fault`](Self::fault) does, and with `EBUSY` also when an invalidation came.
+    ///
+    /// # Safety
+    ///
+    /// As for [`look`](Self::look).
+    unsafe fn fault_locked(
+        &mut self,
+        range: &mut bindings::hmm_range,
+        request: Request,
+        lock: &mut MmapLock,
+        patience: &mut Patience,
+    ) -> Result<bool> {
+        let mut from = 0;
+        loop {
+            // SAFETY: By this function's requirements. What was seen before `from` holds, as long as no
+            // invalidation came.
+            unsafe { self.look(range, from) }?;
+            let Some(first) = self.missing(from, request) else {
+                return Ok(true);
+            };
+            if !patience.allows(first.start) {
+                return Err(EBUSY);
+            }
+            from = first.start;
+            let mut next = Some(first);
+            while let Some(run) = next {
+                self.fault_in(&run, request, lock)?;
+                if !lock.held {
+                    return Ok(false);
+                }
+                if patience.is_over() {
+                    break;
+                }
+                next = self.missing(run.end, request);
+            }
+        }
+    }
+
+    /// Faults in pages that are missing, of one VMA.
+    fn fault_in(&self, run: &Range<usize>, request: Request, lock: &mut MmapLock) -> Result {
+        let at = |index: usize| self.span.start + (index << PAGE_SHIFT);
+        let unusable = self
+            .pfns
+            .get(run.start)
+            .is_some_and(|pfn| pfn.is_unusable());
+        // SAFETY: The mmap lock is held; it is noted if it is not any more.
+        to_result(unsafe {
+            bindings::fault_in(
+                lock.mm,
+                at(run.start),
+                at(run.end),
+                request == Request::Write,
+                unusable,
+                &raw mut lock.held,
+            )
+        })
     }
 
     /// Looks at `span` once, with the mmap lock held by the caller and faulting nothing in.
@@ -291,12 +405,11 @@ impl Walk {
         span: &Range<usize>,
         owner: *mut c_void,
     ) -> Result {
-        let mut range = self.prepare(notifier, span, Request::Snapshot, owner)?;
+        let mut range = self.prepare(notifier, span, owner)?;
         // SAFETY: `notifier` is inserted.
         range.notifier_seq = unsafe { notifier.read_begin() };
-        // SAFETY: `range` is complete, its array has an entry for each page, and the mmap lock is
-        // held.
-        to_result(unsafe { bindings::hmm_range_fault(&raw mut range) })?;
+        // SAFETY: The mmap lock is held.
+        unsafe { self.look(&mut range, 0) }?;
         self.finish(range.notifier_seq, Request::Snapshot);
         Ok(())
     }
@@ -313,6 +426,79 @@ impl Walk {
 impl Default for Walk {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// The mmap lock, for reading, which a fault may let go.
+///
+/// # Invariants
+///
+/// If `held`, it is held.
+struct MmapLock {
+    mm: *mut mm_struct,
+    held: bool,
+}
+
+impl MmapLock {
+    /// Takes the lock. Fails with `EINTR` when the thread is being killed, and with `EFAULT` when the OOM reaper
+    /// takes the memory.
+    ///
+    /// # Safety
+    ///
+    /// `mm` must be valid as long as the result.
+    unsafe fn take(mm: *mut mm_struct) -> Result<Self> {
+        // SAFETY: By this function's requirements.
+        to_result(unsafe { bindings::mmap_read_lock_killable(mm) })?;
+        // INVARIANT: It was taken just now.
+        let lock = Self { mm, held: true };
+        // SAFETY: As above.
+        if unsafe { bindings::is_stable_address_space(mm) } {
+            Ok(lock)
+        } else {
+            Err(EFAULT)
+        }
+    }
+}
+
+impl Drop for MmapLock {
+    fn drop(&mut self) {
+        if self.held {
+            // SAFETY: By the type invariants.
+            unsafe { bindings::mmap_read_unlock(self.mm) }
+        }
+    }
+}
+
+/// For how long pages are faulted in.
+struct Patience {
+    /// When that began, in jiffies.
+    begun: usize,
+    /// In jiffies.
+    timeout: usize,
+    /// The number of the first page that was missing, at the furthest; none before the first look.
+    reached: Option<usize>,
+}
+
+impl Patience {
+    fn new(timeout: usize) -> Self {
+        Self {
+            begun: jiffies::now(),
+            timeout,
+            reached: None,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        jiffies::since(self.begun) > self.timeout
+    }
+
+    /// Whether the page with this number, the first that is missing, may be faulted in.
+    fn allows(&mut self, first: usize) -> bool {
+        let further = self.reached.is_none_or(|reached| first > reached);
+        if further {
+            self.reached = Some(first);
+        }
+        further || !self.is_over()
     }
 }
 

@@ -215,21 +215,45 @@ impl Uffd {
         Some(u64::from_ne_bytes(message[16..24].try_into().expect("eight bytes")))
     }
 
+    /// Wakes those who sleep, and gives them nothing: they fault again.
+    #[track_caller]
+    pub fn wake(&self) {
+        /// `UFFDIO_WAKE`, which is read only.
+        const WAKE: libc::c_ulong =
+            (2 << 30) | ((size_of::<[u64; 2]>() as u64) << 16) | (0xaa << 8) | 0x02;
+        let mut range = [self.map.at(0), self.map.len() as u64];
+        // SAFETY: the argument is the range that the request takes.
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), WAKE, range.as_mut_ptr()) };
+        assert_eq!(result, 0, "UFFDIO_WAKE: {}", Error::last_os_error());
+    }
+
     /// Gives pages to all of the memory, every word being `value(offset)`, and wakes those who
     /// sleep.
     #[track_caller]
     pub fn populate(&self, value: impl Fn(usize) -> u32) {
-        let source = Map::anon(self.map.len());
+        self.give(self.map, value);
+    }
+
+    /// Gives the page at an address, and wakes those who sleep.
+    #[track_caller]
+    pub fn give_page(&self, addr: u64, value: impl Fn(usize) -> u32) {
+        let offset = (addr - self.map.at(0)) as usize / PAGE * PAGE;
+        self.give(self.map.part(offset, PAGE), |o| value(offset + o));
+    }
+
+    #[track_caller]
+    fn give(&self, part: Map, value: impl Fn(usize) -> u32) {
+        let source = Map::anon(part.len());
         source.fill(value);
         let mut copy = Copy {
-            to: self.map.at(0),
+            to: part.at(0),
             from: source.at(0),
-            length: self.map.len() as u64,
+            length: part.len() as u64,
             mode: 0,
             copied: 0,
         };
         self.call(0x03, &mut copy);
-        assert_eq!(copy.copied, self.map.len() as i64);
+        assert_eq!(copy.copied, part.len() as i64);
         source.unmap();
     }
 }

@@ -188,8 +188,8 @@ impl GpuSvm {
     /// Brings all pages of `range` that are device memory back to system memory.
     ///
     /// Parts of the range without a VMA, or that cannot be had, are passed over, and what is behind
-    /// them is still brought back; the first error of a part that has a VMA is returned at the end.
-    /// Takes the mmap lock. `ETIME` says that the CPU kept changing its mappings, `EFAULT` also that
+    /// them is still brought back, while there is time; the first error of a part that has a VMA is returned at
+    /// the end. Takes the mmap lock. `ETIME` says that the CPU kept changing its mappings, `EFAULT` also that
     /// the process is gone or exiting.
     ///
     /// # Safety
@@ -227,6 +227,10 @@ impl GpuSvm {
                 Err(e) => {
                     kernel_ext::debug!("evicting {part:#x?} failed: {e:?}");
                     result = result.and(Err(if e == EBUSY { ETIME } else { e }));
+                    // There is no time for what is behind it, either.
+                    if e == EBUSY && attempt.is_last() {
+                        break;
+                    }
                 }
                 Ok(()) => {}
             }

@@ -102,6 +102,53 @@ fn page_is_given() {
     map.expect_word("counted", 4, pattern(4).wrapping_add(1));
 }
 
+/// Who gives one page after the other, and takes his time, is waited for.
+fn pages_are_given_slowly() {
+    const PAGES: usize = SZ_64K / PAGE;
+    let gpu = Gpu::new();
+    let map = Map::aligned(SZ_64K, SZ_64K);
+    let uffd = Uffd::new(map);
+    let to = Map::anon(SZ_64K);
+    let job = gpu.start(|c| _ = c.copy(map.at(0), to.at(0), SZ_64K)).expect("a job");
+    for page in 0..PAGES {
+        let addr = uffd.next_fault(ARRIVAL).unwrap_or_else(|| panic!("no fault for page {page}"));
+        std::thread::sleep(Duration::from_millis(150));
+        uffd.give_page(addr, pattern);
+    }
+    job.wait().expect("the copy");
+    to.expect("copied", pattern);
+}
+
+/// Who has a fault begin anew again and again, and never gives a page, is not waited for.
+fn woken_in_vain() {
+    /// How long that goes on, if the GPU does not give up.
+    const ALWAYS: Duration = Duration::from_secs(15);
+    /// When the GPU is to have given up, at the latest: after a second, on a busy machine.
+    const SOON: Duration = Duration::from_secs(5);
+    let mut gpu = Gpu::new();
+    let map = Map::aligned(SZ_64K, SZ_64K);
+    let uffd = Uffd::new(map);
+    {
+        let job = gpu.start(|c| _ = c.increment(map.at(0))).expect("a job");
+        let start = Instant::now();
+        let mut faults = 0;
+        while !job.is_done() && start.elapsed() < ALWAYS {
+            if uffd.next_fault(Duration::from_millis(10)).is_some() {
+                faults += 1;
+                uffd.wake();
+            }
+        }
+        let took = start.elapsed();
+        // Without it, what waits goes on.
+        drop(uffd);
+        assert!(took < SOON, "the GPU gave up after {took:?}, and {faults} faults");
+        assert!(faults > 10, "{faults} faults in {took:?}");
+        assert_eq!(job.wait().map_err(|e| e.errno()), Err(libc::EIO));
+    }
+    gpu.renew();
+    work_promptly(&gpu);
+}
+
 /// Another VM of the same process is not held up.
 fn other_vm() {
     let device = device();
@@ -280,6 +327,8 @@ fn main() -> ExitCode {
         "Faults that userspace answers late hold up nobody but those who wait for them.",
     );
     p.subtest("page-is-given", "the GPU waits for a page", page_is_given);
+    p.subtest("given-slowly", "pages come one by one", pages_are_given_slowly);
+    p.subtest("woken-in-vain", "no page comes, again and again", woken_in_vain);
     p.subtest("other-vm", "another VM is not held up", other_vm);
     p.subtest("other-process", "another process is not held up", other_process);
     p.subtest("own-mappings", "mmap and munmap are not held up", own_mappings);
