@@ -139,8 +139,8 @@ impl Huge {
 }
 
 enum By {
-    /// Addresses of a process.
-    Vma(migrate_vma),
+    /// Addresses of a process: parts of the span, in order, each with its part of the arrays.
+    Vma(KVec<migrate_vma>),
     /// Frames of device memory, with what their mappings are found by at the end.
     Frames {
         /// References, for the time after the end.
@@ -163,6 +163,19 @@ pub struct Migration<'a> {
     by: By,
     migrated: bool,
     _vma: PhantomData<&'a VmaRef>,
+}
+
+/// The parts of a span that one entry each of a page table could map.
+///
+/// `migrate_vma_collect_hole()` of 7.3 notes the place of one huge page where there is nothing, however large the
+/// hole is: one without page tables may have many. So each part of a span is set up by itself where what was
+/// never written is to move as huge pages.
+fn huge_parts(span: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    const SIZE: usize = zone_device::HUGE_PAGES << PAGE_SHIFT;
+    let (start, end) = (span.start, span.end);
+    (start - start % SIZE..end)
+        .step_by(SIZE)
+        .map(move |at| at.max(start)..at.saturating_add(SIZE).min(end))
 }
 
 fn empty(pages: usize) -> Result<KVVec<Entry>> {
@@ -220,7 +233,7 @@ impl<'a> Migration<'a> {
     ) -> Result<Self> {
         let pages = span.end.saturating_sub(span.start) >> PAGE_SHIFT;
         let mut src = empty(pages)?;
-        let mut dst = empty(pages)?;
+        let dst = empty(pages)?;
         // SAFETY: The VMA is valid.
         if select != Select::DevicePrivate && unsafe { bindings::vma_has_relatives(vma.as_ptr()) } {
             hmm::count_walk();
@@ -238,30 +251,46 @@ impl<'a> Migration<'a> {
                 return Err(EBUSY);
             }
         }
-        let mut args = migrate_vma {
-            vma: vma.as_ptr(),
-            src: src.as_mut_ptr().cast(),
-            dst: dst.as_mut_ptr().cast(),
-            start: span.start,
-            end: span.end,
-            pgmap_owner: owner,
-            // CAST: Flags are small.
-            flags: (select.flags() | huge.flags()) as c_ulong,
-            fault_page: fault_page.map_or(ptr::null_mut(), NonNull::as_ptr),
-            ..Default::default()
+        let parts = if huge == Huge::Whole && select != Select::DevicePrivate {
+            huge_parts(&span).count()
+        } else {
+            1
         };
-        hmm::count_walk();
-        // SAFETY: The arguments are complete, the arrays have an entry for each page; the rest is by
-        // this function's requirements.
-        to_result(unsafe { bindings::migrate_vma_setup(&raw mut args) })?;
-        // INVARIANT: It was set up; no destination is noted. The arrays do not move with the vectors.
-        Ok(Self {
+        // INVARIANT: No destination is noted. The arrays do not move with the vectors. What is set up is in `by`,
+        // and finished when this is dropped.
+        let mut this = Self {
             src,
             dst,
-            by: By::Vma(args),
+            by: By::Vma(KVec::with_capacity(parts, GFP_KERNEL)?),
             migrated: false,
             _vma: PhantomData,
-        })
+        };
+        hmm::count_walk();
+        let mut done = span.start;
+        for part in huge_parts(&span).take(parts) {
+            let end = if parts == 1 { span.end } else { part.end };
+            let index = (done - span.start) >> PAGE_SHIFT;
+            let mut args = migrate_vma {
+                vma: vma.as_ptr(),
+                src: this.src.get_mut(index..).ok_or(EINVAL)?.as_mut_ptr().cast(),
+                dst: this.dst.get_mut(index..).ok_or(EINVAL)?.as_mut_ptr().cast(),
+                start: done,
+                end,
+                pgmap_owner: owner,
+                // CAST: Flags are small.
+                flags: (select.flags() | huge.flags()) as c_ulong,
+                fault_page: fault_page.map_or(ptr::null_mut(), NonNull::as_ptr),
+                ..Default::default()
+            };
+            // SAFETY: The arguments are complete, the arrays have an entry for each page; the rest is by
+            // this function's requirements.
+            to_result(unsafe { bindings::migrate_vma_setup(&raw mut args) })?;
+            if let By::Vma(set_up) = &mut this.by {
+                set_up.push_within_capacity(args)?;
+            }
+            done = end;
+        }
+        Ok(this)
     }
 
     /// Collects those of some frames of device memory that are mapped, in whatever processes. Needs
@@ -341,11 +370,14 @@ impl<'a> Migration<'a> {
     /// Fails with `EINVAL`, and gives the page back, if the entry is not of the fault's folio, or has a
     /// destination.
     pub fn split_mapping(&mut self, index: usize, page: LockedFolio) -> Result {
-        let By::Vma(args) = &self.by else {
+        let By::Vma(parts) = &self.by else {
             return Err(EINVAL);
         };
         let source = self.src.get(index).ok_or(EINVAL)?;
-        let fault_page = NonNull::new(args.fault_page).ok_or(EINVAL)?;
+        let fault_page = parts
+            .first()
+            .map_or(ptr::null_mut(), |args| args.fault_page);
+        let fault_page = NonNull::new(fault_page).ok_or(EINVAL)?;
         let head = source.page().ok_or(EINVAL)?;
         // SAFETY: The migration holds the folio of the entry, and its caller that of the fault.
         let is_fault = unsafe { zone_device::is_same_folio(head, fault_page) };
@@ -385,8 +417,12 @@ impl<'a> Migration<'a> {
         if !self.migrated {
             self.migrated = true;
             match &mut self.by {
-                // SAFETY: By the type invariants; the lock is held still.
-                By::Vma(args) => unsafe { bindings::migrate_vma_pages(args) },
+                By::Vma(parts) => {
+                    for args in parts.iter_mut() {
+                        // SAFETY: By the type invariants; the lock is held still.
+                        unsafe { bindings::migrate_vma_pages(args) };
+                    }
+                }
                 // SAFETY: By the type invariants.
                 By::Frames { .. } => unsafe {
                     bindings::migrate_device_pages(
@@ -411,8 +447,12 @@ impl Drop for Migration<'_> {
             self.forget_destinations();
         }
         match &mut self.by {
-            // SAFETY: By the type invariants, once; the lock is held still.
-            By::Vma(args) => unsafe { bindings::migrate_vma_finalize(args) },
+            By::Vma(parts) => {
+                for args in parts.iter_mut() {
+                    // SAFETY: By the type invariants, once; the lock is held still.
+                    unsafe { bindings::migrate_vma_finalize(args) };
+                }
+            }
             // SAFETY: By the type invariants, once.
             By::Frames { .. } => unsafe {
                 bindings::migrate_device_finalize(
