@@ -20,6 +20,7 @@ use kernel::{
     types::Opaque,
     workqueue::{
         HasDelayedWork,
+        HasWork,
         Queue,
         Work,
         WorkItem, //
@@ -117,6 +118,20 @@ where
         drop(unsafe { Arc::from_raw(ptr) });
     }
     was_pending
+}
+
+/// Waits until a work item has run, if it is enqueued or runs, and the reference that was enqueued with it is
+/// given up. Sleeps; must not be called by what it runs.
+pub fn flush<T, const ID: u64>(item: &Arc<T>)
+where
+    T: HasWork<T, ID> + WorkItem<ID, Pointer = Arc<T>>,
+{
+    let ptr: *const T = &raw const **item;
+    // SAFETY: The item is valid, and its work was made ready when it was made.
+    unsafe {
+        let work = T::raw_get_work(ptr.cast_mut());
+        bindings::flush_work(Work::raw_get(work));
+    }
 }
 
 /// A work item that is a static of a module, and runs a function of it.

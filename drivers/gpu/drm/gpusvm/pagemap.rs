@@ -53,8 +53,8 @@ pub(crate) unsafe fn init() -> Result {
     unsafe {
         offer::init();
         hold::init();
-        owned::init();
-        payer::init()
+        owned::init()?;
+        payer::init().inspect_err(|_| owned::exit())
     }
 }
 
@@ -70,6 +70,7 @@ pub fn flush() {
 pub(crate) fn exit() {
     owned::flush();
     hold::exit();
+    owned::exit();
     offer::exit();
     payer::exit();
 }

@@ -4,22 +4,39 @@
 //!
 //! An allocation is counted: its folios have one reference together, and whoever holds a
 //! [`Handle`](super::provider::Handle) has one. When the last folio is freed, wherever that is, the
-//! allocation is handed to a work item, which tells the provider and gives the folios' reference up.
-//! So the provider's code runs in process context only, and while the pagemap keeps its module.
+//! allocation is handed to a work item of its pagemap's ([`Detaching`]), which tells the provider and gives
+//! the folios' reference up. So the provider's code runs in process context only, and while the pagemap keeps
+//! its module; and who waits for one provider waits for no other.
 
 use super::{
     devmem::Allocation,
     page_map::{PageMap, PageMapRef},
 };
 use core::{cell::UnsafeCell, ptr::NonNull};
-use kernel::{prelude::*, static_lock_class, sync::Refcount};
+use kernel::{
+    impl_has_work,
+    new_work,
+    prelude::*,
+    sync::{
+        global_lock,
+        Arc,
+        Refcount, //
+    },
+    workqueue::{
+        Work,
+        WorkItem, //
+    }, //
+};
 use kernel_ext::{
     bindings as ext,
     list::llist::{
         Linked,
         LockFreeList, //
     },
-    workqueue::StaticWork, //
+    workqueue::{
+        self,
+        OwnedQueue, //
+    }, //
 };
 
 /// What is done to an allocation whose type only the provider knows.
@@ -50,8 +67,9 @@ pub(crate) struct Owned {
     #[pin]
     allocation: Allocation,
     refcount: Refcount,
-    /// The place in [`DETACHED`].
+    /// The place in the list of [`Detaching`].
     next: UnsafeCell<*mut Owned>,
+    detaching: Arc<Detaching>,
     pagemap: PageMapRef,
     vtable: &'static Vtable,
 }
@@ -73,7 +91,8 @@ unsafe impl Send for OwnedRef {}
 unsafe impl Sync for OwnedRef {}
 
 impl Owned {
-    /// The first part of an allocation for `size` bytes of addresses, with one reference.
+    /// The first part of an allocation for `size` bytes of addresses, with one reference. `detaching` is its
+    /// pagemap's.
     ///
     /// # Safety
     ///
@@ -81,6 +100,7 @@ impl Owned {
     /// for it whose `devmem_release` is [`release`], that live as long as the provider's module.
     pub(crate) unsafe fn new(
         pagemap: PageMapRef,
+        detaching: Arc<Detaching>,
         ops: *const super::devmem::Ops,
         vtable: &'static Vtable,
         size: usize,
@@ -92,6 +112,7 @@ impl Owned {
             allocation <- unsafe { Allocation::new(raw, ops, size) },
             refcount: Refcount::new(1),
             next: UnsafeCell::new(core::ptr::null_mut()),
+            detaching,
             pagemap,
             vtable,
         })
@@ -154,17 +175,51 @@ impl Drop for OwnedRef {
     }
 }
 
-/// Allocations that no folio uses any more, and whose provider was not told yet.
-static DETACHED: LockFreeList<Owned> = LockFreeList::new();
-// SAFETY: `init()` is called before any other function can be.
-static FINISH: StaticWork = unsafe { StaticWork::new(finish_all) };
+/// The allocations of a pagemap that no folio uses any more, and whose provider was not told yet.
+#[pin_data]
+pub(crate) struct Detaching {
+    list: LockFreeList<Owned>,
+    #[pin]
+    work: Work<Detaching>,
+    queue: Arc<OwnedQueue>,
+}
 
-fn finish_all() {
-    for owned in DETACHED.take_all() {
-        // SAFETY: The reference was the folios'.
-        let owned = unsafe { OwnedRef::from_raw(owned) };
-        // SAFETY: The table is for the object.
-        unsafe { (owned.0.as_ref().vtable.detached)(owned.0) };
+impl_has_work! {
+    impl HasWork<Self> for Detaching { self.work }
+}
+
+impl Detaching {
+    /// None yet. Fails with `ENOMEM`.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        // The queue is there as long as the module is.
+        let queue = QUEUE.lock().clone().ok_or(ENODEV)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                list: LockFreeList::new(),
+                work <- new_work!("gpusvm.detached"),
+                queue,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Waits until the provider was told of all allocations of the pagemap that were detached when this was
+    /// called, and these references given up. Sleeps; not to be called by the provider when it is being told.
+    pub(crate) fn flush(self: &Arc<Self>) {
+        workqueue::flush(self);
+    }
+}
+
+impl WorkItem for Detaching {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        for owned in this.list.take_all() {
+            // SAFETY: The reference was the folios'.
+            let owned = unsafe { OwnedRef::from_raw(owned) };
+            // SAFETY: The table is for the object.
+            unsafe { (owned.0.as_ref().vtable.detached)(owned.0) };
+        }
     }
 }
 
@@ -172,27 +227,50 @@ fn finish_all() {
 ///
 /// # Safety
 ///
-/// To be called once, by the core, with an allocation that is the first part of an [`Owned`].
+/// To be called once, by the core, with an allocation that is the first part of an [`Owned`], and whose pagemap
+/// the caller keeps.
 pub(crate) unsafe extern "C" fn release(allocation: *mut ext::drm_pagemap_devmem) {
     if let Some(owned) = NonNull::new(allocation.cast::<Owned>()) {
+        // SAFETY: The folios' reference keeps it.
+        let detaching = unsafe { owned.as_ref() }.detaching.clone();
         // SAFETY: The folios' reference is handed over; the object is in no list.
-        unsafe { DETACHED.push(owned) };
-        FINISH.schedule();
+        unsafe { detaching.list.push(owned) };
+        let queue = detaching.queue.clone();
+        // If it is enqueued already, it has not begun.
+        let _ = queue.enqueue(detaching);
     }
 }
 
-/// Waits until the providers were told of all allocations that were detached when this was called,
-/// and these references given up. Sleeps; not to be called by a provider that is being told.
-pub(super) fn flush() {
-    FINISH.flush();
+global_lock! {
+    // SAFETY: `init()` is called before there can be a pagemap. The work of the queue tells providers.
+    unsafe(uninit) static QUEUE: Mutex<Option<Arc<OwnedQueue>>> = None;
 }
 
-/// Makes the work item ready.
+/// Waits until all providers were told of all allocations that were detached when this was called, and these
+/// references given up. Sleeps; not to be called by a provider that is being told.
+pub(super) fn flush() {
+    let queue = QUEUE.lock().clone();
+    if let Some(queue) = queue {
+        queue.flush();
+    }
+}
+
+/// Makes the queue ready. Fails with `ENOMEM`.
 ///
 /// # Safety
 ///
 /// To be called once, when the module is loaded.
-pub(crate) unsafe fn init() {
-    // SAFETY: Nobody can have an allocation before.
-    unsafe { FINISH.init(c"gpusvm.detached", static_lock_class!()) };
+pub(crate) unsafe fn init() -> Result {
+    // SAFETY: By this function's requirements.
+    unsafe { QUEUE.init() };
+    let queue = OwnedQueue::new_unbound(c"gpusvm-detached")?;
+    *QUEUE.lock() = Some(Arc::new(queue, GFP_KERNEL)?);
+    Ok(())
+}
+
+/// Waits for the work of the queue. To be called once, when the module is unloaded, and the last pagemap is gone.
+pub(crate) fn exit() {
+    flush();
+    let queue = QUEUE.lock().take();
+    drop(queue);
 }

@@ -6,7 +6,7 @@ use super::{
     super::{
         devmem::Allocation,
         evict,
-        owned::{self, Owned, OwnedRef},
+        owned::{Owned, OwnedRef},
         page_map::PageMapRef,
         to_device::Request, //
     },
@@ -81,6 +81,7 @@ impl<P: Provider> Block<P> {
                 owned <- unsafe {
                     Owned::new(
                         (&inner.page_map).into(),
+                        inner.detaching.clone(),
                         &Inner::<P>::ALLOCATION_OPS,
                         &Inner::<P>::VTABLE,
                         size,
@@ -164,7 +165,7 @@ impl<P: Provider> Handle<P> {
         }
         // SAFETY: The frames are the block's, which the handle keeps.
         unsafe { evict::evict(self.0.allocation(), &frames) }?;
-        owned::flush();
+        self.block().inner().detaching.flush();
         Ok(())
     }
 }

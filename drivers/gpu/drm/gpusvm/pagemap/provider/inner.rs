@@ -7,7 +7,7 @@ use super::{
     super::{
         claims::Claims,
         devmem,
-        owned::{self, Owned, Vtable},
+        owned::{self, Detaching, Owned, Vtable},
         page_map::{self, PageMap},
         to_device::Sources,
         zdd, //
@@ -24,7 +24,8 @@ use kernel::{
     device::Device,
     ffi::{c_int, c_uint, c_ulong},
     mm::MmWithUser,
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 use kernel_ext::{
     bindings as ext,
@@ -47,6 +48,7 @@ pub(super) struct Inner<P: Provider> {
     pub(super) page_map: PageMap,
     pub(super) memory: DevPagemap,
     pub(super) claims: Claims,
+    pub(super) detaching: Arc<Detaching>,
     pub(super) provider: P,
 }
 

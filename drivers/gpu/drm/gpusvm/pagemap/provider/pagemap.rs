@@ -6,6 +6,7 @@ use super::{
     super::{
         claims::Claims,
         fault,
+        owned::Detaching,
         owner::OwnerId,
         page_map::{PageMap, PageMapRef},
         to_device::{self, Moved, Options, Request, Sources}, //
@@ -61,6 +62,7 @@ impl<P: Provider> Pagemap<P> {
         let memory =
             unsafe { DevPagemap::new(size, owner.map(OwnerId::as_non_null), &fault::OPS) }?;
         let claims = Claims::new(memory.frames().len())?;
+        let detaching = Detaching::new()?;
         let raw = memory.as_raw();
         let inner = KBox::try_pin_init(
             try_pin_init!(Inner {
@@ -69,6 +71,7 @@ impl<P: Provider> Pagemap<P> {
                 page_map <- unsafe { PageMap::new(device, raw, &Inner::<P>::OPS) },
                 memory,
                 claims,
+                detaching,
                 provider,
             }? Error),
             GFP_KERNEL,
