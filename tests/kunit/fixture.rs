@@ -8,6 +8,7 @@ pub(crate) mod dma;
 pub(crate) mod driver;
 pub(crate) mod failure;
 pub(crate) mod file;
+pub(crate) mod gate;
 pub(crate) mod migration;
 pub(crate) mod mm;
 pub(crate) mod provider;

@@ -3,9 +3,11 @@
 //! Pages move to a device and back, with what is in them.
 
 use crate::fixture::{
-    migration::{check, check_zero, moved, place, to_device, with_vram},
+    gate::GATE,
+    migration::{check, check_zero, moved, place, to_device, used, with_vram},
     mm::{self, Held, Pinned, Prot},
     pages,
+    thread::Thread,
     vram::{Done, Mood, Vram, HUGE}, //
 };
 use gpusvm::pagemap::to_device::{allow_huge_pages, Moved, Sources};
@@ -105,6 +107,155 @@ mod tests {
             drop(held);
             check(&span)?;
             ensure_eq!(vram.take_done().to_ram, 1);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_hole_of_several_huge_pages() -> Result {
+        with_vram(4 * HUGE, |env, pagemap| {
+            // Nothing was ever mapped near, so that there is not even a page table.
+            let span = pages(0, 3 * HUGE);
+            mm::map_huge(&span)?;
+            ensure_eq!(
+                to_device(env, pagemap, &span)?,
+                moved(3 * HUGE, 0, 3 * HUGE)
+            );
+            let done = pagemap.provider().take_done();
+            ensure_eq!((done.cleared, done.pieces), (3 * HUGE, 3));
+            check_zero(&span)?;
+            // From the middle of one to the middle of another.
+            ensure_eq!(used(pagemap), 0);
+            mm::map_huge(&span)?;
+            let part = pages(HUGE / 2, 2 * HUGE);
+            ensure_eq!(to_device(env, pagemap, &part)?.moved, part.len());
+            check_zero(&span)
+        })
+    }
+
+    #[test]
+    fn who_touches_what_waits_for_room_is_not_held_up() -> Result {
+        with_vram(4 * HUGE, |env, pagemap| {
+            for is_huge in [false, true] {
+                let span = pages(0, if is_huge { HUGE } else { 32 });
+                let other = pages(2 * HUGE, 1);
+                if is_huge {
+                    mm::map_huge(&span)?;
+                } else {
+                    mm::map(&span, Prot::Write)?;
+                }
+                mm::fill(&span)?;
+                GATE.close();
+                let (touched, place) = (span.start, other.clone());
+                let cpu = Thread::spawn(&env.mm, move || {
+                    ensure!(GATE.is_reached());
+                    // The page, and the process's mappings.
+                    let seen = mm::read(touched)?;
+                    mm::write(touched, seen)?;
+                    mm::map(&place, Prot::Write)?;
+                    let in_time = GATE.is_waiting();
+                    GATE.open();
+                    ensure!(in_time);
+                    Ok(())
+                })?;
+                pagemap.provider().set_mood(Mood {
+                    slow: true,
+                    ..Mood::NONE
+                });
+                let moves = to_device(env, pagemap, &span);
+                pagemap.provider().set_mood(Mood::NONE);
+                cpu.join()?;
+                let all = span.len() / PAGE_SIZE;
+                ensure_eq!(moves?, moved(all, all, all));
+                check(&span)?;
+                mm::unmap(&span)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// While room is made, with no lock.
+    #[test]
+    fn what_changes_while_room_is_made() -> Result {
+        type Change = fn() -> Result;
+        // What is gone does not come, and what is new has no memory.
+        let changes: [(Change, usize); 4] = [
+            (|| mm::unmap(&pages(0, 8)), 0),
+            (|| mm::drop_pages(&pages(0, 8)), 8),
+            (|| mm::protect(&pages(0, 8), Prot::Read), 0),
+            (|| mm::write(pages(20, 1).start, 1), 16),
+        ];
+        with_vram(64, |env, pagemap| {
+            for (change, expected) in changes {
+                let span = pages(0, 32);
+                mm::map(&span, Prot::Write)?;
+                mm::fill(&pages(0, 16))?;
+                GATE.close();
+                let cpu = Thread::spawn(&env.mm, move || {
+                    ensure!(GATE.is_reached());
+                    let changed = change();
+                    GATE.open();
+                    changed
+                })?;
+                pagemap.provider().set_mood(Mood {
+                    slow: true,
+                    ..Mood::NONE
+                });
+                let came = pagemap.populate_from(Sources::Populated, &env.mm, span.clone(), 0);
+                pagemap.provider().set_mood(Mood::NONE);
+                cpu.join()?;
+                let came = came?;
+                ensure_eq!(
+                    (came.moved, came.copied),
+                    (expected * PAGE_SIZE, expected * PAGE_SIZE)
+                );
+                if expected == 0 {
+                    ensure_eq!(came.raced, span.len());
+                }
+                check(&pages(8, 8))?;
+                mm::unmap(&span)?;
+                ensure_eq!(used(pagemap), 0);
+            }
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn an_error_of_the_provider_comes_out() -> Result {
+        with_vram(64, |env, pagemap| {
+            let span = pages(0, 16);
+            mm::map(&span, Prot::Write)?;
+            mm::fill(&span)?;
+            let moods = [
+                (
+                    EBUSY,
+                    Mood {
+                        busy: true,
+                        ..Mood::NONE
+                    },
+                ),
+                (
+                    ENOSPC,
+                    Mood {
+                        full: true,
+                        ..Mood::NONE
+                    },
+                ),
+                (
+                    EIO,
+                    Mood {
+                        broken: true,
+                        ..Mood::NONE
+                    },
+                ),
+            ];
+            for (error, mood) in moods {
+                pagemap.provider().set_mood(mood);
+                let result = to_device(env, pagemap, &span);
+                pagemap.provider().set_mood(Mood::NONE);
+                ensure_eq!(result, Err(error));
+                check(&span)?;
+            }
             Ok(())
         })
     }

@@ -3,7 +3,8 @@
 //! Pages move from one device to another, and from one place of a device to another.
 
 use crate::fixture::{
-    migration::{check, check_zero, is_unmapped, moved, to_device, used},
+    gate::GATE,
+    migration::{check, check_zero, evict, is_unmapped, moved, to_device, used},
     mm::{self, Pinned, Prot},
     pages,
     vram::{alive, vram_of, Mood, Vram, HUGE},
@@ -54,6 +55,33 @@ fn with_two(
 #[kunit_tests(gpusvm_pagemap_peers)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_eviction_waits_for_no_other_provider() -> Result {
+        with_two(true, 64, |env, one, two| {
+            for (pagemap, first) in [(one, 0), (two, 16)] {
+                let span = pages(first, 16);
+                mm::map(&span, Prot::Write)?;
+                mm::fill(&span)?;
+                ensure_eq!(to_device(env, pagemap, &span)?, moved(16, 16, 16));
+            }
+            GATE.close();
+            one.provider().set_mood(Mood {
+                stuck: true,
+                ..OPEN
+            });
+            mm::unmap(&pages(0, 16))?;
+            // The provider is being told, and takes its time.
+            let is_stuck = GATE.is_reached();
+            let evicted = evict(two);
+            let in_time = GATE.is_waiting();
+            GATE.open();
+            one.provider().set_mood(OPEN);
+            ensure!(is_stuck && in_time);
+            evicted?;
+            check(&pages(16, 16))
+        })
+    }
 
     #[test]
     fn from_device_to_device() -> Result {

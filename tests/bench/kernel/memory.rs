@@ -129,6 +129,10 @@ impl Vram {
 impl Provider for Vram {
     type Memory = Memory;
 
+    fn try_allocate(&self, request: &Request<'_>) -> Option<Memory> {
+        self.allocate(request).ok()
+    }
+
     fn allocate(&self, request: &Request<'_>) -> Result<Memory> {
         let whole = request.orders().any(|order| order != 0);
         let align = if whole { HUGE_PAGES } else { 1 };

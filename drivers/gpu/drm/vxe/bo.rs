@@ -340,7 +340,9 @@ fn place(dev: &Device, placement: u32, size: u64) -> Result<Memory> {
             Region::Vram(vram) => {
                 let charge = memory.charge(dev, true, |region| region.try_charge(size));
                 let both = charge.and_then(|charge| {
-                    let allocation = memory.make_room(dev, true, &charge, || vram.allocate(size));
+                    let allocation = memory.make_room(dev, true, &charge, || {
+                        vram.allocate(size, GFP_KERNEL_ACCOUNT)
+                    });
                     Ok(Memory::Vram(allocation?, charge))
                 });
                 both.inspect_err(|e| {

@@ -15,6 +15,9 @@
 //!
 //! The locks here are taken by migrations and CPU faults, under the mmap lock of some process. Under
 //! them nothing sleeps, and no memory is allocated but under that of the cache's lookup.
+//!
+//! A migration that finds no room at once lets its pages and that lock go, and has room made then
+//! ([`Provider::allocate`](provider::Provider::allocate)).
 
 mod advance;
 mod charge;
@@ -265,6 +268,15 @@ impl DeviceMemory {
             Err(ENOSPC) => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    /// Charges a process that the calling thread is one of, if it is, and if its limits allow that.
+    fn try_charge_own(&self, mm: &Mm, pages: u32) -> Option<Charge> {
+        if !sched::is_thread_of(mm) {
+            return None;
+        }
+        let region = self.region.lock().as_ref()?.region().clone();
+        region.try_charge_pages(pages).ok()
     }
 
     /// Allocates what is charged as `charge` by `attempt`, which fails with `ENOSPC` when there is no

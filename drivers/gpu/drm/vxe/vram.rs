@@ -9,6 +9,7 @@
 
 use crate::gpu::Target;
 use kernel::{
+    alloc::Flags,
     gpu::buddy::{
         AllocatedBlocks,
         GpuBuddy,
@@ -72,20 +73,26 @@ impl Vram {
     }
 
     /// Allocates `size` bytes, in as few pieces as there are. What is in them is what whoever had
-    /// them before left there. Sleeps.
+    /// them before left there. RAM for it is allocated as `flags` say, but for little that the kernel's allocator
+    /// needs.
     ///
     /// Fails with `EINTR` for a caller who is killed, with `ENOSPC` if there is not so much left, with
     /// `EINVAL` for no number of pages, and with `ENOMEM`, also if there is no RAM to stand for so much.
-    pub(crate) fn allocate(self: &Arc<Self>, size: u64) -> Result<Allocation> {
-        self.allocate_aligned(size, Alignment::new::<PAGE_SIZE>())
+    pub(crate) fn allocate(self: &Arc<Self>, size: u64, flags: Flags) -> Result<Allocation> {
+        self.allocate_aligned(size, Alignment::new::<PAGE_SIZE>(), flags)
     }
 
-    /// Allocates a large page. Fails with `ENOSPC` and `ENOMEM`. Sleeps.
-    pub(crate) fn allocate_large(self: &Arc<Self>) -> Result<Allocation> {
-        self.allocate_aligned(SZ_2M as u64, Alignment::new::<SZ_2M>())
+    /// Allocates a large page, as [`allocate`](Self::allocate). Fails with `ENOSPC` and `ENOMEM`.
+    pub(crate) fn allocate_large(self: &Arc<Self>, flags: Flags) -> Result<Allocation> {
+        self.allocate_aligned(SZ_2M as u64, Alignment::new::<SZ_2M>(), flags)
     }
 
-    fn allocate_aligned(self: &Arc<Self>, size: u64, align: Alignment) -> Result<Allocation> {
+    fn allocate_aligned(
+        self: &Arc<Self>,
+        size: u64,
+        align: Alignment,
+        flags: Flags,
+    ) -> Result<Allocation> {
         if size == 0 || size % PAGE != 0 {
             return Err(EINVAL);
         }
@@ -97,7 +104,9 @@ impl Vram {
         let blocks = self
             .buddy
             .alloc_blocks(mode, size, align, GpuBuddyAllocFlags::default());
-        let blocks = KBox::pin_init(blocks, GFP_KERNEL_ACCOUNT)?;
+        let blocks = KBox::pin_init(blocks, flags)?;
+        // The RAM stays the device's, whoever has it.
+        let account = GFP_KERNEL_ACCOUNT & !GFP_KERNEL;
         let mut allocation = Allocation {
             vram: self.clone(),
             extents: KVVec::new(),
@@ -107,12 +116,10 @@ impl Vram {
             let (start, len) = (block.offset(), block.size());
             match allocation.extents.last_mut() {
                 Some(last) if last.end() == start => last.len += len,
-                _ => allocation
-                    .extents
-                    .push(Extent { start, len }, GFP_KERNEL_ACCOUNT)?,
+                _ => allocation.extents.push(Extent { start, len }, flags)?,
             }
             // What was not given is not taken back either, in effect.
-            self.ram.give(start..start + len)?;
+            self.ram.give(start..start + len, flags & !account)?;
         }
         Ok(allocation)
     }

@@ -3,10 +3,15 @@
 //! What a migration to a device has to have copied, and by whom: by the device itself what is in RAM, by
 //! other devices what is in their memory.
 //!
+//! The memory for what a device copies is there before any page is collected, but for what other devices copy:
+//! which these are is known by the pages only. For that nobody waits.
+//!
 //! C: `drm_pagemap_migrate_range()`.
 
 use super::{
+    devmem::Allocation,
     mapping::Mapping,
+    page_map::PageMap,
     to_device::{Piece, Source},
     zdd::Zdd, //
 };
@@ -29,7 +34,7 @@ use kernel_ext::{
 
 /// The copies of a migration. Dropped, nobody has access any more to what it does not own.
 pub(super) struct Copies<'a> {
-    to: &'a Arc<Zdd>,
+    to: &'a PageMap,
     pages: usize,
     own: Mapping<'a>,
     others: KVec<Other<'a>>,
@@ -51,27 +56,29 @@ pub(super) struct Prepared {
 }
 
 impl<'a> Copies<'a> {
-    /// Copies to an allocation, for a span of `pages` pages. Fails with `ENOMEM`.
-    pub(super) fn new(to: &'a Arc<Zdd>, pages: usize) -> Result<Self> {
-        let device = to.allocation().dma_device();
+    /// Copies to the memory of a pagemap, for a span of `pages` pages. Fails with `ENOMEM`.
+    pub(super) fn new(to: &'a PageMap, pages: usize) -> Result<Self> {
+        let device = to.drm().dma_device();
         Ok(Self {
             to,
             pages,
-            // SAFETY: The device lives as long as the allocation.
-            own: unsafe { Mapping::new(device, Direction::ToDevice, pages) }?,
+            // SAFETY: The device lives as long as the pagemap.
+            own: unsafe { Mapping::new(device, Direction::ToDevice, pages, GFP_KERNEL) }?,
             others: KVec::new(),
         })
     }
 
-    /// Makes the folios of a piece ready to be filled, and maps both sides for who copies.
+    /// Makes the folios of a piece ready to be filled, which carry `zdd`, and maps both sides for who copies.
+    /// Fails with `EINVAL` if it is a huge folio for which the frames are no [block](are_block), with `EFAULT` if
+    /// the device does not reach the RAM, and `ENOMEM`.
     ///
     /// # Safety
     ///
-    /// `frames` must have those of the piece, which must be of the pagemap, free, and nobody else's.
-    /// The piece must be of the migration, which outlives this object. Fails with `EINVAL` if it is a huge
-    /// folio for which they are no [block](are_block).
+    /// `frames` must have those of the piece, which must be of the pagemap and the allocation of `zdd`, free, and
+    /// nobody else's. The piece must be of the migration, which outlives this object.
     pub(super) unsafe fn prepare(
         &mut self,
+        zdd: &Arc<Zdd>,
         migration: &mut Migration<'_>,
         frames: &[usize],
         piece: &Piece,
@@ -94,10 +101,10 @@ impl<'a> Copies<'a> {
             // which takes the word for a reference.
             let folio = unsafe {
                 LockedFolio::device(
-                    self.to.pagemap().dev_pagemap(),
+                    self.to.dev_pagemap(),
                     *frame,
                     order,
-                    self.to.clone().into_data(),
+                    zdd.clone().into_data(),
                 )
             };
             // SAFETY: The pages of a folio are contiguous, and their frames in ascending order.
@@ -151,22 +158,22 @@ impl<'a> Copies<'a> {
             Some(index) => index,
             None => {
                 let device = from.pagemap().drm().dma_device();
+                // SAFETY: The device lives as long as the pagemap.
+                let mapping =
+                    unsafe { Mapping::new(device, Direction::FromDevice, self.pages, GFP_NOWAIT) }?;
                 let other = Other {
-                    // SAFETY: The device lives as long as the pagemap.
-                    mapping: unsafe { Mapping::new(device, Direction::FromDevice, self.pages) }?
-                        .with(self.to.pagemap()),
+                    mapping: mapping.with(self.to),
                     from: from.into(),
                 };
-                self.others.push(other, GFP_KERNEL)?;
+                self.others.push(other, GFP_NOWAIT)?;
                 self.others.len() - 1
             }
         };
         self.others.get_mut(index).ok_or(EINVAL)
     }
 
-    /// Has everything copied, and cleared what comes from nowhere.
-    pub(super) fn run(&mut self) -> Result {
-        let allocation = self.to.allocation();
+    /// Has everything copied, and cleared what comes from nowhere. `allocation` is what is copied to.
+    pub(super) fn run(&mut self, allocation: &Allocation) -> Result {
         // SAFETY: Only this migration fills the allocation.
         let fence = unsafe { allocation.fence() };
         copy(&mut self.own, allocation.ops().copy_to_devmem, fence)?;

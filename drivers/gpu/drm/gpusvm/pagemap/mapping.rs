@@ -10,6 +10,7 @@ use super::page_map::PageMap;
 use crate::segment::{Protocol, Segment};
 use core::ptr::{self, NonNull};
 use kernel::{
+    alloc::Flags,
     bindings::{device, page},
     page::PAGE_SIZE,
     prelude::*, //
@@ -42,21 +43,26 @@ pub(crate) struct Mapping<'a> {
 
 impl<'a> Mapping<'a> {
     /// Sides for a copy of up to `pages` pages, with nothing in them. `dir` is
-    /// [`ToDevice`](Direction::ToDevice) or [`FromDevice`](Direction::FromDevice). Fails with
-    /// `ENOMEM`.
+    /// [`ToDevice`](Direction::ToDevice) or [`FromDevice`](Direction::FromDevice). Allocates as `flags` say; fails
+    /// with `ENOMEM`.
     ///
     /// # Safety
     ///
     /// `dev` must be a device with a DMA mask that outlives the result.
-    pub(crate) unsafe fn new(dev: *mut device, dir: Direction, pages: usize) -> Result<Self> {
+    pub(crate) unsafe fn new(
+        dev: *mut device,
+        dir: Direction,
+        pages: usize,
+        flags: Flags,
+    ) -> Result<Self> {
         // INVARIANT: Nothing is mapped.
         Ok(Self {
             dev,
             pagemap: None,
             is_empty: true,
             dir,
-            pages: KVVec::from_elem(ptr::null_mut(), pages, GFP_KERNEL)?,
-            addrs: KVVec::from_elem(Segment::default(), pages, GFP_KERNEL)?,
+            pages: KVVec::from_elem(ptr::null_mut(), pages, flags)?,
+            addrs: KVVec::from_elem(Segment::default(), pages, flags)?,
         })
     }
 

@@ -33,12 +33,28 @@ pub trait Provider: Send + Sync + Sized + 'static {
     /// process is there any more and all [`Handle`]s are gone.
     type Memory: Send + Sync + 'static;
 
-    /// Allocates memory for a migration; may [evict](Handle::evict) for that. Its contents need not
-    /// be defined.
+    /// Allocates memory for a migration, if that is to be had without waiting: no room has to be made, no page of
+    /// RAM be reclaimed, and nobody be asked. None otherwise. Its contents need not be defined.
     ///
-    /// Called with the mmap lock of some process held for reading, and pages of it isolated: must
-    /// take no mmap lock, nor touch user memory. Accounted memory is charged to the process that the
-    /// migration is for.
+    /// Called with pages of a process isolated, so that its threads wait for them, and the mmap lock of it held
+    /// for reading: what is allocated for it is allocated with `GFP_NOWAIT`, and no lock is taken under which
+    /// somebody waits.
+    ///
+    /// Without this function there is none, and each migration collects its pages twice: once to see how
+    /// many they are.
+    fn try_allocate(&self, request: &Request<'_>) -> Option<Self::Memory> {
+        let _ = request;
+        None
+    }
+
+    /// Allocates memory for a migration; may [evict](Handle::evict) for that, and wait. Its contents need not
+    /// be defined. What is there of the process when this returns may be less than was asked for, and be
+    /// elsewhere.
+    ///
+    /// Called with no page isolated, and no lock held but those of the driver's own caller. But who
+    /// moves memory to a device by [`PageMap::populate`](super::PageMap::populate), and C code does, holds the
+    /// mmap lock of the process for reading: so this must take no mmap lock, nor touch user memory. Accounted
+    /// memory is charged to the process that the migration is for.
     fn allocate(&self, request: &Request<'_>) -> Result<Self::Memory>;
 
     /// The device page that number `index` of an allocation is at; of as many as were requested. A
@@ -46,8 +62,8 @@ pub trait Provider: Send + Sync + Sized + 'static {
     /// refused.
     fn page(memory: &Self::Memory, index: usize) -> usize;
 
-    /// Copies and clears, and waits for the end of that. Called under the same conditions as
-    /// [`allocate`](Self::allocate).
+    /// Copies and clears, and waits for the end of that. Called with pages of processes isolated, and mostly with
+    /// the mmap lock of one of them held for reading: must take no mmap lock, nor touch user memory.
     fn copy(&self, copy: &Copy<'_>) -> Result;
 
     /// Maps device pages for a device, its own or another, until [`unmap`](Self::unmap). The

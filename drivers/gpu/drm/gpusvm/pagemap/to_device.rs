@@ -7,6 +7,12 @@
 //! memory is allocated for those, and no more; and only they are copied. A place that was never
 //! written needs no copy: it is cleared.
 //!
+//! Pages that are collected are locked and in no page table: whoever touches one waits, and cannot be killed.
+//! So nobody waits for memory meanwhile. The core's own is there before. Device memory is asked for once
+//! without waiting. If there is none, all pages are let go, and the mmap lock, too; it is allocated, however
+//! long that takes; and the pages are collected again. What has come there in the meantime has no memory,
+//! and stays where it is.
+//!
 //! Pages may come from RAM, and from the memory of another device of the same owner. The device that
 //! has them copies them then, straight to their new place: who can read memory without the CPU is
 //! known, and who can write there is for the new place's pagemap to say. Memory of a device with
@@ -19,9 +25,10 @@ use super::{
     devmem::Allocation,
     page_map::PageMap,
     to_ram,
-    zdd::{self, Zdd}, //
+    zdd::{self, Vacant, Zdd}, //
 };
 use core::{
+    mem,
     ops::Range,
     ptr::{self, NonNull}, //
 };
@@ -120,22 +127,34 @@ impl Piece {
         self.index..self.index + self.pages()
     }
 
-    /// Whether it can move to those of `frames` that are at its places: a huge folio moves as one only.
+    /// Whether it can move to those of `frames` that are at its places, or there is none: a huge folio moves as
+    /// one only.
     fn fits(&self, frames: &[usize]) -> bool {
-        matches!(self.source, Source::Nowhere) || frames.get(self.places()).is_some_and(are_block)
+        let Some(frames) = frames.get(self.places()) else {
+            return false;
+        };
+        matches!(self.source, Source::Nowhere)
+            || are_block(frames)
+            || frames.iter().all(|frame| *frame == NO_FRAME)
+    }
+
+    /// Whether there is one of `frames` at each of its places.
+    fn has_memory(&self, frames: &[usize]) -> bool {
+        let frames = frames.get(self.places());
+        frames.is_some_and(|frames| frames.iter().all(|frame| *frame != NO_FRAME))
     }
 }
 
 /// The memory that a migration needs.
 pub struct Request<'a> {
-    vma: &'a VmaRef,
+    mm: &'a Mm,
     pieces: &'a [Piece],
 }
 
 impl Request<'_> {
     /// The address space whose pages are to move: that of who [pays](super::payer) for the memory.
     pub fn mm(&self) -> &Mm {
-        self.vma.mm()
+        self.mm
     }
 
     /// How many pages.
@@ -159,9 +178,9 @@ impl Request<'_> {
 
 /// Allocates device memory for a request: writes the frame of each of its
 /// [places](Request::places), and hands over a reference to the allocation. The frames are of the
-/// pagemap, free, and nobody else's.
+/// pagemap, free, and nobody else's. None if that is not to be had without waiting.
 pub(crate) type Target<'a> =
-    dyn FnMut(&Request<'_>, &mut [usize]) -> Result<NonNull<Allocation>> + 'a;
+    dyn FnMut(&Request<'_>, &mut [usize]) -> Result<Option<NonNull<Allocation>>> + 'a;
 
 /// What moves to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -185,106 +204,212 @@ pub(crate) struct Options {
     pub(crate) sources: Sources,
 }
 
-/// Moves what is in `span` of `vma` to the memory of `pagemap`. The allocation is not released as long
-/// as the caller keeps what is returned with the result.
-///
-/// Sleeps; calls MMU notifiers. Errors, after which everything is where it was:
-/// - `EBUSY`: the VMA is of a kind that cannot move, or KSM has a page of the span;
-/// - `EINVAL`: the span is not within the VMA;
-/// - `EFAULT`: the device cannot reach a page of RAM;
-/// - `ENOMEM`, or an error of the provider's.
-///
-/// # Safety
-///
-/// The mmap lock must be held; `target` must keep what its type says.
-pub(crate) unsafe fn migrate(
-    vma: &VmaRef,
-    span: Range<usize>,
-    pagemap: &PageMap,
+/// A migration of a span of one VMA to the memory of a pagemap. The allocation is not released as long as it is
+/// kept.
+pub(crate) struct Move<'a> {
+    pagemap: &'a PageMap,
     options: Options,
-    target: &mut Target<'_>,
-) -> Result<(Moved, Option<Arc<Zdd>>)> {
-    if span.start >= span.end
-        || span.start % PAGE_SIZE != 0
-        || span.end % PAGE_SIZE != 0
-        || span.start < vma.start()
-        || span.end > vma.end()
-    {
-        return Err(EINVAL);
+    span: Range<usize>,
+    /// The frame for each page of the span, once there is memory: [`NO_FRAME`] for one that has none.
+    frames: KVVec<usize>,
+    found: Collected,
+    copies: Option<Copies<'a>>,
+    memory: Memory,
+}
+
+/// The device memory of a migration.
+enum Memory {
+    /// There is none yet.
+    None(Vacant),
+    /// There is what the folios carry.
+    Some(Arc<Zdd>),
+    /// It was to be allocated, and that failed.
+    Failed,
+}
+
+impl<'a> Move<'a> {
+    /// Allocates what is needed besides the memory of the device. Fails with `EINVAL` if the span is not
+    /// page-aligned, or empty, and `ENOMEM`. Sleeps.
+    pub(crate) fn new(pagemap: &'a PageMap, options: Options, span: Range<usize>) -> Result<Self> {
+        if span.start >= span.end || span.start % PAGE_SIZE != 0 || span.end % PAGE_SIZE != 0 {
+            return Err(EINVAL);
+        }
+        let pages = span.len() >> PAGE_SHIFT;
+        Ok(Self {
+            pagemap,
+            options,
+            span,
+            frames: KVVec::from_elem(NO_FRAME, pages, GFP_KERNEL)?,
+            found: Collected::new(pages)?,
+            copies: Some(Copies::new(pagemap, pages)?),
+            memory: Memory::None(Vacant::new()?),
+        })
     }
-    if let Some(why) = fixed(vma) {
-        kernel_ext::debug!("memory at {:#x?} does not move to a device: {why}", span);
-        return Err(EBUSY);
+
+    /// What comes of it if nothing moves as somebody changed the memory meanwhile.
+    pub(crate) fn raced(&self) -> Moved {
+        Moved {
+            left: self.span.len(),
+            raced: self.span.len(),
+            ..Moved::default()
+        }
     }
-    let pages = (span.end - span.start) >> PAGE_SHIFT;
-    let mut frames = KVVec::from_elem(NO_FRAME, pages, GFP_KERNEL)?;
-    let mut found = Collected::new(pages)?;
-    let collect = |huge| {
+
+    /// Moves what is in the span. Without memory, that is allocated by `target`, which must not wait; none is
+    /// returned if it has none without, and then everything is where it was. After
+    /// [`allocate`](Self::allocate) this is to be called once more.
+    ///
+    /// Sleeps; calls MMU notifiers. Errors, after which everything is where it was:
+    /// - `EINVAL`: the span is not within the VMA;
+    /// - `EFAULT`: the device cannot reach a page of RAM;
+    /// - `ENOMEM`, or an error of the provider's.
+    ///
+    /// # Safety
+    ///
+    /// The mmap lock of the VMA's mm must be held; `target` must keep what its type says.
+    pub(crate) unsafe fn run(
+        &mut self,
+        vma: &VmaRef,
+        target: &mut Target<'_>,
+    ) -> Result<Option<Moved>> {
+        if self.span.start < vma.start() || self.span.end > vma.end() {
+            return Err(EINVAL);
+        }
+        if let Some(why) = fixed(vma) {
+            kernel_ext::debug!(
+                "memory at {:#x?} does not move to a device: {why}",
+                self.span
+            );
+            return Ok(Some(self.fixed()));
+        }
+        let huge = if are_huge_pages_allowed() {
+            Huge::Whole
+        } else {
+            Huge::Split
+        };
+        // SAFETY: By this function's requirements.
+        let Some(mut migration) = unsafe { self.collect(vma, huge) }? else {
+            return Ok(Some(self.fixed()));
+        };
+        if self.found.pieces.is_empty() {
+            return Ok(Some(self.found.nothing()));
+        }
+        if matches!(self.memory, Memory::None(_)) && !self.fill(vma.mm(), target)? {
+            return Ok(None);
+        }
+        let Memory::Some(zdd) = &self.memory else {
+            return Err(EINVAL);
+        };
+        let zdd = zdd.clone();
+        if self
+            .found
+            .pieces
+            .iter()
+            .any(|piece| !piece.fits(&self.frames))
+        {
+            // The memory is in pieces, and so the folio has to be.
+            drop(migration);
+            // SAFETY: By this function's requirements.
+            migration = match unsafe { self.collect(vma, Huge::Split) }? {
+                Some(migration) => migration,
+                None => return Ok(Some(self.fixed())),
+            };
+        }
+        let wanted: usize = self.found.pieces.iter().map(Piece::pages).sum();
+        // What came to be collected now, and was not when the memory was allocated, has none.
+        self.found
+            .pieces
+            .retain(|piece| piece.has_memory(&self.frames));
+        let nothing = self.found.nothing();
+        let mut copies = self.copies.take().ok_or(EINVAL)?;
+        let (mut copied, mut unreachable) = (0, 0);
+        for piece in &self.found.pieces {
+            // SAFETY: By what `Target` says; the piece is the migration's.
+            let prepared = unsafe { copies.prepare(&zdd, &mut migration, &self.frames, piece) }?;
+            copied += prepared.copied;
+            unreachable += prepared.unreachable;
+        }
+        copies.run(zdd.allocation())?;
+        drop(copies);
+
+        zdd.allocation().begin_timeslice(self.options.timeslice);
+        let moved = migration.migrate();
+        to_ram::retire(&migration);
+        // The page tables have the device's pages from here on.
+        drop(migration);
+        Ok(Some(Moved {
+            moved: moved << PAGE_SHIFT,
+            copied: copied << PAGE_SHIFT,
+            left: nothing.left - (moved << PAGE_SHIFT),
+            unreachable: unreachable << PAGE_SHIFT,
+            raced: (wanted - unreachable - moved) << PAGE_SHIFT,
+            ..nothing
+        }))
+    }
+
+    /// Allocates memory by `target` for what [`run`](Self::run) found, and had none for. No page is
+    /// collected meanwhile. `mm` is the address space. Fails as `target` does.
+    ///
+    /// # Safety
+    ///
+    /// `target` must keep what its type says.
+    pub(crate) unsafe fn allocate(&mut self, mm: &Mm, target: &mut Target<'_>) -> Result {
+        if self.fill(mm, target)? {
+            Ok(())
+        } else {
+            Err(ENOMEM)
+        }
+    }
+
+    /// Has memory allocated for what was collected; whether there is any now.
+    fn fill(&mut self, mm: &Mm, target: &mut Target<'_>) -> Result<bool> {
+        let request = Request {
+            mm,
+            pieces: &self.found.pieces,
+        };
+        let Some(allocation) = target(&request, &mut self.frames)? else {
+            return Ok(false);
+        };
+        if let Memory::None(vacant) = mem::replace(&mut self.memory, Memory::Failed) {
+            // SAFETY: The reference was handed over.
+            self.memory = Memory::Some(unsafe { vacant.fill(allocation, self.pagemap) });
+        }
+        Ok(true)
+    }
+
+    /// Collects what is in the span, and looks at it; none if KSM has one of the pages. Fails as
+    /// [`Migration::collect`] does.
+    ///
+    /// # Safety
+    ///
+    /// As for [`run`](Self::run); the span must be within the VMA.
+    unsafe fn collect<'v>(&mut self, vma: &'v VmaRef, huge: Huge) -> Result<Option<Migration<'v>>> {
         // What is not to move is not collected either: each page would be taken from all page tables, and
         // put back.
-        let select = match options.sources {
+        let select = match self.options.sources {
             Sources::Populated | Sources::System => Select::System,
             Sources::Devices | Sources::All => Select::Any,
         };
-        // SAFETY: The lock is held, and the span within the VMA.
-        unsafe { Migration::collect(vma, span.clone(), select, huge, pagemap.owner_ptr(), None) }
-    };
+        let owner = self.pagemap.owner_ptr();
+        // SAFETY: By this function's requirements.
+        let migration = match unsafe {
+            Migration::collect(vma, self.span.clone(), select, huge, owner, None)
+        } {
+            Err(e) if e == EBUSY => return Ok(None),
+            done => done?,
+        };
+        self.found
+            .look(&migration, self.pagemap, self.options.sources)?;
+        Ok(Some(migration))
+    }
 
-    let huge = if are_huge_pages_allowed() {
-        Huge::Whole
-    } else {
-        Huge::Split
-    };
-    let mut migration = collect(huge)?;
-    found.look(&migration, pagemap, options.sources)?;
-    if found.pieces.is_empty() {
-        return Ok((found.nothing(), None));
+    /// What comes of it if the memory is of a kind that cannot move.
+    fn fixed(&self) -> Moved {
+        Moved {
+            left: self.span.len(),
+            ..Moved::default()
+        }
     }
-    let request = Request {
-        vma,
-        pieces: &found.pieces,
-    };
-    let allocation = target(&request, &mut frames)?;
-    // SAFETY: The reference was handed over.
-    let zdd = unsafe { Zdd::new(allocation, pagemap) }?;
-    if found.pieces.iter().any(|piece| !piece.fits(&frames)) {
-        // The memory is in pieces, and so the folio has to be. What comes to be collected now that was not
-        // before has no memory.
-        drop(migration);
-        migration = collect(Huge::Split)?;
-        found.look(&migration, pagemap, options.sources)?;
-        found.pieces.retain(|piece| {
-            let frames = frames.get(piece.places());
-            frames.is_some_and(|frames| frames.iter().all(|frame| *frame != NO_FRAME))
-        });
-    }
-    let nothing = found.nothing();
-    let wanted: usize = found.pieces.iter().map(Piece::pages).sum();
-    let mut copies = Copies::new(&zdd, pages)?;
-    let (mut copied, mut unreachable) = (0, 0);
-    for piece in &found.pieces {
-        // SAFETY: By what `Target` says; the piece is the migration's.
-        let prepared = unsafe { copies.prepare(&mut migration, &frames, piece) }?;
-        copied += prepared.copied;
-        unreachable += prepared.unreachable;
-    }
-    copies.run()?;
-    drop(copies);
-
-    zdd.allocation().begin_timeslice(options.timeslice);
-    let moved = migration.migrate();
-    to_ram::retire(&migration);
-    // The page tables have the device's pages from here on.
-    drop(migration);
-    let moved = Moved {
-        moved: moved << PAGE_SHIFT,
-        copied: copied << PAGE_SHIFT,
-        left: nothing.left - (moved << PAGE_SHIFT),
-        unreachable: unreachable << PAGE_SHIFT,
-        raced: (wanted - unreachable - moved) << PAGE_SHIFT,
-        ..nothing
-    };
-    Ok((moved, Some(zdd)))
 }
 
 /// No frame of a device's: that is the first of RAM.

@@ -17,11 +17,19 @@ use super::{
     fault,
     page_map::{PageMap, PageMapRef}, //
 };
-use core::{ffi::c_void, ptr::NonNull};
+use core::{
+    ffi::c_void,
+    mem::MaybeUninit,
+    ptr::NonNull, //
+};
 use kernel::{
     bindings::page,
     prelude::*,
-    sync::{Arc, ArcBorrow}, //
+    sync::{
+        Arc,
+        ArcBorrow,
+        UniqueArc, //
+    }, //
 };
 use kernel_ext::mm::zone_device;
 
@@ -45,25 +53,35 @@ unsafe impl Sync for Zdd {}
 // The bit is free.
 static_assert!(core::mem::align_of::<Zdd>() > RETIRED);
 
-impl Zdd {
-    /// Takes over a reference to `allocation`, which is released with the last folio; at once if
-    /// this fails, with `ENOMEM`.
+/// Memory for a [`Zdd`].
+pub(crate) struct Vacant(UniqueArc<MaybeUninit<Zdd>>);
+
+impl Vacant {
+    /// Fails with `ENOMEM`.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self(UniqueArc::new_uninit(GFP_KERNEL_ACCOUNT)?))
+    }
+
+    /// Takes over a reference to `allocation`, which is released with the last folio.
     ///
     /// # Safety
     ///
     /// The reference must be the caller's.
-    pub(crate) unsafe fn new(
+    pub(crate) unsafe fn fill(
+        self,
         allocation: NonNull<Allocation>,
         pagemap: &PageMap,
-    ) -> Result<Arc<Self>> {
-        // INVARIANT: The reference is handed over. (It is dropped where this fails.)
-        let zdd = Self {
+    ) -> Arc<Zdd> {
+        // INVARIANT: The reference is handed over.
+        let zdd = Zdd {
             allocation,
             pagemap: pagemap.into(),
         };
-        Ok(Arc::new(zdd, GFP_KERNEL_ACCOUNT)?)
+        self.0.write(zdd).into()
     }
+}
 
+impl Zdd {
     /// The allocation that the folios are part of.
     pub(crate) fn allocation(&self) -> &Allocation {
         // SAFETY: By the type invariants.

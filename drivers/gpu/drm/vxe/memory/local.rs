@@ -34,6 +34,7 @@ use gpusvm::{
     Protocol, //
 };
 use kernel::{
+    alloc::Flags,
     fmt,
     page::PAGE_SIZE,
     prelude::*,
@@ -70,17 +71,58 @@ impl Local {
         }
     }
 
-    /// Allocates a piece of `1 << order` pages, or so many single ones.
-    fn get(&self, charge: &Charge, order: u32, pages: usize) -> Result<Allocation> {
-        self.dev.memory.make_room(&self.dev, false, charge, || {
-            if order != 0 {
-                if let Ok(large) = self.vram.allocate_large() {
-                    return Ok(large);
-                }
+    /// Allocates a piece of `1 << order` pages, or so many single ones. Fails with `ENOSPC` if there is no room.
+    fn get(&self, order: u32, pages: usize, flags: Flags) -> Result<Allocation> {
+        if order != 0 {
+            if let Ok(large) = self.vram.allocate_large(flags) {
+                return Ok(large);
             }
-            // What is not in one piece is moved page by page.
-            self.vram.allocate(pages as u64 * PAGE)
-        })
+        }
+        // What is not in one piece is moved page by page.
+        self.vram.allocate(pages as u64 * PAGE, flags)
+    }
+
+    /// The parts of a block for a request, each of which is allocated by `get`: a piece of several pages, or so
+    /// many single ones. Fails as `get` does, and with `ENOMEM`.
+    fn parts(
+        request: &Request<'_>,
+        flags: Flags,
+        get: impl Fn(u32, usize) -> Result<Allocation>,
+    ) -> Result<KVVec<Part>> {
+        let mut parts = KVVec::new();
+        let mut first = 0;
+        let mut orders = request.orders().peekable();
+        while let Some(order) = orders.next() {
+            let mut pages = 1 << order;
+            while order == 0 && orders.next_if_eq(&0).is_some() {
+                pages += 1;
+            }
+            let allocation = get(order, pages)?;
+            parts.push(Part { first, allocation }, flags)?;
+            first += pages;
+        }
+        Ok(parts)
+    }
+
+    fn block(
+        &self,
+        request: &Request<'_>,
+        entry: Entry,
+        charge: Charge,
+        parts: KVVec<Part>,
+    ) -> Block {
+        Block {
+            parts,
+            entry,
+            dev: self.dev.clone(),
+            charge,
+            pid: payer::pid(request.mm()),
+        }
+    }
+
+    /// What the calling thread was advanced, if that is enough.
+    fn advanced(&self, pages: u32) -> Option<Charge> {
+        self.dev.memory.advances.take(u64::from(pages) * PAGE)
     }
 }
 
@@ -138,41 +180,45 @@ impl Drop for Block {
 impl Provider for Local {
     type Memory = Block;
 
+    fn try_allocate(&self, request: &Request<'_>) -> Option<Block> {
+        let memory = &self.dev.memory;
+        let flags = GFP_NOWAIT | (GFP_KERNEL_ACCOUNT & !GFP_KERNEL);
+        let pages = u32::try_from(request.pages()).ok()?;
+        let entry = memory.residents.add(flags).ok()?;
+        let parts = Self::parts(request, flags, |order, pages| self.get(order, pages, flags));
+        // The charge comes last: what is taken of an advance is not put back.
+        let made = parts.ok().and_then(|parts| {
+            let own = || memory.try_charge_own(request.mm(), pages);
+            let charge = self.advanced(pages).or_else(own)?;
+            Some((charge, parts))
+        });
+        let Some((charge, parts)) = made else {
+            memory.residents.remove(&entry);
+            return None;
+        };
+        Some(self.block(request, entry, charge, parts))
+    }
+
     fn allocate(&self, request: &Request<'_>) -> Result<Block> {
         let (dev, memory) = (&self.dev, &self.dev.memory);
+        let flags = GFP_KERNEL_ACCOUNT;
         let pages = u32::try_from(request.pages())?;
-        let bytes = u64::from(pages) * PAGE;
         // Before it waits for anything: while it is listed, the device is there.
-        let entry = memory.residents.add()?;
-        let charge = match memory.advances.take(bytes) {
-            Some(charge) => charge,
-            None => memory
-                .charge(dev, false, |region| {
-                    payer::charge(request.mm(), region, pages)
-                })
-                .inspect_err(|_| memory.residents.remove(&entry))?,
+        let entry = memory.residents.add(flags)?;
+        let charge = match self.advanced(pages) {
+            Some(charge) => Ok(charge),
+            None => memory.charge(dev, false, |region| {
+                payer::charge(request.mm(), region, pages)
+            }),
         };
-        let mut block = Block {
-            parts: KVVec::new(),
-            entry,
-            dev: dev.clone(),
-            charge,
-            pid: payer::pid(request.mm()),
-        };
-        let mut first = 0;
-        let mut orders = request.orders().peekable();
-        while let Some(order) = orders.next() {
-            let mut pages = 1 << order;
-            while order == 0 && orders.next_if_eq(&0).is_some() {
-                pages += 1;
-            }
-            let allocation = self.get(&block.charge, order, pages)?;
-            block
-                .parts
-                .push(Part { first, allocation }, GFP_KERNEL_ACCOUNT)?;
-            first += pages;
-        }
-        Ok(block)
+        let made = charge.and_then(|charge| {
+            let parts = Self::parts(request, flags, |order, pages| {
+                memory.make_room(dev, false, &charge, || self.get(order, pages, flags))
+            })?;
+            Ok((charge, parts))
+        });
+        let (charge, parts) = made.inspect_err(|_| memory.residents.remove(&entry))?;
+        Ok(self.block(request, entry, charge, parts))
     }
 
     fn page(block: &Block, index: usize) -> usize {

@@ -14,6 +14,7 @@
 use super::local::Local;
 use gpusvm::pagemap::provider::Handle;
 use kernel::{
+    alloc::Flags,
     prelude::*,
     rbtree::{
         RBTree,
@@ -95,9 +96,9 @@ impl Residents {
 
     /// Lists a new block. Whoever has the entry hands it to [`remove`](Self::remove) in the end.
     ///
-    /// Fails with `ENODEV` when no block may come any more, and `ENOMEM`.
-    pub(super) fn add(&self) -> Result<Entry> {
-        let spare = RBTreeNode::new(0, None, GFP_KERNEL_ACCOUNT)?.into_reservation();
+    /// Allocates as `flags` say. Fails with `ENODEV` when no block may come any more, and `ENOMEM`.
+    pub(super) fn add(&self, flags: Flags) -> Result<Entry> {
+        let spare = RBTreeNode::new(0, None, flags)?.into_reservation();
         let mut list = self.list.lock();
         if list.closed {
             drop(list);

@@ -15,7 +15,10 @@
 use crate::dma_memory::{DmaMemory, Mapped};
 use core::{ops::Range, ptr::NonNull};
 use kernel::{
-    alloc::flags::__GFP_NOWARN,
+    alloc::{
+        flags::__GFP_NOWARN,
+        Flags, //
+    },
     dma::DmaAddress,
     page::{Page, PAGE_SIZE},
     prelude::*,
@@ -76,15 +79,15 @@ impl DeviceRam {
     }
 
     /// Gives the pages of `span` out: they can be reached from now on. What is in them is what was
-    /// there before. Sleeps.
+    /// there before. RAM that they still need is allocated as `flags` say.
     ///
     /// No two may be given the same page at once. Fails with `ENOMEM`, or with `EINTR` for a caller who is
     /// killed, and then gives none, with `EINVAL` for what are no pages, and `ENXIO`.
-    pub fn give(&self, span: Range<u64>) -> Result {
+    pub fn give(&self, span: Range<u64>, flags: Flags) -> Result {
         let frames = self.frames(&span)?;
         for frame in frames {
             if frame.ram.as_ref().is_none() {
-                let page = Page::alloc_page(GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN)?;
+                let page = Page::alloc_page(flags | __GFP_ZERO | __GFP_NOWARN)?;
                 // Nobody else fills it, as nobody else is given this page.
                 frame.ram.populate(page);
                 kernel_ext::sched::check_killed()?;
@@ -280,7 +283,7 @@ mod tests {
         let ram = DeviceRam::new(4 * PAGE)?;
         check(ram.size() == 4 * PAGE && ram.taken() == 0)?;
         check(ram.store_u32(PAGE, 1) == Err(ESTALE))?;
-        ram.give(PAGE..3 * PAGE)?;
+        ram.give(PAGE..3 * PAGE, GFP_KERNEL)?;
         check(ram.taken() == 2 * PAGE && ram.given() == 2 * PAGE)?;
         ram.store_u32(PAGE, 7)?;
         check(ram.fetch_add_u32(PAGE, 2) == Ok(7))?;
@@ -292,30 +295,30 @@ mod tests {
         check(ram.clear(PAGE, 4) == Err(ESTALE))?;
         check(ram.page(PAGE).is_err() && ram.page(2 * PAGE).is_ok())?;
         // RAM stays, and so does what is in it.
-        ram.give(PAGE..2 * PAGE)?;
+        ram.give(PAGE..2 * PAGE, GFP_KERNEL)?;
         check(ram.fetch_add_u32(PAGE, 0) == Ok(9) && ram.taken() == 2 * PAGE)
     }
 
     #[test]
     fn accesses_stay_within_a_page() -> Result {
         let ram = DeviceRam::new(2 * PAGE)?;
-        ram.give(0..2 * PAGE)?;
+        ram.give(0..2 * PAGE, GFP_KERNEL)?;
         let mut four = [0; 4];
         check(ram.read(PAGE - 4, &mut four).is_ok())?;
         check(ram.read(PAGE - 3, &mut four) == Err(EINVAL))?;
         check(ram.write(PAGE - 3, &four) == Err(EINVAL))?;
         check(ram.store_u32(2, 1) == Err(EINVAL))?;
         check(ram.store_u64(4, 1) == Err(EINVAL))?;
-        check(ram.give(1..PAGE) == Err(EINVAL))?;
-        check(ram.give(0..3 * PAGE) == Err(ENXIO))?;
+        check(ram.give(1..PAGE, GFP_KERNEL) == Err(EINVAL))?;
+        check(ram.give(0..3 * PAGE, GFP_KERNEL) == Err(ENXIO))?;
         check(DeviceRam::new(PAGE + 1).is_err())
     }
 
     #[test]
     fn pieces_are_copied_and_cleared() -> Result {
         let (a, b) = (DeviceRam::new(2 * PAGE)?, DeviceRam::new(PAGE)?);
-        a.give(0..2 * PAGE)?;
-        b.give(0..PAGE)?;
+        a.give(0..2 * PAGE, GFP_KERNEL)?;
+        b.give(0..PAGE, GFP_KERNEL)?;
         a.write(8, &[1, 2, 3, 4])?;
         a.copy_from(PAGE, &a, 8, 4)?;
         b.copy_from(16, &a, PAGE, 4)?;

@@ -14,8 +14,15 @@ use super::{
     Pagemap,
     Provider, //
 };
-use core::{marker::PhantomData, ptr::NonNull};
-use kernel::prelude::*;
+use core::{
+    marker::PhantomData,
+    mem::MaybeUninit,
+    ptr::NonNull, //
+};
+use kernel::{
+    alloc::Flags,
+    prelude::*, //
+};
 
 /// Pages that are in an allocation, until it is dropped.
 pub(super) struct Claim<P: Provider> {
@@ -44,6 +51,40 @@ impl<P: Provider> Drop for Claim<P> {
     }
 }
 
+/// Whether who allocates may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Pages of a process are collected.
+    MustNot,
+    May,
+}
+
+impl Wait {
+    /// How memory is allocated that the process is charged.
+    fn flags(self) -> Flags {
+        match self {
+            Self::MustNot => GFP_NOWAIT | (GFP_KERNEL_ACCOUNT & !GFP_KERNEL),
+            Self::May => GFP_KERNEL_ACCOUNT,
+        }
+    }
+}
+
+/// Memory for a block: it is there before the provider is asked.
+struct Place<P: Provider> {
+    block: KBox<MaybeUninit<Block<P>>>,
+    pages: KVVec<usize>,
+}
+
+impl<P: Provider> Place<P> {
+    /// For a block of so many pages. Fails with `ENOMEM`.
+    fn new(pages: usize, flags: Flags) -> Result<Self> {
+        Ok(Self {
+            block: KBox::new_uninit(flags)?,
+            pages: KVVec::with_capacity(pages, flags)?,
+        })
+    }
+}
+
 /// An allocation of a provider's. The claim goes before the memory, which is free for others then.
 #[repr(C)]
 #[pin_data]
@@ -56,7 +97,7 @@ pub(super) struct Block<P: Provider> {
 
 impl<P: Provider> Block<P> {
     /// Allocates what a request asks for from a provider's memory, for a span of `size` bytes, and
-    /// writes the frames.
+    /// writes the frames. None if that is not to be had without waiting, and the caller must not.
     ///
     /// Fails with `EINVAL` if what the provider has allocated is in use, with `ENOMEM`, and as the
     /// provider does.
@@ -65,38 +106,46 @@ impl<P: Provider> Block<P> {
         request: &Request<'_>,
         frames: &mut [usize],
         size: usize,
-    ) -> Result<Handle<P>> {
-        let mut pages = KVVec::with_capacity(request.pages(), GFP_KERNEL_ACCOUNT)?;
-        let memory = inner.provider.allocate(request)?;
+        wait: Wait,
+    ) -> Result<Option<Handle<P>>> {
+        let place = match (wait, Place::new(request.pages(), wait.flags())) {
+            (Wait::MustNot, Err(_)) => return Ok(None),
+            (_, place) => place?,
+        };
+        let memory = match wait {
+            Wait::MustNot => match inner.provider.try_allocate(request) {
+                Some(memory) => memory,
+                None => return Ok(None),
+            },
+            Wait::May => inner.provider.allocate(request)?,
+        };
+        let Place { block, mut pages } = place;
         let base = inner.memory.frames().start;
         for (index, place) in request.places().enumerate() {
             let page = P::page(&memory, index);
             *frames.get_mut(place).ok_or(EINVAL)? = base.wrapping_add(page);
-            pages.push(page, GFP_KERNEL_ACCOUNT)?;
+            pages.push_within_capacity(page)?;
         }
         let claim = Claim::new((&inner.page_map).into(), pages)?;
-        let block = KBox::pin_init(
-            pin_init!(Block::<P> {
-                // SAFETY: The object is a block, which the tables are for; they are constant.
-                owned <- unsafe {
-                    Owned::new(
-                        (&inner.page_map).into(),
-                        inner.detaching.clone(),
-                        &Inner::<P>::ALLOCATION_OPS,
-                        &Inner::<P>::VTABLE,
-                        size,
-                    )
-                },
-                claim,
-                memory,
-            }),
-            GFP_KERNEL_ACCOUNT,
-        )?;
+        let block = block.write_pin_init(pin_init!(Block::<P> {
+            // SAFETY: The object is a block, which the tables are for; they are constant.
+            owned <- unsafe {
+                Owned::new(
+                    (&inner.page_map).into(),
+                    inner.detaching.clone(),
+                    &Inner::<P>::ALLOCATION_OPS,
+                    &Inner::<P>::VTABLE,
+                    size,
+                )
+            },
+            claim,
+            memory,
+        }))?;
         // SAFETY: The object stays where it is until it is freed; the reference is handed over.
         unsafe {
             let block = KBox::into_raw(Pin::into_inner_unchecked(block));
             let block = OwnedRef::from_raw(NonNull::new_unchecked(block).cast());
-            Ok(Handle(block, PhantomData))
+            Ok(Some(Handle(block, PhantomData)))
         }
     }
 

@@ -9,16 +9,20 @@ use super::{
         owned::Detaching,
         owner::OwnerId,
         page_map::{PageMap, PageMapRef},
-        to_device::{self, Moved, Options, Request, Sources}, //
+        to_device::{Move, Moved, Options, Request, Sources}, //
     },
-    block::Block,
+    block::{
+        Block,
+        Handle,
+        Wait, //
+    },
     inner::Inner,
     Provider, //
 };
-use crate::scan::first_vma_locked;
+use crate::scan::{first_vma, first_vma_locked};
 use core::{marker::PhantomData, ops::Range, ptr::NonNull};
 use kernel::{
-    mm::{Mm, MmWithUser},
+    mm::{virt::VmaRef, Mm, MmWithUser},
     page::PAGE_SHIFT,
     prelude::*,
     sync::aref::ARef,
@@ -130,7 +134,8 @@ impl<P: Provider> Pagemap<P> {
     /// from; after a migration from [all](Sources::All), what moved of one VMA is in one allocation.
     ///
     /// What cannot move is not an error, nor is a place without a VMA: [`Moved`] tells. Sleeps; takes the
-    /// mmap lock; calls MMU notifiers. What one migration moves of a VMA is evicted, and brought back by a
+    /// mmap lock, but holds it not, nor any page, while the provider [makes room](Provider::allocate); calls MMU
+    /// notifiers. What one migration moves of a VMA is evicted, and brought back by a
     /// touch, together.
     ///
     /// Errors, after which the part of the VMA that failed is where it was:
@@ -144,18 +149,53 @@ impl<P: Provider> Pagemap<P> {
         span: Range<usize>,
         timeslice_ms: u32,
     ) -> Result<Moved> {
-        let mm = live_mm::get(mm, span.len() >> PAGE_SHIFT)?;
-        let _mmap = mm.mmap_read_lock();
-        // SAFETY: The lock is held.
-        unsafe {
-            self.inner()
-                .populate_locked(&mm, span, timeslice_ms, sources)
+        // What is kept of the memory as long as the process has it is charged to that process, whoever
+        // moves its pages: another that has its VM, say. What goes for it needs none of that.
+        let _charged = live_mm::charge(mm)?;
+        let process = Process::Free(mm);
+        self.inner().populate(&process, span, timeslice_ms, sources)
+    }
+}
+
+/// A process whose pages are to move.
+enum Process<'a> {
+    /// Its mmap lock is taken when it is needed.
+    Free(&'a Mm),
+    /// Its mmap lock is held all the time, by a caller of C's.
+    Locked(&'a MmWithUser),
+}
+
+impl Process<'_> {
+    fn mm(&self) -> &Mm {
+        match self {
+            Self::Free(mm) => mm,
+            Self::Locked(mm) => mm,
+        }
+    }
+
+    /// Runs `f` with the mmap lock held, for the first VMA that overlaps `span`; none if there is no VMA. Fails
+    /// with `EFAULT` if the process is gone or exiting, with `ENOMEM`, and as `f` does.
+    fn with_vma<R>(
+        &self,
+        span: &Range<usize>,
+        f: impl FnOnce(&VmaRef) -> Result<R>,
+    ) -> Result<Option<R>> {
+        match self {
+            Self::Free(mm) => {
+                let mm = live_mm::get(mm, span.len() >> PAGE_SHIFT)?;
+                let mmap = mm.mmap_read_lock();
+                first_vma(&mmap, &mm, span.clone()).map(f).transpose()
+            }
+            // SAFETY: The lock is held, by the caller of `populate_locked()`.
+            Self::Locked(mm) => unsafe { first_vma_locked(mm, span.clone()) }
+                .map(f)
+                .transpose(),
         }
     }
 }
 
 impl<P: Provider> Inner<P> {
-    /// As [`Pagemap::populate_from`].
+    /// As [`Pagemap::populate_from`], but for the mmap lock: it is held all the time.
     ///
     /// # Safety
     ///
@@ -167,43 +207,88 @@ impl<P: Provider> Inner<P> {
         timeslice_ms: u32,
         sources: Sources,
     ) -> Result<Moved> {
+        let _charged = ActiveMemcg::of(mm);
+        self.populate(&Process::Locked(mm), span, timeslice_ms, sources)
+    }
+
+    fn populate(
+        &self,
+        process: &Process<'_>,
+        span: Range<usize>,
+        timeslice_ms: u32,
+        sources: Sources,
+    ) -> Result<Moved> {
         let options = Options {
             timeslice: msecs_to_jiffies(timeslice_ms),
             sources,
         };
-        // What is kept of the memory as long as the process has it is charged to that process, whoever
-        // moves its pages: another that has its VM, say. What goes for it needs none of that.
-        let _charged = ActiveMemcg::of(mm);
         let mut total = Moved::default();
         let mut rest = span;
-        // SAFETY: The mmap lock is held.
-        while let Some(vma) = unsafe { first_vma_locked(mm, rest.clone()) } {
-            let part = vma.start().max(rest.start)..vma.end().min(rest.end);
-            rest.start = part.end;
-            let mut made = None;
-            let size = part.len();
-            let result = {
-                let mut allocate = |request: &Request<'_>, frames: &mut [usize]| {
-                    let block = Block::allocate(self, request, frames, size)?;
-                    made = Some(block.clone());
-                    Ok(block.into_allocation())
-                };
-                // SAFETY: The mmap lock is held; what is allocated is as it must be.
-                unsafe { to_device::migrate(vma, part, &self.page_map, options, &mut allocate) }
-            };
-            match result {
-                // The provider is not told that the memory is free before it is told that it is in
-                // use, as the reference that is held here is the folios'.
-                Ok((moved, _folios)) => {
-                    total.add(&moved);
-                    if let (Some(block), true) = (made, moved.moved != 0) {
-                        self.provider.attached(block);
-                    }
-                }
-                Err(e) if e == EBUSY => total.left += size,
-                Err(e) => return Err(e),
+        while !rest.is_empty() {
+            match self.populate_first(process, &mut rest, options)? {
+                Some(moved) => total.add(&moved),
+                None => break,
             }
         }
         Ok(total)
+    }
+
+    /// Moves what is in the first VMA that overlaps `rest`, which is what is behind it then. None if there is no
+    /// VMA.
+    fn populate_first(
+        &self,
+        process: &Process<'_>,
+        rest: &mut Range<usize>,
+        options: Options,
+    ) -> Result<Option<Moved>> {
+        let mut made: Option<Handle<P>> = None;
+        let mut allocate = |wait, size, request: &Request<'_>, frames: &mut [usize]| {
+            let block = Block::allocate(self, request, frames, size, wait)?;
+            made = block.clone();
+            Ok(block.map(Handle::into_allocation))
+        };
+        let first = process.with_vma(rest, |vma| {
+            let part = vma.start().max(rest.start)..vma.end().min(rest.end);
+            let size = part.len();
+            let mut migration = Move::new(&self.page_map, options, part.clone())?;
+            // SAFETY: The mmap lock is held; what is allocated is as it must be.
+            let moved = unsafe {
+                migration.run(vma, &mut |request, frames| {
+                    allocate(Wait::MustNot, size, request, frames)
+                })
+            }?;
+            Ok((part, migration, moved))
+        })?;
+        let Some((part, mut migration, moved)) = first else {
+            return Ok(None);
+        };
+        rest.start = part.end;
+        let moved = match moved {
+            Some(moved) => moved,
+            None => {
+                let size = part.len();
+                // SAFETY: What is allocated is as it must be.
+                unsafe {
+                    migration.allocate(process.mm(), &mut |request, frames| {
+                        allocate(Wait::May, size, request, frames)
+                    })
+                }?;
+                let again = process.with_vma(&part, |vma| {
+                    if vma.start() > part.start || vma.end() < part.end {
+                        return Ok(None);
+                    }
+                    // SAFETY: The mmap lock is held; nothing is allocated.
+                    unsafe { migration.run(vma, &mut |_, _| Ok(None)) }
+                })?;
+                again.flatten().unwrap_or(migration.raced())
+            }
+        };
+        // The provider is not told that the memory is free before it is told that it is in use, as the
+        // reference that the migration holds is the folios'.
+        if let (Some(block), true) = (made, moved.moved != 0) {
+            self.provider.attached(block);
+        }
+        drop(migration);
+        Ok(Some(moved))
     }
 }

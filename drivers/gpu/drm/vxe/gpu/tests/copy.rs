@@ -47,7 +47,7 @@ mod suite {
     #[test]
     fn accesses_reach_the_devices_memory() -> Result {
         let bench = Bench::new(48, 1)?;
-        bench.vram.give(PAGE_SIZE..3 * PAGE_SIZE)?;
+        bench.vram.give(PAGE_SIZE..3 * PAGE_SIZE, GFP_KERNEL)?;
         map(&bench, DATA, Target::Vram(PAGE_SIZE))?;
         map(&bench, DATA + PAGE_SIZE, bench.target(0)?)?;
         check!(bench.aspace.store_u32(DATA + 8, 5).is_ok());
@@ -66,7 +66,7 @@ mod suite {
     fn what_nobody_has_is_not_reached() -> Result {
         let _refusals = ExpectRefusals::new();
         let bench = Bench::new(48, 1)?;
-        bench.vram.give(0..PAGE_SIZE)?;
+        bench.vram.give(0..PAGE_SIZE, GFP_KERNEL)?;
         let refused = |error| Err(AccessError::Bus(error));
         map(&bench, DATA, Target::Vram(PAGE_SIZE))?;
         check!(bench.read_u32(DATA) == Err(AccessError::Bus(ESTALE)));
@@ -84,7 +84,7 @@ mod suite {
     #[test]
     fn runs_are_moved() -> Result {
         let bench = Bench::new(48, 3)?;
-        bench.vram.give(0..4 * PAGE_SIZE)?;
+        bench.vram.give(0..4 * PAGE_SIZE, GFP_KERNEL)?;
         let copies = CopyEngine::new(bench.bus.clone());
         for page in 0..3u32 {
             // CAST: Small.
@@ -135,7 +135,7 @@ mod suite {
     fn what_cannot_be_moved() -> Result {
         let _refusals = ExpectRefusals::new();
         let bench = Bench::new(48, 2)?;
-        bench.vram.give(0..2 * PAGE_SIZE)?;
+        bench.vram.give(0..2 * PAGE_SIZE, GFP_KERNEL)?;
         let copies = CopyEngine::new(bench.bus.clone());
         let (a, b) = (bench.target(0)?, bench.target(1)?);
         let run = |from, to| {
@@ -163,7 +163,7 @@ mod suite {
         const ROUNDS: u32 = 200;
 
         let bench = Arc::new(Bench::new(48, 4)?, GFP_KERNEL)?;
-        bench.vram.give(0..VRAM)?;
+        bench.vram.give(0..VRAM, GFP_KERNEL)?;
         let copies = Arc::new(CopyEngine::new(bench.bus.clone()), GFP_KERNEL)?;
         let (running, wrong) = (Atomic::new(THREADS), Atomic::new(0u32));
         let state = Arc::new((running, wrong), GFP_KERNEL)?;
