@@ -203,9 +203,9 @@ mod tests {
     #[test]
     fn bytes_of_a_map_are_summed() {
         let text = "vm of process 7\n  vmas:\n    a mirror\n  ranges:\n\
-            \x20   0x0000000000200000-0x0000000000400000  2048K mapped   rw- segments=1 device=2048K bounces=0\n\
-            \x20   0x0000000000400000-0x0000000000410000    64K mapped   rw- segments=2 device=60K bounces=0\n\
-            \x20   0x0000000000600000-0x0000000000610000    64K mapped   rw- segments=2 device=64K bounces=0\n\
+            \x20   0x0000000000200000-0x0000000000400000  2048K mapped   rw- segments=1 device=2048K thrashing=0\n\
+            \x20   0x0000000000400000-0x0000000000410000    64K mapped   rw- segments=2 device=60K thrashing=0\n\
+            \x20   0x0000000000600000-0x0000000000610000    64K mapped   rw- segments=2 device=64K thrashing=0\n\
             vm of process 8\n  ranges:\n    busy\n";
         let map = Map::existing(0x20_0000, 0x40_0000);
         let sum = |ours, what| bytes_in(text, ours, map, what);

@@ -3,10 +3,10 @@
 //! Mirroring: how a VM's GPU page table follows the page tables of the process.
 //!
 //! A range is mapped when the GPU faults on it ([`fault`]) or a program asks for it ([`prefetch`]),
-//! and let go of in one place, [`Driver::invalidate`]: when the CPU changes its mappings, when the
+//! and zapped in one place, [`Driver::invalidate`]: when the CPU changes its mappings, when the
 //! range is removed, and before it is mapped anew for stronger access.
 //!
-//! Before it is mapped its memory may move ([`migrate`]). The memory of other devices is mapped where
+//! Before it is mapped its memory may migrate ([`migrate`]). The memory of other devices is mapped where
 //! it is, if this one reaches it.
 //!
 //! A range is mapped for what its pages bear: a read of memory that would be copied on write, or is
@@ -20,12 +20,11 @@
 
 mod bind;
 mod bound;
-mod grace;
-mod history;
-mod meter;
 pub(crate) mod migrate;
 mod revisit;
 mod serve;
+mod thrashing;
+mod timeslice;
 
 use crate::{
     driver::{
@@ -35,6 +34,7 @@ use crate::{
     gpu::AddressSpace,
     memory::Pagemap,
     stats::{
+        us_since,
         Stat,
         Stats, //
     },
@@ -120,7 +120,7 @@ pub(crate) struct Context {
 pub(crate) struct Collector {
     #[pin]
     vm: SpinLock<Option<Arc<Vm>>>,
-    /// The ranges that are to be looked at again.
+    /// When ranges that fell back to system memory are unmapped.
     #[pin]
     revisits: Revisits,
 }
@@ -183,15 +183,15 @@ impl Driver for Mirror {
         let started = Instant::<Monotonic>::now();
         let mut stale = Hull::new();
         for range in invalidation.ranges() {
-            let grace = &range.data().grace;
-            grace.end(&vm.aspace, invalidation.can_wait());
+            let timeslice = &range.data().timeslice;
+            timeslice.end(&vm.aspace, invalidation.can_wait());
             let span = to_gpu(range.span());
             stale.add(vm.aspace.zap(span.start, span.end - span.start));
             range.data().set(None, 0, 0);
         }
         if stale.flush(&vm.aspace, &vm.dev.stats) {
             vm.dev.stats.inc(Stat::SvmTlbInvalCount);
-            vm.dev.stats.add_us(Stat::SvmTlbInvalUs, started);
+            vm.dev.stats.add(Stat::SvmTlbInvalUs, us_since(started));
         }
     }
 

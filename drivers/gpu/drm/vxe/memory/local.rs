@@ -42,11 +42,7 @@ use kernel::{
         aref::ARef,
         Arc, //
     },
-    task::Pid,
-    time::{
-        Instant,
-        Monotonic, //
-    }, //
+    task::Pid, //
 };
 
 use kernel_ext::cgroup::dmem::Charge;
@@ -233,8 +229,7 @@ impl Provider for Local {
     }
 
     fn copy(&self, copy: &Copy<'_>) -> Result {
-        let started = Instant::<Monotonic>::now();
-        let mut stats = CopyStats::new(copy.is_to_device());
+        let mut stats = CopyStats::begin(&self.dev.stats, copy.is_to_device());
         let runs = copy.pieces().map(|piece| match piece {
             Piece::Copy { page, other } => {
                 let vram = target(OWN, page as u64 * PAGE);
@@ -259,7 +254,7 @@ impl Provider for Local {
             },
         });
         self.dev.copies.run(runs)?;
-        stats.finish(&self.dev.stats, started);
+        stats.finish();
         Ok(())
     }
 

@@ -3,9 +3,9 @@
 //! What is known of the GPU's mapping of a range, and how debugfs shows it.
 
 use super::{
-    grace::Grace,
-    history::History,
-    revisit::Away,
+    revisit::Fallback,
+    thrashing::Thrashing,
+    timeslice::Timeslice,
     Mirror, //
 };
 use crate::gpu::Access;
@@ -26,12 +26,12 @@ pub(crate) struct Bound {
     segments: Atomic<u32>,
     /// How many of its bytes are in device memory.
     in_device: Atomic<usize>,
-    /// How it moves.
-    pub(super) history: History,
-    /// What its last fault is due.
-    pub(super) grace: Grace,
-    /// Why it is not where it should live.
-    pub(super) away: Away,
+    /// What is known of its migrations.
+    pub(super) thrashing: Thrashing,
+    /// For how long it stays mapped after its last fault.
+    pub(super) timeslice: Timeslice,
+    /// Why it is in system memory, if that is not its preferred location.
+    pub(super) fallback: Fallback,
 }
 
 impl Bound {
@@ -45,9 +45,9 @@ impl Bound {
             access: Atomic::new(Self::NOT),
             segments: Atomic::new(0),
             in_device: Atomic::new(0),
-            history: History::new(),
-            grace: Grace::new(),
-            away: Away::new(),
+            thrashing: Thrashing::new(),
+            timeslice: Timeslice::new(),
+            fallback: Fallback::new(),
         }
     }
 
@@ -103,7 +103,7 @@ impl fmt::Display for Line<'_> {
         };
         write!(
             f,
-            "{:#018x}-{:#018x} {:>5}K {:<8} {} segments={} device={}K bounces={}",
+            "{:#018x}-{:#018x} {:>5}K {:<8} {} segments={} device={}K thrashing={}",
             span.start,
             span.end,
             range.size() / 1024,
@@ -111,7 +111,7 @@ impl fmt::Display for Line<'_> {
             access,
             bound.segments.load(Relaxed),
             bound.in_device() / 1024,
-            bound.history.bounces(),
+            bound.thrashing.count(),
         )
     }
 }

@@ -1,34 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where the memory of ranges lives: what moves it, and when.
+//! Where the memory of ranges lives: the policy, in [`decide`], and [`migrate`], which carries it out. The SVM lock
+//! is held.
 //!
-//! A fault moves a range of 64 KiB or more of anonymous memory to where its VMA prefers it, which is
-//! the device's memory if nobody said otherwise. What does not move, because there is no room or
-//! somebody holds it, stays where it is and is used there.
+//! - The *preferred location* of memory is on the faulting device, if the program did not advise another.
+//! - A *fault* of the GPU migrates a range of 64 KiB or more there. What is on another device is used there, as two
+//!   that work on it in turn would have it thrash. A read takes no memory for what was never written.
+//! - A range that [thrashes](super::thrashing) gets a *timeslice* on the device, or is *pinned* in system memory.
+//! - A *prefetch* migrates a range of any size to where the program says, and what it says.
+//! - An *exclusive atomic* needs all of the range on the faulting device, for a timeslice.
 //!
-//! Memory that CPU and GPU, or two halves of a GPU's work, keep taking from each other moves to and
-//! fro and does nothing else. [`history`](super::history) is there against that.
-//!
-//! All of this happens under the SVM lock.
+//! Only anonymous memory migrates. What cannot, since there is no room or somebody holds it, is mapped where it is;
+//! [`revisit`](mod@super::revisit) has it decided anew later.
 
 use super::{
-    history::{
-        growing,
-        Verdict,
-        STAY_MS, //
-    },
     revisit,
+    serve::Request,
+    thrashing::{
+        doubled,
+        TIMESLICE_MS, //
+    },
     Context,
     Mirror, //
 };
 use crate::{
-    fault::Fault,
     gpu::Access,
-    memory::{
-        Advance,
-        Pagemap, //
+    memory::Pagemap,
+    stats::{
+        us_since,
+        SizeStat,
+        Stat, //
     },
-    stats::Stat,
     vm::{
         attributes::{
             Atomics,
@@ -52,182 +54,44 @@ use gpusvm::{
     ScanResult, //
 };
 use kernel::{
-    fmt,
     prelude::*,
     sizes::SZ_64K,
-    time::{
-        Instant,
-        Monotonic, //
-    }, //
+    time::Instant, //
 };
 use kernel_ext::time::jiffies;
 
-/// The smallest range that a fault moves, in bytes.
+/// The smallest range that a fault migrates, in bytes.
 const MIN_SIZE: usize = SZ_64K;
 
 /// How often a range is tried whose pages somebody else held or changed.
 const TRIES: u32 = 3;
 
-/// No range may stay for longer for an atomic that is to be the device's alone, in milliseconds: it has
-/// to be there until the GPU is told.
-const MAX_ATOMIC_STAY_MS: u32 = 320;
+/// The longest timeslice for an exclusive atomic, in milliseconds: the range must stay until the GPU is told.
+const MAX_ATOMIC_MS: u32 = 320;
 
-/// Why something moves: for messages.
+/// Why a range is to migrate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Why {
+pub(super) enum Cause {
     /// The GPU faulted.
     Fault,
     /// A program said that the GPU will.
-    Prefetch,
-    /// The GPU cannot work where it is.
-    Access,
+    Prefetch(MigrationPolicy),
+    /// The GPU faulted on an atomic that is to exclude the CPU.
+    Atomic,
 }
 
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Fault => "fault",
-            Self::Prefetch => "prefetch",
-            Self::Access => "access",
-        })
-    }
-}
-
-/// Why a range does not move: for messages.
-enum Refusal {
-    /// It is too small, or no anonymous memory.
-    Unmovable,
-    /// It is left in system memory for so many milliseconds.
-    Bounces(u32),
-    /// It still is.
-    Bounced,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unmovable => f.write_str("too small, or not anonymous"),
-            Self::Bounces(ms) => write!(f, "it bounces, and is left alone for {ms} ms"),
-            Self::Bounced => f.write_str("it bounced, and is left alone"),
-        }
-    }
-}
-
-/// Where a program wants memory to be.
+/// Where a program has memory prefetched to: system memory, that of the device, or the preferred location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum To {
-    /// In system memory.
     System,
-    /// In the memory of the device.
     Own,
-    /// Where it was advised to live.
     Advised,
 }
 
-/// The memory of a device.
+/// The memory of a device: the VM's own, or another, of whatever driver.
 pub(crate) enum Memory<'a> {
-    /// The VM's own.
     Own(&'a Pagemap),
-    /// Another, of whatever driver.
     Other(PageMapRef),
-}
-
-impl Memory<'_> {
-    /// Charges the process for all that a migration of the range may need, as far as that is known before.
-    fn advance<'d>(
-        &self,
-        vm: &'d Context,
-        found: &Found<'_, '_, Mirror>,
-    ) -> Result<Option<Advance<'d>>> {
-        match (self, found.mm()) {
-            (Self::Own(_), Some(mm)) => vm.dev.memory.advance(&vm.dev, mm, found.size()),
-            _ => Ok(None),
-        }
-    }
-
-    /// Moves what can move of a range. (To another device's memory it does from everywhere, as that
-    /// was asked for by its name; but where something was never written and is not to move, nothing does, as
-    /// the other driver takes all or nothing.)
-    fn populate(
-        &self,
-        found: &mut Found<'_, '_, Mirror>,
-        sources: Sources,
-        stay_ms: u32,
-        attempt: &Attempt<'_>,
-    ) -> Result<Moved> {
-        match self {
-            Self::Own(memory) => found.populate(memory, sources, stay_ms),
-            Self::Other(memory) => {
-                let size = found.size();
-                match found.scan_for(memory, attempt) {
-                    ScanResult::Equal => {
-                        return Ok(Moved {
-                            local: size,
-                            ..Moved::default()
-                        })
-                    }
-                    ScanResult::Unpopulated if sources == Sources::Populated => {
-                        return Ok(Moved {
-                            holes: size,
-                            ..Moved::default()
-                        })
-                    }
-                    _ => {}
-                }
-                found.populate_any(memory, stay_ms)?;
-                // Its driver does not tell. What is not all there is taken for nothing.
-                let (moved, unreachable) = match found.scan_for(memory, attempt) {
-                    ScanResult::Equal => (size, 0),
-                    ScanResult::Other | ScanResult::MixedDevice => (0, size),
-                    _ => (0, 0),
-                };
-                Ok(Moved {
-                    moved,
-                    copied: moved,
-                    left: size - moved,
-                    unreachable,
-                    ..Moved::default()
-                })
-            }
-        }
-    }
-}
-
-impl fmt::Display for Memory<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Own(_) => "device memory",
-            Self::Other(_) => "another device's memory",
-        })
-    }
-}
-
-/// The memory where what is in a VMA should live; none for that of the system, which takes the place
-/// of a device that is gone, and is where atomics are the CPU's alone.
-pub(crate) fn placement<'a>(vm: &'a Context, vma: &Vma) -> Option<Memory<'a>> {
-    let own = vm.memory.as_ref();
-    if vma.attributes.atomics == Atomics::Cpu {
-        return None;
-    }
-    match &vma.attributes.location {
-        Location::FaultingDevice => own.map(Memory::Own),
-        Location::System => None,
-        Location::Device { place, .. } => match place.open() {
-            Ok(memory) => Some(match own {
-                Some(own) if own.page_map().as_raw() == memory.as_raw() => Memory::Own(own),
-                _ => Memory::Other(memory),
-            }),
-            Err(e) => {
-                vxe_sim::drm_dbg!(
-                    &vm.dev,
-                    "process {}: the memory preferred at {:#x} cannot be had: {e:?}",
-                    vm.pid,
-                    vma.span.start
-                );
-                None
-            }
-        },
-    }
 }
 
 /// Whether an atomic of the GPU in `vma` needs the memory to be the device's.
@@ -235,222 +99,193 @@ pub(crate) fn is_exclusive(vm: &Context, vma: &Vma) -> bool {
     vm.memory.is_some() && vma.attributes.atomics.are_exclusive()
 }
 
-/// Moves a range to where a program said that the GPU will need it. What cannot move stays where it
-/// is, and is mapped there. Returns what came of it; none if nothing was tried.
-pub(super) fn on_prefetch(
-    vm: &Context,
-    found: &mut Found<'_, '_, Mirror>,
-    memory: &Memory<'_>,
-    policy: MigrationPolicy,
-    attempt: &Attempt<'_>,
-) -> Option<Result<Moved>> {
-    if !found.has(RangeFlag::MigrateDevmem) {
-        vxe_sim::drm_dbg!(
-            &vm.dev,
-            "process {}: {:#x?} cannot move to {memory} (prefetch): not anonymous memory",
-            vm.pid,
-            found.span()
-        );
-        return None;
-    }
-    let sources = sources(policy);
-    let moved = to_vram(vm, found, memory, sources, Why::Prefetch, STAY_MS, attempt);
-    Some(moved)
-}
-
-/// Whether a migration that ended so moved nothing, and may do better at another time.
-pub(super) fn is_refused(moved: &Result<Moved>) -> bool {
-    match moved {
-        Ok(moved) => moved.moved == 0 && moved.local == 0 && moved.left != 0,
-        // There is no such device or process any more.
-        Err(e) => *e != ENODEV && *e != EFAULT,
+/// The preferred location of the memory of a VMA; none for system memory, which takes the place of a device that is
+/// gone, and is where atomics are the CPU's alone.
+pub(super) fn preferred_location<'a>(vm: &'a Context, vma: &Vma) -> Option<Memory<'a>> {
+    let own = vm.memory.as_ref();
+    match &vma.attributes.location {
+        _ if vma.attributes.atomics == Atomics::Cpu => None,
+        Location::FaultingDevice => own.map(Memory::Own),
+        Location::System => None,
+        Location::Device { place, .. } => {
+            let memory = place.open().ok()?;
+            let own = own.filter(|own| own.page_map().as_raw() == memory.as_raw());
+            Some(own.map_or(Memory::Other(memory), Memory::Own))
+        }
     }
 }
 
-/// Moves a range to the device for an atomic that is to be exclusive, and has it stay there for a time
-/// that grows with `tries`.
+/// What of a range is to migrate to its preferred location, which is on a device, and for how many milliseconds it
+/// then stays there; none if it is to stay where it is. `tries` is how often it was tried for this request.
 ///
-/// Fails with `EACCES` for memory that never moves, and as [`to_vram`] does.
-pub(super) fn on_atomic(
+/// Fails with `EACCES` if the range must not be mapped where it is, and never migrates.
+fn decide(
+    vm: &Context,
+    found: &Found<'_, '_, Mirror>,
+    request: &Request<'_>,
+    tries: u32,
+) -> Result<Option<(Sources, u32)>> {
+    let (bound, is_movable) = (found.data(), found.has(RangeFlag::MigrateDevmem));
+    let decision = match request.cause {
+        Cause::Atomic if !is_movable => return Err(EACCES),
+        Cause::Atomic => {
+            let ms = doubled(TIMESLICE_MS, tries, MAX_ATOMIC_MS);
+            (Sources::Devices, ms)
+        }
+        _ if tries != 0 || !is_movable => return Ok(None),
+        Cause::Prefetch(MigrationPolicy::AllPages) => (Sources::Devices, TIMESLICE_MS),
+        Cause::Prefetch(MigrationPolicy::OnlySystemPages) => (Sources::System, TIMESLICE_MS),
+        Cause::Fault if found.size() < MIN_SIZE => return Ok(None),
+        Cause::Fault => match (
+            bound.thrashing.timeslice(jiffies::now()),
+            request.fault.access,
+        ) {
+            (Some(ms), Access::Read) => (Sources::Populated, ms),
+            (Some(ms), Access::Write) => (Sources::System, ms),
+            (Some(ms), Access::Atomic) => (Sources::System, ms.max(TIMESLICE_MS)),
+            (None, _) => {
+                vm.dev.stats.inc(Stat::SvmThrashCount);
+                revisit::pinned(vm, bound);
+                return Ok(None);
+            }
+        },
+    };
+    Ok(Some(decision))
+}
+
+/// Migrates what it can of a range, as the policy says, before it is mapped. Returns whether nothing migrated, but
+/// may at another time. Sleeps; takes the mmap lock.
+///
+/// What somebody else held or changed just then is tried again, within a bound; what is on a device that does not
+/// reach the preferred location goes by way of system memory.
+///
+/// Fails only for an exclusive atomic: as [`decide`] does, and in the end with `ENOSPC` when the memory is full,
+/// `ENODEV` when its device is gone, `EFAULT` when the process is, or `ENOMEM`.
+pub(super) fn migrate(
     vm: &Context,
     found: &mut Found<'_, '_, Mirror>,
-    memory: &Memory<'_>,
+    request: &Request<'_>,
     tries: u32,
     attempt: &Attempt<'_>,
-) -> Result<Moved> {
-    if !found.has(RangeFlag::MigrateDevmem) {
-        vxe_sim::drm_dbg!(
-            &vm.dev,
-            "process {}: {:#x?} cannot move to {memory} (atomic): not anonymous memory",
-            vm.pid,
-            found.span()
-        );
-        return Err(EACCES);
-    }
-    let stay_ms = growing(STAY_MS, tries, MAX_ATOMIC_STAY_MS);
-    to_vram(
-        vm,
-        found,
-        memory,
-        Sources::Devices,
-        Why::Access,
-        stay_ms,
-        attempt,
-    )
-}
-
-/// What moves, as a program says.
-fn sources(policy: MigrationPolicy) -> Sources {
-    match policy {
-        MigrationPolicy::AllPages => Sources::Devices,
-        MigrationPolicy::OnlySystemPages => Sources::System,
-    }
-}
-
-/// Whether a fault moves the range, if it is not there.
-fn is_movable(found: &Found<'_, '_, Mirror>) -> bool {
-    found.has(RangeFlag::MigrateDevmem) && found.size() >= MIN_SIZE
-}
-
-/// Moves a range on which the GPU faulted to where it should live, if it may move now. Returns what
-/// came of it; none if nothing was tried. Where it bounces, [`revisit`](mod@super::revisit) ends that.
-///
-/// It is the fault's business to map what there is then: errors are no errors of its.
-pub(super) fn on_fault(
-    vm: &Context,
-    found: &mut Found<'_, '_, Mirror>,
-    memory: &Memory<'_>,
-    fault: &Fault,
-    attempt: &Attempt<'_>,
-) -> Option<Result<Moved>> {
-    let stays = |why| {
-        vxe_sim::drm_dbg!(
-            &vm.dev,
-            "process {}: {:#x?} does not move to {memory} (fault): {why}",
-            vm.pid,
-            found.span()
-        );
-    };
-    if !is_movable(found) {
-        stays(Refusal::Unmovable);
-        return None;
-    }
-    let data = found.data();
-    let refusal = match data.history.decide(jiffies::now()) {
-        Verdict::Move(ms) if fault.access == Access::Atomic => Ok(ms.max(STAY_MS)),
-        Verdict::Move(ms) => Ok(ms),
-        Verdict::Leave(ms) => Err(Refusal::Bounces(ms)),
-        Verdict::Left => Err(Refusal::Bounced),
-    };
-    let stay = match refusal {
-        Ok(ms) => ms,
-        Err(why) => {
-            stays(why);
-            vm.dev.stats.inc(Stat::SvmThrashCount);
-            revisit::leave(vm, &data.away, data.history.settled());
-            return None;
+) -> Result<bool> {
+    let (started, cause) = (Instant::now(), request.cause);
+    let was_refused = tries == 0 && found.data().fallback.clear();
+    let Some(memory) = &request.preferred else {
+        if request.is_prefetch() && tries == 0 && found.data().in_device() != 0 {
+            // What does not come back is mapped where it is.
+            let _ = to_system(vm, found, attempt);
         }
+        return Ok(false);
     };
-    // What is on a device that this one reaches is used there: two that work on it in turn would have
-    // it move to and fro. A read takes no memory for what was never written.
-    let sources = match fault.access {
-        Access::Read => Sources::Populated,
-        Access::Write | Access::Atomic => Sources::System,
+    let Some((sources, ms)) = decide(vm, found, request, tries)? else {
+        return Ok(false);
     };
-    let moved = to_vram(vm, found, memory, sources, Why::Fault, stay, attempt);
-    Some(moved)
-}
-
-/// Moves what can move of a range from `sources` to `memory`, and has it stay there for `stay_ms`
-/// milliseconds even if the CPU touches it. The result says how much moved, was copied for that, and was
-/// left where it was.
-///
-/// What may be held or changed by somebody else just then is tried again, within a bound; what is on a
-/// device that does not reach the memory comes by way of the system's. Sleeps; takes the mmap lock.
-///
-/// Fails, and leaves all where it was: with `ENOSPC` when the memory is full, `ENODEV` when its device
-/// is gone, `EFAULT` when the process is, `ENOMEM`.
-pub(crate) fn to_vram(
-    vm: &Context,
-    found: &mut Found<'_, '_, Mirror>,
-    memory: &Memory<'_>,
-    sources: Sources,
-    why: Why,
-    stay_ms: u32,
-    attempt: &Attempt<'_>,
-) -> Result<Moved> {
-    let mut total = Moved::default();
-    let start = Instant::<Monotonic>::now();
+    let is_new = found.data().thrashing.is_new();
+    let (mut moved, mut result) = (Moved::default(), Ok(()));
     for round in 1..=TRIES {
-        let moved = memory
-            .advance(vm, found)
-            .and_then(|_advance| memory.populate(found, sources, stay_ms, attempt))
-            .inspect_err(|e| {
-                vxe_sim::drm_dbg!(
-                    &vm.dev,
-                    "process {}: {:#x?} cannot move to {memory} ({why}): {e:?}",
-                    vm.pid,
-                    found.span()
-                );
-                if *e == ENOSPC {
-                    vm.dev.stats.inc(Stat::SvmFullCount);
-                }
-            });
-        let moved = match moved {
-            Ok(moved) => moved,
-            // What moved before is there.
-            Err(_) if total.moved != 0 => break,
-            Err(e) => return Err(e),
+        let last = match memory.populate(vm, found, sources, ms, attempt) {
+            Ok(last) => last,
+            Err(e) => {
+                result = Err(e);
+                break;
+            }
         };
-        let is_new = !found.data().history.has_come();
-        total = Moved {
-            moved: total.moved + moved.moved,
-            copied: total.copied + moved.copied,
-            ..moved
+        moved = Moved {
+            moved: moved.moved + last.moved,
+            copied: moved.copied + last.copied,
+            ..last
         };
-        // What is left never moves, or somebody held it just then: of a range that never came, or not
-        // as a whole, it is worth another look.
-        let is_far = moved.unreachable != 0 && sources > Sources::System;
-        let stuck = moved.moved == 0 && !is_far && (round > 1 || !is_new);
-        if total.left == 0 || round == TRIES || stuck {
+        let is_far = last.unreachable != 0 && sources > Sources::System;
+        // Where nothing moved of a range that migrated before, or again nothing, what is left never does.
+        let may_move = is_far || last.moved != 0 || (is_new && round == 1);
+        if last.left == 0 || round == TRIES || !may_move {
             break;
         }
-        if is_far && to_system(vm, found, why, attempt).is_err() {
+        if is_far && to_system(vm, found, attempt).is_err() {
             break;
         }
         vm.dev.stats.inc(Stat::SvmMigrateRetryCount);
     }
-    if total.moved != 0 {
-        let took = u32::try_from(start.elapsed().as_millis()).unwrap_or(u32::MAX);
-        found.data().history.came(jiffies::now(), took);
-    }
     vxe_sim::drm_dbg!(
         &vm.dev,
-        "process {}: {:#x?} to {memory} ({why}): {} KiB moved, {} KiB copied, {} KiB left, stays {stay_ms} ms",
-        vm.pid,
-        found.span(),
-        total.moved / 1024,
-        total.copied / 1024,
-        total.left / 1024
-    );
-    Ok(total)
-}
-
-/// Brings what is in device memory of a range, whosever that is, back to system memory.
-///
-/// Sleeps; takes the mmap lock. Fails as [`Found::evict`] does.
-pub(crate) fn to_system(
-    vm: &Context,
-    found: &mut Found<'_, '_, Mirror>,
-    why: Why,
-    attempt: &Attempt<'_>,
-) -> Result {
-    let done = found.evict(attempt);
-    vxe_sim::drm_dbg!(
-        &vm.dev,
-        "process {}: {:#x?} to system memory ({why}): {done:?}",
+        "process {}: {:#x?} to a device ({cause:?}), timeslice {ms} ms: {result:?}, {moved:?}",
         vm.pid,
         found.span()
     );
+    if moved.moved != 0 {
+        let us = us_since(started);
+        found.data().thrashing.migrated(jiffies::now(), us / 1000);
+        request.count(SizeStat::MigrateCount, found.size(), 1);
+        request.count(SizeStat::MigrateUs, found.size(), us);
+        if was_refused {
+            revisit::migrated(vm);
+        }
+        return Ok(false);
+    }
+    if result == Err(ENOSPC) {
+        vm.dev.stats.inc(Stat::SvmFullCount);
+    }
+    match result {
+        Ok(()) => Ok(moved.local == 0 && moved.left != 0),
+        Err(e) if cause == Cause::Atomic && tries >= TRIES => Err(e),
+        // With these errors there is no such device or process any more.
+        Err(e) => Ok(e != ENODEV && e != EFAULT),
+    }
+}
+
+/// Migrates what is on any device of a range back to system memory. Sleeps; takes the mmap lock. Fails as
+/// [`Found::evict`] does.
+pub(super) fn to_system(
+    vm: &Context,
+    found: &Found<'_, '_, Mirror>,
+    attempt: &Attempt<'_>,
+) -> Result {
+    let (span, done) = (found.span(), found.evict(attempt));
+    vxe_sim::drm_dbg!(
+        &vm.dev,
+        "process {}: {span:#x?} to system memory: {done:?}",
+        vm.pid
+    );
     done
+}
+
+impl Memory<'_> {
+    /// Migrates what it can of a range. To another device that is all of it, from everywhere, or nothing.
+    fn populate(
+        &self,
+        vm: &Context,
+        found: &mut Found<'_, '_, Mirror>,
+        sources: Sources,
+        ms: u32,
+        attempt: &Attempt<'_>,
+    ) -> Result<Moved> {
+        let (size, mut moved) = (found.size(), Moved::default());
+        let memory = match self {
+            Self::Own(memory) => {
+                // The process is charged for all that may be needed before any page is taken.
+                let _advance = match found.mm() {
+                    Some(mm) => vm.dev.memory.advance(&vm.dev, mm, size)?,
+                    None => None,
+                };
+                return found.populate(memory, sources, ms);
+            }
+            Self::Other(memory) => memory,
+        };
+        match found.scan_for(memory, attempt) {
+            ScanResult::Equal => moved.local = size,
+            ScanResult::Unpopulated if sources == Sources::Populated => moved.holes = size,
+            _ => {
+                found.populate_any(memory, ms)?;
+                // Its driver does not say what moved.
+                match found.scan_for(memory, attempt) {
+                    ScanResult::Equal => (moved.moved, moved.copied) = (size, size),
+                    ScanResult::Other | ScanResult::MixedDevice => {
+                        (moved.left, moved.unreachable) = (size, size);
+                    }
+                    _ => moved.left = size,
+                }
+            }
+        }
+        Ok(moved)
+    }
 }

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Looking again: what is used in system memory although it should live on the device does not stay there
-//! for ever.
+//! Revisits: a range that fell back to system memory does not stay there for ever.
 //!
-//! A range that is mapped causes no fault, and where its memory lives is decided by faults. So what could not
-//! move, or [bounces](super::history), is *away*, and unmapped again later by one delayed work of its VM. If
-//! the GPU still uses it, it faults, and the decision is made anew.
+//! A range that is mapped causes no fault, and where its memory lives is decided by faults. So a range that was
+//! not migrated to its preferred location is unmapped later, by one delayed work of its VM. If the GPU
+//! still uses it, it faults, and the decision is made anew.
 //!
-//! - A range that bounces is due when the time is over for which it is left alone.
-//! - A range that was *refused*, because the device was full, its cgroup at the limit, or its pages were held
-//!   by somebody, has no time of its own, as there may be any number of them and nobody says when there is
-//!   room. The VM probes: it unmaps one of them. If one comes home there is room, and twice as many follow after
-//!   [`PROBE_MS`]; if none does, the next probe is for one again, and waits twice as long. So a device that stays
-//!   full, or a GPU that does not come, costs a VM one range in [`MAX_PROBE_MS`].
+//! - A range that is [pinned](super::thrashing) is unmapped when its time is over.
+//! - A range whose migration was *refused*, because the device was full, its cgroup at the limit, or its pages
+//!   were held by somebody, has no time of its own, as there may be any number of them and nobody says when there
+//!   is room. The VM probes: it unmaps one of them. If one migrates then there is room, and twice as many are next
+//!   after [`PROBE_MS`]; if none does, the next probe is for one again, and waits twice as long. So a device that
+//!   stays full, or a GPU that does not fault, costs a VM one range in [`MAX_PROBE_MS`].
 
 use super::{
+    bound::Bound,
     to_cpu,
     Context,
     Mirror, //
@@ -51,41 +51,34 @@ const PROBE_MS: u32 = 100;
 /// No probe waits for longer, in milliseconds.
 const MAX_PROBE_MS: u32 = 3200;
 
-/// No more refused ranges are unmapped at once.
-const MAX_WINDOW: u32 = 256;
+/// No probe unmaps more refused ranges.
+const MAX_PROBES: u32 = 256;
 
-/// How often the work looks at the clock while ranges are away, in milliseconds: a work that waits already
-/// cannot be made to come sooner.
+/// How often the work looks at the clock while there are such ranges, in milliseconds: a work that waits already
+/// cannot be made to run sooner.
 const TICK_MS: u32 = 100;
 
-/// How many ranges are looked at in one hold of the SVM lock.
-const BATCH: usize = 256;
+/// How many ranges are scanned in one hold of the SVM lock.
+const SCAN_BATCH: usize = 256;
 
 /// How many of them are unmapped in it.
-const UNMAPPED: usize = 16;
+const UNMAP_BATCH: usize = 16;
 
-/// Why the memory of a range is not where it should live. Changed under the SVM lock.
-pub(super) struct Away {
-    state: Atomic<u32>,
-    /// Until when it is left alone, in jiffies.
-    until: Atomic<usize>,
-}
+/// Why the memory of a range is not at its preferred location, but in system memory. Changed under the SVM lock.
+pub(super) struct Fallback(Atomic<u32>);
 
-impl Away {
-    const HOME: u32 = 0;
-    const LEFT: u32 = 1;
+impl Fallback {
+    const NONE: u32 = 0;
+    const PINNED: u32 = 1;
     const REFUSED: u32 = 2;
 
     pub(super) fn new() -> Self {
-        Self {
-            state: Atomic::new(Self::HOME),
-            until: Atomic::new(0),
-        }
+        Self(Atomic::new(Self::NONE))
     }
 
-    /// Nothing is known against its moving any more. Returns whether it was refused.
-    pub(super) fn reset(&self) -> bool {
-        self.state.xchg(Self::HOME, Relaxed) == Self::REFUSED
+    /// The policy decides anew. Returns whether a migration was refused before.
+    pub(super) fn clear(&self) -> bool {
+        self.0.xchg(Self::NONE, Relaxed) == Self::REFUSED
     }
 }
 
@@ -102,7 +95,7 @@ fn earlier(a: Option<usize>, b: Option<usize>) -> Option<usize> {
     }
 }
 
-/// What of a VM is away.
+/// When a VM unmaps ranges that fell back to system memory.
 #[pin_data]
 pub(super) struct Revisits {
     #[pin]
@@ -117,57 +110,48 @@ impl Revisits {
     }
 }
 
-/// The range of `away` is left in system memory until the time `until`, in jiffies. The SVM lock is held.
-pub(super) fn leave(vm: &Context, away: &Away, until: usize) {
-    away.until.store(until, Relaxed);
-    away.state.store(Away::LEFT, Relaxed);
-    let delay = {
-        let mut plan = vm.collector.revisits.plan.lock();
-        plan.leave(until);
-        plan.delay(jiffies::now())
-    };
-    arm(vm, delay);
+/// A range was pinned in system memory. The SVM lock is held.
+pub(super) fn pinned(vm: &Context, bound: &Bound) {
+    bound.fallback.0.store(Fallback::PINNED, Relaxed);
+    update(vm, |plan, _| plan.pinned(bound.thrashing.pinned_until()));
 }
 
-/// The range of `away` could not move, but may later. The SVM lock is held.
-pub(super) fn refuse(vm: &Context, away: &Away) {
-    away.state.store(Away::REFUSED, Relaxed);
-    let delay = {
-        let mut plan = vm.collector.revisits.plan.lock();
-        plan.refuse(jiffies::now());
-        plan.delay(jiffies::now())
-    };
-    arm(vm, delay);
+/// The migration of a range was refused. The SVM lock is held.
+pub(super) fn refused(vm: &Context, bound: &Bound) {
+    bound.fallback.0.store(Fallback::REFUSED, Relaxed);
+    update(vm, Plan::refused);
 }
 
-/// A range that was refused has moved.
-pub(super) fn came(vm: &Context) {
-    let delay = {
-        let mut plan = vm.collector.revisits.plan.lock();
-        plan.came(jiffies::now());
-        plan.delay(jiffies::now())
-    };
-    arm(vm, delay);
+/// A range whose migration was refused before has migrated.
+pub(super) fn migrated(vm: &Context) {
+    update(vm, Plan::migrated);
 }
 
-fn arm(vm: &Context, delay: Option<usize>) {
+/// Changes the plan of a VM, at this time, and queues the work accordingly.
+fn update(vm: &Context, change: impl FnOnce(&mut Plan, usize)) {
+    let now = jiffies::now();
+    let delay = {
+        let mut plan = vm.collector.revisits.plan.lock();
+        change(&mut plan, now);
+        plan.delay(now)
+    };
     if let Some(delay) = delay {
         vm.collector.revisit_in(delay);
     }
 }
 
-/// When what is looked at.
+/// When the work of a VM runs, and what for.
 struct Plan {
-    /// When the first of the ranges that are left alone is due, in jiffies.
+    /// Until when the first of the pinned ranges is pinned, in jiffies.
     next: Option<usize>,
     /// When refused ranges are probed, in jiffies, if there are any.
     probe: Option<usize>,
     /// How long the next probe waits, in milliseconds.
     wait_ms: u32,
     /// How many ranges the last probe was for.
-    window: u32,
-    /// Whether one that was refused has moved since.
-    is_room: bool,
+    probes: u32,
+    /// Whether a range that was refused has migrated since.
+    has_room: bool,
     /// The address behind the last range that was probed.
     cursor: usize,
 }
@@ -188,23 +172,23 @@ impl Plan {
             next: None,
             probe: None,
             wait_ms: PROBE_MS,
-            window: 0,
-            is_room: false,
+            probes: 0,
+            has_room: false,
             cursor: 0,
         }
     }
 
-    fn leave(&mut self, until: usize) {
+    fn pinned(&mut self, until: usize) {
         self.next = earlier(self.next, Some(until));
     }
 
-    fn refuse(&mut self, now: usize) {
+    fn refused(&mut self, now: usize) {
         self.probe
             .get_or_insert(now.wrapping_add(msecs_to_jiffies(self.wait_ms)));
     }
 
-    fn came(&mut self, now: usize) {
-        self.is_room = true;
+    fn migrated(&mut self, now: usize) {
+        self.has_room = true;
         self.wait_ms = PROBE_MS;
         if self.probe.is_some() {
             let soon = now.wrapping_add(msecs_to_jiffies(PROBE_MS));
@@ -223,27 +207,21 @@ impl Plan {
         Some(left.clamp(1, msecs_to_jiffies(TICK_MS).max(1)))
     }
 
-    /// Begins a pass, if something is due. What is found to be away meanwhile is told to
-    /// [`end`](Self::end).
+    /// Begins a pass, if something is due; [`end`](Self::end) ends it.
     fn begin(&mut self, now: usize) -> Option<Pass> {
         let is_due = |then: &usize| is_over(now, *then);
         let probes = match self.probe.take_if(|then| is_due(then)) {
-            Some(_) if self.is_room => {
-                self.window = (self.window * 2).clamp(1, MAX_WINDOW);
-                self.window
-            }
+            Some(_) if self.has_room => (self.probes * 2).clamp(1, MAX_PROBES),
             Some(_) => {
                 self.wait_ms = (self.wait_ms * 2).min(MAX_PROBE_MS);
-                self.window = 1;
-                self.window
+                1
             }
             None => 0,
         };
-        if probes == 0 && !self.next.as_ref().is_some_and(is_due) {
-            return None;
-        }
         if probes != 0 {
-            self.is_room = false;
+            (self.probes, self.has_room) = (probes, false);
+        } else if !self.next.as_ref().is_some_and(is_due) {
+            return None;
         }
         self.next = None;
         Some(Pass {
@@ -253,7 +231,7 @@ impl Plan {
         })
     }
 
-    /// Ends a pass that left `probes` over, found that a range is due at `next`, and another refused.
+    /// Ends a pass that has `probes` left, saw ranges pinned until `next`, or `refused` ones.
     fn end(&mut self, pass: &Pass, cursor: usize, probes: u32, next: Option<usize>, refused: bool) {
         self.next = earlier(self.next, next);
         if refused {
@@ -265,79 +243,77 @@ impl Plan {
     }
 }
 
-/// Unmaps ranges of a VM whose time away is over. Sleeps: takes the SVM lock by `lock`, for a bounded number of
-/// ranges at a time, and ends if that fails.
+/// Unmaps ranges of a VM that are not pinned any more, or are to be probed. Sleeps: takes the SVM lock by `lock`, for
+/// a bounded number of ranges at a time, and ends if that fails.
 pub(crate) fn revisit<'a, G>(vm: &Context, lock: impl Fn() -> Result<G>)
 where
     G: DerefMut<Target = Guard<'a, Mirror>>,
 {
-    let plan = &vm.collector.revisits.plan;
-    let begun = plan.lock().begin(jiffies::now());
-    if let Some(pass) = begun {
-        let (mut probes, mut cursor) = (pass.probes, pass.cursor);
-        let (mut next, mut refused) = (None, false);
-        let mut rest = to_cpu(&SPAN);
-        let end = rest.end;
-        while !rest.is_empty() {
-            let mut stale: [Range<usize>; UNMAPPED] = [const { 0..0 }; UNMAPPED];
-            let mut free = stale.iter_mut();
-            let Ok(mut guard) = lock() else {
-                return;
+    let begun = vm.collector.revisits.plan.lock().begin(jiffies::now());
+    let Some(pass) = begun else {
+        return update(vm, |_, _| ());
+    };
+    let (mut probes, mut cursor) = (pass.probes, pass.cursor);
+    let (mut next, mut refused) = (None, false);
+    let mut rest = to_cpu(&SPAN);
+    let end = rest.end;
+    while !rest.is_empty() {
+        let mut due: [Range<usize>; UNMAP_BATCH] = [const { 0..0 }; UNMAP_BATCH];
+        let mut free = due.iter_mut();
+        let Ok(mut guard) = lock() else {
+            return;
+        };
+        let mut scanned = 0;
+        let mut ranges = guard.ranges(rest.clone());
+        rest = loop {
+            let Some(range) = ranges.next() else {
+                break 0..0;
             };
-            let mut looked = 0;
-            let mut ranges = guard.ranges(rest.clone());
-            rest = loop {
-                let Some(range) = ranges.next() else {
-                    break 0..0;
-                };
-                let (span, data) = (range.span(), range.data());
-                let until = data.away.until.load(Relaxed);
-                let is_due = match data.away.state.load(Relaxed) {
-                    // The next fault looks anyhow; or it has come home.
-                    _ if data.access().is_none() || data.in_device() != 0 => false,
-                    Away::LEFT => {
-                        let is_due = is_over(pass.now, until);
-                        next = earlier(next, (!is_due).then_some(until));
-                        is_due
-                    }
-                    Away::REFUSED => {
-                        let is_due = probes != 0 && span.start >= pass.cursor;
-                        if is_due {
-                            (probes, cursor) = (probes - 1, span.end);
-                        }
-                        refused |= !is_due;
-                        is_due
-                    }
-                    _ => false,
-                };
-                looked += 1;
-                let behind = span.end..end;
-                if is_due {
-                    if let Some(place) = free.next() {
-                        *place = span;
-                    }
+            let (span, data) = (range.span(), range.data());
+            let is_due = match data.fallback.0.load(Relaxed) {
+                // The GPU faults on it anyhow, or it is on a device.
+                _ if data.access().is_none() || data.in_device() != 0 => false,
+                Fallback::PINNED => {
+                    let until = data.thrashing.pinned_until();
+                    let is_due = is_over(pass.now, until);
+                    next = earlier(next, (!is_due).then_some(until));
+                    is_due
                 }
-                if looked == BATCH || free.len() == 0 {
-                    break behind;
+                Fallback::REFUSED => {
+                    let is_due = probes != 0 && span.start >= pass.cursor;
+                    if is_due {
+                        (probes, cursor) = (probes - 1, span.end);
+                    }
+                    refused |= !is_due;
+                    is_due
                 }
+                _ => false,
             };
-            drop(ranges);
-            for span in stale.into_iter().take_while(|span| !span.is_empty()) {
-                vxe_sim::drm_dbg!(
-                    &vm.dev,
-                    "process {}: {span:#x?} is unmapped, so that a fault looks whether it can move",
-                    vm.pid
-                );
-                guard.invalidate(span);
-                vm.dev.stats.inc(Stat::SvmRevisitCount);
+            scanned += 1;
+            let behind = span.end..end;
+            if is_due {
+                if let Some(place) = free.next() {
+                    *place = span;
+                }
             }
-            drop(guard);
-            cond_resched();
+            if scanned == SCAN_BATCH || free.len() == 0 {
+                break behind;
+            }
+        };
+        drop(ranges);
+        for span in due.into_iter().take_while(|span| !span.is_empty()) {
+            vxe_sim::drm_dbg!(
+                &vm.dev,
+                "process {}: {span:#x?} is unmapped, so that a fault decides anew where it lives",
+                vm.pid
+            );
+            guard.invalidate(span);
+            vm.dev.stats.inc(Stat::SvmRevisitCount);
         }
-        plan.lock().end(&pass, cursor, probes, next, refused);
+        drop(guard);
+        cond_resched();
     }
-    let delay = plan.lock().delay(jiffies::now());
-    arm(vm, delay);
+    update(vm, |plan, _| plan.end(&pass, cursor, probes, next, refused));
 }
 
 #[cfg(CONFIG_KUNIT = "y")]
@@ -362,18 +338,18 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_away() {
+    fn without_such_ranges_nothing_is_due() {
         let mut plan = Plan::new();
         assert_eq!(plan.delay(NOW), None);
         assert_eq!(plan.begin(NOW), None);
     }
 
     #[test]
-    fn what_is_left_alone_is_due_in_time() {
+    fn pinned_ranges_are_due_in_time() {
         let mut plan = Plan::new();
-        plan.leave(after(1000));
-        plan.leave(after(400));
-        plan.leave(after(800));
+        plan.pinned(after(1000));
+        plan.pinned(after(400));
+        plan.pinned(after(800));
         assert_eq!(plan.delay(after(380)), Some(msecs_to_jiffies(20)));
         assert!(plan
             .delay(NOW)
@@ -381,8 +357,8 @@ mod tests {
         assert_eq!(plan.begin(after(380)), None);
         let pass = plan.begin(after(400));
         assert!(pass.is_some_and(|pass| pass.probes == 0));
-        // One more is left meanwhile; the pass found another.
-        plan.leave(after(900));
+        // One more is pinned meanwhile; the pass saw another.
+        plan.pinned(after(900));
         if let Some(pass) = pass {
             plan.end(&pass, 0, 0, Some(after(800)), false);
         }
@@ -391,16 +367,16 @@ mod tests {
     }
 
     /// How many passes and probes there are in `ms` milliseconds, if each probe is refused again or none is.
-    fn probe(plan: &mut Plan, from: u32, ms: u32, is_room: bool) -> (u32, u32) {
+    fn probe(plan: &mut Plan, from: u32, ms: u32, has_room: bool) -> (u32, u32) {
         let (mut passes, mut probes) = (0, 0);
         for ms in from..from + ms {
             if let Some(pass) = plan.begin(after(ms)) {
                 passes += 1;
                 probes += pass.probes;
-                if is_room {
-                    plan.came(after(ms));
+                if has_room {
+                    plan.migrated(after(ms));
                 } else {
-                    plan.refuse(after(ms));
+                    plan.refused(after(ms));
                 }
                 plan.end(&pass, 0, 0, None, true);
             }
@@ -411,7 +387,7 @@ mod tests {
     #[test]
     fn a_device_that_stays_full_is_probed_seldom() {
         let mut plan = Plan::new();
-        plan.refuse(NOW);
+        plan.refused(NOW);
         let (passes, probes) = probe(&mut plan, 0, 60 * MAX_PROBE_MS, false);
         // One range each, at intervals that double up to the longest.
         assert_eq!(passes, probes);

@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The service of faults, and prefetches: has a range's memory where it is to be, and maps it.
-//!
-//! What both have in common is one loop, [`serve`]. What they want of it is an [`Aim`].
+//! The service of faults and of prefetches: one loop, [`serve`], migrates a range's memory by the policy of
+//! [`migrate`](super::migrate), and maps it.
 
 use super::{
     bind::bind,
-    meter::Meter,
     migrate::{
         self,
+        Cause,
         Memory,
-        To,
-        Why, //
+        To, //
     },
     revisit,
     to_cpu,
@@ -25,16 +23,16 @@ use crate::{
         Served, //
     },
     gpu::Access,
-    stats::Stat,
-    vm::{
-        attributes::MigrationPolicy,
-        vma::Vma, //
-    }, //
+    stats::{
+        us_since,
+        SizeStat,
+        Stat,
+        Stats, //
+    },
+    vm::vma::Vma, //
 };
 use gpusvm::{
-    Attempt,
     Ctx,
-    Found,
     Guard,
     Range,
     RangeFlag,
@@ -50,8 +48,8 @@ use kernel::{
     }, //
 };
 
-/// How many times a range is tried whose pages the CPU takes away meanwhile. After that only the page
-/// of the fault is mapped: the smaller, the sooner.
+/// How many times a range is tried whose pages the CPU invalidates meanwhile. After that only the page
+/// of the fault is mapped, which takes less time.
 const TRIES: u32 = 3;
 
 /// How much a fault populates, in bytes, of memory that is mostly not populated: as much as a fault of the
@@ -63,9 +61,9 @@ const FAULT_AROUND: usize = SZ_64K;
 ///
 /// Fails with `ENOENT` where the process has no memory, `EPERM` for a write to what may only be
 /// read, `EIO` for the memory of some device, `EFAULT` for pages that cannot be had or a process
-/// that is gone, `EACCES` for an exclusive atomic on memory that never moves, `EBUSY` when the CPU kept
+/// that is gone, `EACCES` for an exclusive atomic on memory that never migrates, `EBUSY` when the CPU kept
 /// changing its mappings, `EAGAIN` when it unmapped what was there, which is to be collected first, and
-/// `ENOMEM`; for an exclusive atomic also as [`migrate::to_vram`] does.
+/// `ENOMEM`; for an exclusive atomic also as a migration does.
 pub(crate) fn fault(
     vm: &Context,
     svm: &mut Guard<'_, Mirror>,
@@ -76,13 +74,13 @@ pub(crate) fn fault(
     if !page_only {
         vm.dev.stats.inc(Stat::SvmPagefaultCount);
     }
-    serve(vm, svm, vma, &Aim::fault(vm, vma, fault, page_only))
+    serve(vm, svm, vma, &Request::fault(vm, vma, fault, page_only))
 }
 
-/// Maps the range at `addr` in `vma`, a mirror, for reading, before the GPU needs it, after moving it
-/// to where it is to be: copies that a write would make are not made.
+/// Migrates the range at `addr` in `vma`, a mirror, before the GPU needs it, and maps it for reading: copies that a
+/// write would make are not made.
 ///
-/// Fails as [`fault()`] does; what cannot move is no failure.
+/// Fails as [`fault()`] does; memory that cannot migrate is no failure.
 pub(crate) fn prefetch(
     vm: &Context,
     svm: &mut Guard<'_, Mirror>,
@@ -90,7 +88,7 @@ pub(crate) fn prefetch(
     addr: u64,
     to: To,
 ) -> Result<Served> {
-    let done = serve(vm, svm, vma, &Aim::prefetch(vm, vma, addr, to));
+    let done = serve(vm, svm, vma, &Request::prefetch(vm, vma, addr, to));
     vxe_sim::drm_dbg!(
         &vm.dev,
         "process {}: prefetch at {addr:#x} to {to:?}: {:#x?}",
@@ -100,83 +98,64 @@ pub(crate) fn prefetch(
     done
 }
 
-/// What a range is mapped for, and what may be done for that.
-struct Aim<'a> {
-    /// What is to work.
-    fault: Fault,
-    /// Where the memory is to be; none for that of the system.
-    placement: Option<Memory<'a>>,
-    moving: Moving,
-    narrowing: Narrowing,
-    /// What counts it.
-    meter: Meter<'a>,
+/// What a fault or a prefetch asks for.
+pub(super) struct Request<'a> {
+    /// The access that is to work.
+    pub(super) fault: Fault,
+    pub(super) cause: Cause,
+    /// The device memory to which the range is to migrate; none for system memory.
+    pub(super) preferred: Option<Memory<'a>>,
+    /// Whether no more than the page of the fault is to be mapped.
+    page_only: bool,
+    /// The counters of faults; a prefetch counts nothing.
+    stats: Option<&'a Stats>,
 }
 
-/// How memory gets to where it is to be.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Moving {
-    /// Once, if it may move now. What is mapped is good enough, and what cannot move as well.
-    IfItMay,
-    /// Once, whether it is mapped or not. What cannot move is mapped where it is.
-    First(MigrationPolicy),
-    /// As often as the CPU takes it back: what is elsewhere is not mapped.
-    Always,
-}
-
-/// When a range is content with the page that it is about.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Narrowing {
-    /// From the beginning.
-    AtOnce,
-    /// After some tries that were lost to the CPU.
-    InTheEnd,
-    /// Never: single pages do not move.
-    Never,
-}
-
-impl<'a> Aim<'a> {
-    /// What a fault wants. An atomic that is to be the GPU's alone wants the memory on the device, wherever
-    /// it was advised to live.
+impl<'a> Request<'a> {
+    /// That of a fault. An exclusive atomic needs the memory on the device, whatever its preferred location.
     fn fault(vm: &'a Context, vma: &Vma, fault: Fault, page_only: bool) -> Self {
-        let meter = Meter::of(&vm.dev.stats);
-        if fault.access == Access::Atomic && migrate::is_exclusive(vm, vma) {
-            return Self {
-                fault,
-                placement: vm.memory.as_ref().map(Memory::Own),
-                moving: Moving::Always,
-                narrowing: Narrowing::Never,
-                meter,
-            };
-        }
+        let is_exclusive = fault.access == Access::Atomic && migrate::is_exclusive(vm, vma);
+        let (cause, preferred) = if is_exclusive {
+            (Cause::Atomic, vm.memory.as_ref().map(Memory::Own))
+        } else {
+            (Cause::Fault, migrate::preferred_location(vm, vma))
+        };
         Self {
             fault,
-            placement: migrate::placement(vm, vma),
-            moving: Moving::IfItMay,
-            narrowing: if page_only {
-                Narrowing::AtOnce
-            } else {
-                Narrowing::InTheEnd
-            },
-            meter,
+            cause,
+            preferred,
+            page_only,
+            stats: Some(&vm.dev.stats),
         }
     }
 
-    /// What a program's foresight wants.
+    /// That of a program which prefetches what is at `addr`.
     fn prefetch(vm: &'a Context, vma: &Vma, addr: u64, to: To) -> Self {
         Self {
             fault: Fault {
                 addr,
                 access: Access::Read,
             },
-            placement: match to {
+            cause: Cause::Prefetch(vma.attributes.policy),
+            preferred: match to {
                 To::System => None,
                 To::Own => vm.memory.as_ref().map(Memory::Own),
-                To::Advised => migrate::placement(vm, vma),
+                To::Advised => migrate::preferred_location(vm, vma),
             },
-            moving: Moving::First(vma.attributes.policy),
-            narrowing: Narrowing::InTheEnd,
-            meter: Meter::off(),
+            page_only: false,
+            stats: None,
         }
+    }
+
+    /// Adds `n` to a counter for ranges of `size` bytes.
+    pub(super) fn count(&self, stat: SizeStat, size: usize, n: u64) {
+        if let Some(stats) = self.stats {
+            stats.add_for(stat, size as u64, n);
+        }
+    }
+
+    pub(super) fn is_prefetch(&self) -> bool {
+        matches!(self.cause, Cause::Prefetch(_))
     }
 
     /// How pages are to be found.
@@ -185,15 +164,15 @@ impl<'a> Aim<'a> {
             Access::Read => gpusvm::Access::Read,
             Access::Write | Access::Atomic => gpusvm::Access::Write,
         });
-        ctx.devmem_possible = vm.memory.is_some() || self.placement.is_some();
-        ctx.devmem_only = self.moving == Moving::Always;
+        ctx.devmem_possible = vm.memory.is_some() || self.preferred.is_some();
+        ctx.devmem_only = self.cause == Cause::Atomic;
         ctx.allow_mixed = true;
         let owner = vm.dev.memory.owner();
         // A prefetch is told what to populate.
-        if !matches!(self.moving, Moving::First(_)) {
+        if !self.is_prefetch() {
             ctx = ctx.with_fault_around(FAULT_AROUND, Some(owner));
         }
-        if self.placement.is_none() {
+        if self.preferred.is_none() {
             // Pages come to system memory.
             return ctx;
         }
@@ -201,88 +180,40 @@ impl<'a> Aim<'a> {
         ctx.with_owner(Some(owner))
     }
 
-    /// Whether no more than a page is to be mapped, after `lost` tries.
-    fn is_content_with_a_page(&self, lost: u32) -> bool {
-        match self.narrowing {
-            Narrowing::AtOnce => true,
-            Narrowing::InTheEnd => lost >= TRIES,
-            Narrowing::Never => false,
-        }
+    /// Whether to map no more than a page, after `lost` tries in which the CPU invalidated the range. Not for an
+    /// exclusive atomic: single pages do not migrate.
+    fn is_page_enough(&self, lost: u32) -> bool {
+        self.cause != Cause::Atomic && (self.page_only || lost >= TRIES)
     }
 
-    /// Whether nothing is left to do, with a range that is mapped, after `moves` times to move it.
-    fn is_met(&self, served: &Served, moves: u32) -> bool {
-        let has_moved = moves != 0 || !matches!(self.moving, Moving::First(_));
-        has_moved && served.settles(&self.fault)
-    }
-
-    /// Has a range where it is to be, as far as that can be, after `moves` times before. Returns whether it
-    /// was refused, and may move later.
-    ///
-    /// Fails if it is not to be mapped where it is.
-    fn bring(
-        &self,
-        vm: &Context,
-        found: &mut Found<'_, '_, Mirror>,
-        moves: u32,
-        attempt: &Attempt<'_>,
-    ) -> Result<bool> {
-        let started = Instant::<Monotonic>::now();
-        let was_refused = moves == 0 && found.data().away.reset();
-        let moved = match (&self.placement, self.moving) {
-            (Some(memory), Moving::Always) => {
-                match migrate::on_atomic(vm, found, memory, moves, attempt) {
-                    Err(e) if e == EACCES || moves >= TRIES => return Err(e),
-                    moved => Some(moved),
-                }
-            }
-            (Some(memory), Moving::IfItMay) if moves == 0 => {
-                migrate::on_fault(vm, found, memory, &self.fault, attempt)
-            }
-            (Some(memory), Moving::First(policy)) if moves == 0 => {
-                migrate::on_prefetch(vm, found, memory, policy, attempt)
-            }
-            (None, Moving::First(_)) if moves == 0 && found.data().in_device() != 0 => {
-                // If that fails it stays where it is.
-                let _ = migrate::to_system(vm, found, Why::Prefetch, attempt);
-                None
-            }
-            _ => None,
-        };
-        if matches!(&moved, Some(Ok(moved)) if moved.moved != 0) {
-            let size = found.size();
-            self.meter.inc(size, |stats| stats.migrations);
-            self.meter.add_us(size, started, |stats| stats.migrate_us);
-            if was_refused {
-                revisit::came(vm);
-            }
-        }
-        Ok(moved.is_some_and(|moved| migrate::is_refused(&moved)))
-    }
-
-    /// Notes, under the notifier lock, that the range was mapped, after `lost` tries. An access follows
-    /// that faulted, but for a prefetch.
+    /// Starts the timeslice of what is mapped, under the notifier lock, after `lost` tries. No access follows a
+    /// prefetch.
     fn mapped(&self, vm: &Context, range: &Range<Mirror>, served: &Served, lost: u32) {
-        if served.settles(&self.fault) && !matches!(self.moving, Moving::First(_)) {
-            let grace = &range.data().grace;
-            grace.begin(&vm.aspace, self.fault.addr, lost != 0);
+        if served.settles(&self.fault) && !self.is_prefetch() {
+            let timeslice = &range.data().timeslice;
+            timeslice.begin(&vm.aspace, self.fault.addr, lost != 0);
         }
     }
 }
 
-/// Has the range at the address of an aim where it is to be, and maps it.
-fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) -> Result<Served> {
+/// Migrates and maps the range at the address of a request.
+fn serve(
+    vm: &Context,
+    svm: &mut Guard<'_, Mirror>,
+    vma: &Vma,
+    request: &Request<'_>,
+) -> Result<Served> {
     let started = Instant::<Monotonic>::now();
-    let (ctx, meter) = (aim.ctx(vm), aim.meter);
+    let ctx = request.ctx(vm);
     let window = to_cpu(&vma.span);
     // CAST: The address lies in the window.
-    let addr = aim.fault.addr as usize;
+    let addr = request.fault.addr as usize;
 
     let mut retry = Retry::bounded();
-    let (mut counted, mut evicted, mut lost, mut moves) = (false, false, 0, 0);
+    let (mut counted, mut evicted, mut lost, mut tries) = (false, false, 0, 0);
     let mut refused = false;
     while let Some(mut attempt) = retry.next() {
-        if aim.is_content_with_a_page(lost) {
+        if request.is_page_enough(lost) {
             // If the range is that small already, there is nothing better than to try again.
             let _ = attempt.narrow(addr, window.clone());
         }
@@ -292,8 +223,8 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
         let mut found = match svm.find_or_insert(addr, window.clone(), &ctx, &attempt) {
             Ok(found) => found,
             Err(EAGAIN) => {
-                // What is there fits no more. It makes way, alone: what the CPU unmapped is for those
-                // to collect who know of attributes.
+                // The range that is there does not fit any more. It is removed, alone: what the CPU
+                // unmapped is collected by the caller, who knows of attributes.
                 if let Some(found) = svm.find(addr) {
                     found.remove();
                 }
@@ -303,37 +234,38 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
         };
         let (span, size) = (found.span(), found.size());
         if !counted {
-            meter.inc(size, |stats| stats.faults);
+            request.count(SizeStat::PagefaultCount, size, 1);
             counted = true;
         }
 
-        // Somebody else may have had it mapped since the GPU looked.
+        // Another thread may have mapped it since the GPU faulted.
         let before = found.commit(|_, range| {
             let served = Served {
                 span: to_gpu(span.clone()),
                 access: range.data().access()?,
             };
-            aim.mapped(vm, range, &served, lost);
+            request.mapped(vm, range, &served, lost);
             Some(served)
         });
         if let Ok(Some(served)) = before {
-            if aim.is_met(&served, moves) {
-                meter.inc(size, |stats| stats.valid);
+            // A prefetch migrates what is mapped, too.
+            if served.settles(&request.fault) && !(request.is_prefetch() && tries == 0) {
+                request.count(SizeStat::ValidPagefaultCount, size, 1);
                 return Ok(served);
             }
         }
 
-        match aim.bring(vm, &mut found, moves, &attempt) {
+        match migrate::migrate(vm, &mut found, request, tries, &attempt) {
             Ok(is_refused) => refused |= is_refused,
             Err(e) => {
                 found.remove();
                 return Err(e);
             }
         }
-        moves += 1;
+        tries += 1;
 
         // All memory is allocated before the notifier lock is taken, and before the pages are there: the
-        // sooner they are committed, the more likely it is that the CPU has left them alone.
+        // sooner they are committed, the less likely it is that the CPU has invalidated them.
         let mut staged = vm.aspace.stage(span.start as u64, size as u64)?;
         let get_started = Instant::<Monotonic>::now();
         match found.get(&ctx, &attempt) {
@@ -341,28 +273,28 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
             // Memory of several devices in one range.
             Err(EOPNOTSUPP) if !evicted => {
                 evicted = true;
-                let _ = migrate::to_system(vm, &mut found, Why::Access, &attempt);
+                let _ = migrate::to_system(vm, &found, &attempt);
                 continue;
             }
             Err(EAGAIN) => {
                 lost += 1;
                 continue;
             }
-            // The CPU has taken some of it back.
+            // The CPU has faulted on some of it, which has migrated back.
             Err(EFAULT) if ctx.devmem_only => continue,
             Err(e) if (e == EFAULT || e == EPERM) && attempt.narrow(addr, span) => continue,
             Err(e) => {
-                // Nothing is mapped there, so that nothing is to be in the way of a bind.
+                // An empty range would keep a bind of a buffer from its addresses.
                 found.remove();
                 return Err(e);
             }
         }
-        meter.add_us(size, get_started, |stats| stats.get_pages_us);
+        request.count(SizeStat::GetPagesUs, size, us_since(get_started));
 
         let bind_started = Instant::<Monotonic>::now();
         let bound = found.commit(|view, range| -> Result<Served> {
             let served = bind(vm, &mut staged, vma, range, view)?;
-            aim.mapped(vm, range, &served, lost);
+            request.mapped(vm, range, &served, lost);
             Ok(served)
         });
         let served = match bound {
@@ -372,12 +304,12 @@ fn serve(vm: &Context, svm: &mut Guard<'_, Mirror>, vma: &Vma, aim: &Aim<'_>) ->
                 continue;
             }
         };
-        meter.add_us(size, bind_started, |stats| stats.bind_us);
+        request.count(SizeStat::BindUs, size, us_since(bind_started));
         if refused && found.data().in_device() == 0 {
-            revisit::refuse(vm, &found.data().away);
+            revisit::refused(vm, found.data());
         }
-        if served.settles(&aim.fault) {
-            meter.add_us(size, started, |stats| stats.fault_us);
+        if served.settles(&request.fault) {
+            request.count(SizeStat::PagefaultUs, size, us_since(started));
             return Ok(served);
         }
     }

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Progress: a page that was mapped for a fault stays until the GPU has used it, for a moment.
+//! The timeslice of a mapping: a page that was mapped for a fault stays mapped until the GPU has accessed it, for
+//! some milliseconds at most.
 //!
-//! The engine tries its access again when it is told that the fault was serviced. If the CPU changes its
-//! mappings all the time the page is gone by then, and the next fault ends in the same way. So a range whose
-//! page was taken away unused gets a *grace period* when it is mapped for a fault next: the invalidation that
-//! comes then waits for the access. It is over with the access, or after [`GRACE_MS`].
+//! The engine tries its access again when the fault is answered. Beside a thread that changes mappings all the
+//! time the page is invalidated by then, and the next fault ends in the same way. So a range that was invalidated
+//! before the access gets a timeslice when it is mapped for a fault next: the invalidation that comes then waits
+//! for the access, or until [`TIMESLICE_MS`] are over.
 //!
-//! Only changes wait that the CPU makes to memory which stays. One that unmaps it, or may not sleep, does
-//! not; nor does the first that comes after a fault.
+//! Only an invalidation waits in which the CPU changes memory that stays. One that unmaps it, or may not sleep,
+//! does not; nor does the first that comes after a fault.
 
 use crate::gpu::AddressSpace;
 use kernel::{
@@ -24,23 +25,23 @@ use kernel::{
 };
 use kernel_ext::time::jiffies;
 
-/// How long the CPU waits for an access at most, in milliseconds from when its page was mapped.
-pub(super) const GRACE_MS: u32 = 20;
+/// The timeslice, in milliseconds from when the page was mapped.
+const TIMESLICE_MS: u32 = 20;
 
-/// How often it looks meanwhile, in microseconds.
+/// How often an invalidation that waits looks for the access, in microseconds.
 const POLL_US: i64 = 50;
 
-/// What is known of the last fault for which a range was mapped.
-pub(super) struct Grace {
-    /// The address of the fault, while an invalidation has not come; [`NONE`](Self::NONE) after that.
+/// The last fault for which a range was mapped.
+pub(super) struct Timeslice {
+    /// The address of the fault until the next invalidation; [`NONE`](Self::NONE) after that.
     addr: Atomic<u64>,
-    /// When it was mapped, in jiffies.
+    /// When the range was mapped, in jiffies.
     since: Atomic<usize>,
     /// Whether the next invalidation waits.
     is_due: Atomic<bool>,
 }
 
-impl Grace {
+impl Timeslice {
     const NONE: u64 = u64::MAX;
 
     pub(super) fn new() -> Self {
@@ -51,8 +52,8 @@ impl Grace {
         }
     }
 
-    /// The range was mapped for a fault at `addr`, which `was_lost` to the CPU before. The notifier lock is
-    /// held.
+    /// The range was mapped for a fault at `addr`; `was_lost` if the CPU invalidated it while that fault was
+    /// serviced. The notifier lock is held.
     pub(super) fn begin(&self, aspace: &AddressSpace, addr: u64, was_lost: bool) {
         aspace.expect_access(addr);
         self.since.store(jiffies::now(), Relaxed);
@@ -62,7 +63,7 @@ impl Grace {
         }
     }
 
-    /// The range is about to be taken away. Waits for its access, if it is due that, and the change
+    /// The range is about to be invalidated. Waits for its access, if the timeslice is due and the invalidation
     /// `can_wait`. The notifier lock is held for writing: no page can be mapped anew meanwhile.
     pub(super) fn end(&self, aspace: &AddressSpace, can_wait: bool) {
         let addr = self.addr.xchg(Self::NONE, Relaxed);
@@ -71,7 +72,8 @@ impl Grace {
         }
         let since = self.since.load(Relaxed);
         if can_wait && self.is_due.load(Relaxed) {
-            while aspace.expects_access(addr) && jiffies::since(since) <= msecs_to_jiffies(GRACE_MS)
+            while aspace.expects_access(addr)
+                && jiffies::since(since) <= msecs_to_jiffies(TIMESLICE_MS)
             {
                 fsleep(Delta::from_micros(POLL_US));
             }
@@ -81,7 +83,7 @@ impl Grace {
 }
 
 #[cfg(CONFIG_KUNIT = "y")]
-#[kernel::prelude::kunit_tests(vxe_grace)]
+#[kernel::prelude::kunit_tests(vxe_timeslice)]
 mod tests {
     use super::*;
     use crate::gpu::{
@@ -100,17 +102,17 @@ mod tests {
 
     const ADDR: u64 = 1 << 30;
 
-    /// Shorter than a grace period, and longer than what does not wait takes, the shortest of a few times.
-    const WAIT_MS: i64 = GRACE_MS as i64 / 2;
+    /// Shorter than a timeslice, and longer than what does not wait takes, the shortest of a few times.
+    const WAIT_MS: i64 = TIMESLICE_MS as i64 / 2;
 
     /// What was before an invalidation.
     #[derive(Clone, Copy, PartialEq, Eq)]
     enum Before {
         /// A fault, the first one.
         Fault,
-        /// A fault that was lost to the CPU while it was serviced.
+        /// A fault whose range the CPU invalidated while it was serviced.
         LostFault,
-        /// A fault whose page was taken away before its access, and another one.
+        /// A fault whose page was invalidated before its access, and another one.
         Faults,
         /// The same, and the access.
         Access,
@@ -118,16 +120,16 @@ mod tests {
 
     /// Whether an invalidation waits then.
     fn waits(before: Before, can_wait: bool) -> Result<bool> {
-        let device = faux::Registration::new(c"vxe-grace-kunit", None)?;
+        let device = faux::Registration::new(c"vxe-timeslice-kunit", None)?;
         let faux: &faux::Device<Bound> = device.as_ref();
         let aspace = AddressSpace::new(Bus::new(faux.as_ref(), None)?, 48)?;
         let mut shortest = i64::MAX;
         for _ in 0..5 {
-            let grace = Grace::new();
-            grace.begin(&aspace, ADDR, before == Before::LostFault);
+            let timeslice = Timeslice::new();
+            timeslice.begin(&aspace, ADDR, before == Before::LostFault);
             if matches!(before, Before::Faults | Before::Access) {
-                grace.end(&aspace, true);
-                grace.begin(&aspace, ADDR, false);
+                timeslice.end(&aspace, true);
+                timeslice.begin(&aspace, ADDR, false);
             }
             if before == Before::Access {
                 // As good as an access: other pages take the place of this one.
@@ -136,7 +138,7 @@ mod tests {
                 }
             }
             let started = Instant::<Monotonic>::now();
-            grace.end(&aspace, can_wait);
+            timeslice.end(&aspace, can_wait);
             shortest = shortest.min(started.elapsed().as_millis());
         }
         Ok(shortest >= WAIT_MS)
