@@ -158,9 +158,9 @@ impl<'a> Copies<'a> {
             Some(index) => index,
             None => {
                 let device = from.pagemap().drm().dma_device();
+                let (dir, flags) = (Direction::FromDevice, GFP_NOWAIT);
                 // SAFETY: The device lives as long as the pagemap.
-                let mapping =
-                    unsafe { Mapping::new(device, Direction::FromDevice, self.pages, GFP_NOWAIT) }?;
+                let mapping = unsafe { Mapping::new(device, dir, self.pages, flags) }?;
                 let other = Other {
                     mapping: mapping.with(self.to),
                     from: from.into(),

@@ -81,9 +81,9 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
     pub(crate) fn bring_back(&self, migration: &mut Migration<'_>) -> Result<Came> {
         let pages = migration.entries().len();
         let device = self.allocation.dma_device();
+        let dir = Direction::FromDevice;
         // SAFETY: The device lives as long as the allocation.
-        let mut mapping =
-            unsafe { Mapping::new(device, Direction::FromDevice, pages, GFP_KERNEL) }?;
+        let mut mapping = unsafe { Mapping::new(device, dir, pages, GFP_KERNEL) }?;
         let mut came = Came::Back;
         // Whether there was no RAM for something, and whether for not even a page.
         let (mut short, mut spent) = (false, false);
