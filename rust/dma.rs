@@ -62,10 +62,12 @@ impl Direction {
 ///
 /// `dev` must be a valid device, whose driver has set its DMA mask.
 pub unsafe fn obstacle_to_sharing(dev: *mut device) -> Option<&'static str> {
-    // SAFETY: By this function's requirements, here and below.
-    if unsafe { bindings::dma_is_bounced(dev) } {
+    // SAFETY: By this function's requirements.
+    let (is_bounced, needs_sync) =
+        unsafe { (bindings::dma_is_bounced(dev), bindings::dma_needs_sync(dev)) };
+    if is_bounced {
         Some("its DMA is bounced: it cannot address all memory, or the kernel was told so (swiotlb=force)")
-    } else if unsafe { bindings::dma_needs_sync(dev) } {
+    } else if needs_sync {
         Some("its DMA is not coherent with the CPU's caches, or its driver has set no DMA mask")
     } else {
         None

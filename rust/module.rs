@@ -43,8 +43,8 @@ impl ModuleRef {
         Ok(Self(NonNull::new(module)))
     }
 
-    /// Takes a reference to the module that `M` describes, such as the
-    /// [owner](macro@kernel::prelude::vtable) of a table of functions.
+    /// Takes a reference to the module that `M` describes, such as the `OwnerModule` of a trait that is implemented with
+    /// `#[vtable]`.
     ///
     /// Fails with `ENODEV` if the module is on its way out, and has taken nothing then.
     pub fn of<M: ModuleMetadata>() -> Result<Self> {

@@ -126,7 +126,8 @@ mod tests {
     fn a_device_that_does_not_reach_all_memory_is_refused() -> Result {
         with_device(|env| {
             let device = env.device();
-            device.set_mask(24)?;
+            // A guest has memory above 4 GiB.
+            device.set_mask(32)?;
             let refused = DmaDevice::new_devm(device.parent()?, device.drm()).err();
             device.set_mask(64)?;
             ensure_eq!(refused, Some(EOPNOTSUPP));

@@ -87,8 +87,9 @@ impl AsRef<faux::Device<device::Bound>> for Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        // SAFETY: The device is still registered. Its users are gone, so that nothing is mapped for
-        // it any more; other references, which may last longer, only look at its name.
+        // SAFETY: The device is still registered. What is mapped for it, or being mapped, is single pages, for which
+        // nobody looks at these parameters, and is unmapped when the device is unbound, right after this; other
+        // references, which may last longer, only look at its name.
         unsafe { (*self.raw()).dma_parms = core::ptr::null_mut() };
     }
 }

@@ -62,9 +62,9 @@ impl<P: Provider> Pagemap<P> {
         owner: Option<OwnerId>,
         provider: P,
     ) -> Result<Self> {
+        let owner = owner.map(OwnerId::as_non_null);
         // SAFETY: The operations are all that there are.
-        let memory =
-            unsafe { DevPagemap::new(size, owner.map(OwnerId::as_non_null), &fault::OPS) }?;
+        let memory = unsafe { DevPagemap::new(size, owner, &fault::OPS) }?;
         let claims = Claims::new(memory.frames().len())?;
         let detaching = Detaching::new()?;
         let raw = memory.as_raw();
