@@ -54,7 +54,7 @@ fuzz: ## random calls of all ioctls: SECONDS=120, SEED=, REPLAY=, MINIMIZE=, KER
 bench: ## count instructions of every operation; BENCH_JSON=path writes the figures
 	@tools/bench
 
-doc: ## build the API documentation in build/doc
+doc: ## build the documentation and that of the API, in build/doc
 	@tools/doc
 
 fmt: ## format all Rust source
