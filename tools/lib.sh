@@ -93,6 +93,16 @@ unexpected() {
 set -E
 trap unexpected ERR
 
+# Ctrl-C is not a failure of what it ended. The script that was called first says so.
+OUTER=${GPUSVM_SCRIPT:-}
+export GPUSVM_SCRIPT=$0
+interrupted() {
+	trap - INT
+	[[ -n $OUTER ]] || printf '%sinterrupted%s\n' "$BOLD" "$PLAIN" >&2
+	exit 130
+}
+trap interrupted INT
+
 # in_background LOG COMMAND...: starts a command whose output goes to LOG. It ends with this script.
 # end_background: waits for it; its status is the command's.
 JOB=

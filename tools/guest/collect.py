@@ -3,7 +3,7 @@
 """Lays out the programs that cargo built as a tree for the guest's root.
 
 Reads cargo's messages, so that only what this build made goes in. Test programs
-(of the package in tests/uapi) go to /usr/libexec/uapi, all others to /bin.
+(of the package in tests/uapi) go to /usr/libexec/uapi, all others, and examples, to /bin.
 
 Usage: collect.py MESSAGES DIRECTORY
 """

@@ -91,9 +91,9 @@ def take_slot(cpus, say):
     return None
 
 
-def die_with_parent():
+def die_with_parent(by=signal.SIGKILL):
     """Has the kernel end this process when its parent ends, even if that is killed."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(1, by)
 
 
 class Guest:
@@ -114,6 +114,7 @@ class Guest:
 
     def start(self, command, shell):
         a = self.args
+        self.shell = shell
         kvm = False if a.icount else qemu.kvm_works(a.kernel, a.kvm_memory)
         self.slot = None if shell else take_slot(a.cpus, self.say)
         self.started = time.time()
@@ -207,12 +208,16 @@ class Guest:
         """The exit status, after saying on standard error what went wrong."""
         a = self.args
         reports = 0
+        if self.shell and in_time and self.status is None and self.child.returncode == 0:
+            # QEMU was told to quit. A guest that died has a report in its log.
+            return BROKEN if klog.complain(a.log, a.allow) else 0
         if a.strict or self.status is None:
             reports = klog.complain(a.log, a.allow)
         if not in_time:
-            what = "boot" if self.ready is None else (
-                "power off" if self.status is not None else "finish the command")
-            print(f"error: the guest did not {what} in time; it was stopped", file=sys.stderr)
+            what = f"boot in {BOOT_SECONDS} s" if self.ready is None else (
+                f"power off in {AFTER_SECONDS} s" if self.status is not None
+                else f"finish the command in {a.timeout} s (TIMEOUT=)")
+            print(f"error: the guest did not {what}; it was stopped", file=sys.stderr)
             if not reports:
                 klog.tail(a.log, 40)
             return TIMED_OUT
@@ -261,6 +266,8 @@ def main():
     if args.command is None and not shell:
         # No terminal to talk to: what comes in is the script.
         args.command = sys.stdin.read()
+    # If make is killed, this and the guest end, too.
+    die_with_parent(signal.SIGTERM)
     os.makedirs(os.path.dirname(args.log), exist_ok=True)
     prune_logs(os.path.dirname(args.log))
     for sig in (signal.SIGTERM, signal.SIGHUP):

@@ -453,7 +453,7 @@ impl Scattered {
 /// attributes, the first after the second.
 #[track_caller]
 fn expect_nothing_done(what: &str, calls: [fn(&Vm, u64, u64); 2]) {
-    const ROUNDS: usize = 8;
+    const ROUNDS: usize = 16;
     let vm = Vm::mirrored(&device()).expect("a mirrored VM");
     // They come before all that memory, which they have no part in.
     let caller = |round: usize| {
@@ -462,6 +462,8 @@ fn expect_nothing_done(what: &str, calls: [fn(&Vm, u64, u64); 2]) {
                 std::thread::sleep(Duration::from_millis(20));
             }
             let (start, length) = (link.receive(), link.receive());
+            // It begins.
+            link.send(0);
             calls[round % 2](&vm, start, length);
             // In case that it was too late to be killed.
             link.receive();
@@ -476,13 +478,16 @@ fn expect_nothing_done(what: &str, calls: [fn(&Vm, u64, u64); 2]) {
     calls[1](&many.vm, start, length);
     let whole = begun.elapsed();
     assert_eq!(many.mapped(), 0, "{what}: ranges that are mapped as before");
+    // Where the middle is shows by whether the kill came too early or too late.
+    let mut wait = whole / 4;
     for (round, child) in callers.into_iter().enumerate() {
         many.fetch();
         let before = many.attributes();
         child.link().send(start);
         child.link().send(length);
-        std::thread::sleep(whole * (1 + round as u32 % 4) / 8);
-        promptly(&format!("death in {what}, of {whole:?}"), DEATH, || child.kill());
+        child.link().receive();
+        std::thread::sleep(wait);
+        promptly(&format!("death in {what}, of {whole:?}, after {wait:?}"), DEATH, || child.kill());
         let (is_done, mapped) = (many.attributes() != before, many.mapped());
         println!(
             "{mapped} ranges are left, and the change was {}",
@@ -495,6 +500,7 @@ fn expect_nothing_done(what: &str, calls: [fn(&Vm, u64, u64); 2]) {
             many.memory.unmap();
             return;
         }
+        wait = if is_done { wait * 2 / 3 } else { wait * 4 / 3 };
         // What was not done the next one would find done already.
         if !is_done {
             calls[round % 2](&many.vm, start, length);
