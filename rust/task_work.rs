@@ -33,41 +33,41 @@ pub enum Notify {
 }
 
 /// What a thread is to do.
-pub trait Errand: Send + Sync + Sized + 'static {
+pub trait TaskWorkItem: Send + Sync + Sized + 'static {
     /// Does it. Called once, by the thread, which may be exiting. May sleep.
     fn run(&self);
 
-    /// Has `posting` dropped by work on a queue that the module waits for before it goes, by
+    /// Has `work` dropped by work on a queue that the module waits for before it goes, by
     /// [`Queue::enqueue`](kernel::workqueue::Queue::enqueue). Called after [`run`](Self::run).
-    fn finish(posting: Pin<KBox<Posting<Self>>>);
+    fn finish(work: Pin<KBox<TaskWork<Self>>>);
 }
 
-/// An errand, to be [sent](Self::send) to a thread. It may take as long as that thread likes, and keeps the
+/// An item, to be [sent](Self::send) to a thread. It may take as long as that thread likes, and keeps the
 /// module all the while.
 #[pin_data]
-pub struct Posting<E: Errand> {
+pub struct TaskWork<E: TaskWorkItem> {
     #[pin]
     head: Opaque<bindings::callback_head>,
-    /// The thread has come back from the errand, and runs the module's code no more.
+    /// The thread has come back from the item, and runs the module's code no more.
     #[pin]
     returned: Opaque<ext::rcu_synchronize>,
     #[pin]
-    end: Work<Posting<E>>,
-    errand: E,
+    end: Work<TaskWork<E>>,
+    item: E,
     /// Given up last.
     _module: ModuleRef,
 }
 
 impl_has_work! {
-    impl{E: Errand} HasWork<Self> for Posting<E> { self.end }
+    impl{E: TaskWorkItem} HasWork<Self> for TaskWork<E> { self.end }
 }
 
-// SAFETY: The parts that are no errand are touched by one thread after the other.
-unsafe impl<E: Errand> Send for Posting<E> {}
+// SAFETY: The parts that are no item are touched by one thread after the other.
+unsafe impl<E: TaskWorkItem> Send for TaskWork<E> {}
 
-impl<E: Errand> Posting<E> {
-    /// An errand whose code is that of `module`. Fails with `ENOMEM`.
-    pub fn new(errand: E, module: ModuleRef) -> Result<Pin<KBox<Self>>> {
+impl<E: TaskWorkItem> TaskWork<E> {
+    /// An item whose code is that of `module`. Fails with `ENOMEM`.
+    pub fn new(item: E, module: ModuleRef) -> Result<Pin<KBox<Self>>> {
         KBox::pin_init(
             pin_init!(Self {
                 head <- Opaque::ffi_init(|slot: *mut bindings::callback_head| {
@@ -81,8 +81,8 @@ impl<E: Errand> Posting<E> {
                         ext::init_completion(&raw mut (*slot).completion);
                     }
                 }),
-                end <- new_work!("task_work::Posting"),
-                errand,
+                end <- new_work!("task_work::TaskWork"),
+                item,
                 _module: module,
             }),
             GFP_KERNEL_ACCOUNT,
@@ -115,14 +115,14 @@ impl<E: Errand> Posting<E> {
     ///
     /// # Safety
     ///
-    /// `head` must be that of a posting that was sent, and be called once.
+    /// `head` must be that of a work that was sent, and be called once.
     unsafe extern "C" fn run(head: *mut bindings::callback_head) {
         // SAFETY: By this function's requirements. It came from a box, which was pinned.
         let this = unsafe {
             let this = head.byte_sub(offset_of!(Self, head)).cast::<Self>();
             Pin::new_unchecked(KBox::from_raw(this))
         };
-        this.errand.run();
+        this.item.run();
         // The thread is in the module's code, and must be out of it before the module may go. What it does
         // next after its return is the kernel's own.
         // SAFETY: The second head is initialized, and is there until the completion of which it is part is
@@ -145,7 +145,7 @@ impl<E: Errand> Posting<E> {
     }
 }
 
-impl<E: Errand> WorkItem for Posting<E> {
+impl<E: TaskWorkItem> WorkItem for TaskWork<E> {
     type Pointer = Pin<KBox<Self>>;
 
     fn run(this: Pin<KBox<Self>>) {

@@ -2,7 +2,7 @@
 """The role "api": a link to a Rust item's page, as rustdoc made it.
 
 :api:`Driver::invalidate` finds the item by the end of its path, wherever it is; a longer path
-(:api:`gpusvm::guard::Found`) tells two items of one name apart. The text of a function is
+(:api:`gpusvm::guard::LockedRange`) tells two items of one name apart. The text of a function is
 followed by "()", and :api:`~pagemap::Cache` shows the last part of the path only.
 
 A path that names no item, or more than one, is a warning, and so fails the build.

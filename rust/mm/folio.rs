@@ -33,11 +33,11 @@ pub struct LockedFolio {
 
 /// Where memory for a folio is to be had.
 #[derive(Clone, Copy)]
-pub enum Place<'a> {
+pub enum MemPolicy<'a> {
     /// Where the policy of the process wants it, at this address of the VMA.
-    Process(&'a VmaRef, usize),
+    Vma(&'a VmaRef, usize),
     /// Anywhere.
-    Anywhere,
+    Default,
 }
 
 impl LockedFolio {
@@ -48,11 +48,11 @@ impl LockedFolio {
     /// use for small ones. A small one is had, or the OOM killer makes room for it, unless a kernel thread
     /// asks: that reclaims what it can and then gives up, as nobody could kill it while it tries for ever.
     /// What may not be had is not reported: a process can have that happen as often as it likes.
-    pub fn ram(place: Place<'_>, order: u32) -> Option<Self> {
+    pub fn ram(place: MemPolicy<'_>, order: u32) -> Option<Self> {
         let mut gfp = bindings::KEXT_GFP_HIGHUSER_MOVABLE;
         let (vma, addr) = match place {
-            Place::Process(vma, addr) => (vma.as_ptr(), addr),
-            Place::Anywhere => (ptr::null_mut(), 0),
+            MemPolicy::Vma(vma, addr) => (vma.as_ptr(), addr),
+            MemPolicy::Default => (ptr::null_mut(), 0),
         };
         let is_optional = order == 0 && sched::is_kernel_thread();
         if is_optional || (order != 0 && vma.is_null()) {

@@ -50,7 +50,7 @@ pub(crate) fn count_walk() {
 
 /// What a walk demands of every page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum HmmRequest {
     /// Nothing: see what is there.
     Snapshot,
     /// That it is present and readable; pages are faulted in as by a read of the CPU.
@@ -84,11 +84,11 @@ impl Pfn {
 
     /// Whether the page is as `request` demands. A page of the memory of a device with the owner of the walk
     /// is taken as it is, as by HMM, also one that may not be written.
-    fn satisfies(self, request: Request) -> bool {
+    fn satisfies(self, request: HmmRequest) -> bool {
         match request {
-            Request::Snapshot => true,
-            Request::Read => self.is_valid(),
-            Request::Write => {
+            HmmRequest::Snapshot => true,
+            HmmRequest::Read => self.is_valid(),
+            HmmRequest::Write => {
                 self.is_valid()
                     && (self.is_writable()
                         // SAFETY: The page was there when the walk saw it, and has its `struct page`.
@@ -164,7 +164,7 @@ pub struct Walk {
     span: Range<usize>,
     owner: *mut c_void,
     seq: usize,
-    request: Option<Request>,
+    request: Option<HmmRequest>,
 }
 
 impl Walk {
@@ -200,14 +200,14 @@ impl Walk {
 
     /// Whether the result, if still valid, already answers `request` for `span`: this is how one
     /// walk serves both the choice of a chunk and its mapping.
-    pub fn answers(&self, span: &Range<usize>, request: Request, owner: *mut c_void) -> bool {
+    pub fn answers(&self, span: &Range<usize>, request: HmmRequest, owner: *mut c_void) -> bool {
         self.request.is_some()
             && self.span == *span
             && self.owner == owner
             && self.pfns.iter().all(|pfn| match request {
-                Request::Snapshot => true,
-                Request::Read => pfn.is_valid(),
-                Request::Write => pfn.is_valid() && pfn.is_writable(),
+                HmmRequest::Snapshot => true,
+                HmmRequest::Read => pfn.is_valid(),
+                HmmRequest::Write => pfn.is_valid() && pfn.is_writable(),
             })
     }
 
@@ -244,7 +244,7 @@ impl Walk {
     }
 
     /// Notes how a walk that succeeded was done.
-    fn finish(&mut self, seq: usize, request: Request) {
+    fn finish(&mut self, seq: usize, request: HmmRequest) {
         self.seq = seq;
         self.request = Some(request);
     }
@@ -278,7 +278,7 @@ impl Walk {
     }
 
     /// The next pages from number `from` on that are not as `request` demands, all for the same reason.
-    fn missing(&self, from: usize, request: Request) -> Option<Range<usize>> {
+    fn missing(&self, from: usize, request: HmmRequest) -> Option<Range<usize>> {
         let is_missing = |pfn: &Pfn| !pfn.satisfies(request);
         let start = from + self.pfns.get(from..)?.iter().position(is_missing)?;
         let rest = self.pfns.get(start..)?;
@@ -308,7 +308,7 @@ impl Walk {
         &mut self,
         notifier: &MmuIntervalNotifier,
         span: &Range<usize>,
-        request: Request,
+        request: HmmRequest,
         owner: *mut c_void,
         timeout: usize,
     ) -> Result {
@@ -341,7 +341,7 @@ impl Walk {
     unsafe fn fault_locked(
         &mut self,
         range: &mut bindings::hmm_range,
-        request: Request,
+        request: HmmRequest,
         lock: &mut MmapLock,
         patience: &mut Patience,
     ) -> Result<bool> {
@@ -372,7 +372,7 @@ impl Walk {
     }
 
     /// Faults in pages that are missing, of one VMA.
-    fn fault_in(&self, run: &Range<usize>, request: Request, lock: &mut MmapLock) -> Result {
+    fn fault_in(&self, run: &Range<usize>, request: HmmRequest, lock: &mut MmapLock) -> Result {
         let at = |index: usize| self.span.start + (index << PAGE_SHIFT);
         let unusable = self
             .pfns
@@ -384,7 +384,7 @@ impl Walk {
                 lock.mm,
                 at(run.start),
                 at(run.end),
-                request == Request::Write,
+                request == HmmRequest::Write,
                 unusable,
                 &raw mut lock.held,
             )
@@ -410,7 +410,7 @@ impl Walk {
         range.notifier_seq = unsafe { notifier.read_begin() };
         // SAFETY: The mmap lock is held.
         unsafe { self.look(&mut range, 0) }?;
-        self.finish(range.notifier_seq, Request::Snapshot);
+        self.finish(range.notifier_seq, HmmRequest::Snapshot);
         Ok(())
     }
 
@@ -504,7 +504,7 @@ impl Patience {
 
 /// A run of pages that the CPU maps by one entry, all with the same flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Block {
+pub struct PfnBlock {
     /// The entry of its first page.
     pub pfn: Pfn,
     /// Index of its first page in the walk.
@@ -528,10 +528,10 @@ impl<'a> Blocks<'a> {
 }
 
 impl Iterator for Blocks<'_> {
-    type Item = Block;
+    type Item = PfnBlock;
 
     #[inline]
-    fn next(&mut self) -> Option<Block> {
+    fn next(&mut self) -> Option<PfnBlock> {
         let pfn = *self.pfns.get(self.next)?;
         let pages = match pfn.map_order() {
             // Most pages are by themselves.
@@ -539,7 +539,7 @@ impl Iterator for Blocks<'_> {
             _ => block_pages(pfn, self.next, self.pfns.len()),
         };
         debug_assert!(pfn.flags() != 0 || pages == 1);
-        let block = Block {
+        let block = PfnBlock {
             pfn,
             index: self.next,
             order: pages.trailing_zeros(),

@@ -6,9 +6,9 @@
 mod common;
 
 use common::Mirror;
-use gpusvm::Found;
+use gpusvm::LockedRange;
 
-pub fn keep(found: &mut Found<'_, '_, Mirror>) {
+pub fn keep(found: &mut LockedRange<'_, '_, Mirror>) {
     let mut kept = None;
     let _ = found.commit(|view, _| kept = view.segments().next());
 }

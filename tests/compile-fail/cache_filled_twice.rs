@@ -3,10 +3,10 @@
 
 //! A second pagemap is put into a cache over the first.
 
-use gpusvm::pagemap::{cache::Vacant, PageMapRef};
+use gpusvm::pagemap::{cache::Vacant, PagemapRef};
 use kernel::prelude::*;
 
-pub fn fill(vacant: Vacant<'_>, one: &PageMapRef, other: &PageMapRef) -> Result {
+pub fn fill(vacant: Vacant<'_>, one: &PagemapRef, other: &PagemapRef) -> Result {
     vacant.fill(one)?;
     vacant.fill(other)
 }

@@ -7,8 +7,8 @@ mod common;
 
 use common::{Mirror, CONFIG};
 use gpusvm::{
-    pagemap::{cache::Found as Cached, Cache, Member, PageMapRef, Shrinker},
-    Access, Ctx, DmaDevice, DrmDevice, Found, Guard, Retry, Stale, Svm,
+    pagemap::{cache::Lookup as Cached, Cache, Member, PagemapRef, Shrinker},
+    Access, Ctx, DmaDevice, DrmDevice, Guard, LockedRange, Retry, Stale, Svm,
 };
 use kernel::{
     device::{Bound, Device},
@@ -57,12 +57,12 @@ pub fn one_after_the_other(guard: &mut Guard<'_, Mirror>) {
     if let Some(found) = guard.find(0) {
         found.remove();
     }
-    let found: Option<Found<'_, '_, Mirror>> = guard.find(4096);
+    let found: Option<LockedRange<'_, '_, Mirror>> = guard.find(4096);
     drop(found);
     guard.remove_all(0..CONFIG.size);
 }
 
-pub fn fill(cache: &Arc<Cache>, make: impl FnOnce() -> Result<PageMapRef>) -> Result {
+pub fn fill(cache: &Arc<Cache>, make: impl FnOnce() -> Result<PagemapRef>) -> Result {
     match cache.lookup()? {
         Cached::Pagemap(pagemap) => drop(pagemap),
         Cached::Vacant(vacant) => vacant.fill(&make()?)?,

@@ -6,8 +6,8 @@
 mod common;
 
 use common::Mirror;
-use gpusvm::{Attempt, Found};
+use gpusvm::{Attempt, LockedRange};
 
-pub fn commit(mut found: Found<'_, '_, Mirror>, attempt: &Attempt<'_>) {
+pub fn commit(mut found: LockedRange<'_, '_, Mirror>, attempt: &Attempt<'_>) {
     let _ = found.commit(|_, _| found.evict(attempt));
 }

@@ -6,8 +6,8 @@
 mod common;
 
 use common::Mirror;
-use gpusvm::{Attempt, Ctx, Found};
+use gpusvm::{Attempt, Ctx, LockedRange};
 
-pub fn commit(mut found: Found<'_, '_, Mirror>, ctx: &Ctx, attempt: &Attempt<'_>) {
+pub fn commit(mut found: LockedRange<'_, '_, Mirror>, ctx: &Ctx, attempt: &Attempt<'_>) {
     let _ = found.commit(|_, _| found.get(ctx, attempt));
 }

@@ -6,9 +6,9 @@
 mod common;
 
 use common::Mirror;
-use gpusvm::Found;
+use gpusvm::LockedRange;
 
-pub fn remove(found: Found<'_, '_, Mirror>) -> usize {
+pub fn remove(found: LockedRange<'_, '_, Mirror>) -> usize {
     found.remove();
     found.size()
 }

@@ -10,18 +10,18 @@ use crate::fixture::{
     BASE, //
 };
 use core::{ops::Range, ptr};
-use gpusvm::{Access, Ctx, Found, Retry, ScanResult, Svm};
+use gpusvm::{Access, Ctx, LockedRange, Retry, ScanResult, Svm};
 use kernel::prelude::*;
 use kernel_ext::mm::hmm::{
     self,
-    Request,
+    HmmRequest,
     Walk, //
 };
 
 /// Runs `f` with the range of 16 pages at [`BASE`], made if there is none.
 fn with_range<R>(
     svm: &Svm<Mirror>,
-    f: impl FnOnce(Found<'_, '_, Mirror>, &mut gpusvm::Attempt<'_>) -> Result<R>,
+    f: impl FnOnce(LockedRange<'_, '_, Mirror>, &mut gpusvm::Attempt<'_>) -> Result<R>,
 ) -> Result<R> {
     let mut guard = svm.lock();
     let mut retry = Retry::bounded();
@@ -43,7 +43,7 @@ fn are_present(svm: &Svm<Mirror>, span: Range<usize>) -> Result<bool> {
     unsafe {
         let notifier = svm.core().notifier_find(span.clone()).ok_or(EINVAL)?;
         let mmu = notifier.as_ref().mmu();
-        walk.fault(mmu, &span, Request::Snapshot, ptr::null_mut(), 100)?;
+        walk.fault(mmu, &span, HmmRequest::Snapshot, ptr::null_mut(), 100)?;
     }
     Ok(walk.pfns().iter().all(|pfn| pfn.is_valid()))
 }

@@ -9,7 +9,7 @@
 //! [`devices`], [`iova`], [`evict`]), what can come in between ([`races`], [`failures`]), and the
 //! memory of devices ([`pagemap_lifetime`], [`pagemap_unbind`], [`pagemap_owner`],
 //! [`pagemap_migrate`], [`pagemap_fault`], [`pagemap_evict`], [`pagemap_pages`],
-//! [`pagemap_peers`], [`pagemap_payer`], [`pagemap_mm`], [`pagemap_split`], [`pagemap_failures`],
+//! [`pagemap_peers`], [`pagemap_dmem`], [`pagemap_mm`], [`pagemap_split`], [`pagemap_failures`],
 //! [`pagemap_cached`]). [`task_work`] is what `rust/` has beside them that no driver needs a device for.
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
@@ -35,17 +35,17 @@ mod iova;
 mod layout;
 mod notifier;
 mod pagemap_cached;
+mod pagemap_dmem;
 mod pagemap_evict;
 mod pagemap_failures;
 mod pagemap_fault;
 mod pagemap_lifetime;
 mod pagemap_migrate;
 mod pagemap_mm;
-mod pagemap_offer;
 mod pagemap_owner;
 mod pagemap_pages;
-mod pagemap_payer;
 mod pagemap_peers;
+mod pagemap_registry;
 mod pagemap_split;
 mod pagemap_unbind;
 mod pages;

@@ -11,7 +11,7 @@ use crate::fixture::{
     Env, //
 };
 use core::ops::Range;
-use gpusvm::pagemap::{hold, provider::Pagemap, PagemapCache, Shrinker};
+use gpusvm::pagemap::{hold, provider::DeviceMemory, DeviceMemoryCache, Shrinker};
 use kernel::{prelude::*, sync::Arc};
 use kernel_ext::mm::shrinker::Shrink;
 
@@ -21,12 +21,12 @@ const PAGES: usize = 64;
 struct Cached<'a> {
     env: &'a Env,
     shrinker: Arc<Shrinker>,
-    cache: PagemapCache<Vram>,
+    cache: DeviceMemoryCache<Vram>,
 }
 
 impl Cached<'_> {
     /// The memory, made if there is none.
-    fn get(&self) -> Result<Pagemap<Vram>> {
+    fn get(&self) -> Result<DeviceMemory<Vram>> {
         self.cache.get_or_create(|| vram(self.env.device(), PAGES))
     }
 
@@ -52,7 +52,7 @@ fn with_cache(test: impl FnOnce(&Cached<'_>) -> Result) -> Result {
         let shrinker = Shrinker::new_devm(dev, drm)?;
         let cached = Cached {
             env,
-            cache: PagemapCache::new_devm(dev, drm, &shrinker)?,
+            cache: DeviceMemoryCache::new_devm(dev, drm, &shrinker)?,
             shrinker,
         };
         let result = test(&cached);
@@ -101,11 +101,11 @@ mod tests {
             let span = pages(0, 16);
             for _ in 0..3 {
                 cached.fill(&span)?;
-                let frames = cached.get()?.page_map().dev_pagemap();
+                let frames = cached.get()?.pagemap().dev_pagemap();
                 check(&span)?;
                 cached.wait_unused()?;
                 let again = cached.get()?;
-                ensure_eq!(again.page_map().dev_pagemap(), frames);
+                ensure_eq!(again.pagemap().dev_pagemap(), frames);
                 ensure_eq!(again.provider().used(), 0);
                 ensure_eq!(alive(), (1, 0));
             }

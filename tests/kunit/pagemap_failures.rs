@@ -18,7 +18,7 @@ use crate::fixture::{
 };
 use core::{ops::Range, ptr::NonNull};
 use gpusvm::{
-    pagemap::{provider::Pagemap, to_device::Moved, OwnerId},
+    pagemap::{provider::DeviceMemory, to_device::Moved, OwnerId},
     Access,
     Retry,
     Svm, //
@@ -31,7 +31,10 @@ use kernel::{
 use kernel_ext::mm::hmm;
 
 /// Runs a test as [`with_vram`] does; skips it on a kernel that fails no allocations.
-fn with_failing_vram(size: usize, test: impl FnOnce(&Env, &Pagemap<Vram>) -> Result) -> Result {
+fn with_failing_vram(
+    size: usize,
+    test: impl FnOnce(&Env, &DeviceMemory<Vram>) -> Result,
+) -> Result {
     with_failures(1, |env| run(env, size, test))
 }
 
@@ -51,7 +54,10 @@ fn is_intact() -> Result {
 }
 
 /// The page that the device has at place 0 of the process's memory, and those behind it.
-fn device_page(pagemap: &Pagemap<Vram>, index: usize) -> Result<NonNull<kernel::bindings::page>> {
+fn device_page(
+    pagemap: &DeviceMemory<Vram>,
+    index: usize,
+) -> Result<NonNull<kernel::bindings::page>> {
     let handles = pagemap.provider().handles()?;
     let page = *handles[0].memory().pages().get(index).ok_or(EINVAL)?;
     Vram::folio_page(pagemap, page)
@@ -59,7 +65,11 @@ fn device_page(pagemap: &Pagemap<Vram>, index: usize) -> Result<NonNull<kernel::
 
 /// Serves a fault of a device as a driver does that moves what it touches first. Returns how much of
 /// the range is on the device, and how many walks of page tables that took.
-fn migrating_fault(env: &Env, pagemap: &Pagemap<Vram>, svm: &Svm<Mirror>) -> Result<(usize, u64)> {
+fn migrating_fault(
+    env: &Env,
+    pagemap: &DeviceMemory<Vram>,
+    svm: &Svm<Mirror>,
+) -> Result<(usize, u64)> {
     let before = hmm::walks();
     let mut guard = svm.lock();
     let mut retry = Retry::bounded();
@@ -68,7 +78,7 @@ fn migrating_fault(env: &Env, pagemap: &Pagemap<Vram>, svm: &Svm<Mirror>) -> Res
         ctx.devmem_possible = true;
         ctx.allow_mixed = true;
     });
-    let ctx = ctx.with_owner(pagemap.page_map().owner());
+    let ctx = ctx.with_owner(pagemap.pagemap().owner());
     let mut found = guard.find_or_insert(BASE, 0..usize::MAX, &ctx, &attempt)?;
     to_device(env, pagemap, &found.span())?;
     found.get(&ctx, &attempt)?;

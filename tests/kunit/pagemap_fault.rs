@@ -11,7 +11,7 @@ use crate::fixture::{
     Env, //
 };
 use core::ptr;
-use gpusvm::pagemap::provider::Pagemap;
+use gpusvm::pagemap::provider::DeviceMemory;
 use kernel::{
     bindings,
     ffi::c_int,
@@ -67,7 +67,7 @@ fn is_short(since: Instant<Monotonic>) -> bool {
 }
 
 /// Maps and fills some pages and moves them, to stay for so many milliseconds.
-fn keep(env: &Env, pagemap: &Pagemap<Vram>, ms: u32) -> Result {
+fn keep(env: &Env, pagemap: &DeviceMemory<Vram>, ms: u32) -> Result {
     let span = pages(0, 4);
     mm::map(&span, Prot::Write)?;
     mm::fill(&span)?;

@@ -19,7 +19,7 @@ use crate::fixture::{
     },
     thread::{sleep_ms, Thread}, //
 };
-use gpusvm::pagemap::{cache::Found, hold};
+use gpusvm::pagemap::{cache::Lookup, hold};
 use kernel::{
     prelude::*,
     sync::{
@@ -249,7 +249,7 @@ mod cache_tests {
     #[test]
     fn a_lookup_waits_for_the_one_before() -> Result {
         with_provider(|env, provider| {
-            let Found::Vacant(vacant) = provider.cache.lookup()? else {
+            let Lookup::Vacant(vacant) = provider.cache.lookup()? else {
                 return Err(EINVAL);
             };
             let found = Arc::new(Atomic::new(false), GFP_KERNEL)?;
@@ -280,7 +280,7 @@ mod cache_tests {
                 (&used, used.as_raw()),
                 (&stranger.pagemap()?, used.as_raw()),
             ] {
-                let Found::Vacant(vacant) = cache.lookup()? else {
+                let Lookup::Vacant(vacant) = cache.lookup()? else {
                     return Err(EEXIST);
                 };
                 ensure_eq!(vacant.fill(unfit), Err(EINVAL));

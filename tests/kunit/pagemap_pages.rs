@@ -4,7 +4,7 @@
 
 use crate::fixture::{
     dma,
-    driver::{ctx_with, fault, fault_with, Mirror, Piece},
+    driver::{ctx_with, fault, fault_with, Mirror, SegmentCopy},
     migration::{check, is_unmapped, moved, run, to_device, with_vram},
     mm::{self, Prot},
     pages,
@@ -16,7 +16,7 @@ use crate::fixture::{
 };
 use core::{ops::Range, ptr::NonNull};
 use gpusvm::{
-    pagemap::{provider::Pagemap, OwnerId, PageMap},
+    pagemap::{provider::DeviceMemory, OwnerId, Pagemap},
     Access,
     Ctx,
     Retry,
@@ -42,12 +42,12 @@ fn owner() -> Option<OwnerId> {
 }
 
 /// Parameters of a driver that takes pages of `pagemap` where they are, together with system memory.
-fn ctx(access: Access, pagemap: &Pagemap<Vram>) -> Ctx {
-    ctx_with(access, |ctx| ctx.allow_mixed = true).with_owner(pagemap.page_map().owner())
+fn ctx(access: Access, pagemap: &DeviceMemory<Vram>) -> Ctx {
+    ctx_with(access, |ctx| ctx.allow_mixed = true).with_owner(pagemap.pagemap().owner())
 }
 
 /// The segments of the range at [`BASE`], as the device with this index sees them.
-fn segments(svm: &Svm<Mirror>, device: usize) -> Result<KVec<Piece>> {
+fn segments(svm: &Svm<Mirror>, device: usize) -> Result<KVec<SegmentCopy>> {
     let mut segments = KVec::with_capacity(HUGE, GFP_KERNEL)?;
     let mut guard = svm.lock();
     let mut found = guard.find(BASE).ok_or(EINVAL)?;
@@ -76,7 +76,7 @@ fn has_device_memory(svm: &Svm<Mirror>) -> bool {
 }
 
 /// Where the pages of the range at [`BASE`] are.
-fn scan(svm: &Svm<Mirror>, pagemap: Option<&PageMap>) -> Result<ScanResult> {
+fn scan(svm: &Svm<Mirror>, pagemap: Option<&Pagemap>) -> Result<ScanResult> {
     let mut guard = svm.lock();
     let mut retry = Retry::bounded();
     let attempt = retry.next().ok_or(EINVAL)?;
@@ -88,7 +88,7 @@ fn scan(svm: &Svm<Mirror>, pagemap: Option<&PageMap>) -> Result<ScanResult> {
 }
 
 /// References to a pagemap.
-fn references(pagemap: &PageMap) -> i32 {
+fn references(pagemap: &Pagemap) -> i32 {
     // SAFETY: The pagemap is referred to; its count is an `atomic_t`.
     let count = unsafe { &*(&raw const (*pagemap.as_raw()).ref_).cast::<Atomic<i32>>() };
     count.load(Relaxed)
@@ -97,7 +97,7 @@ fn references(pagemap: &PageMap) -> i32 {
 /// Maps and fills a span, and moves parts of it, each by itself.
 fn place(
     env: &Env,
-    pagemap: &Pagemap<Vram>,
+    pagemap: &DeviceMemory<Vram>,
     span: &Range<usize>,
     there: &[Range<usize>],
 ) -> Result {
@@ -112,7 +112,7 @@ fn place(
 }
 
 /// Checks that a mapping failed and left nothing behind.
-fn is_undone(pagemap: &Pagemap<Vram>) -> Result {
+fn is_undone(pagemap: &DeviceMemory<Vram>) -> Result {
     ensure_eq!(dma::mapped(), 0);
     is_unmapped(pagemap)
 }
@@ -143,7 +143,7 @@ mod tests {
             ensure_eq!((served.span, served.retries), (span.clone(), 0));
             let all = segments(&svm, 0)?;
             ensure_eq!(all.len(), 1);
-            let whole = Piece {
+            let whole = SegmentCopy {
                 va: BASE,
                 // CAST: An address.
                 addr: (page * PAGE_SIZE) as u64,
@@ -190,7 +190,7 @@ mod tests {
                 found.get(&ctx, &attempt)?;
                 let only = found.commit(|view, _| {
                     let first = view.segments().next();
-                    (view.segments().count(), first.map(Piece::from))
+                    (view.segments().count(), first.map(SegmentCopy::from))
                 });
                 let (count, segment) = only.map_err(|Stale| EAGAIN)?;
                 let segment = segment.ok_or(EINVAL)?;
@@ -265,7 +265,7 @@ mod tests {
                 let span = pages(0, 16);
                 place(env, pagemap, &span, &[there.clone()])?;
                 let svm = env.svm()?;
-                let refs = references(pagemap.page_map());
+                let refs = references(pagemap.pagemap());
                 let served = fault_with(&svm, BASE, &ctx(Access::Write, pagemap))?;
                 ensure_eq!(
                     (served.seen.bytes, served.seen.device),
@@ -280,22 +280,22 @@ mod tests {
                     ensure_eq!(is_there, there.contains(&segment.va));
                 }
                 // One reference, however many pages.
-                ensure_eq!(references(pagemap.page_map()), refs + 1);
+                ensure_eq!(references(pagemap.pagemap()), refs + 1);
                 svm.lock().invalidate(ALL);
-                ensure_eq!(references(pagemap.page_map()), refs);
+                ensure_eq!(references(pagemap.pagemap()), refs);
                 ensure!(!has_device_memory(&svm));
                 is_undone(pagemap)?;
 
                 // And where they may not be.
                 svm.lock().remove_all(ALL);
-                let strict = Ctx::new(Access::Write).with_owner(pagemap.page_map().owner());
+                let strict = Ctx::new(Access::Write).with_owner(pagemap.pagemap().owner());
                 ensure_eq!(get(&svm, &strict), Err(EOPNOTSUPP));
                 is_undone(pagemap)?;
                 let mut only = ctx(Access::Write, pagemap);
                 only.devmem_only = true;
                 ensure_eq!(get(&svm, &only), Err(EFAULT));
                 is_undone(pagemap)?;
-                ensure_eq!(references(pagemap.page_map()), refs);
+                ensure_eq!(references(pagemap.pagemap()), refs);
                 check(&span)
             })?;
         }
@@ -325,7 +325,7 @@ mod tests {
             place(env, pagemap, &span, &[pages(2, 5), pages(9, 4)])?;
             let svm = env.svm()?;
             let vram = pagemap.provider();
-            let refs = references(pagemap.page_map());
+            let refs = references(pagemap.pagemap());
             let ctx = ctx(Access::Write, pagemap);
             for nth in 0..=9 {
                 let mut guard = svm.lock();
@@ -339,12 +339,12 @@ mod tests {
                 let result = found.get(&ctx, &attempt);
                 if nth == 9 {
                     result?;
-                    ensure_eq!(references(pagemap.page_map()), refs + 1);
+                    ensure_eq!(references(pagemap.pagemap()), refs + 1);
                     ensure_eq!(vram.open().pieces, 9);
                 } else {
                     ensure_eq!(result, Err(EFAULT));
                     is_undone(pagemap)?;
-                    ensure_eq!(references(pagemap.page_map()), refs);
+                    ensure_eq!(references(pagemap.pagemap()), refs);
                     ensure_eq!(found.commit(|_, _| ()), Err(Stale));
                 }
             }
@@ -386,7 +386,7 @@ mod tests {
                 ensure_eq!(get(&svm, &ctx), Err(EOPNOTSUPP));
                 is_undone(&one)?;
                 is_undone(&two)?;
-                ensure_eq!(scan(&svm, Some(one.page_map()))?, ScanResult::MixedDevice);
+                ensure_eq!(scan(&svm, Some(one.pagemap()))?, ScanResult::MixedDevice);
 
                 // Memory of one of them is mapped for both devices.
                 check(&pages(8, 8))?;
@@ -480,8 +480,8 @@ mod tests {
     fn a_scan_tells_where_pages_are() -> Result {
         with_devices(2, |env| {
             run(env, 64, |env, pagemap| {
-                let other = vram_of(&env.devices[1], 64, pagemap.page_map().owner())?;
-                let (one, two) = (Some(pagemap.page_map()), Some(other.page_map()));
+                let other = vram_of(&env.devices[1], 64, pagemap.pagemap().owner())?;
+                let (one, two) = (Some(pagemap.pagemap()), Some(other.pagemap()));
                 let span = pages(0, 16);
                 mm::map(&span, Prot::Write)?;
                 mm::fill(&span)?;
@@ -519,7 +519,7 @@ mod tests {
             let attempt = retry.next().ok_or(EINVAL)?;
             let mut found = guard.find_or_insert(BASE, ALL, &ctx, &attempt)?;
             let walks = hmm::walks();
-            let seen = found.scan_for(pagemap.page_map(), &attempt);
+            let seen = found.scan_for(pagemap.pagemap(), &attempt);
             ensure_eq!(seen, ScanResult::Equal);
             found.get(&ctx, &attempt)?;
             ensure_eq!(hmm::walks() - walks, 1);

@@ -13,7 +13,7 @@ use crate::fixture::{
 };
 use core::ptr::NonNull;
 use gpusvm::pagemap::{
-    provider::Pagemap,
+    provider::DeviceMemory,
     to_device::{Moved, Sources},
     OwnerId, //
 };
@@ -29,7 +29,7 @@ const OPEN: Mood = Mood {
 fn with_two(
     is_shared: bool,
     size: usize,
-    test: impl FnOnce(&Env, &Pagemap<Vram>, &Pagemap<Vram>) -> Result,
+    test: impl FnOnce(&Env, &DeviceMemory<Vram>, &DeviceMemory<Vram>) -> Result,
 ) -> Result {
     with_devices(2, |env| {
         static OWNER: u64 = 0;

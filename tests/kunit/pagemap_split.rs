@@ -10,14 +10,14 @@ use crate::fixture::{
     Env,
     BASE, //
 };
-use gpusvm::pagemap::{provider::Pagemap, to_device::Sources};
+use gpusvm::pagemap::{provider::DeviceMemory, to_device::Sources};
 use kernel::{page::PAGE_SIZE, prelude::*};
 
 /// How many pages [`split`] brings back.
 const BACK: usize = 7;
 
 /// Moves a huge page to the device, and has a CPU touch it when there is RAM for some of its pages only.
-fn split(env: &Env, pagemap: &Pagemap<Vram>) -> Result {
+fn split(env: &Env, pagemap: &DeviceMemory<Vram>) -> Result {
     place(env, pagemap, &pages(0, HUGE), true)?;
     with_ram(BACK as i64 + 1, false, || mm::fault(BASE, false))?;
     // The first is copied once more, for its mapping to be split.

@@ -22,7 +22,7 @@ use crate::fixture::{
     syscall::File,
     thread::{sleep_ms, Thread}, //
 };
-use gpusvm::pagemap::{cache::Found, hold};
+use gpusvm::pagemap::{cache::Lookup, hold};
 use kernel::{
     bindings,
     prelude::*,
@@ -120,7 +120,7 @@ mod tests {
         with_provider(|_, provider| {
             let pagemap = provider.pagemap()?;
             let cache = provider.cache.clone();
-            let Found::Vacant(vacant) = cache.lookup()? else {
+            let Lookup::Vacant(vacant) = cache.lookup()? else {
                 return Err(EEXIST);
             };
             drop(provider);

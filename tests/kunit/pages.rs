@@ -33,7 +33,7 @@ use kernel_ext::{
     mm::{
         hmm::{
             self,
-            Request,
+            HmmRequest,
             Walk, //
         },
         mmu_notifier::{
@@ -120,7 +120,7 @@ impl Watch {
             walk.fault(
                 &self.mmu,
                 &self.span,
-                Request::Write,
+                HmmRequest::Write,
                 core::ptr::null_mut(),
                 1000,
             )
@@ -321,14 +321,14 @@ mod tests {
             let ctx = Ctx::new(Access::Write);
             let mut walk = watch.walk()?;
             let nobody = core::ptr::null_mut();
-            ensure!(walk.answers(&pages(0, 16), Request::Write, nobody));
-            ensure!(walk.answers(&pages(0, 16), Request::Read, nobody));
-            ensure!(!walk.answers(&pages(0, 8), Request::Write, nobody));
-            ensure!(!walk.answers(&pages(16, 16), Request::Write, nobody));
+            ensure!(walk.answers(&pages(0, 16), HmmRequest::Write, nobody));
+            ensure!(walk.answers(&pages(0, 16), HmmRequest::Read, nobody));
+            ensure!(!walk.answers(&pages(0, 8), HmmRequest::Write, nobody));
+            ensure!(!walk.answers(&pages(16, 16), HmmRequest::Write, nobody));
             let other = (&raw const *watch).cast_mut().cast();
-            ensure!(!walk.answers(&pages(0, 16), Request::Write, other));
+            ensure!(!walk.answers(&pages(0, 16), HmmRequest::Write, other));
             walk.forget();
-            ensure!(!walk.answers(&pages(0, 16), Request::Read, nobody));
+            ensure!(!walk.answers(&pages(0, 16), HmmRequest::Read, nobody));
             ensure!(walk.pfns().is_empty());
             watch.get_with(env, &ctx, &mut walk)?;
 
@@ -337,9 +337,9 @@ mod tests {
             mm::drop_pages(&span)?;
             let mut walk = Walk::new();
             // SAFETY: The notifier is inserted, and the process has users.
-            unsafe { walk.fault(&watch.mmu, &pages(0, 16), Request::Read, nobody, 1000) }?;
-            ensure!(walk.answers(&pages(0, 16), Request::Read, nobody));
-            ensure!(!walk.answers(&pages(0, 16), Request::Write, nobody));
+            unsafe { walk.fault(&watch.mmu, &pages(0, 16), HmmRequest::Read, nobody, 1000) }?;
+            ensure!(walk.answers(&pages(0, 16), HmmRequest::Read, nobody));
+            ensure!(!walk.answers(&pages(0, 16), HmmRequest::Write, nobody));
             watch.get_with(env, &ctx, &mut walk)?;
             Ok(())
         })

@@ -23,8 +23,8 @@ use kernel::{
 };
 use kernel_ext::mm::hmm::{
     self,
+    HmmRequest,
     Pfn,
-    Request,
     Walk, //
 };
 
@@ -51,7 +51,7 @@ fn populated(svm: &Svm<Mirror>, span: Range<usize>) -> Result<usize> {
     unsafe {
         let notifier = svm.core().notifier_find(span.clone()).ok_or(EINVAL)?;
         let mmu = notifier.as_ref().mmu();
-        walk.fault(mmu, &span, Request::Snapshot, ptr::null_mut(), 100)?;
+        walk.fault(mmu, &span, HmmRequest::Snapshot, ptr::null_mut(), 100)?;
     }
     // The zero page is never mapped writable.
     Ok(walk.pfns().iter().filter(|pfn| pfn.is_writable()).count())

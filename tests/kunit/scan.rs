@@ -3,33 +3,33 @@
 //! What pages at several places make together: the whole truth table.
 
 use gpusvm::{
-    scan::{classify, Place},
+    scan::{classify, Location},
     ScanResult, //
 };
 use kernel::prelude::*;
 
 const WANTED: usize = 0xaaa;
-const PLACES: [Place; 5] = [
-    Place::Absent,
-    Place::System,
-    Place::Device(WANTED),
-    Place::Device(0xbbb),
-    Place::Device(0xccc),
+const PLACES: [Location; 5] = [
+    Location::Absent,
+    Location::System,
+    Location::Device(WANTED),
+    Location::Device(0xbbb),
+    Location::Device(0xccc),
 ];
 
 /// As the documentation of [`ScanResult`] says it.
-fn expected(places: &[Place], wanted: Option<usize>) -> ScanResult {
-    if places.is_empty() || places.contains(&Place::Absent) {
+fn expected(places: &[Location], wanted: Option<usize>) -> ScanResult {
+    if places.is_empty() || places.contains(&Location::Absent) {
         return ScanResult::Unpopulated;
     }
-    let devices = |place: &&Place| **place != Place::System;
-    if places.iter().all(|place| *place == Place::System) {
+    let devices = |place: &&Location| **place != Location::System;
+    if places.iter().all(|place| *place == Location::System) {
         ScanResult::System
-    } else if places.contains(&Place::System) {
+    } else if places.contains(&Location::System) {
         ScanResult::Mixed
     } else if places.windows(2).all(|pair| pair[0] == pair[1]) {
         match places.iter().find(devices) {
-            Some(Place::Device(provider)) if Some(*provider) == wanted => ScanResult::Equal,
+            Some(Location::Device(provider)) if Some(*provider) == wanted => ScanResult::Equal,
             _ => ScanResult::Other,
         }
     } else {
@@ -45,7 +45,7 @@ mod tests {
     fn all_sequences_of_up_to_five_pages() -> Result {
         for length in 0..=5usize {
             for number in 0..PLACES.len().pow(length as u32) {
-                let mut places = [Place::Absent; 5];
+                let mut places = [Location::Absent; 5];
                 let mut rest = number;
                 for place in &mut places[..length] {
                     *place = PLACES[rest % PLACES.len()];

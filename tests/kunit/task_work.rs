@@ -26,7 +26,7 @@ use kernel::{
 };
 use kernel_ext::{
     module::ModuleRef,
-    task_work::{Errand, Notify, Posting},
+    task_work::{Notify, TaskWork, TaskWorkItem},
     workqueue::OwnedQueue, //
 };
 
@@ -56,25 +56,25 @@ impl Meeting {
     }
 }
 
-/// An errand from which the thread comes back when it is told to.
+/// An item from which the thread comes back when it is told to.
 struct Late(Arc<Meeting>);
 
-/// The meeting of the errand that has been run.
+/// The meeting of the item that has been run.
 static LAST: Atomic<*mut Meeting> = Atomic::new(ptr::null_mut());
 
-impl Errand for Late {
+impl TaskWorkItem for Late {
     fn run(&self) {
         LAST.store(Arc::into_raw(self.0.clone()).cast_mut(), Release);
     }
 
-    fn finish(posting: Pin<KBox<Posting<Self>>>) {
+    fn finish(work: Pin<KBox<TaskWork<Self>>>) {
         // SAFETY: `run()` left a reference there, just before.
         let meeting = unsafe { Arc::from_raw(LAST.load(Acquire)) };
         let waiter = meeting.clone();
         let spawned = meeting.queue.try_spawn(GFP_KERNEL, move || {
             let task: &Task = current!();
             *waiter.worker.lock() = Some(task.into());
-            Posting::run(posting);
+            TaskWork::run(work);
             waiter.over.store(true, Release);
         });
         if spawned.is_ok() {
@@ -115,7 +115,7 @@ mod tests {
         let this = this_module::<crate::GpuSvmTests>();
         // SAFETY: The module is this one.
         let module = unsafe { ModuleRef::try_get(this.as_ptr()) }?;
-        let posting = Posting::new(Late(meeting.clone()), module)?;
+        let work = TaskWork::new(Late(meeting.clone()), module)?;
         // SAFETY: The function takes no argument; the name is none of a format.
         let thread = from_err_ptr(unsafe {
             bindings::kthread_create_on_node(
@@ -127,7 +127,7 @@ mod tests {
         })?;
         let thread = NonNull::new(thread).ok_or(ENOMEM)?;
         // SAFETY: The thread does not run before it is woken.
-        let sent = posting.send(unsafe { thread.cast().as_ref() }, Notify::Resume);
+        let sent = work.send(unsafe { thread.cast().as_ref() }, Notify::Resume);
         // SAFETY: As above.
         unsafe { bindings::wake_up_process(thread.as_ptr()) };
         sent?;

@@ -59,7 +59,7 @@ ALARMS = {
     "refused-access": r"GPU access to .* refused",
     # vxe/memory.rs: contents of pages are lost with the device.
     "lost-pages": r"a device goes with pages of processes in its memory",
-    # gpusvm/pagemap/page_map.rs
+    # gpusvm/pagemap/drm_pagemap.rs
     "wrong-mapping": r"a pagemap maps its memory as what it is not",
     # gpusvm/pagemap/hold.rs
     "pagemap-left": r"a provider's pagemap is left",

@@ -8,8 +8,8 @@
 use crate::clock;
 use gpusvm::{
     pagemap::{
-        provider::{Copy, Handle, Mapping, Pagemap, Piece, Provider},
-        to_device::Request, //
+        provider::{Copy, CopyOp, DeviceMemory, Handle, MapRequest, Provider},
+        to_device::AllocRequest, //
     },
     segment::Segment,
     DrmDevice,
@@ -88,7 +88,7 @@ impl Vram {
         drm: &DrmDevice,
         parent: &device::Device<Bound>,
         size: usize,
-    ) -> Result<Pagemap<Self>> {
+    ) -> Result<DeviceMemory<Self>> {
         let bytes = KVVec::from_elem(0, size, GFP_KERNEL)?;
         let shared = pin_init!(Shared {
             used <- new_mutex!(Use::default(), "gpusvm_bench.used"),
@@ -109,7 +109,7 @@ impl Vram {
             cost: Atomic::new(0),
             copied: Atomic::new(0),
         };
-        Pagemap::new(drm, size, None, vram)
+        DeviceMemory::new(drm, size, None, vram)
     }
 
     /// What was copied since this was last called.
@@ -129,11 +129,11 @@ impl Vram {
 impl Provider for Vram {
     type Memory = Memory;
 
-    fn try_allocate(&self, request: &Request<'_>) -> Option<Memory> {
+    fn try_allocate(&self, request: &AllocRequest<'_>) -> Option<Memory> {
         self.allocate(request).ok()
     }
 
-    fn allocate(&self, request: &Request<'_>) -> Result<Memory> {
+    fn allocate(&self, request: &AllocRequest<'_>) -> Result<Memory> {
         let whole = request.orders().any(|order| order != 0);
         let align = if whole { HUGE_PAGES } else { 1 };
         let mut used = self.shared.used.lock();
@@ -159,16 +159,16 @@ impl Provider for Vram {
         let mut memory = self.bytes.lock();
         let begin = clock::now();
         let mut copied = 0;
-        for piece in copy.pieces() {
+        for piece in copy.ops() {
             let (first, pages) = match piece {
-                Piece::Copy { page, other } => (page, 1 << other.order()),
-                Piece::Clear { page, pages } => (page, pages),
+                CopyOp::Copy { page, other } => (page, 1 << other.order()),
+                CopyOp::Clear { page, pages } => (page, pages),
             };
             let start = first * PAGE_SIZE;
             let bytes = memory
                 .get_mut(start..start + pages * PAGE_SIZE)
                 .ok_or(EINVAL)?;
-            let Piece::Copy { other, .. } = piece else {
+            let CopyOp::Copy { other, .. } = piece else {
                 bytes.fill(0);
                 continue;
             };
@@ -190,7 +190,7 @@ impl Provider for Vram {
         Ok(())
     }
 
-    fn map(&self, request: &Mapping<'_>) -> Result<(u64, Protocol)> {
+    fn map(&self, request: &MapRequest<'_>) -> Result<(u64, Protocol)> {
         match request.is_own {
             // CAST: An address in the memory.
             true => Ok(((request.page * PAGE_SIZE) as u64, PROTOCOL)),

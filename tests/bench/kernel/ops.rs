@@ -10,7 +10,7 @@ use crate::{
     memory::Vram,
 };
 use core::{hint::black_box, ops::Range};
-use gpusvm::{pagemap::provider::Pagemap, Access, Config, Ctx, Guard, Retry, Svm};
+use gpusvm::{pagemap::provider::DeviceMemory, Access, Config, Ctx, Guard, Retry, Svm};
 use kernel::{
     bindings,
     current,
@@ -31,7 +31,7 @@ const CHUNKS: &[usize] = &[SZ_2M, SZ_64K, PAGE_SIZE];
 pub(crate) struct State {
     // Goes before the device that it maps for.
     svm: Option<Pin<KBox<Svm<Bench>>>>,
-    memory: Option<Pagemap<Vram>>,
+    memory: Option<DeviceMemory<Vram>>,
     gpu: Gpu,
 }
 
@@ -122,7 +122,7 @@ pub(crate) struct Operation<'a> {
     pub(crate) dev: *mut bindings::device,
     /// The SVM.
     pub(crate) svm: &'a Svm<Bench>,
-    memory: Option<&'a Pagemap<Vram>>,
+    memory: Option<&'a DeviceMemory<Vram>>,
     /// Began with the operation.
     pub(crate) clock: &'a Clock,
     /// First address, in bytes.
@@ -170,7 +170,7 @@ impl Operation<'_> {
             _ => Some(self.memory.ok_or(ENODEV)?),
         };
         if let Some(memory) = target {
-            ctx = ctx.with_owner(memory.page_map().owner());
+            ctx = ctx.with_owner(memory.pagemap().owner());
             memory.provider().take_copied();
         }
         let walks = hmm::walks();
@@ -223,13 +223,13 @@ impl Operation<'_> {
     }
 
     /// Moves what is there to the device's memory. What does not move is not an error.
-    fn populate(&self, memory: &Pagemap<Vram>) -> Result {
+    fn populate(&self, memory: &DeviceMemory<Vram>) -> Result {
         let mm = self.svm.mm().ok_or(EINVAL)?;
         memory.populate(mm, self.span()?, 0).map(|_| ())
     }
 
     /// Brings all that is in the device's memory back.
-    fn evict(memory: &Pagemap<Vram>) -> Result {
+    fn evict(memory: &DeviceMemory<Vram>) -> Result {
         while let Some(handle) = memory.provider().handle() {
             handle.evict()?;
         }
@@ -237,7 +237,7 @@ impl Operation<'_> {
     }
 
     /// What moving memory costs.
-    fn moving(&self, what: impl FnOnce(&Pagemap<Vram>) -> Result) -> Result<[u64; 3]> {
+    fn moving(&self, what: impl FnOnce(&DeviceMemory<Vram>) -> Result) -> Result<[u64; 3]> {
         let memory = self.memory.ok_or(ENODEV)?;
         let (cost, moved) = clock::cost(|| what(memory));
         moved?;

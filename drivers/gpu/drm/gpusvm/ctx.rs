@@ -5,7 +5,7 @@
 use crate::pagemap::OwnerId;
 use core::{ffi::c_void, ptr};
 use kernel::page::PAGE_SIZE;
-use kernel_ext::mm::hmm::Request;
+use kernel_ext::mm::hmm::HmmRequest;
 
 /// What a device wants to do with memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,11 +17,11 @@ pub enum Access {
     Write,
 }
 
-impl From<Access> for Request {
+impl From<Access> for HmmRequest {
     fn from(access: Access) -> Self {
         match access {
-            Access::Read => Request::Read,
-            Access::Write => Request::Write,
+            Access::Read => HmmRequest::Read,
+            Access::Write => HmmRequest::Write,
         }
     }
 }
@@ -101,7 +101,7 @@ impl Ctx {
     }
 
     /// The same parameters, where device-private pages of `owner` need not come back to system memory:
-    /// [`PageMap::owner`](crate::pagemap::PageMap::owner), [`Member::owner`](crate::pagemap::Member::owner).
+    /// [`Pagemap::owner`](crate::pagemap::Pagemap::owner), [`Member::owner`](crate::pagemap::Member::owner).
     pub const fn with_owner(self, owner: Option<OwnerId>) -> Self {
         Self { owner, ..self }
     }

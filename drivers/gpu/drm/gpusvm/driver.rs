@@ -4,7 +4,7 @@
 //!
 //! This is a thin, typed face of the core. A driver's SVM is locked by a token
 //! ([`Svm::lock`]), its ranges are found, mapped and removed through the token, and device addresses
-//! are seen only inside [`Found::commit`](crate::guard::Found::commit). There is one place where a
+//! are seen only inside [`LockedRange::commit`](crate::guard::LockedRange::commit). There is one place where a
 //! driver lets go of what it mapped, [`Driver::invalidate`]; the core calls it before any page is
 //! unmapped, for whatever reason, so that it cannot be forgotten.
 
@@ -340,12 +340,12 @@ impl<D: Driver> Svm<D> {
     /// removes them.
     ///
     /// This is done when one of its devices is unbound; a driver whose device goes may do it before. It needs no SVM
-    /// lock, and so waits for nobody who may wait for a page of the process. Whoever has that lock finds out when he maps ([`Found::get`] fails with `EFAULT`) or
-    /// [commits][`Found::commit`]. The notifier lock is let go of after a number of ranges, so that a change of
+    /// lock, and so waits for nobody who may wait for a page of the process. Whoever has that lock finds out when he maps ([`LockedRange::get`] fails with `EFAULT`) or
+    /// [commits][`LockedRange::commit`]. The notifier lock is let go of after a number of ranges, so that a change of
     /// the CPU's waits a bounded time. Sleeps.
     ///
-    /// [`Found::get`]: crate::guard::Found::get
-    /// [`Found::commit`]: crate::guard::Found::commit
+    /// [`LockedRange::get`]: crate::guard::LockedRange::get
+    /// [`LockedRange::commit`]: crate::guard::LockedRange::commit
     pub fn shut(&self) {
         {
             let _lock = self.core.notifier_lock().write();
@@ -355,7 +355,7 @@ impl<D: Driver> Svm<D> {
         while !rest.is_empty() {
             let lock = self.core.notifier_lock().write();
             // SAFETY: The notifier lock is held for writing.
-            rest.start = unsafe { self.let_go_some(rest.clone(), PROTECTION_PAGE) };
+            rest.start = unsafe { self.zap_batch(rest.clone(), PROTECTION_PAGE) };
             drop(lock);
             sched::cond_resched();
         }
@@ -455,13 +455,13 @@ impl<D: Driver> Svm<D> {
         // Each notifier is told of its own part. No range reaches beyond its notifier, so that one
         // that is changed in part is so still.
         let changed = changed.start.max(watched.start)..changed.end.min(watched.end);
-        let let_go = if blockable {
+        let zap = if blockable {
             Self::invalidate_all
         } else {
             D::try_invalidate
         };
         // SAFETY: The notifier lock is held for writing.
-        if unsafe { this.let_go_by(changed, event, by_cpu && blockable, let_go) }.is_err() {
+        if unsafe { this.zap_with(changed, event, by_cpu && blockable, zap) }.is_err() {
             this.core.refuse();
         }
     }
@@ -477,22 +477,22 @@ impl<D: Driver> Svm<D> {
     /// # Safety
     ///
     /// The notifier lock must be held for writing.
-    pub(crate) unsafe fn let_go(&self, changed: Span<usize>, event: Event) {
+    pub(crate) unsafe fn zap(&self, changed: Span<usize>, event: Event) {
         // SAFETY: By this function's requirements. It does not fail.
-        let _ = unsafe { self.let_go_by(changed, event, false, Self::invalidate_all) };
+        let _ = unsafe { self.zap_with(changed, event, false, Self::invalidate_all) };
     }
 
-    /// As [`let_go`](Self::let_go) of the first [`BATCH`] ranges in `changed`. Returns the address after these,
+    /// As [`zap`](Self::zap) of the first [`BATCH`] ranges in `changed`. Returns the address after these,
     /// which is the end of `changed` if that was all.
     ///
     /// # Safety
     ///
     /// The notifier lock must be held for writing.
-    pub(crate) unsafe fn let_go_some(&self, changed: Span<usize>, event: Event) -> usize {
+    pub(crate) unsafe fn zap_batch(&self, changed: Span<usize>, event: Event) -> usize {
         // SAFETY: The notifier lock is held.
         let end = unsafe { self.end_of_batch(&changed) };
         // SAFETY: By this function's requirements.
-        unsafe { self.let_go(changed.start..end, event) };
+        unsafe { self.zap(changed.start..end, event) };
         end
     }
 
@@ -517,7 +517,7 @@ impl<D: Driver> Svm<D> {
         next.map_or(span.end, |range| unsafe { range.as_ref() }.span().start)
     }
 
-    /// As [`let_go`](Self::let_go), by `let_go`; fails as that does, with nothing unmapped. A change that is
+    /// As [`zap`](Self::zap), by `zap`; fails as that does, with nothing unmapped. A change that is
     /// `deferrable` is one of the CPU's, which may sleep.
     ///
     /// Nothing else in here sleeps: to unmap a page from a device, or to give up a pagemap, may be done in
@@ -526,12 +526,12 @@ impl<D: Driver> Svm<D> {
     /// # Safety
     ///
     /// The notifier lock must be held for writing.
-    unsafe fn let_go_by(
+    unsafe fn zap_with(
         &self,
         changed: Span<usize>,
         event: Event,
         deferrable: bool,
-        let_go: fn(&D::Vm, &Invalidation<'_, D>) -> Result<(), WouldBlock>,
+        zap: fn(&D::Vm, &Invalidation<'_, D>) -> Result<(), WouldBlock>,
     ) -> Result<(), WouldBlock> {
         // SAFETY: The notifier lock is held.
         let Some(first) = (unsafe { self.core.range_find(changed.clone()) }) else {
@@ -546,7 +546,7 @@ impl<D: Driver> Svm<D> {
             _ranges: PhantomData,
         };
         if invalidation.ranges().next().is_some() {
-            let_go(&self.vm, &invalidation)?;
+            zap(&self.vm, &invalidation)?;
         }
         let mut garbage = false;
         for range in invalidation.all() {

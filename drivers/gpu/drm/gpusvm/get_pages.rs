@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Mapping the pages of a range for its devices: one walk of the CPU's page tables, one
+//! PagesMapper the pages of a range for its devices: one walk of the CPU's page tables, one
 //! transaction.
 //!
 //! The transaction maps under the notifier lock, so that a page is either known to be the CPU's
@@ -19,7 +19,7 @@ use crate::{
     ctx::{Access, Ctx},
     flags::PagesFlag,
     pagemap,
-    pages::{Mapping, Pages},
+    pages::{Pages, PagesMapper},
     retry::Attempt,
     scan::first_vma,
     segment::SegmentArray,
@@ -40,9 +40,9 @@ use kernel_ext::{
     dma::Direction,
     mm::{
         hmm::{
-            Block,
             Blocks,
             Pfn,
+            PfnBlock,
             Walk, //
         },
         live_mm,
@@ -355,7 +355,7 @@ impl Transaction<'_> {
         for pages in self.pages {
             let mut batch = first.clone();
             // SAFETY: By this function's requirements.
-            let mut mapping = unsafe { pages.mapping(self.room) }?;
+            let mut mapping = unsafe { pages.mapper(self.room) }?;
             let mut refused = refuses_system(ctx, &mapping);
             for block in batch.by_ref().take(BATCH) {
                 let page = block.pfn.page();
@@ -435,7 +435,7 @@ impl Drop for Transaction<'_> {
 }
 
 /// Whether a block of system memory cannot be mapped next, and why.
-fn refuses_system(ctx: &Ctx, mapping: &Mapping<'_>) -> Option<Error> {
+fn refuses_system(ctx: &Ctx, mapping: &PagesMapper<'_>) -> Option<Error> {
     if ctx.devmem_only {
         Some(EFAULT)
     } else if !ctx.allow_mixed && mapping.has_device_memory() {
@@ -450,11 +450,11 @@ fn refuses_system(ctx: &Ctx, mapping: &Mapping<'_>) -> Option<Error> {
 ///
 /// # Safety
 ///
-/// `page` must be the first of `block`, which is as [`Mapping::system`] requires.
+/// `page` must be the first of `block`, which is as [`PagesMapper::system`] requires.
 #[cold]
 unsafe fn map_device(
-    mapping: &mut Mapping<'_>,
-    block: &Block,
+    mapping: &mut PagesMapper<'_>,
+    block: &PfnBlock,
     page: *mut page,
     dir: Direction,
     ctx: &Ctx,

@@ -45,7 +45,7 @@ pub use ctx::{Access, Ctx};
 pub use dma_device::DmaDevice;
 pub use driver::{Driver, Invalidation, Range, Svm, WouldBlock};
 pub use flags::{PagesFlag, RangeFlag};
-pub use guard::{Found, Guard, Stale};
+pub use guard::{Guard, LockedRange, Stale};
 pub use kernel_ext::drm::device::DrmDevice;
 pub use retry::{Attempt, Retry};
 pub use scan::ScanResult;

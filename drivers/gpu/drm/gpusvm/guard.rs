@@ -12,9 +12,9 @@ use crate::{
     flags::RangeFlag,
     get_pages::Source,
     pagemap::{
-        provider::{Pagemap, Provider},
+        provider::{DeviceMemory, Provider},
         to_device::{Moved, Sources},
-        PageMap,
+        Pagemap,
     },
     pages::Pages,
     range::SvmRange,
@@ -159,7 +159,7 @@ impl<'a, D: Driver> Guard<'a, D> {
         window: Span<usize>,
         ctx: &Ctx,
         attempt: &Attempt<'_>,
-    ) -> Result<Found<'_, 'a, D>> {
+    ) -> Result<LockedRange<'_, 'a, D>> {
         let mut walk = Walk::new();
         let is_mapped = |range| {
             // SAFETY: All ranges of an `Svm<D>` are `Range<D>`; the driver's SVM lock keeps it.
@@ -178,14 +178,14 @@ impl<'a, D: Driver> Guard<'a, D> {
     }
 
     /// The range at `addr`, if there is one.
-    pub fn find(&mut self, addr: usize) -> Option<Found<'_, 'a, D>> {
+    pub fn find(&mut self, addr: usize) -> Option<LockedRange<'_, 'a, D>> {
         // SAFETY: The driver's SVM lock is held, and as long as the result is used.
         let range = unsafe { self.core().range_find(addr..addr.checked_add(1)?) }?;
         Some(self.found(range, Walk::new()))
     }
 
-    fn found(&mut self, range: NonNull<SvmRange>, walk: Walk) -> Found<'_, 'a, D> {
-        Found {
+    fn found(&mut self, range: NonNull<SvmRange>, walk: Walk) -> LockedRange<'_, 'a, D> {
+        LockedRange {
             // SAFETY: All ranges of an `Svm<D>` are `Range<D>`.
             range: unsafe { Range::from_base(range) },
             guard: self,
@@ -265,7 +265,7 @@ impl<'a, D: Driver> Guard<'a, D> {
             {
                 let _lock = core.notifier_lock().write();
                 // SAFETY: The notifier lock is held for writing.
-                span.start = unsafe { self.svm.let_go_some(span.clone(), PROTECTION_PAGE) };
+                span.start = unsafe { self.svm.zap_batch(span.clone(), PROTECTION_PAGE) };
             }
             if span.is_empty() {
                 return Ok(());
@@ -285,7 +285,7 @@ impl<'a, D: Driver> Guard<'a, D> {
         unsafe {
             svm.gpusvm().remove(range.cast(), this.pages(), |mapped| {
                 if mapped {
-                    svm.let_go(span, PROTECTION_PAGE);
+                    svm.zap(span, PROTECTION_PAGE);
                 }
                 svm.garbage().remove(this.link());
             });
@@ -294,13 +294,13 @@ impl<'a, D: Driver> Guard<'a, D> {
 }
 
 /// A range, as long as the driver's SVM lock is held.
-pub struct Found<'g, 'a, D: Driver> {
+pub struct LockedRange<'g, 'a, D: Driver> {
     guard: &'g mut Guard<'a, D>,
     range: NonNull<Range<D>>,
     walk: Walk,
 }
 
-impl<D: Driver> Found<'_, '_, D> {
+impl<D: Driver> LockedRange<'_, '_, D> {
     fn range(&self) -> &Range<D> {
         // SAFETY: The driver's SVM lock keeps the range; `remove()` takes this object away.
         unsafe { self.range.as_ref() }
@@ -336,10 +336,10 @@ impl<D: Driver> Found<'_, '_, D> {
     }
 
     /// Moves what is in the range to the memory of `pagemap`, as far as it can; see
-    /// [`Pagemap::populate_from`]. Fails as that does.
+    /// [`DeviceMemory::populate_from`]. Fails as that does.
     pub fn populate<P: Provider>(
         &mut self,
-        pagemap: &Pagemap<P>,
+        pagemap: &DeviceMemory<P>,
         sources: Sources,
         timeslice_ms: u32,
     ) -> Result<Moved> {
@@ -350,8 +350,8 @@ impl<D: Driver> Found<'_, '_, D> {
     }
 
     /// The same, for the memory of whatever driver, which does not tell how much moved; see
-    /// [`PageMap::populate`].
-    pub fn populate_any(&mut self, memory: &PageMap, timeslice_ms: u32) -> Result {
+    /// [`Pagemap::populate`].
+    pub fn populate_any(&mut self, memory: &Pagemap, timeslice_ms: u32) -> Result {
         let mm = self.guard.core().mm().ok_or(EINVAL)?;
         self.walk.forget();
         memory.populate(mm, self.span(), timeslice_ms)
@@ -438,7 +438,7 @@ impl<D: Driver> Found<'_, '_, D> {
 
     /// Where the pages are: whether [all of them](ScanResult::Equal) are in the memory of `pagemap`,
     /// in particular; see [`GpuSvm::scan`].
-    pub fn scan_for(&mut self, pagemap: &PageMap, attempt: &Attempt<'_>) -> ScanResult {
+    pub fn scan_for(&mut self, pagemap: &Pagemap, attempt: &Attempt<'_>) -> ScanResult {
         self.scan_with(pagemap.owner_ptr(), pagemap.dev_pagemap(), attempt)
     }
 

@@ -12,8 +12,8 @@ use crate::{
     pagemap::{
         devmem::Allocation,
         owner::{OwnerList, Peer},
-        PageMap,
-        PageMapRef, //
+        Pagemap,
+        PagemapRef, //
     },
     pages::Pages,
     range::SvmRange,
@@ -99,7 +99,7 @@ same_layout!(
 );
 
 same_layout!(
-    PageMap,
+    Pagemap,
     ext::drm_pagemap,
     ops = ops,
     refcount = ref_,
@@ -136,7 +136,7 @@ same_layout!(
 
 same_layout!(Segment, ext::drm_pagemap_addr);
 same_layout!(Option<SegmentArray>, *mut ext::drm_pagemap_addr);
-same_layout!(Option<PageMapRef>, *mut ext::drm_pagemap);
+same_layout!(Option<PagemapRef>, *mut ext::drm_pagemap);
 same_layout!(RangeFlags, ext::drm_gpusvm_range_flags);
 same_layout!(PagesFlags, ext::drm_gpusvm_pages_flags);
 same_layout!(RwSemaphore, kernel::bindings::rw_semaphore);

@@ -2,44 +2,42 @@
 
 //! Providers: devices whose own memory ranges may live in, as device-private pages.
 //!
-//! - [`page_map`]: a device's memory as others see it, refcounted;
+//! - [`drm_pagemap`]: a device's memory as others see it, refcounted;
 //! - [`hold`]: what keeps the device and its driver's module until the last reference is gone;
 //! - [`cache`] and [`shrinker`]: pagemaps that nobody uses now, kept until memory is short;
 //! - [`owner`]: groups of devices that reach each other's memory;
-//! - [`offer`]: how a device's memory is found by an open file of the device;
+//! - [`registry`]: how a device's memory is found by an open file of the device;
 //! - [`devmem`]: allocations of device memory; `zdd`: which of them a device page is part of;
 //! - [`to_device`]: moving a process's pages there; `fault` and `evict`: bringing them back, when a
 //!   CPU touches them, and when the memory is needed;
-//! - [`payer`]: who pays for device memory;
-//! - [`provider`]: what a Rust driver implements for that, and gets; [`provider_cache`]: a cache of
-//!   that.
+//! - [`dmem`]: charging device memory to the process whose pages live in it;
+//! - [`provider`]: what a Rust driver implements for that, and gets.
 
 use kernel::prelude::*;
 
 pub mod cache;
 mod claims;
 mod copies;
+mod copy_mapping;
 pub mod devmem;
+pub mod dmem;
+pub mod drm_pagemap;
 mod evict;
 mod fault;
 pub mod hold;
-mod mapping;
-pub mod offer;
 mod owned;
 pub mod owner;
-pub mod page_map;
-pub mod payer;
 pub mod provider;
-pub mod provider_cache;
+pub mod registry;
 pub mod shrinker;
 pub mod to_device;
 mod to_ram;
 mod zdd;
 
 pub use cache::Cache;
+pub use drm_pagemap::{Pagemap, PagemapRef};
 pub use owner::{Member, OwnerId, Owners};
-pub use page_map::{PageMap, PageMapRef};
-pub use provider_cache::PagemapCache;
+pub use provider::DeviceMemoryCache;
 pub use shrinker::Shrinker;
 pub(crate) use zdd::find_pagemap as of_page;
 
@@ -51,10 +49,10 @@ pub(crate) use zdd::find_pagemap as of_page;
 pub(crate) unsafe fn init() -> Result {
     // SAFETY: By this function's requirements.
     unsafe {
-        offer::init();
+        registry::init();
         hold::init();
         owned::init()?;
-        payer::init().inspect_err(|_| owned::exit())
+        dmem::init().inspect_err(|_| owned::exit())
     }
 }
 
@@ -71,6 +69,6 @@ pub(crate) fn exit() {
     owned::flush();
     hold::exit();
     owned::exit();
-    offer::exit();
-    payer::exit();
+    registry::exit();
+    dmem::exit();
 }

@@ -24,7 +24,7 @@ use crate::{
     ctx::Access,
     dma_device::Attachments,
     flags::{PagesFlag, PagesFlags},
-    pagemap::{PageMap, PageMapRef},
+    pagemap::{Pagemap, PagemapRef},
     segment::{Appender, Protocol, Segment, SegmentArray}, //
 };
 use core::{cell::UnsafeCell, ptr::NonNull};
@@ -39,7 +39,7 @@ use kernel_ext::{
         IovaState, //
     },
     drm::device::DrmDevice,
-    mm::hmm::Block, //
+    mm::hmm::PfnBlock, //
 };
 
 /// One device's mapping of a range; it has the layout of `struct drm_gpusvm_pages`.
@@ -54,7 +54,7 @@ use kernel_ext::{
 pub struct Pages {
     pub(crate) drm: NonNull<DrmDevice>,
     pub(crate) segments: UnsafeCell<Option<SegmentArray>>,
-    pub(crate) dpagemap: UnsafeCell<Option<PageMapRef>>,
+    pub(crate) dpagemap: UnsafeCell<Option<PagemapRef>>,
     pub(crate) state: UnsafeCell<IovaState>,
     pub(crate) state_offset: UnsafeCell<usize>,
     pub(crate) notifier_seq: Atomic<usize>,
@@ -180,13 +180,13 @@ impl Pages {
     /// As for [`install`](Self::install), as long as the result is there; but segments may be mapped.
     /// The array that was installed must have been made for `room` segments.
     #[inline]
-    pub(crate) unsafe fn mapping(&self, room: usize) -> Result<Mapping<'_>> {
+    pub(crate) unsafe fn mapper(&self, room: usize) -> Result<PagesMapper<'_>> {
         // SAFETY: The caller excludes all others; by the type invariants so many segments were added
         // to the array.
         unsafe {
             let array = (*self.segments.get()).as_mut().ok_or(ENOSPC)?;
             let state = &mut *self.state.get();
-            Ok(Mapping {
+            Ok(PagesMapper {
                 dev: self.dma_device(),
                 iova: dma::use_iova(state).then_some((state, &mut *self.state_offset.get())),
                 pagemap: &mut *self.dpagemap.get(),
@@ -313,16 +313,16 @@ impl Drop for Pages {
 }
 
 /// Pages that are being mapped: all that mapping a block needs, looked up once for many of them.
-pub(crate) struct Mapping<'a> {
+pub(crate) struct PagesMapper<'a> {
     dev: *mut kernel::bindings::device,
     /// The reservation, if there is one, and how much of it is linked.
     iova: Option<(&'a mut IovaState, &'a mut usize)>,
     /// Whose device memory is mapped.
-    pagemap: &'a mut Option<PageMapRef>,
+    pagemap: &'a mut Option<PagemapRef>,
     segments: Appender<'a>,
 }
 
-impl Mapping<'_> {
+impl PagesMapper<'_> {
     /// Maps one block of system memory, whose first page is `page`, for `dir`, and notes it.
     ///
     /// Fails with `EFAULT` when it cannot be mapped, `ENOSPC` when there is no room to note it; then
@@ -335,7 +335,7 @@ impl Mapping<'_> {
     #[inline]
     pub(crate) unsafe fn system(
         &mut self,
-        block: &Block,
+        block: &PfnBlock,
         page: *mut kernel::bindings::page,
         dir: Direction,
     ) -> Result {
@@ -363,7 +363,7 @@ impl Mapping<'_> {
 
     /// Maps one block of the memory of `pagemap`, whose first page is `page`, for `dir`, and notes it.
     ///
-    /// Fails as [`PageMap::map_for`] does, with `EOPNOTSUPP` also if memory of another is mapped, with
+    /// Fails as [`Pagemap::map_for`] does, with `EOPNOTSUPP` also if memory of another is mapped, with
     /// `ENOSPC` when there is no room to note it; then nothing is mapped.
     ///
     /// # Safety
@@ -372,9 +372,9 @@ impl Mapping<'_> {
     #[cold]
     pub(crate) unsafe fn device(
         &mut self,
-        block: &Block,
+        block: &PfnBlock,
         page: NonNull<kernel::bindings::page>,
-        pagemap: &PageMap,
+        pagemap: &Pagemap,
         dir: Direction,
     ) -> Result {
         if self.segments.is_full() {
@@ -427,7 +427,7 @@ unsafe fn unlink(dev: *mut kernel::bindings::device, state: &mut IovaState, mapp
 ///
 /// They must be mapped by `pagemap`, for the device `dev`.
 #[cold]
-unsafe fn unmap_device(dev: *mut kernel::bindings::device, pagemap: &PageMap, mapped: &[Segment]) {
+unsafe fn unmap_device(dev: *mut kernel::bindings::device, pagemap: &Pagemap, mapped: &[Segment]) {
     for segment in mapped.iter().filter(|segment| !segment.is_system()) {
         // SAFETY: By this function's requirements.
         unsafe { pagemap.unmap_for(dev, segment) };

@@ -21,8 +21,8 @@ use kernel_ext::{
     bindings as ext,
     mm::{
         hmm::{
+            HmmRequest,
             Pfn,
-            Request,
             Walk, //
         },
         live_mm, //
@@ -49,7 +49,7 @@ pub enum ScanResult {
 
 /// Where one page is, as far as a scan tells providers apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Location {
     /// Nowhere, or not to be had.
     Absent,
     /// System memory.
@@ -59,17 +59,17 @@ pub enum Place {
 }
 
 /// What pages at `places` make together, for a scan that asks about the provider `wanted`.
-pub fn classify(places: impl Iterator<Item = Place>, wanted: Option<usize>) -> ScanResult {
+pub fn classify(places: impl Iterator<Item = Location>, wanted: Option<usize>) -> ScanResult {
     let mut system = false;
     let mut equal = false;
     let mut other: Option<usize> = None;
     let mut others = false;
     for place in places {
         match place {
-            Place::Absent => return ScanResult::Unpopulated,
-            Place::System => system = true,
-            Place::Device(provider) if Some(provider) == wanted => equal = true,
-            Place::Device(provider) => match other {
+            Location::Absent => return ScanResult::Unpopulated,
+            Location::System => system = true,
+            Location::Device(provider) if Some(provider) == wanted => equal = true,
+            Location::Device(provider) => match other {
                 Some(known) if known != provider => others = true,
                 _ => other = Some(provider),
             },
@@ -90,16 +90,16 @@ pub fn classify(places: impl Iterator<Item = Place>, wanted: Option<usize>) -> S
 /// # Safety
 ///
 /// The page must be known to be the CPU's still.
-unsafe fn place(pfn: Pfn) -> Place {
+unsafe fn place(pfn: Pfn) -> Location {
     if !pfn.is_valid() {
-        return Place::Absent;
+        return Location::Absent;
     }
     // SAFETY: The page exists, by this function's requirements.
     let pagemap = unsafe { ext::device_page_pgmap(pfn.page()) };
     if pagemap.is_null() {
-        Place::System
+        Location::System
     } else {
-        Place::Device(pagemap as usize)
+        Location::Device(pagemap as usize)
     }
 }
 
@@ -166,7 +166,7 @@ impl GpuSvm {
             walk.fault(
                 notifier,
                 &range.span(),
-                Request::Snapshot,
+                HmmRequest::Snapshot,
                 owner,
                 attempt.timeout(),
             )
@@ -217,7 +217,7 @@ impl GpuSvm {
                 walk.fault(
                     notifier,
                     &part,
-                    Request::Read,
+                    HmmRequest::Read,
                     ptr::null_mut(),
                     attempt.timeout(),
                 )

@@ -414,10 +414,10 @@ impl GpuSvm {
         Some(vma.start().max(span.start))
     }
 
-    /// Takes a range out of its tree, after `let_go` and the unmapping of all of `pages`, under one
+    /// Takes a range out of its tree, after `zap` and the unmapping of all of `pages`, under one
     /// hold of the notifier lock; gives up the tree's reference. C: `drm_gpusvm_range_remove()`.
     ///
-    /// Nobody can see the range out of the tree and still mapped. `let_go` runs with the notifier
+    /// Nobody can see the range out of the tree and still mapped. `zap` runs with the notifier
     /// lock held for writing, and is told whether any page is mapped: then it must end every use of
     /// the pages' addresses. The notifier goes with its last range.
     ///
@@ -425,18 +425,13 @@ impl GpuSvm {
     ///
     /// The caller must hold the driver's SVM lock, and not the notifier lock. `range` must be in
     /// its tree, and `pages` all the pages objects that are mapped for it.
-    pub unsafe fn remove(
-        &self,
-        range: NonNull<SvmRange>,
-        pages: &[Pages],
-        let_go: impl FnOnce(bool),
-    ) {
+    pub unsafe fn remove(&self, range: NonNull<SvmRange>, pages: &[Pages], zap: impl FnOnce(bool)) {
         self.assert_driver_lock();
         // SAFETY: The driver's lock keeps the range and its notifier.
         let (this, notifier) = unsafe { (range.as_ref(), range.as_ref().notifier()) };
         let last = {
             let _lock = self.notifier_lock.write();
-            let_go(pages.iter().any(Pages::is_any_mapped));
+            zap(pages.iter().any(Pages::is_any_mapped));
             for pages in pages {
                 // SAFETY: The notifier lock is held for writing.
                 unsafe { pages.retire() };

@@ -2,7 +2,7 @@
 
 //! Device addresses, as long as they are known to be right.
 //!
-//! A [`View`] exists only inside [`Found::commit`](crate::guard::Found::commit): while the notifier
+//! A [`View`] exists only inside [`LockedRange::commit`](crate::guard::LockedRange::commit): while the notifier
 //! lock is held, after the pages were seen to be valid. Nothing that it gives out outlives it: neither its
 //! [`Segments`] nor a [`Mapped`] leave the closure. The number in a `Mapped` can be copied from it, as it must be
 //! to get into the driver's own page tables; and [`Driver::invalidate`] has to clear it there.

@@ -104,7 +104,7 @@ pub(crate) struct BoData {
     /// The VM that the object was made for, and can be bound in alone.
     vm: Option<VmIdentity>,
     /// The object's part of its region.
-    memory: Memory,
+    memory: Backing,
     /// Where its memory is, from when it was first asked for.
     segments: SetOnce<KVVec<Segment>>,
     /// What its pages take of the system's memory, from when it has all of them. Held to get them, and to
@@ -115,7 +115,7 @@ pub(crate) struct BoData {
 }
 
 /// What an object has of its region.
-enum Memory {
+enum Backing {
     /// What it uses of the system's.
     System(Arc<System>),
     /// A part of the device's, charged to the cgroup of who made the object.
@@ -131,7 +131,7 @@ pub(crate) struct BoArgs {
     cpu_cached: bool,
     compressible: bool,
     vm: Option<VmIdentity>,
-    memory: Memory,
+    memory: Backing,
 }
 
 impl DriverObject for BoData {
@@ -182,7 +182,7 @@ impl BoData {
     /// Fails with `ENOMEM`, also if the region has no more room, and with `EINTR` for a caller who is
     /// killed. Sleeps, as long as that takes.
     pub(crate) fn populate(bo: &Bo) -> Result {
-        let Memory::System(system) = &bo.memory else {
+        let Backing::System(system) = &bo.memory else {
             return Ok(());
         };
         let mut filling = mutex::lock_killable(&bo.filling)?;
@@ -216,12 +216,12 @@ impl BoData {
         }
         let mut segments = Segments::new();
         match &bo.memory {
-            Memory::Vram(allocation, _) => {
+            Backing::Vram(allocation, _) => {
                 for extent in allocation.extents() {
                     segments.add(extent.target(), extent.len)?;
                 }
             }
-            Memory::System(_) => {
+            Backing::System(_) => {
                 let parent: &platform::Device<Bound> = dev.as_ref();
                 for entry in bo.sg_table(parent.as_ref())?.iter() {
                     segments.add(Target::System(entry.dma_address()), entry.dma_len())?;
@@ -275,9 +275,9 @@ impl Segments {
 impl CpuPages for BoData {
     fn page(&self, index: usize) -> Option<&Page> {
         match &self.memory {
-            Memory::Vram(allocation, _) => allocation.page(index),
+            Backing::Vram(allocation, _) => allocation.page(index),
             // Shmem maps these.
-            Memory::System(_) => None,
+            Backing::System(_) => None,
         }
     }
 
@@ -328,14 +328,14 @@ pub(crate) fn lookup(dev: &Device, file: &DrmFile, handle: u32) -> Result<ARef<B
 /// with xe; what processes have there makes room, and what processes of the caller's cgroup have if
 /// that is at its limit. Of the system's memory nothing is taken until pages are allocated. Fails with
 /// `ENOMEM`.
-fn place(dev: &Device, placement: u32, size: u64) -> Result<Memory> {
+fn place(dev: &Device, placement: u32, size: u64) -> Result<Backing> {
     let memory = &dev.memory;
     let regions = dev.regions.iter().enumerate().rev();
     let mut allowed = regions.filter(|(instance, _)| placement >> instance & 1 != 0);
     allowed
         .find_map(|(_, region)| match region {
             Region::System(system) => {
-                (size <= system.total()).then(|| Memory::System(system.clone()))
+                (size <= system.total()).then(|| Backing::System(system.clone()))
             }
             Region::Vram(vram) => {
                 let charge = memory.charge(dev, true, |region| region.try_charge(size));
@@ -343,7 +343,7 @@ fn place(dev: &Device, placement: u32, size: u64) -> Result<Memory> {
                     let allocation = memory.make_room(dev, true, &charge, || {
                         vram.allocate(size, GFP_KERNEL_ACCOUNT)
                     });
-                    Ok(Memory::Vram(allocation?, charge))
+                    Ok(Backing::Vram(allocation?, charge))
                 });
                 both.inspect_err(|e| {
                     vxe_sim::drm_dbg!(
@@ -374,7 +374,7 @@ fn pieces(extent: &Extent) -> impl Iterator<Item = Extent> {
 /// Makes an object, all zeros. Fails with `ENOMEM`, with `ENODEV` if the device is gone, and with `EINTR`
 /// for a caller who is killed.
 fn create(dev: &Device, size: usize, args: BoArgs) -> Result<ARef<Bo>> {
-    let Memory::Vram(allocation, _) = &args.memory else {
+    let Backing::Vram(allocation, _) = &args.memory else {
         return GemKind::create(dev, size, args, Pages::Shmem);
     };
     // Whoever had the memory before is nobody's business.

@@ -22,7 +22,7 @@ use crate::{
     },
     gpu::CopyEngine,
     ioctl,
-    memory::DeviceMemory,
+    memory::LocalMemory,
     objects::Objects,
     region::Regions,
     stats::Stats,
@@ -88,7 +88,7 @@ pub(crate) struct Data {
     pub(crate) regions: Regions,
     /// Its memory, as far as pages of processes live there.
     #[pin]
-    pub(crate) memory: DeviceMemory,
+    pub(crate) memory: LocalMemory,
     /// What memory of processes is mapped for; there from when the device is shown to anybody.
     pub(crate) dma: SetOnce<Arc<DmaDevice>>,
     /// What tells buffer objects of this driver from others.
@@ -118,7 +118,7 @@ impl Data {
             copies: CopyEngine::new(bus.clone()),
             bus,
             regions: Regions::new(vram.clone())?,
-            memory <- DeviceMemory::new(vram, port),
+            memory <- LocalMemory::new(vram, port),
             dma: SetOnce::new(),
             bo_kind: SetOnce::new(),
             stats: Stats::new(),

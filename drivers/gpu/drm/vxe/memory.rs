@@ -2,7 +2,7 @@
 
 //! The device's memory as a place where pages of processes live.
 //!
-//! A [`Pagemap`] describes it to the kernel. It is made when a VM needs it first, and waits in a cache
+//! A [`DeviceMemory`] describes it to the kernel. It is made when a VM needs it first, and waits in a cache
 //! when no VM has it. What one migration brings is a block; blocks are kept in the order in which they
 //! came ([`residents`]), and the oldest go back to system memory when room is wanted.
 //!
@@ -37,15 +37,15 @@ use charge::Limits;
 use core::cell::Cell;
 use gpusvm::{
     pagemap::{
-        offer::{
-            Offer,
-            Offered, //
-        },
-        payer,
+        dmem,
         provider,
+        registry::{
+            self,
+            Regions, //
+        },
+        DeviceMemoryCache,
         OwnerId,
-        PageMapRef,
-        PagemapCache,
+        PagemapRef,
         Shrinker, //
     },
     DrmDevice,
@@ -89,7 +89,7 @@ use residents::Residents;
 use vxe_sim::port::Port;
 
 /// The device's memory, as the kernel knows it. A counted reference.
-pub(crate) type Pagemap = provider::Pagemap<Local>;
+pub(crate) type DeviceMemory = provider::DeviceMemory<Local>;
 
 /// Addresses in the memory of the device that uses them.
 pub(crate) const OWN: Protocol = Protocol::driver(0);
@@ -135,18 +135,18 @@ fn make_room<T, W>(
 
 /// A device's memory; there may be none.
 #[pin_data]
-pub(crate) struct DeviceMemory {
+pub(crate) struct LocalMemory {
     vram: Option<Arc<Vram>>,
     port: Arc<Port>,
     /// From when the device is made until it is unbound.
     #[pin]
-    cache: Mutex<Option<PagemapCache<Local>>>,
+    cache: Mutex<Option<DeviceMemoryCache<Local>>>,
     /// What it is charged to; as long.
     #[pin]
     region: Mutex<Option<Registration<Limits>>>,
     /// What others find it by; as long.
     #[pin]
-    offered: Mutex<Option<Offered>>,
+    in_registry: Mutex<Option<registry::Registration>>,
     #[pin]
     residents: Residents,
     #[pin]
@@ -156,25 +156,25 @@ pub(crate) struct DeviceMemory {
 /// The memory, for other devices. It keeps the device, until the offer ends.
 struct Shared(ARef<Device>);
 
-impl Offer for Shared {
-    fn open(&self, region: u32) -> Result<PageMapRef> {
+impl Regions for Shared {
+    fn open(&self, region: u32) -> Result<PagemapRef> {
         if usize::try_from(region)? != region::VRAM {
             return Err(ENOENT);
         }
         let pagemap = self.0.memory.pagemap(&self.0)?.ok_or(ENOENT)?;
-        Ok(pagemap.page_map().into())
+        Ok(pagemap.pagemap().into())
     }
 }
 
-impl DeviceMemory {
+impl LocalMemory {
     /// The memory of a device that is on the fabric at `port`.
     pub(crate) fn new(vram: Option<Arc<Vram>>, port: Arc<Port>) -> impl PinInit<Self> {
         pin_init!(Self {
             vram,
             port,
-            cache <- new_mutex!(None, "DeviceMemory::cache"),
-            region <- new_mutex!(None, "DeviceMemory::region"),
-            offered <- new_mutex!(None, "DeviceMemory::offered"),
+            cache <- new_mutex!(None, "LocalMemory::cache"),
+            region <- new_mutex!(None, "LocalMemory::region"),
+            in_registry <- new_mutex!(None, "LocalMemory::in_registry"),
             residents <- Residents::new(),
             advances <- Advances::new(),
         })
@@ -186,12 +186,12 @@ impl DeviceMemory {
         if let Some(vram) = &self.vram {
             let drm = DrmDevice::of(dev);
             let shrinker = Shrinker::new_devm(parent, drm)?;
-            let cache = PagemapCache::new_devm(parent, drm, &shrinker)?;
+            let cache = DeviceMemoryCache::new_devm(parent, drm, &shrinker)?;
             let shared = KBox::new(Shared(dev.into()), GFP_KERNEL)?;
-            let offered = Offered::new(drm, shared)?;
+            let in_registry = registry::Registration::new(drm, shared)?;
             let region = charge::register(parent, dev, vram)?;
             // Both of these keep the device, until `close()`.
-            *self.offered.lock() = Some(offered);
+            *self.in_registry.lock() = Some(in_registry);
             *self.region.lock() = Some(region);
             *self.cache.lock() = Some(cache);
         }
@@ -206,7 +206,7 @@ impl DeviceMemory {
     /// The memory, in use as long as the result is kept; none if there is none.
     ///
     /// Fails with `ENODEV` if the device is gone, `EINTR` if a signal comes first, `ENOMEM`. Sleeps.
-    pub(crate) fn pagemap(&self, dev: &Device) -> Result<Option<Pagemap>> {
+    pub(crate) fn pagemap(&self, dev: &Device) -> Result<Option<DeviceMemory>> {
         let Some(vram) = &self.vram else {
             return Ok(None);
         };
@@ -214,7 +214,7 @@ impl DeviceMemory {
         let pagemap = cache.get_or_create(|| {
             let size = usize::try_from(vram.size())?;
             let provider = Local::new(dev, vram, &self.port);
-            Pagemap::new(DrmDevice::of(dev), size, Some(self.owner()), provider)
+            DeviceMemory::new(DrmDevice::of(dev), size, Some(self.owner()), provider)
         })?;
         Ok(Some(pagemap))
     }
@@ -251,7 +251,7 @@ impl DeviceMemory {
     /// result is dropped takes what it needs. None if that is left to the time when it is known: to a thread
     /// of the process itself, or where not all of it can be had.
     ///
-    /// Fails as [`charge`](Self::charge) and [`payer::charge`] do. Sleeps; to be called before pages or
+    /// Fails as [`charge`](Self::charge) and [`dmem::charge`] do. Sleeps; to be called before pages or
     /// locks of the process are taken.
     pub(crate) fn advance(
         &self,
@@ -263,7 +263,7 @@ impl DeviceMemory {
             return Ok(None);
         }
         let pages = u32::try_from(bytes / PAGE_SIZE)?;
-        match self.charge(dev, false, |region| payer::charge(mm, region, pages)) {
+        match self.charge(dev, false, |region| dmem::charge(mm, region, pages)) {
             Ok(charge) => self.advances.put(charge).map(Some),
             Err(ENOSPC) => Ok(None),
             Err(e) => Err(e),
@@ -344,8 +344,8 @@ impl DeviceMemory {
     /// Brings all that is there back to system memory, for good: nothing comes there any more. Waits
     /// for what is on its way. The device must be bound still.
     pub(crate) fn close(&self, dev: &Device) {
-        let offered = self.offered.lock().take();
-        drop(offered);
+        let in_registry = self.in_registry.lock().take();
+        drop(in_registry);
         self.residents.close();
         let started = jiffies::now();
         while self.residents.count() != 0 {

@@ -32,7 +32,7 @@ use crate::{
         VA_BITS, //
     },
     gpu::AddressSpace,
-    memory::Pagemap,
+    memory::DeviceMemory,
     stats::{
         us_since,
         Stat,
@@ -48,7 +48,7 @@ use bound::Bound;
 pub(crate) use bound::Line;
 use core::ops::Range;
 use gpusvm::{
-    pagemap::payer::Enrolled,
+    pagemap::dmem,
     Config,
     Driver,
     Invalidation,
@@ -104,10 +104,10 @@ pub(crate) struct Context {
     /// The way to the VM's garbage collection, while the VM is open.
     pub(crate) collector: Arc<Collector>,
     /// The device's memory, if it has any that pages may move to.
-    pub(crate) memory: Option<Pagemap>,
+    pub(crate) memory: Option<DeviceMemory>,
     /// The process as one that pays for device memory.
     #[expect(dead_code, reason = "only dropped")]
-    pub(crate) payer: Option<Enrolled>,
+    pub(crate) charged: Option<dmem::Registration>,
     /// The process.
     pub(crate) pid: Pid,
 }
@@ -181,7 +181,7 @@ impl Driver for Mirror {
 
     fn invalidate(vm: &Context, invalidation: &Invalidation<'_, Self>) {
         let started = Instant::<Monotonic>::now();
-        let mut stale = Hull::new();
+        let mut stale = StaleSpan::new();
         for range in invalidation.ranges() {
             let timeslice = &range.data().timeslice;
             timeslice.end(&vm.aspace, invalidation.can_wait());
@@ -213,9 +213,9 @@ impl Driver for Mirror {
 ///
 /// Spans are added to it and never replace each other, so that none is left out.
 #[must_use = "translations that changed must be flushed"]
-pub(crate) struct Hull(Option<Span>);
+pub(crate) struct StaleSpan(Option<Span>);
 
-impl Hull {
+impl StaleSpan {
     /// Of nothing.
     pub(crate) fn new() -> Self {
         Self(None)

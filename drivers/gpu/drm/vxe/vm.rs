@@ -48,7 +48,7 @@ use crate::{
         AddressSpace, //
     },
     ioctl::Ioctl,
-    memory::Pagemap,
+    memory::DeviceMemory,
     objects::{
         Counted,
         Kind, //
@@ -57,14 +57,14 @@ use crate::{
         self,
         Collector,
         Context,
-        Hull,
         Mirror, //
+        StaleSpan,
     },
     uapi, //
 };
 pub(crate) use at_once::AtOnce;
 use gpusvm::{
-    pagemap::payer,
+    pagemap::dmem,
     Guard,
     Range,
     Retry, //
@@ -198,8 +198,8 @@ impl Vm {
         let dma = dev.dma.as_ref().ok_or(ENODEV)?;
         let aspace = AddressSpace::new(dev.bus.clone(), VA_BITS)?;
         let collector = Collector::new()?;
-        let (memory, payer) = match mode {
-            Mode::OnFault => (memory_of(dev)?, Some(payer::enroll()?)),
+        let (memory, charged) = match mode {
+            Mode::OnFault => (memory_of(dev)?, Some(dmem::register()?)),
             Mode::AtOnce => (None, None),
         };
         let context = Context {
@@ -207,7 +207,7 @@ impl Vm {
             aspace: aspace.clone(),
             collector: collector.clone(),
             memory,
-            payer,
+            charged,
             pid: task.group_leader().pid(),
         };
         let vm = Arc::pin_init(
@@ -481,7 +481,7 @@ impl Vm {
     }
 
     fn zap_all(&self) {
-        let mut stale = Hull::new();
+        let mut stale = StaleSpan::new();
         stale.add(self.aspace.zap(SPAN.start, SPAN.end - SPAN.start));
         stale.flush(&self.aspace, &self.dev.stats);
     }
@@ -526,7 +526,7 @@ impl Vm {
 
 /// The device's memory for a new VM. One that cannot be had is one that is not there: all stays in system
 /// memory then. Fails with `ENODEV` and `EINTR`.
-fn memory_of(dev: &Device) -> Result<Option<Pagemap>> {
+fn memory_of(dev: &Device) -> Result<Option<DeviceMemory>> {
     match dev.memory.pagemap(dev) {
         Err(e) if e != ENODEV && e != EINTR => {
             vxe_sim::drm_dbg!(dev, "a VM goes without device memory: {e:?}");

@@ -11,7 +11,7 @@ use crate::{
     sync::Waited,
     uapi, //
 };
-use gpusvm::pagemap::payer;
+use gpusvm::pagemap::dmem;
 use kernel::{
     prelude::*,
     task::MAX_SCHEDULE_TIMEOUT,
@@ -110,7 +110,7 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fen
         }
         // Who waits for the GPU answers when the process is asked to pay for its memory; not while it looks,
         // which may be to wait for a page.
-        let _attending = payer::attend();
+        let _waiting = dmem::begin_wait();
         timeout = match waiter.wait(seen, timeout) {
             Waited::Signalled(left) => left,
             // Look once more.

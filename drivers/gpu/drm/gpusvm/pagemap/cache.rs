@@ -31,8 +31,8 @@
 //! C: `struct drm_pagemap_cache`.
 
 use super::{
+    drm_pagemap::{Pagemap, PagemapRef},
     hold::{self, DevHold},
-    page_map::{PageMap, PageMapRef},
     shrinker::{check_parent, IdleList, Shrinker}, //
 };
 use core::ptr::{self, NonNull};
@@ -72,7 +72,7 @@ pub struct Cache {
 /// `pagemap` is valid, and either in use or idle; its `cache` is this one. A closed cache has none. The DRM device of
 /// one that is not closed is valid, as is the module of its driver.
 struct Slot {
-    pagemap: Option<NonNull<PageMap>>,
+    pagemap: Option<NonNull<Pagemap>>,
     closed: bool,
 }
 
@@ -128,11 +128,11 @@ impl Cache {
     /// May sleep.
     ///
     /// C: `drm_pagemap_cache_lock_lookup()` and `drm_pagemap_get_from_cache()`.
-    pub fn lookup(self: &Arc<Self>) -> Result<Found<'_>> {
+    pub fn lookup(self: &Arc<Self>) -> Result<Lookup<'_>> {
         let lock = mutex::lock_interruptible(&self.lookup)?;
         Ok(match self.find()? {
-            Some(pagemap) => Found::Pagemap(pagemap),
-            None => Found::Vacant(Vacant {
+            Some(pagemap) => Lookup::Pagemap(pagemap),
+            None => Lookup::Vacant(Vacant {
                 cache: self,
                 _lock: lock,
             }),
@@ -145,11 +145,11 @@ impl Cache {
     /// as [`lookup`](Self::lookup), [`Vacant::fill`] and `make` do.
     pub fn get_or_create(
         self: &Arc<Self>,
-        make: impl FnOnce() -> Result<PageMapRef>,
-    ) -> Result<PageMapRef> {
+        make: impl FnOnce() -> Result<PagemapRef>,
+    ) -> Result<PagemapRef> {
         match self.lookup()? {
-            Found::Pagemap(pagemap) => Ok(pagemap),
-            Found::Vacant(vacant) => {
+            Lookup::Pagemap(pagemap) => Ok(pagemap),
+            Lookup::Vacant(vacant) => {
                 let pagemap = make()?;
                 vacant.fill(&pagemap)?;
                 Ok(pagemap)
@@ -159,15 +159,15 @@ impl Cache {
 
     /// The pagemap, if it is in use. Never sleeps.
     /// C: `drm_pagemap_get_from_cache_if_active()`.
-    pub fn get_if_active(&self) -> Option<PageMapRef> {
+    pub fn get_if_active(&self) -> Option<PagemapRef> {
         let mut idle = self.shrinker.idle.lock();
         let pagemap = self.kept.access_mut(&mut idle).pagemap?;
         // SAFETY: What the cache has is valid, by the type invariants of `Slot`.
-        unsafe { PageMap::get_unless_zero(pagemap) }
+        unsafe { Pagemap::get_unless_zero(pagemap) }
     }
 
     /// What [`lookup`](Self::lookup) does with the lookup lock held.
-    fn find(self: &Arc<Self>) -> Result<Option<PageMapRef>> {
+    fn find(self: &Arc<Self>) -> Result<Option<PagemapRef>> {
         let drm = self.drm()?;
         if drm.enter().is_none() {
             return Err(ENODEV);
@@ -185,7 +185,7 @@ impl Cache {
                 return Ok(None);
             };
             // SAFETY: What the cache has is valid, by the type invariants of `Slot`.
-            let active = unsafe { PageMap::get_unless_zero(pagemap) };
+            let active = unsafe { Pagemap::get_unless_zero(pagemap) };
             if active.is_some() {
                 return Ok(active);
             }
@@ -194,7 +194,7 @@ impl Cache {
                 // comes out of it here, before anybody learns of its reference.
                 return Ok(Some(unsafe {
                     idle.remove(pagemap);
-                    PageMap::reinit(pagemap, hold)
+                    Pagemap::reinit(pagemap, hold)
                 }));
             }
             drop(idle);
@@ -217,7 +217,7 @@ impl Cache {
     /// # Safety
     ///
     /// The caller must have a reference, which it gives up; `cache` must be the cache of `pagemap`.
-    pub(super) unsafe fn put(cache: &Cache, pagemap: NonNull<PageMap>) {
+    pub(super) unsafe fn put(cache: &Cache, pagemap: NonNull<Pagemap>) {
         let mut idle = cache.shrinker.idle.lock();
         // SAFETY: The caller's reference keeps the pagemap.
         if !unsafe { pagemap.as_ref() }.refcount.dec_and_test() {
@@ -235,7 +235,7 @@ impl Cache {
         // SAFETY: The pagemap has no references, and nobody else can work on it while the lock is
         // held. It is what the cache has.
         let hold = unsafe {
-            let hold = PageMap::take_hold(pagemap);
+            let hold = Pagemap::take_hold(pagemap);
             idle.add(pagemap);
             hold
         };
@@ -251,7 +251,7 @@ impl Cache {
     /// # Safety
     ///
     /// `pagemap` must have been in `idle` just now.
-    pub(super) unsafe fn forget(pagemap: NonNull<PageMap>, idle: &mut IdleList) {
+    pub(super) unsafe fn forget(pagemap: NonNull<Pagemap>, idle: &mut IdleList) {
         // SAFETY: An idle pagemap was put into a cache. It lives until it is closed, which takes
         // the lock that is held.
         if let Some(cache) = unsafe { pagemap.as_ref().cache.load(Relaxed).as_ref() } {
@@ -280,7 +280,7 @@ impl Cache {
         if let Some(pagemap) = unused {
             // SAFETY: Nobody knows the pagemap any more. The driver is being unbound, so that its
             // module is there. This is process context.
-            unsafe { PageMap::destroy(pagemap) };
+            unsafe { Pagemap::destroy(pagemap) };
         }
         // What the shrinker took out has nothing else that keeps the module.
         hold::flush_destroyed();
@@ -300,9 +300,9 @@ impl Drop for Closer {
 }
 
 /// What a lookup found.
-pub enum Found<'a> {
+pub enum Lookup<'a> {
     /// The pagemap, in use now.
-    Pagemap(PageMapRef),
+    Pagemap(PagemapRef),
     /// None, and the right to put one in.
     Vacant(Vacant<'a>),
 }
@@ -319,7 +319,7 @@ impl Vacant<'_> {
     ///
     /// Fails with `ENODEV` if the cache was closed meanwhile, and with `EINVAL` if the pagemap is
     /// another device's or in a cache already: it is as before then.
-    pub fn fill(self, pagemap: &PageMapRef) -> Result {
+    pub fn fill(self, pagemap: &PagemapRef) -> Result {
         let cache = self.cache;
         if !ptr::eq(pagemap.drm(), cache.drm.as_ptr()) {
             return Err(EINVAL);

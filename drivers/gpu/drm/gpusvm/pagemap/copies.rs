@@ -9,10 +9,10 @@
 //! C: `drm_pagemap_migrate_range()`.
 
 use super::{
+    copy_mapping::CopyMapping,
     devmem::Allocation,
-    mapping::Mapping,
-    page_map::PageMap,
-    to_device::{Piece, Source},
+    drm_pagemap::Pagemap,
+    to_device::{MigrationUnit, Source},
     zdd::Zdd, //
 };
 use core::ptr::{self, NonNull};
@@ -34,16 +34,16 @@ use kernel_ext::{
 
 /// The copies of a migration. Dropped, nobody has access any more to what it does not own.
 pub(super) struct Copies<'a> {
-    to: &'a PageMap,
+    to: &'a Pagemap,
     pages: usize,
-    own: Mapping<'a>,
+    own: CopyMapping<'a>,
     others: KVec<Other<'a>>,
 }
 
 /// What another device copies.
 struct Other<'a> {
     // Dropped first.
-    mapping: Mapping<'a>,
+    mapping: CopyMapping<'a>,
     from: Arc<Zdd>,
 }
 
@@ -57,13 +57,13 @@ pub(super) struct Prepared {
 
 impl<'a> Copies<'a> {
     /// Copies to the memory of a pagemap, for a span of `pages` pages. Fails with `ENOMEM`.
-    pub(super) fn new(to: &'a PageMap, pages: usize) -> Result<Self> {
+    pub(super) fn new(to: &'a Pagemap, pages: usize) -> Result<Self> {
         let device = to.drm().dma_device();
         Ok(Self {
             to,
             pages,
             // SAFETY: The device lives as long as the pagemap.
-            own: unsafe { Mapping::new(device, Direction::ToDevice, pages, GFP_KERNEL) }?,
+            own: unsafe { CopyMapping::new(device, Direction::ToDevice, pages, GFP_KERNEL) }?,
             others: KVec::new(),
         })
     }
@@ -81,7 +81,7 @@ impl<'a> Copies<'a> {
         zdd: &Arc<Zdd>,
         migration: &mut Migration<'_>,
         frames: &[usize],
-        piece: &Piece,
+        piece: &MigrationUnit,
     ) -> Result<Prepared> {
         let pages = piece.pages();
         let places = piece.index..piece.index + pages;
@@ -160,7 +160,7 @@ impl<'a> Copies<'a> {
                 let device = from.pagemap().drm().dma_device();
                 let (dir, flags) = (Direction::FromDevice, GFP_NOWAIT);
                 // SAFETY: The device lives as long as the pagemap.
-                let mapping = unsafe { Mapping::new(device, dir, self.pages, flags) }?;
+                let mapping = unsafe { CopyMapping::new(device, dir, self.pages, flags) }?;
                 let other = Other {
                     mapping: mapping.with(self.to),
                     from: from.into(),
@@ -195,7 +195,11 @@ type Operation = unsafe extern "C" fn(
 ) -> kernel::ffi::c_int;
 
 /// Has a device copy, if there is anything to be copied.
-fn copy(mapping: &mut Mapping<'_>, operation: Option<Operation>, fence: *mut dma_fence) -> Result {
+fn copy(
+    mapping: &mut CopyMapping<'_>,
+    operation: Option<Operation>,
+    fence: *mut dma_fence,
+) -> Result {
     if mapping.is_empty() {
         return Ok(());
     }

@@ -11,7 +11,7 @@
 //!
 //! C: `struct drm_pagemap_devmem`.
 
-use super::page_map::PageMap;
+use super::drm_pagemap::Pagemap;
 use core::{
     cell::UnsafeCell,
     ptr::{self, NonNull},
@@ -44,7 +44,7 @@ pub struct Allocation {
     #[pin]
     pub(crate) detached: Opaque<completion>,
     pub(crate) ops: *const Ops,
-    pub(crate) dpagemap: NonNull<PageMap>,
+    pub(crate) dpagemap: NonNull<Pagemap>,
     pub(crate) size: usize,
     /// In jiffies.
     pub(crate) timeslice_expiration: Atomic<u64>,
@@ -65,7 +65,7 @@ impl Allocation {
     /// The arguments must be as the type invariants say; `dpagemap` must be kept by the caller until
     /// the allocation is in use, and by nobody after.
     pub(crate) unsafe fn new(
-        dpagemap: NonNull<PageMap>,
+        dpagemap: NonNull<Pagemap>,
         ops: *const Ops,
         size: usize,
     ) -> impl PinInit<Self> {

@@ -9,12 +9,12 @@
 
 use super::{
     devmem::Allocation,
-    to_ram::{Came, Wanted}, //
+    to_ram::{Outcome, ToRam}, //
 };
 use kernel::prelude::*;
 use kernel_ext::{
     mm::{
-        folio::Place,
+        folio::MemPolicy,
         migrate::Migration, //
     },
     sched, //
@@ -37,19 +37,19 @@ const ATTEMPTS: u32 = 3;
 /// The frames must be those of the allocation, which the caller holds a reference to that is not the
 /// folios'.
 pub(crate) unsafe fn evict(allocation: &Allocation, frames: &[usize]) -> Result {
-    let mut result = Ok(Came::Back);
+    let mut result = Ok(Outcome::Moved);
     for _ in 0..ATTEMPTS {
         if allocation.is_detached() {
             return Ok(());
         }
         // SAFETY: The frames are device memory that the caller's reference keeps.
         result = unsafe { Migration::collect_frames(frames) }.and_then(|mut migration| {
-            let wanted = Wanted {
+            let wanted = ToRam {
                 allocation,
                 needed: None,
-                memory: |_| Place::Anywhere,
+                memory: |_| MemPolicy::Default,
             };
-            wanted.bring_back(&mut migration)
+            wanted.migrate_to_ram(&mut migration)
         });
         sched::cond_resched();
     }

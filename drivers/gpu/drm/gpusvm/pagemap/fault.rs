@@ -6,7 +6,7 @@
 //! C: `drm_pagemap_migrate_to_ram()`, `drm_pagemap_folio_free()`, `drm_pagemap_folio_split()`.
 
 use super::{
-    to_ram::{Came, Wanted},
+    to_ram::{Outcome, ToRam},
     zdd::Zdd, //
 };
 use core::{ops::Range, ptr::NonNull};
@@ -20,7 +20,7 @@ use kernel::{
 use kernel_ext::{
     bindings as ext,
     mm::{
-        folio::Place,
+        folio::MemPolicy,
         memremap,
         migrate::{
             Huge,
@@ -120,10 +120,10 @@ unsafe fn fault(vmf: &vm_fault) -> Result<vm_fault_t> {
     }
 
     let span = span(vma, addr, allocation.span_size());
-    let wanted = Wanted {
+    let wanted = ToRam {
         allocation,
         needed: Some((addr - span.start) >> PAGE_SHIFT),
-        memory: |index| Place::Process(vma, span.start + (index << PAGE_SHIFT)),
+        memory: |index| MemPolicy::Vma(vma, span.start + (index << PAGE_SHIFT)),
     };
     let collect = |span, huge| {
         let owner = zdd.pagemap().owner_ptr();
@@ -146,7 +146,7 @@ unsafe fn fault(vmf: &vm_fault) -> Result<vm_fault_t> {
     }
     for _ in 0..ATTEMPTS {
         let mut migration = collect(span.clone(), Huge::Whole)?;
-        if wanted.bring_back(&mut migration)? == Came::Back {
+        if wanted.migrate_to_ram(&mut migration)? == Outcome::Moved {
             break;
         }
     }

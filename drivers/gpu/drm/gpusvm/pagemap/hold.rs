@@ -17,7 +17,7 @@
 //!
 //! C: `struct drm_pagemap_dev_hold`.
 
-use super::{cache::Cache, page_map::PageMap};
+use super::{cache::Cache, drm_pagemap::Pagemap};
 use core::ptr::{self, NonNull};
 use kernel::{
     prelude::*,
@@ -73,7 +73,7 @@ impl DevHold {
 }
 
 /// Pagemaps to destroy.
-static DYING: LockFreeList<PageMap> = LockFreeList::new();
+static DYING: LockFreeList<Pagemap> = LockFreeList::new();
 // SAFETY: `init()` is called before anybody can have a pagemap.
 static DESTROY: StaticWork = unsafe { StaticWork::new(destroy_all) };
 
@@ -87,8 +87,8 @@ fn destroy_all() {
         // SAFETY: Who handed the pagemap over knows it no more. Its module is kept by the hold, or
         // by the driver, which waits for this before it goes.
         let hold = unsafe {
-            let hold = PageMap::take_hold(pagemap);
-            PageMap::destroy(pagemap);
+            let hold = Pagemap::take_hold(pagemap);
+            Pagemap::destroy(pagemap);
             hold
         };
         if let Some(hold) = hold {
@@ -110,7 +110,7 @@ fn release_all() {
 ///
 /// `pagemap` must have no references, and nobody else know it. Its hold must be there; or the driver
 /// call [`flush_destroyed`] before its module can go.
-pub(crate) unsafe fn destroy_later(pagemap: NonNull<PageMap>) {
+pub(crate) unsafe fn destroy_later(pagemap: NonNull<Pagemap>) {
     // SAFETY: The pagemap is in no list, and the list's alone from now on.
     unsafe { DYING.push(pagemap) };
     DESTROY.schedule();

@@ -10,7 +10,7 @@
 
 use super::{
     devmem::Allocation,
-    page_map::{PageMap, PageMapRef},
+    drm_pagemap::{Pagemap, PagemapRef},
 };
 use core::{cell::UnsafeCell, ptr::NonNull};
 use kernel::{
@@ -70,7 +70,7 @@ pub(crate) struct Owned {
     /// The place in the list of [`Detaching`].
     next: UnsafeCell<*mut Owned>,
     detaching: Arc<Detaching>,
-    pagemap: PageMapRef,
+    pagemap: PagemapRef,
     vtable: &'static Vtable,
 }
 
@@ -99,7 +99,7 @@ impl Owned {
     /// The result must be the first part of an object that `vtable` is for, and `ops` be operations
     /// for it whose `devmem_release` is [`release`], that live as long as the provider's module.
     pub(crate) unsafe fn new(
-        pagemap: PageMapRef,
+        pagemap: PagemapRef,
         detaching: Arc<Detaching>,
         ops: *const super::devmem::Ops,
         vtable: &'static Vtable,
@@ -119,7 +119,7 @@ impl Owned {
     }
 
     /// The memory that it is part of.
-    pub(crate) fn pagemap(&self) -> &PageMap {
+    pub(crate) fn pagemap(&self) -> &Pagemap {
         &self.pagemap
     }
 }

@@ -33,7 +33,7 @@ pub struct Owner(#[expect(dead_code, reason = "so that owners have addresses of 
 
 /// Whose device-private pages are: those of a group of devices, or of one device by itself. It is only compared.
 ///
-/// It is got from who has the owner, a [`Member`] or a [`PageMap`](super::PageMap), and means something while that is
+/// It is got from who has the owner, a [`Member`] or a [`Pagemap`](super::Pagemap), and means something while that is
 /// there: it keeps nothing, and another group may get the same when all members of this one have left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnerId(NonNull<c_void>);

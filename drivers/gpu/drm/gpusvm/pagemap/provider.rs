@@ -3,19 +3,21 @@
 //! Device memory of Rust drivers: what a driver implements, and what it gets.
 //!
 //! A driver implements [`Provider`] for what stands behind one device's memory, and makes a
-//! [`Pagemap`] of it. Then [`Pagemap::populate`] moves parts of a process there, and
+//! [`DeviceMemory`] of it. Then [`DeviceMemory::populate`] moves parts of a process there, and
 //! [`Handle::evict`] takes the memory of an allocation back.
 
 mod block;
+mod cache;
+mod device_memory;
 mod inner;
-mod pagemap;
 
 pub use block::Handle;
-pub use pagemap::Pagemap;
+pub use cache::DeviceMemoryCache;
+pub use device_memory::DeviceMemory;
 
 use super::{
-    mapping::is_mapped,
-    to_device::Request, //
+    copy_mapping::is_mapped,
+    to_device::AllocRequest, //
 };
 use crate::segment::{Protocol, Segment};
 use core::ptr::NonNull;
@@ -42,7 +44,7 @@ pub trait Provider: Send + Sync + Sized + 'static {
     ///
     /// Without this function there is none, and each migration collects its pages twice: once to see how
     /// many they are.
-    fn try_allocate(&self, request: &Request<'_>) -> Option<Self::Memory> {
+    fn try_allocate(&self, request: &AllocRequest<'_>) -> Option<Self::Memory> {
         let _ = request;
         None
     }
@@ -52,10 +54,10 @@ pub trait Provider: Send + Sync + Sized + 'static {
     /// elsewhere.
     ///
     /// Called with no page isolated, and no lock held but those of the driver's own caller. But who
-    /// moves memory to a device by [`PageMap::populate`](super::PageMap::populate), and C code does, holds the
+    /// moves memory to a device by [`Pagemap::populate`](super::Pagemap::populate), and C code does, holds the
     /// mmap lock of the process for reading: so this must take no mmap lock, nor touch user memory. Accounted
     /// memory is charged to the process that the migration is for.
-    fn allocate(&self, request: &Request<'_>) -> Result<Self::Memory>;
+    fn allocate(&self, request: &AllocRequest<'_>) -> Result<Self::Memory>;
 
     /// The device page that number `index` of an allocation is at; of as many as were requested. A
     /// page is in one allocation at a time, and once; one that is not, or is not there at all, is
@@ -71,7 +73,7 @@ pub trait Provider: Send + Sync + Sized + 'static {
     /// [`SYSTEM`](Protocol::SYSTEM). Called under the notifier lock, or for a copy to these pages: must
     /// not sleep for long, nor allocate. Errors come out as `EFAULT`, or leave those pages where they
     /// are.
-    fn map(&self, request: &Mapping<'_>) -> Result<(u64, Protocol)>;
+    fn map(&self, request: &MapRequest<'_>) -> Result<(u64, Protocol)>;
 
     /// Undoes [`map`](Self::map), once for each that succeeded, under the same conditions.
     fn unmap(&self, device: &Device, segment: &Segment) {
@@ -92,7 +94,7 @@ pub trait Provider: Send + Sync + Sized + 'static {
 
 /// Something to do in a [`struct@Copy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Piece {
+pub enum CopyOp {
     /// Copy between device pages and RAM, or from device pages to those of another device.
     Copy {
         /// The first device page.
@@ -126,7 +128,7 @@ impl Copy<'_> {
     }
 
     /// The pieces, in the order of their addresses.
-    pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
+    pub fn ops(&self) -> impl Iterator<Item = CopyOp> + '_ {
         self.pages
             .iter()
             .zip(self.others)
@@ -140,12 +142,12 @@ impl Copy<'_> {
                     )
                 };
                 Some(if is_mapped(other) {
-                    Piece::Copy {
+                    CopyOp::Copy {
                         page,
                         other: *other,
                     }
                 } else {
-                    Piece::Clear {
+                    CopyOp::Clear {
                         page,
                         pages: 1 << order,
                     }
@@ -155,7 +157,7 @@ impl Copy<'_> {
 }
 
 /// What is to be mapped for a device.
-pub struct Mapping<'a> {
+pub struct MapRequest<'a> {
     /// The device, which may be the memory's own.
     pub device: &'a Device,
     /// Whether it is.

@@ -14,8 +14,8 @@
 
 use super::{
     cache::Cache,
+    drm_pagemap::Pagemap, //
     hold,
-    page_map::PageMap, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -69,7 +69,7 @@ impl IdleList {
     ///
     /// The pagemap must have no references, and be in no list. It must be what its cache has, which
     /// must not be closed.
-    pub(crate) unsafe fn add(&mut self, pagemap: NonNull<PageMap>) {
+    pub(crate) unsafe fn add(&mut self, pagemap: NonNull<Pagemap>) {
         // SAFETY: The pagemap is valid until it is taken out, and in no list. Having the list
         // exclusively is having its lock.
         unsafe { list::add_before(&self.head, &(*pagemap.as_ptr()).shrink_link) };
@@ -81,7 +81,7 @@ impl IdleList {
     /// # Safety
     ///
     /// The pagemap must be in the list.
-    pub(crate) unsafe fn remove(&mut self, pagemap: NonNull<PageMap>) {
+    pub(crate) unsafe fn remove(&mut self, pagemap: NonNull<Pagemap>) {
         // SAFETY: The pagemaps in the list are valid. Having the list exclusively is having its
         // lock.
         unsafe { list::del(&(*pagemap.as_ptr()).shrink_link) };
@@ -89,12 +89,12 @@ impl IdleList {
     }
 
     /// Takes the pagemap out that has been unused longest, and has its cache forget it.
-    fn take_first(&mut self) -> Option<NonNull<PageMap>> {
+    fn take_first(&mut self) -> Option<NonNull<Pagemap>> {
         if !self.head.is_linked() {
             return None;
         }
         let link: *const CListHead = self.head.next();
-        let offset = core::mem::offset_of!(PageMap, shrink_link);
+        let offset = core::mem::offset_of!(Pagemap, shrink_link);
         // SAFETY: All entries of the list but its head are such fields of pagemaps.
         let pagemap = unsafe { NonNull::new(link.byte_sub(offset).cast_mut().cast())? };
         // SAFETY: By the type invariants it is what its cache has, which lives until it is closed;

@@ -23,7 +23,7 @@
 use super::{
     copies::{are_block, Copies},
     devmem::Allocation,
-    page_map::PageMap,
+    drm_pagemap::Pagemap,
     to_ram,
     zdd::{self, Vacant, Zdd}, //
 };
@@ -109,7 +109,7 @@ pub(super) enum Source {
 
 /// Something that is to move as a whole: a page, or a huge folio.
 #[derive(Clone, Copy)]
-pub(super) struct Piece {
+pub(super) struct MigrationUnit {
     /// The place of its first page in the span.
     pub(super) index: usize,
     /// Log2 of its number of pages, 0 or [`HUGE_ORDER`].
@@ -117,7 +117,7 @@ pub(super) struct Piece {
     pub(super) source: Source,
 }
 
-impl Piece {
+impl MigrationUnit {
     pub(super) fn pages(&self) -> usize {
         1 << self.order
     }
@@ -146,20 +146,20 @@ impl Piece {
 }
 
 /// The memory that a migration needs.
-pub struct Request<'a> {
+pub struct AllocRequest<'a> {
     mm: &'a Mm,
-    pieces: &'a [Piece],
+    pieces: &'a [MigrationUnit],
 }
 
-impl Request<'_> {
-    /// The address space whose pages are to move: that of who [pays](super::payer) for the memory.
+impl AllocRequest<'_> {
+    /// The address space whose pages are to move: the memory is [charged](super::dmem) to that process.
     pub fn mm(&self) -> &Mm {
         self.mm
     }
 
     /// How many pages.
     pub fn pages(&self) -> usize {
-        self.pieces.iter().map(Piece::pages).sum()
+        self.pieces.iter().map(MigrationUnit::pages).sum()
     }
 
     /// Log2 of the numbers of pages of its pieces, in the order of their addresses.
@@ -172,15 +172,15 @@ impl Request<'_> {
 
     /// The places of its pages in the span that is to be moved, in the order of their addresses.
     pub(crate) fn places(&self) -> impl Iterator<Item = usize> + '_ {
-        self.pieces.iter().flat_map(Piece::places)
+        self.pieces.iter().flat_map(MigrationUnit::places)
     }
 }
 
 /// Allocates device memory for a request: writes the frame of each of its
-/// [places](Request::places), and hands over a reference to the allocation. The frames are of the
+/// [places](AllocRequest::places), and hands over a reference to the allocation. The frames are of the
 /// pagemap, free, and nobody else's. None if that is not to be had without waiting.
 pub(crate) type Target<'a> =
-    dyn FnMut(&Request<'_>, &mut [usize]) -> Result<Option<NonNull<Allocation>>> + 'a;
+    dyn FnMut(&AllocRequest<'_>, &mut [usize]) -> Result<Option<NonNull<Allocation>>> + 'a;
 
 /// What moves to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -207,7 +207,7 @@ pub(crate) struct Options {
 /// A migration of a span of one VMA to the memory of a pagemap. The allocation is not released as long as it is
 /// kept.
 pub(crate) struct Move<'a> {
-    pagemap: &'a PageMap,
+    pagemap: &'a Pagemap,
     options: Options,
     span: Range<usize>,
     /// The frame for each page of the span, once there is memory: [`NO_FRAME`] for one that has none.
@@ -230,7 +230,7 @@ enum Memory {
 impl<'a> Move<'a> {
     /// Allocates what is needed besides the memory of the device. Fails with `EINVAL` if the span is not
     /// page-aligned, or empty, and `ENOMEM`. Sleeps.
-    pub(crate) fn new(pagemap: &'a PageMap, options: Options, span: Range<usize>) -> Result<Self> {
+    pub(crate) fn new(pagemap: &'a Pagemap, options: Options, span: Range<usize>) -> Result<Self> {
         if span.start >= span.end || span.start % PAGE_SIZE != 0 || span.end % PAGE_SIZE != 0 {
             return Err(EINVAL);
         }
@@ -315,7 +315,7 @@ impl<'a> Move<'a> {
                 None => return Ok(Some(self.fixed())),
             };
         }
-        let wanted: usize = self.found.pieces.iter().map(Piece::pages).sum();
+        let wanted: usize = self.found.pieces.iter().map(MigrationUnit::pages).sum();
         // What came to be collected now, and was not when the memory was allocated, has none.
         self.found
             .pieces
@@ -363,7 +363,7 @@ impl<'a> Move<'a> {
 
     /// Has memory allocated for what was collected; whether there is any now.
     fn fill(&mut self, mm: &Mm, target: &mut Target<'_>) -> Result<bool> {
-        let request = Request {
+        let request = AllocRequest {
             mm,
             pieces: &self.found.pieces,
         };
@@ -420,7 +420,7 @@ struct Collected {
     /// The number of pages of the span.
     pages: usize,
     /// What is to move, in the order of addresses.
-    pieces: KVVec<Piece>,
+    pieces: KVVec<MigrationUnit>,
     /// How many pages were never written, and are not to move.
     holes: usize,
     /// How many pages are on the device already, and stay as they are.
@@ -439,27 +439,27 @@ impl Collected {
     }
 
     /// Looks at what was collected, and forgets what was before.
-    fn look(&mut self, migration: &Migration<'_>, pagemap: &PageMap, sources: Sources) -> Result {
+    fn look(&mut self, migration: &Migration<'_>, pagemap: &Pagemap, sources: Sources) -> Result {
         self.pieces.clear();
         (self.holes, self.local) = (0, 0);
         for (index, entry) in migration.entries().iter().enumerate() {
             // SAFETY: The entry is the migration's.
             let source = match unsafe { look(*entry, pagemap) } {
-                Found::Local(page) if sources == Sources::All => Source::Device(page),
-                Found::Local(_) => {
+                EntryKind::Local(page) if sources == Sources::All => Source::Device(page),
+                EntryKind::Local(_) => {
                     self.local += entry.pages();
                     continue;
                 }
-                Found::Movable(Source::Nowhere) if sources == Sources::Populated => {
+                EntryKind::Movable(Source::Nowhere) if sources == Sources::Populated => {
                     self.holes += entry.pages();
                     continue;
                 }
-                Found::Movable(source) => source,
-                Found::Fixed => continue,
+                EntryKind::Movable(source) => source,
+                EntryKind::Fixed => continue,
             };
             let order = if entry.is_huge() { HUGE_ORDER } else { 0 };
             self.pieces.push(
-                Piece {
+                MigrationUnit {
                     index,
                     order,
                     source,
@@ -528,7 +528,7 @@ fn fixed(vma: &VmaRef) -> Option<&'static str> {
 }
 
 /// What is found at a place.
-enum Found {
+enum EntryKind {
     /// Nothing that can be moved.
     Fixed,
     /// A page that is on the device.
@@ -542,22 +542,22 @@ enum Found {
 /// # Safety
 ///
 /// The migration must be there.
-unsafe fn look(entry: Entry, pagemap: &PageMap) -> Found {
+unsafe fn look(entry: Entry, pagemap: &Pagemap) -> EntryKind {
     if !entry.is_migrating() {
-        return Found::Fixed;
+        return EntryKind::Fixed;
     }
     let Some(page) = entry.page() else {
-        return Found::Movable(Source::Nowhere);
+        return EntryKind::Movable(Source::Nowhere);
     };
     // SAFETY: The migration holds the page. What is a pagemap's of the core carries what `Zdd` says.
     unsafe {
         if !zone_device::is_device_private(page) {
-            return Found::Movable(Source::Ram(page));
+            return EntryKind::Movable(Source::Ram(page));
         }
         match zdd::find_pagemap(page) {
-            None => Found::Fixed,
-            Some(known) if ptr::eq(known, pagemap) => Found::Local(page),
-            Some(_) => Found::Movable(Source::Device(page)),
+            None => EntryKind::Fixed,
+            Some(known) if ptr::eq(known, pagemap) => EntryKind::Local(page),
+            Some(_) => EntryKind::Movable(Source::Device(page)),
         }
     }
 }

@@ -5,8 +5,8 @@
 //! C: `__drm_pagemap_migrate_to_ram()`, `drm_pagemap_evict_to_ram()`.
 
 use super::{
+    copy_mapping::CopyMapping,
     devmem::Allocation,
-    mapping::Mapping,
     zdd::Zdd, //
 };
 use core::ptr::{self, NonNull};
@@ -21,7 +21,7 @@ use kernel_ext::{
     mm::{
         folio::{
             LockedFolio,
-            Place, //
+            MemPolicy, //
         },
         migrate::{
             Entry,
@@ -31,17 +31,17 @@ use kernel_ext::{
     }, //
 };
 
-/// What came of it.
+/// What outcome of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Came {
+pub(crate) enum Outcome {
     /// What is needed is back, or was not there.
-    Back,
+    Moved,
     /// Only the mapping of a huge folio was split, for want of huge RAM; to be tried again.
     Split,
 }
 
 /// What is to come back, and where to.
-pub(crate) struct Wanted<'a, F: Fn(usize) -> Place<'a>> {
+pub(crate) struct ToRam<'a, F: Fn(usize) -> MemPolicy<'a>> {
     /// The allocation; pages of others stay.
     pub(crate) allocation: &'a Allocation,
     /// The place in the span that must come back; if it does not, nothing does. Without one all
@@ -67,24 +67,24 @@ fn source(entry: Entry, allocation: &Allocation) -> Option<NonNull<page>> {
     ours.then_some(page)
 }
 
-impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
-    /// Brings what was collected back to RAM, and says what came of it.
+impl<'a, F: Fn(usize) -> MemPolicy<'a>> ToRam<'a, F> {
+    /// Brings what was collected back to RAM, and says what outcome of it.
     ///
     /// A folio comes back as one: of several pages, if there is a folio of RAM like it. The one that is
-    /// needed has its mapping split otherwise ([`Came::Split`]); each other stays.
+    /// needed has its mapping split otherwise ([`Outcome::Split`]); each other stays.
     ///
     /// Sleeps. Errors, after which everything is where it was:
-    /// - `ENOMEM`: there is no RAM for what is needed; if that is all, what there is RAM for came
+    /// - `ENOMEM`: there is no RAM for what is needed; if that is all, what there is RAM for outcome
     ///   back;
     /// - `EFAULT`: the device cannot reach the RAM;
     /// - an error of the provider's.
-    pub(crate) fn bring_back(&self, migration: &mut Migration<'_>) -> Result<Came> {
+    pub(crate) fn migrate_to_ram(&self, migration: &mut Migration<'_>) -> Result<Outcome> {
         let pages = migration.entries().len();
         let device = self.allocation.dma_device();
         let dir = Direction::FromDevice;
         // SAFETY: The device lives as long as the allocation.
-        let mut mapping = unsafe { Mapping::new(device, dir, pages, GFP_KERNEL) }?;
-        let mut came = Came::Back;
+        let mut mapping = unsafe { CopyMapping::new(device, dir, pages, GFP_KERNEL) }?;
+        let mut outcome = Outcome::Moved;
         // Whether there was no RAM for something, and whether for not even a page.
         let (mut short, mut spent) = (false, false);
         let mut any = false;
@@ -99,12 +99,12 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
                 {
                     return Err(ENOMEM);
                 }
-                came = Came::Split;
+                outcome = Outcome::Split;
             }
             any = true;
         }
         for index in 0..pages {
-            if came == Came::Split || (spent && self.needed.is_some()) {
+            if outcome == Outcome::Split || (spent && self.needed.is_some()) {
                 break;
             }
             let has_destination = migration
@@ -130,7 +130,7 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
         if short && self.needed.is_none() {
             return Err(ENOMEM);
         }
-        Ok(came)
+        Ok(outcome)
     }
 
     /// The page of an entry, if it is to come back.
@@ -168,7 +168,7 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
     fn prepare(
         &self,
         migration: &mut Migration<'_>,
-        mapping: &mut Mapping<'_>,
+        mapping: &mut CopyMapping<'_>,
         index: usize,
     ) -> Result<bool> {
         let order = self.order(migration, index);
@@ -183,7 +183,7 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
     fn prepare_split(
         &self,
         migration: &mut Migration<'_>,
-        mapping: &mut Mapping<'_>,
+        mapping: &mut CopyMapping<'_>,
         index: usize,
     ) -> Result<bool> {
         match self.fill(migration, mapping, index, 0)? {
@@ -197,7 +197,7 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
     fn fill(
         &self,
         migration: &Migration<'_>,
-        mapping: &mut Mapping<'_>,
+        mapping: &mut CopyMapping<'_>,
         index: usize,
         order: u32,
     ) -> Result<Option<LockedFolio>> {
@@ -212,7 +212,7 @@ impl<'a, F: Fn(usize) -> Place<'a>> Wanted<'a, F> {
     }
 
     /// Has the provider fill the RAM.
-    fn copy(&self, mapping: &mut Mapping<'_>) -> Result {
+    fn copy(&self, mapping: &mut CopyMapping<'_>) -> Result {
         let copy = self.allocation.ops().copy_to_ram.ok_or(EOPNOTSUPP)?;
         let (pages, addrs, count) = mapping.arguments();
         // SAFETY: The arrays are complete and have so many entries.

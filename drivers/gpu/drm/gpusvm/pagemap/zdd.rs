@@ -14,8 +14,8 @@
 
 use super::{
     devmem::Allocation,
+    drm_pagemap::{Pagemap, PagemapRef}, //
     fault,
-    page_map::{PageMap, PageMapRef}, //
 };
 use core::{
     ffi::c_void,
@@ -42,7 +42,7 @@ const RETIRED: usize = 1;
 /// The allocation is valid, and one reference to it is owned.
 pub(crate) struct Zdd {
     allocation: NonNull<Allocation>,
-    pagemap: PageMapRef,
+    pagemap: PagemapRef,
 }
 
 // SAFETY: It may be used and given back from any thread, as what it refers to may.
@@ -70,7 +70,7 @@ impl Vacant {
     pub(crate) unsafe fn fill(
         self,
         allocation: NonNull<Allocation>,
-        pagemap: &PageMap,
+        pagemap: &Pagemap,
     ) -> Arc<Zdd> {
         // INVARIANT: The reference is handed over.
         let zdd = Zdd {
@@ -89,7 +89,7 @@ impl Zdd {
     }
 
     /// The memory that the folios are part of.
-    pub(crate) fn pagemap(&self) -> &PageMap {
+    pub(crate) fn pagemap(&self) -> &Pagemap {
         &self.pagemap
     }
 
@@ -175,9 +175,9 @@ impl Drop for Zdd {
 /// # Safety
 ///
 /// As for `Zdd::of()`.
-pub(crate) unsafe fn pagemap_of_page<'a>(page: NonNull<page>) -> &'a PageMap {
+pub(crate) unsafe fn pagemap_of_page<'a>(page: NonNull<page>) -> &'a Pagemap {
     // SAFETY: By this function's requirements; the reference keeps what is borrowed for `'a`.
-    unsafe { PageMap::from_raw(Zdd::of(page).pagemap().as_raw()) }
+    unsafe { Pagemap::from_raw(Zdd::of(page).pagemap().as_raw()) }
 }
 
 /// The memory that a page is part of; none if that is no pagemap of this core.
@@ -185,7 +185,7 @@ pub(crate) unsafe fn pagemap_of_page<'a>(page: NonNull<page>) -> &'a PageMap {
 /// # Safety
 ///
 /// The page must be in use, and stay so during `'a`.
-pub(crate) unsafe fn find_pagemap<'a>(page: NonNull<page>) -> Option<&'a PageMap> {
+pub(crate) unsafe fn find_pagemap<'a>(page: NonNull<page>) -> Option<&'a Pagemap> {
     // SAFETY: The page stays as it is, by this function's requirements. With these operations it
     // carries a reference.
     unsafe {

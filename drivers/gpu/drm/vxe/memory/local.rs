@@ -21,15 +21,15 @@ use crate::{
 };
 use gpusvm::{
     pagemap::{
-        payer,
+        dmem,
         provider::{
             Copy,
+            CopyOp,
             Handle,
-            Mapping,
-            Piece,
+            MapRequest,
             Provider, //
         },
-        to_device::Request, //
+        to_device::AllocRequest, //
     },
     Protocol, //
 };
@@ -81,7 +81,7 @@ impl Local {
     /// The parts of a block for a request, each of which is allocated by `get`: a piece of several pages, or so
     /// many single ones. Fails as `get` does, and with `ENOMEM`.
     fn parts(
-        request: &Request<'_>,
+        request: &AllocRequest<'_>,
         flags: Flags,
         get: impl Fn(u32, usize) -> Result<Allocation>,
     ) -> Result<KVVec<Part>> {
@@ -102,7 +102,7 @@ impl Local {
 
     fn block(
         &self,
-        request: &Request<'_>,
+        request: &AllocRequest<'_>,
         entry: Entry,
         charge: Charge,
         parts: KVVec<Part>,
@@ -112,7 +112,7 @@ impl Local {
             entry,
             dev: self.dev.clone(),
             charge,
-            pid: payer::pid(request.mm()),
+            pid: dmem::pid(request.mm()),
         }
     }
 
@@ -176,7 +176,7 @@ impl Drop for Block {
 impl Provider for Local {
     type Memory = Block;
 
-    fn try_allocate(&self, request: &Request<'_>) -> Option<Block> {
+    fn try_allocate(&self, request: &AllocRequest<'_>) -> Option<Block> {
         let memory = &self.dev.memory;
         let flags = GFP_NOWAIT | (GFP_KERNEL_ACCOUNT & !GFP_KERNEL);
         let pages = u32::try_from(request.pages()).ok()?;
@@ -195,7 +195,7 @@ impl Provider for Local {
         Some(self.block(request, entry, charge, parts))
     }
 
-    fn allocate(&self, request: &Request<'_>) -> Result<Block> {
+    fn allocate(&self, request: &AllocRequest<'_>) -> Result<Block> {
         let (dev, memory) = (&self.dev, &self.dev.memory);
         let flags = GFP_KERNEL_ACCOUNT;
         let pages = u32::try_from(request.pages())?;
@@ -204,7 +204,7 @@ impl Provider for Local {
         let charge = match self.advanced(pages) {
             Some(charge) => Ok(charge),
             None => memory.charge(dev, false, |region| {
-                payer::charge(request.mm(), region, pages)
+                dmem::charge(request.mm(), region, pages)
             }),
         };
         let made = charge.and_then(|charge| {
@@ -230,8 +230,8 @@ impl Provider for Local {
 
     fn copy(&self, copy: &Copy<'_>) -> Result {
         let mut stats = CopyStats::begin(&self.dev.stats, copy.is_to_device());
-        let runs = copy.pieces().map(|piece| match piece {
-            Piece::Copy { page, other } => {
+        let runs = copy.ops().map(|piece| match piece {
+            CopyOp::Copy { page, other } => {
                 let vram = target(OWN, page as u64 * PAGE);
                 let other_side = target(other.proto(), other.addr());
                 let len = other.size() as u64;
@@ -247,7 +247,7 @@ impl Provider for Local {
                     len,
                 }
             }
-            Piece::Clear { page, pages } => Run {
+            CopyOp::Clear { page, pages } => Run {
                 from: None,
                 to: target(OWN, page as u64 * PAGE),
                 len: pages as u64 * PAGE,
@@ -258,7 +258,7 @@ impl Provider for Local {
         Ok(())
     }
 
-    fn map(&self, request: &Mapping<'_>) -> Result<(u64, Protocol)> {
+    fn map(&self, request: &MapRequest<'_>) -> Result<(u64, Protocol)> {
         let addr = request.page as u64 * PAGE;
         if request.is_own {
             return Ok((addr, OWN));

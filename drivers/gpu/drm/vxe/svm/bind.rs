@@ -6,8 +6,8 @@ use super::{
     migrate,
     to_gpu,
     Context,
-    Hull,
     Mirror, //
+    StaleSpan,
 };
 use crate::{
     fault::Served,
@@ -43,7 +43,7 @@ pub(super) fn bind(
     view: View<'_>,
 ) -> Result<Served> {
     let span = to_gpu(view.span());
-    let (mut stale, mut segments, mut in_device) = (Hull::new(), 0, 0);
+    let (mut stale, mut segments, mut in_device) = (StaleSpan::new(), 0, 0);
     // What works on all of it.
     let mut rights = PteFlag::Writable | PteFlag::Atomic;
     let mut map = |run: Run| -> Result {

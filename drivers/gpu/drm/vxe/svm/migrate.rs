@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     gpu::Access,
-    memory::Pagemap,
+    memory::DeviceMemory,
     stats::{
         us_since,
         SizeStat,
@@ -46,10 +46,10 @@ use gpusvm::{
             Moved,
             Sources, //
         },
-        PageMapRef, //
+        PagemapRef, //
     },
     Attempt,
-    Found,
+    LockedRange,
     RangeFlag,
     ScanResult, //
 };
@@ -90,8 +90,8 @@ pub(crate) enum To {
 
 /// The memory of a device: the VM's own, or another, of whatever driver.
 pub(crate) enum Memory<'a> {
-    Own(&'a Pagemap),
-    Other(PageMapRef),
+    Own(&'a DeviceMemory),
+    Other(PagemapRef),
 }
 
 /// Whether an atomic of the GPU in `vma` needs the memory to be the device's.
@@ -109,7 +109,7 @@ pub(super) fn preferred_location<'a>(vm: &'a Context, vma: &Vma) -> Option<Memor
         Location::System => None,
         Location::Device { place, .. } => {
             let memory = place.open().ok()?;
-            let own = own.filter(|own| own.page_map().as_raw() == memory.as_raw());
+            let own = own.filter(|own| own.pagemap().as_raw() == memory.as_raw());
             Some(own.map_or(Memory::Other(memory), Memory::Own))
         }
     }
@@ -121,7 +121,7 @@ pub(super) fn preferred_location<'a>(vm: &'a Context, vma: &Vma) -> Option<Memor
 /// Fails with `EACCES` if the range must not be mapped where it is, and never migrates.
 fn decide(
     vm: &Context,
-    found: &Found<'_, '_, Mirror>,
+    found: &LockedRange<'_, '_, Mirror>,
     request: &Request<'_>,
     tries: u32,
 ) -> Result<Option<(Sources, u32)>> {
@@ -163,7 +163,7 @@ fn decide(
 /// `ENODEV` when its device is gone, `EFAULT` when the process is, or `ENOMEM`.
 pub(super) fn migrate(
     vm: &Context,
-    found: &mut Found<'_, '_, Mirror>,
+    found: &mut LockedRange<'_, '_, Mirror>,
     request: &Request<'_>,
     tries: u32,
     attempt: &Attempt<'_>,
@@ -234,10 +234,10 @@ pub(super) fn migrate(
 }
 
 /// Migrates what is on any device of a range back to system memory. Sleeps; takes the mmap lock. Fails as
-/// [`Found::evict`] does.
+/// [`LockedRange::evict`] does.
 pub(super) fn to_system(
     vm: &Context,
-    found: &Found<'_, '_, Mirror>,
+    found: &LockedRange<'_, '_, Mirror>,
     attempt: &Attempt<'_>,
 ) -> Result {
     let (span, done) = (found.span(), found.evict(attempt));
@@ -254,7 +254,7 @@ impl Memory<'_> {
     fn populate(
         &self,
         vm: &Context,
-        found: &mut Found<'_, '_, Mirror>,
+        found: &mut LockedRange<'_, '_, Mirror>,
         sources: Sources,
         ms: u32,
         attempt: &Attempt<'_>,

@@ -10,7 +10,7 @@ use crate::{
     driver::Device,
     uapi, //
 };
-use gpusvm::pagemap::offer::Place;
+use gpusvm::pagemap::registry::RegionRef;
 use kernel::prelude::*;
 
 /// An index into the page attribute table of the device, the one of xe's Battlemage.
@@ -148,7 +148,7 @@ pub(crate) enum Location {
         /// The descriptor by which a program named it.
         fd: i32,
         /// The memory, if it is still there.
-        place: Place,
+        place: RegionRef,
     },
 }
 
@@ -165,7 +165,7 @@ impl Location {
             -1 => Ok(Self::System),
             fd @ 1.. => {
                 // CAST: It is positive.
-                let place = Place::from_fd(fd as u32, region_instance.into())?;
+                let place = RegionRef::from_fd(fd as u32, region_instance.into())?;
                 let memory = place.open()?;
                 ensure!(dev, memory.owner() == Some(dev.memory.owner()), ENOLINK);
                 Ok(Self::Device { fd, place })

@@ -29,7 +29,7 @@ use crate::{
     svm::{
         pte_flags,
         Context,
-        Hull, //
+        StaleSpan, //
     }, //
 };
 use kernel::prelude::*;
@@ -60,7 +60,7 @@ pub(super) fn populate(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<
 /// a caller who is killed.
 fn write(vm: &Context, staged: &mut Staged, vma: &Vma, bo: &Bo, offset: u64) -> Result<Served> {
     let flags = pte_flags(vma, true, true);
-    let mut stale = Hull::new();
+    let mut stale = StaleSpan::new();
     let (segments, mut skip) = bo.pinned_segments_from(offset);
     let mut at = vma.span.start;
     let mut result = Ok(());
@@ -121,7 +121,7 @@ impl Removals {
 
     /// Removes, and makes the TLB forget.
     pub(super) fn carry_out(mut self, vm: &Context) {
-        let mut stale = Hull::new();
+        let mut stale = StaleSpan::new();
         for span in self.spans.iter() {
             let len = span.end - span.start;
             match vm.aspace.unmap(&mut self.staged, span.start, len) {

@@ -5,13 +5,13 @@
 use super::{
     super::{
         devmem::Allocation,
+        drm_pagemap::PagemapRef,
         evict,
         owned::{Owned, OwnedRef},
-        page_map::PageMapRef,
-        to_device::Request, //
+        to_device::AllocRequest, //
     },
     inner::Inner,
-    Pagemap,
+    DeviceMemory,
     Provider, //
 };
 use core::{
@@ -26,14 +26,14 @@ use kernel::{
 
 /// Pages that are in an allocation, until it is dropped.
 pub(super) struct Claim<P: Provider> {
-    pagemap: Pagemap<P>,
+    pagemap: DeviceMemory<P>,
     pub(super) pages: KVVec<usize>,
 }
 
 impl<P: Provider> Claim<P> {
     /// Fails with `EINVAL` as `Claims::claim()` says.
-    fn new(pagemap: PageMapRef, pages: KVVec<usize>) -> Result<Self> {
-        let pagemap = Pagemap(pagemap, PhantomData);
+    fn new(pagemap: PagemapRef, pages: KVVec<usize>) -> Result<Self> {
+        let pagemap = DeviceMemory(pagemap, PhantomData);
         pagemap.inner().claims.claim(&pages)?;
         Ok(Self { pagemap, pages })
     }
@@ -103,7 +103,7 @@ impl<P: Provider> Block<P> {
     /// provider does.
     pub(super) fn allocate(
         inner: &Inner<P>,
-        request: &Request<'_>,
+        request: &AllocRequest<'_>,
         frames: &mut [usize],
         size: usize,
         wait: Wait,
@@ -126,12 +126,12 @@ impl<P: Provider> Block<P> {
             *frames.get_mut(place).ok_or(EINVAL)? = base.wrapping_add(page);
             pages.push_within_capacity(page)?;
         }
-        let claim = Claim::new((&inner.page_map).into(), pages)?;
+        let claim = Claim::new((&inner.pagemap).into(), pages)?;
         let block = block.write_pin_init(pin_init!(Block::<P> {
             // SAFETY: The object is a block, which the tables are for; they are constant.
             owned <- unsafe {
                 Owned::new(
-                    (&inner.page_map).into(),
+                    (&inner.pagemap).into(),
                     inner.detaching.clone(),
                     &Inner::<P>::ALLOCATION_OPS,
                     &Inner::<P>::VTABLE,

@@ -7,14 +7,14 @@ use super::{
     super::{
         claims::Claims,
         devmem,
+        drm_pagemap::{self, Pagemap},
         owned::{self, Detaching, Owned, Vtable},
-        page_map::{self, PageMap},
         to_device::Sources,
         zdd, //
     },
     block::Block,
     Copy,
-    Mapping,
+    MapRequest,
     Provider, //
 };
 use crate::segment::Segment;
@@ -36,16 +36,16 @@ use kernel_ext::{
     }, //
 };
 
-/// A [`PageMap`] and its provider.
+/// A [`Pagemap`] and its provider.
 ///
 /// # Invariants
 ///
-/// `memory` is what `page_map` describes.
+/// `memory` is what `pagemap` describes.
 #[repr(C)]
 #[pin_data]
 pub(super) struct Inner<P: Provider> {
     #[pin]
-    pub(super) page_map: PageMap,
+    pub(super) pagemap: Pagemap,
     pub(super) memory: DevPagemap,
     pub(super) claims: Claims,
     pub(super) detaching: Arc<Detaching>,
@@ -53,7 +53,7 @@ pub(super) struct Inner<P: Provider> {
 }
 
 impl<P: Provider> Inner<P> {
-    pub(super) const OPS: page_map::Ops = page_map::Ops {
+    pub(super) const OPS: drm_pagemap::Ops = drm_pagemap::Ops {
         device_map: Some(Self::device_map),
         device_unmap: Some(Self::device_unmap),
         populate_mm: Some(Self::populate_mm),
@@ -109,9 +109,9 @@ impl<P: Provider> Inner<P> {
             (this, this.device_page(page), Device::from_raw(dev))
         };
         let dir = Direction::from_raw(dir.0);
-        let request = Mapping {
+        let request = MapRequest {
             device,
-            is_own: this.page_map.drm().dma_device() == dev,
+            is_own: this.pagemap.drm().dma_device() == dev,
             page,
             order,
             dir,
@@ -166,7 +166,7 @@ impl<P: Provider> Inner<P> {
     ///
     /// To be called once, when nobody refers to the pagemap any more.
     unsafe extern "C" fn destroy(pagemap: *mut ext::drm_pagemap, _is_atomic_or_reclaim: bool) {
-        // SAFETY: It was made in a box, by `Pagemap::new()`.
+        // SAFETY: It was made in a box, by `DeviceMemory::new()`.
         drop(unsafe { KBox::from_raw(pagemap.cast::<Self>()) });
     }
 

@@ -377,8 +377,8 @@ mod suite {
             }
             let gone = || mapped.into_iter().filter(|at| span.contains(at));
             let (first, last) = (gone().next(), gone().last());
-            let hull = first.zip(last).map(|(first, last)| first..last + 4 * K);
-            assert_eq!(table.zap(span.start, span.end - span.start), hull);
+            let zapped = first.zip(last).map(|(first, last)| first..last + 4 * K);
+            assert_eq!(table.zap(span.start, span.end - span.start), zapped);
             for at in mapped {
                 assert_eq!(addr(&table, at).is_none(), span.contains(&at));
             }

@@ -80,7 +80,7 @@ pub(super) struct Work<'a> {
     staged: Option<&'a mut NodeList>,
     /// Nodes that the tree no longer has: to be freed when the lock is released.
     pub(super) pruned: NodeList,
-    /// The hull of all translations that are gone or different.
+    /// The span of all translations that are gone or different.
     pub(super) stale: Option<Range<u64>>,
     /// A node was needed and not there: the change is not complete.
     pub(super) starved: bool,
@@ -109,7 +109,7 @@ impl<'a> Work<'a> {
         // Cannot overflow: both ends are addresses of the tree.
         let end = start + size;
         self.stale = Some(match self.stale.take() {
-            Some(hull) => hull.start.min(start)..hull.end.max(end),
+            Some(span) => span.start.min(start)..span.end.max(end),
             None => start..end,
         });
     }

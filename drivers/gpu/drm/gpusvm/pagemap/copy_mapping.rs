@@ -6,7 +6,7 @@
 //! Both are arrays with an entry for each page of a span, as C's operations want them. An entry of
 //! the second may stand for several pages, those behind are empty then.
 
-use super::page_map::PageMap;
+use super::drm_pagemap::Pagemap;
 use crate::segment::{Protocol, Segment};
 use core::ptr::{self, NonNull};
 use kernel::{
@@ -32,16 +32,16 @@ pub(crate) fn is_mapped(segment: &Segment) -> bool {
 ///
 /// Those entries of `addrs` that are [mapped](is_mapped) are mapped for `dev`: RAM, or, where their
 /// protocol says otherwise, memory of `pagemap`.
-pub(crate) struct Mapping<'a> {
+pub(crate) struct CopyMapping<'a> {
     dev: *mut device,
-    pagemap: Option<&'a PageMap>,
+    pagemap: Option<&'a Pagemap>,
     dir: Direction,
     is_empty: bool,
     pages: KVVec<*mut page>,
     addrs: KVVec<Segment>,
 }
 
-impl<'a> Mapping<'a> {
+impl<'a> CopyMapping<'a> {
     /// Sides for a copy of up to `pages` pages, with nothing in them. `dir` is
     /// [`ToDevice`](Direction::ToDevice) or [`FromDevice`](Direction::FromDevice). Allocates as `flags` say; fails
     /// with `ENOMEM`.
@@ -67,7 +67,7 @@ impl<'a> Mapping<'a> {
     }
 
     /// Has [`map_device`](Self::map_device) map memory of `pagemap`. Nothing may be mapped so far.
-    pub(crate) fn with(self, pagemap: &'a PageMap) -> Self {
+    pub(crate) fn with(self, pagemap: &'a Pagemap) -> Self {
         let mut this = self;
         this.pagemap = Some(pagemap);
         this
@@ -134,7 +134,7 @@ impl<'a> Mapping<'a> {
     }
 }
 
-impl Drop for Mapping<'_> {
+impl Drop for CopyMapping<'_> {
     fn drop(&mut self) {
         for segment in self.addrs.iter().filter(|segment| is_mapped(segment)) {
             if segment.is_system() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a device offers to others, and what is left of that when it is gone.
+//! What a device devices to others, and what is left of that when it is gone.
 
 use crate::fixture::{
     migration::{check, with_vram},
@@ -11,10 +11,10 @@ use crate::fixture::{
 };
 use gpusvm::pagemap::{
     hold,
-    offer::{Offer, Offered, Place},
-    provider::Pagemap,
+    provider::DeviceMemory,
+    registry::{RegionRef, Regions, Registration},
     Cache,
-    PageMapRef, //
+    PagemapRef, //
 };
 use kernel::{
     prelude::*,
@@ -25,16 +25,16 @@ use kernel::{
 };
 
 /// Offers that there are.
-static OFFERS: Atomic<i64> = Atomic::new(0);
+static DEVICES: Atomic<i64> = Atomic::new(0);
 
-/// A device's offer in a test: its region 1 is what is in use of a cache.
+/// A device's registry in a test: its region 1 is what is in use of a cache.
 struct Region {
     cache: Arc<Cache>,
 }
 
 impl Region {
-    fn of(provider: &Provider) -> Result<KBox<dyn Offer>> {
-        OFFERS.fetch_add(1, Relaxed);
+    fn of(provider: &Provider) -> Result<KBox<dyn Regions>> {
+        DEVICES.fetch_add(1, Relaxed);
         let cache = provider.cache.clone();
         Ok(KBox::new(Self { cache }, GFP_KERNEL)?)
     }
@@ -42,12 +42,12 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        OFFERS.fetch_add(-1, Relaxed);
+        DEVICES.fetch_add(-1, Relaxed);
     }
 }
 
-impl Offer for Region {
-    fn open(&self, region: u32) -> Result<PageMapRef> {
+impl Regions for Region {
+    fn open(&self, region: u32) -> Result<PagemapRef> {
         if region != 1 {
             return Err(ENOENT);
         }
@@ -55,7 +55,7 @@ impl Offer for Region {
     }
 }
 
-#[kunit_tests(gpusvm_pagemap_offer)]
+#[kunit_tests(gpusvm_pagemap_registry)]
 mod tests {
     use super::*;
 
@@ -63,7 +63,7 @@ mod tests {
     fn a_place_leads_to_the_memory_and_keeps_nothing() -> Result {
         with_provider(|_, provider| {
             let (refs, of_drm) = (module_refs(), drm_refs(provider.drm()));
-            let offered = Offered::new(provider.drm(), Region::of(&provider)?)?;
+            let offered = Registration::new(provider.drm(), Region::of(&provider)?)?;
             let place = offered.place(1);
             ensure_eq!((module_refs(), drm_refs(provider.drm())), (refs, of_drm));
             let memory = provider.cached()?;
@@ -74,9 +74,9 @@ mod tests {
             hold::flush();
             ensure_eq!((module_refs(), drm_refs(provider.drm())), (refs, of_drm));
 
-            // The offer ends, and with it what the driver made of it; the place does not.
+            // The registry ends, and with it what the driver made of it; the place does not.
             drop(offered);
-            ensure_eq!(OFFERS.load(Relaxed), 0);
+            ensure_eq!(DEVICES.load(Relaxed), 0);
             ensure_eq!(place.open().err(), Some(ENODEV));
             ensure_eq!(made(), 1);
             Ok(())
@@ -86,10 +86,10 @@ mod tests {
     #[test]
     fn a_new_offer_is_another_place() -> Result {
         with_provider(|_, provider| {
-            let offered = Offered::new(provider.drm(), Region::of(&provider)?)?;
+            let offered = Registration::new(provider.drm(), Region::of(&provider)?)?;
             let before = offered.place(1);
             drop(offered);
-            let offered = Offered::new(provider.drm(), Region::of(&provider)?)?;
+            let offered = Registration::new(provider.drm(), Region::of(&provider)?)?;
             let memory = provider.cached()?;
             ensure!(before != offered.place(1));
             ensure_eq!(before.open().err(), Some(ENODEV));
@@ -102,19 +102,19 @@ mod tests {
     fn what_is_no_file_of_a_device_is_refused() -> Result {
         with_provider(|_, _| {
             // The thread has no files.
-            ensure_eq!(Place::from_fd(0, 1).err(), Some(ENOENT));
-            ensure_eq!(Place::from_fd(u32::MAX, 1).err(), Some(ENOENT));
+            ensure_eq!(RegionRef::from_fd(0, 1).err(), Some(ENOENT));
+            ensure_eq!(RegionRef::from_fd(u32::MAX, 1).err(), Some(ENOENT));
             Ok(())
         })
     }
 
     #[test]
     fn memory_of_any_driver_is_populated() -> Result {
-        with_vram(64, |env, pagemap: &Pagemap<Vram>| {
+        with_vram(64, |env, pagemap: &DeviceMemory<Vram>| {
             let span = pages(0, 16);
             mm::map(&span, Prot::Write)?;
             mm::fill(&span)?;
-            pagemap.page_map().populate(&env.mm, span.clone(), 0)?;
+            pagemap.pagemap().populate(&env.mm, span.clone(), 0)?;
             ensure_eq!(pagemap.provider().used(), 16);
             check(&span)
         })

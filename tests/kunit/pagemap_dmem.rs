@@ -5,7 +5,7 @@
 //! What processes are charged, and what their limits do, is for a program to see: `vxe_dmem`.
 
 use crate::fixture::mm;
-use gpusvm::pagemap::payer;
+use gpusvm::pagemap::dmem;
 use kernel::{page::PAGE_SIZE, prelude::*, sync::Arc};
 use kernel_ext::cgroup::dmem::{
     Charge,
@@ -28,7 +28,7 @@ impl Reclaim for Nothing {
 }
 
 fn register() -> Result<Registration<Nothing>> {
-    Registration::new(c"kunit", c"payer", 1 << 20, Nothing)
+    Registration::new(c"kunit", c"dmem", 1 << 20, Nothing)
 }
 
 /// Charges the cgroup of this thread, which is the root and has no limit.
@@ -43,7 +43,7 @@ fn error(refused: Refused) -> Error {
     }
 }
 
-#[kunit_tests(gpusvm_pagemap_payer)]
+#[kunit_tests(gpusvm_pagemap_dmem)]
 mod tests {
     use super::*;
 
@@ -106,16 +106,16 @@ mod tests {
     fn who_did_not_enroll_is_not_charged() -> Result {
         let registration = register()?;
         // A kernel thread is no process, and has none to be asked for it.
-        ensure!(payer::enroll().is_err_and(|e| e == EINVAL));
+        ensure!(dmem::register().is_err_and(|e| e == EINVAL));
         let mm = mm::attach()?;
-        ensure!(payer::pid(&mm).is_none());
+        ensure!(dmem::pid(&mm).is_none());
         let region: &Arc<Region> = registration.region();
         ensure!(matches!(
-            payer::charge(&mm, region, 1).map_err(error),
+            dmem::charge(&mm, region, 1).map_err(error),
             Err(e) if e == ESRCH
         ));
         // Though it uses the memory of one now.
-        ensure!(payer::enroll().is_err_and(|e| e == EINVAL));
+        ensure!(dmem::register().is_err_and(|e| e == EINVAL));
         Ok(())
     }
 }

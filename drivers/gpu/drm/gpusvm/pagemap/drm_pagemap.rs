@@ -2,8 +2,8 @@
 
 //! A device's memory, as those see it that have pages there.
 //!
-//! A [`PageMap`] is part of a larger object of its driver, the provider. Its users hold counted
-//! references ([`PageMapRef`]): device pages through their zone-device data, mappings of such pages,
+//! A [`Pagemap`] is part of a larger object of its driver, the provider. Its users hold counted
+//! references ([`PagemapRef`]): device pages through their zone-device data, mappings of such pages,
 //! VMs whose memory is to be placed there. While there are any, a [`hold`] keeps the DRM
 //! device and the driver's module, so that the operations can be called; the device may be unbound
 //! meanwhile, and the operations then fail.
@@ -57,8 +57,8 @@ use kernel_ext::{
 
 pub use kernel_ext::bindings::drm_pagemap_ops as Ops;
 
-/// A counted reference to a [`PageMap`]. C: a `struct drm_pagemap *` from `drm_pagemap_get()`.
-pub type PageMapRef = ARef<PageMap>;
+/// A counted reference to a [`Pagemap`]. C: a `struct drm_pagemap *` from `drm_pagemap_get()`.
+pub type PagemapRef = ARef<Pagemap>;
 
 /// A device's memory; it has the layout of `struct drm_pagemap`.
 ///
@@ -76,7 +76,7 @@ pub type PageMapRef = ARef<PageMap>;
 /// - A shared reference to the object means that there is a counted reference.
 #[repr(C)]
 #[pin_data]
-pub struct PageMap {
+pub struct Pagemap {
     pub(crate) ops: *const Ops,
     pub(crate) refcount: Refcount,
     pub(crate) drm: *mut bindings::drm_device,
@@ -88,11 +88,11 @@ pub struct PageMap {
 }
 
 // SAFETY: A pagemap may be used and destroyed from any thread.
-unsafe impl Send for PageMap {}
+unsafe impl Send for Pagemap {}
 // SAFETY: Its fields are immutable, or changed as the type invariants say.
-unsafe impl Sync for PageMap {}
+unsafe impl Sync for Pagemap {}
 
-impl PageMap {
+impl Pagemap {
     /// A pagemap with one reference, which keeps `device` and the module of its driver.
     /// C: `drm_pagemap_init()`.
     ///
@@ -100,7 +100,7 @@ impl PageMap {
     ///
     /// # Safety
     ///
-    /// - The first reference is the caller's, and has to be given back by the [`PageMapRef`] that
+    /// - The first reference is the caller's, and has to be given back by the [`PagemapRef`] that
     ///   [`from_raw`](ARef::from_raw) makes of it. Until the driver's `destroy` is called, the
     ///   object must stay where it is; without that operation it must be in a `KBox` of its own,
     ///   which is dropped in its place.
@@ -145,7 +145,7 @@ impl PageMap {
     /// # Safety
     ///
     /// `this` must be an initialized pagemap that is not freed during the call.
-    pub unsafe fn get_unless_zero(this: NonNull<Self>) -> Option<PageMapRef> {
+    pub unsafe fn get_unless_zero(this: NonNull<Self>) -> Option<PagemapRef> {
         // SAFETY: The count is valid as long as the object.
         let counted = unsafe {
             ext::refcount_inc_not_zero((&raw const (*this.as_ptr()).refcount).cast_mut().cast())
@@ -236,7 +236,7 @@ impl PageMap {
     /// C: `drm_pagemap_populate_mm()`.
     ///
     /// For memory of whatever driver; of its own type, a driver rather uses what
-    /// [`Pagemap::populate`](super::provider::Pagemap::populate) tells. Sleeps; takes the mmap lock.
+    /// [`DeviceMemory::populate`](super::provider::DeviceMemory::populate) tells. Sleeps; takes the mmap lock.
     /// Fails with `EFAULT` if the process is gone, `ENODEV` if the device is, and as the driver says.
     pub fn populate(&self, mm: &Mm, span: Range<usize>, timeslice_ms: u32) -> Result {
         let populate = self.ops().populate_mm.ok_or(ENODEV)?;
@@ -275,7 +275,7 @@ impl PageMap {
     ///
     /// `this` must be a pagemap without references that nobody else works on, and in no list. The
     /// hold must be one on its device, and on its cache if it has one.
-    pub(super) unsafe fn reinit(this: NonNull<Self>, hold: KBox<DevHold>) -> PageMapRef {
+    pub(super) unsafe fn reinit(this: NonNull<Self>, hold: KBox<DevHold>) -> PagemapRef {
         // SAFETY: Nobody else looks at the hold, by this function's requirements. The new count is
         // that of the reference that is returned.
         unsafe {
@@ -305,17 +305,17 @@ impl PageMap {
         // SAFETY: The operations live as long as the driver's module.
         let destroy = unsafe { (*(*this.as_ptr()).ops).destroy };
         match destroy {
-            // SAFETY: As `PageMap::new()` says, the object is the driver's again. This is neither
+            // SAFETY: As `Pagemap::new()` says, the object is the driver's again. This is neither
             // atomic context nor reclaim.
             Some(destroy) => unsafe { destroy(this.as_ptr().cast(), false) },
-            // SAFETY: Without the operation it is in a box, as `PageMap::new()` says.
+            // SAFETY: Without the operation it is in a box, as `Pagemap::new()` says.
             None => drop(unsafe { KBox::from_raw(this.as_ptr()) }),
         }
     }
 }
 
 // SAFETY: The reference count is what keeps the object.
-unsafe impl AlwaysRefCounted for PageMap {
+unsafe impl AlwaysRefCounted for Pagemap {
     fn inc_ref(&self) {
         self.refcount.inc();
     }
@@ -348,7 +348,7 @@ unsafe impl AlwaysRefCounted for PageMap {
 
 // SAFETY: The next object is kept in the first pointer of the link, which is used for nothing else
 // when a pagemap is dying.
-unsafe impl Linked for PageMap {
+unsafe impl Linked for Pagemap {
     fn next(this: NonNull<Self>) -> *mut *mut Self {
         // SAFETY: The object is valid; no reference is made.
         unsafe { (&raw mut (*this.as_ptr()).shrink_link).cast() }

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The [`Cache`] of a Rust provider: what comes out of it is a [`Pagemap`] of the provider's type.
+//! The [`Cache`] of a Rust provider: what comes out of it is a [`DeviceMemory`] of the provider's type.
 //!
 //! Only a type and nothing else: locks and states are those of the cache.
 
 use super::{
-    cache::Cache,
-    provider::{Pagemap, Provider},
-    shrinker::Shrinker, //
+    super::{
+        cache::Cache,
+        shrinker::Shrinker, //
+    },
+    DeviceMemory,
+    Provider, //
 };
 use core::marker::PhantomData;
 use kernel::{
@@ -22,12 +25,12 @@ use kernel_ext::drm::device::DrmDevice;
 /// # Invariants
 ///
 /// Nothing but [`get_or_create`](Self::get_or_create) puts a pagemap into the cache.
-pub struct PagemapCache<P: Provider> {
+pub struct DeviceMemoryCache<P: Provider> {
     cache: Arc<Cache>,
     _provider: PhantomData<fn() -> P>,
 }
 
-impl<P: Provider> Clone for PagemapCache<P> {
+impl<P: Provider> Clone for DeviceMemoryCache<P> {
     fn clone(&self) -> Self {
         Self {
             cache: self.cache.clone(),
@@ -36,7 +39,7 @@ impl<P: Provider> Clone for PagemapCache<P> {
     }
 }
 
-impl<P: Provider> PagemapCache<P> {
+impl<P: Provider> DeviceMemoryCache<P> {
     /// An empty cache, which is closed when `dev` is unbound. Fails as [`Cache::new_devm`] does.
     pub fn new_devm(
         dev: &Device<Bound>,
@@ -52,18 +55,21 @@ impl<P: Provider> PagemapCache<P> {
 
     /// The memory, which `make` makes if it is not there. Errors are those of
     /// [`Cache::get_or_create`].
-    pub fn get_or_create(&self, make: impl FnOnce() -> Result<Pagemap<P>>) -> Result<Pagemap<P>> {
+    pub fn get_or_create(
+        &self,
+        make: impl FnOnce() -> Result<DeviceMemory<P>>,
+    ) -> Result<DeviceMemory<P>> {
         let pagemap = self
             .cache
-            .get_or_create(|| make().map(Pagemap::into_page_map))?;
+            .get_or_create(|| make().map(DeviceMemory::into_pagemap))?;
         // SAFETY: By the type invariants it was made by a `make` of this type.
-        Ok(unsafe { Pagemap::from_page_map(pagemap) })
+        Ok(unsafe { DeviceMemory::from_pagemap(pagemap) })
     }
 
     /// The memory, if it is in use. Never sleeps.
-    pub fn get_if_active(&self) -> Option<Pagemap<P>> {
+    pub fn get_if_active(&self) -> Option<DeviceMemory<P>> {
         let pagemap = self.cache.get_if_active()?;
         // SAFETY: By the type invariants it was made by a `make` of this type.
-        Some(unsafe { Pagemap::from_page_map(pagemap) })
+        Some(unsafe { DeviceMemory::from_pagemap(pagemap) })
     }
 }

@@ -5,11 +5,11 @@
 use super::{
     super::{
         claims::Claims,
+        drm_pagemap::{Pagemap, PagemapRef},
         fault,
         owned::Detaching,
         owner::OwnerId,
-        page_map::{PageMap, PageMapRef},
-        to_device::{Move, Moved, Options, Request, Sources}, //
+        to_device::{AllocRequest, Move, Moved, Options, Sources}, //
     },
     block::{
         Block,
@@ -38,15 +38,15 @@ use kernel_ext::{
 };
 
 /// A device's memory, with a provider. A counted reference.
-pub struct Pagemap<P: Provider>(pub(super) PageMapRef, pub(super) PhantomData<P>);
+pub struct DeviceMemory<P: Provider>(pub(super) PagemapRef, pub(super) PhantomData<P>);
 
-impl<P: Provider> Clone for Pagemap<P> {
+impl<P: Provider> Clone for DeviceMemory<P> {
     fn clone(&self) -> Self {
         Self(self.0.clone(), PhantomData)
     }
 }
 
-impl<P: Provider> Pagemap<P> {
+impl<P: Provider> DeviceMemory<P> {
     /// The memory of `device`, `size` bytes. As long as there are references the device and its
     /// driver's module are kept. The provider is dropped after the last, by a work item; one that
     /// was put into a cache when that has no use for it any more.
@@ -72,7 +72,7 @@ impl<P: Provider> Pagemap<P> {
             try_pin_init!(Inner {
                 // SAFETY: The object is in a box that `destroy` frees; `memory` is in it, too; the
                 // operations are for it, and constant.
-                page_map <- unsafe { PageMap::new(device, raw, &Inner::<P>::OPS) },
+                pagemap <- unsafe { Pagemap::new(device, raw, &Inner::<P>::OPS) },
                 memory,
                 claims,
                 detaching,
@@ -84,13 +84,13 @@ impl<P: Provider> Pagemap<P> {
         // whose first reference this is.
         unsafe {
             let inner = KBox::into_raw(Pin::into_inner_unchecked(inner));
-            let page_map = NonNull::new_unchecked(inner).cast();
-            Ok(Self(ARef::from_raw(page_map), PhantomData))
+            let pagemap = NonNull::new_unchecked(inner).cast();
+            Ok(Self(ARef::from_raw(pagemap), PhantomData))
         }
     }
 
     /// The reference without its type.
-    pub(in crate::pagemap) fn into_page_map(self) -> PageMapRef {
+    pub(in crate::pagemap) fn into_pagemap(self) -> PagemapRef {
         self.0
     }
 
@@ -99,7 +99,7 @@ impl<P: Provider> Pagemap<P> {
     /// # Safety
     ///
     /// The pagemap must have been made by [`new`](Self::new) of this very type.
-    pub(in crate::pagemap) unsafe fn from_page_map(pagemap: PageMapRef) -> Self {
+    pub(in crate::pagemap) unsafe fn from_pagemap(pagemap: PagemapRef) -> Self {
         Self(pagemap, PhantomData)
     }
 
@@ -114,7 +114,7 @@ impl<P: Provider> Pagemap<P> {
     }
 
     /// The memory as others see it.
-    pub fn page_map(&self) -> &PageMap {
+    pub fn pagemap(&self) -> &Pagemap {
         &self.0
     }
 
@@ -195,7 +195,7 @@ impl Process<'_> {
 }
 
 impl<P: Provider> Inner<P> {
-    /// As [`Pagemap::populate_from`], but for the mmap lock: it is held all the time.
+    /// As [`DeviceMemory::populate_from`], but for the mmap lock: it is held all the time.
     ///
     /// # Safety
     ///
@@ -242,7 +242,7 @@ impl<P: Provider> Inner<P> {
         options: Options,
     ) -> Result<Option<Moved>> {
         let mut made: Option<Handle<P>> = None;
-        let mut allocate = |wait, size, request: &Request<'_>, frames: &mut [usize]| {
+        let mut allocate = |wait, size, request: &AllocRequest<'_>, frames: &mut [usize]| {
             let block = Block::allocate(self, request, frames, size, wait)?;
             made = block.clone();
             Ok(block.map(Handle::into_allocation))
@@ -250,7 +250,7 @@ impl<P: Provider> Inner<P> {
         let first = process.with_vma(rest, |vma| {
             let part = vma.start().max(rest.start)..vma.end().min(rest.end);
             let size = part.len();
-            let mut migration = Move::new(&self.page_map, options, part.clone())?;
+            let mut migration = Move::new(&self.pagemap, options, part.clone())?;
             // SAFETY: The mmap lock is held; what is allocated is as it must be.
             let moved = unsafe {
                 migration.run(vma, &mut |request, frames| {
