@@ -8,7 +8,7 @@
 use crate::clock;
 use gpusvm::{
     pagemap::{
-        provider::{Copy, CopyOp, DeviceMemory, Handle, MapRequest, Provider},
+        provider::{Block, Copy, CopyOp, DeviceMemory, MapRequest, Provider},
         to_device::AllocRequest, //
     },
     segment::Segment,
@@ -61,7 +61,7 @@ pub(crate) struct Vram {
     shared: Arc<Shared>,
     port: DmaMemory,
     bytes: Pin<KBox<Mutex<KVVec<u8>>>>,
-    handles: Pin<KBox<Mutex<KVec<Handle<Vram>>>>>,
+    handles: Pin<KBox<Mutex<KVec<Arc<Block<Vram>>>>>>,
     cost: Atomic<u64>,
     copied: Atomic<u64>,
 }
@@ -121,7 +121,7 @@ impl Vram {
     }
 
     /// One of the allocations that pages of a process are in.
-    pub(crate) fn handle(&self) -> Option<Handle<Self>> {
+    pub(crate) fn handle(&self) -> Option<Arc<Block<Self>>> {
         self.handles.lock().last().cloned()
     }
 }
@@ -200,7 +200,7 @@ impl Provider for Vram {
 
     fn unmap(&self, _device: &device::Device, _segment: &Segment) {}
 
-    fn attached(&self, handle: Handle<Self>) {
+    fn attached(&self, handle: Arc<Block<Self>>) {
         // What there is no room for cannot be evicted, which fails the measurement.
         let _ = self.handles.lock().push_within_capacity(handle);
     }

@@ -10,7 +10,7 @@ use crate::{
     flags::{PagesFlag, PagesFlags, RangeFlag, RangeFlags},
     notifier::Notifier,
     pagemap::{
-        devmem::Allocation,
+        devmem::Devmem,
         owner::{OwnerList, Peer},
         Pagemap,
         PagemapRef, //
@@ -122,7 +122,7 @@ same_layout!(
 same_layout!(OwnerList, ext::drm_pagemap_owner_list);
 
 same_layout!(
-    Allocation,
+    Devmem,
     ext::drm_pagemap_devmem,
     dev = dev,
     mm = mm,

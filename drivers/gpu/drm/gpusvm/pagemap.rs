@@ -19,13 +19,13 @@ pub mod cache;
 mod claims;
 mod copies;
 mod copy_mapping;
+mod detach;
 pub mod devmem;
 pub mod dmem;
 pub mod drm_pagemap;
 mod evict;
 mod fault;
 pub mod hold;
-mod owned;
 pub mod owner;
 pub mod provider;
 pub mod registry;
@@ -51,8 +51,8 @@ pub(crate) unsafe fn init() -> Result {
     unsafe {
         registry::init();
         hold::init();
-        owned::init()?;
-        dmem::init().inspect_err(|_| owned::exit())
+        detach::init()?;
+        dmem::init().inspect_err(|_| detach::exit())
     }
 }
 
@@ -60,15 +60,15 @@ pub(crate) unsafe fn init() -> Result {
 /// without references are gone, with what they held. Sleeps; not to be called by a provider that is
 /// being told, nor by the end of a device.
 pub fn flush() {
-    owned::flush();
+    detach::flush();
     hold::flush();
 }
 
 /// Waits for the work items. To be called once, when the module is unloaded.
 pub(crate) fn exit() {
-    owned::flush();
+    detach::flush();
     hold::exit();
-    owned::exit();
+    detach::exit();
     registry::exit();
     dmem::exit();
 }

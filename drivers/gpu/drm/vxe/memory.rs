@@ -306,7 +306,7 @@ impl LocalMemory {
 
     /// Has the oldest block that is not newer than `newest` go to system memory, of those that have to
     /// give way to who wants it; none if there is no such block. Returns how many bytes are free for that.
-    /// Fails as [`Handle::evict`](provider::Handle::evict) does.
+    /// Fails as [`Block::evict`](provider::Block::evict) does.
     fn evict_next(
         &self,
         dev: &Device,

@@ -10,7 +10,7 @@
 
 use super::{
     copy_mapping::CopyMapping,
-    devmem::Allocation,
+    devmem::Devmem,
     drm_pagemap::Pagemap,
     to_device::{MigrationUnit, Source},
     zdd::Zdd, //
@@ -173,7 +173,7 @@ impl<'a> Copies<'a> {
     }
 
     /// Has everything copied, and cleared what comes from nowhere. `allocation` is what is copied to.
-    pub(super) fn run(&mut self, allocation: &Allocation) -> Result {
+    pub(super) fn run(&mut self, allocation: &Devmem) -> Result {
         // SAFETY: Only this migration fills the allocation.
         let fence = unsafe { allocation.fence() };
         copy(&mut self.own, allocation.ops().copy_to_devmem, fence)?;

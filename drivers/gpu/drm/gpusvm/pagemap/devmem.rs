@@ -2,7 +2,7 @@
 
 //! Allocations of device memory, as the core sees them.
 //!
-//! An [`Allocation`] is part of a larger object of its provider. It is used by the folios of one
+//! An [`Devmem`] is part of a larger object of its provider. It is used by the folios of one
 //! migration, and *detached* when none of them is left: then its operations' `devmem_release` is
 //! called, once.
 //!
@@ -38,7 +38,7 @@ pub use kernel_ext::bindings::drm_pagemap_devmem_ops as Ops;
 /// as long as the allocation.
 #[repr(C)]
 #[pin_data]
-pub struct Allocation {
+pub struct Devmem {
     pub(crate) dev: *mut device,
     pub(crate) mm: *mut mm_struct,
     #[pin]
@@ -52,11 +52,11 @@ pub struct Allocation {
 }
 
 // SAFETY: An allocation may be used and released from any thread.
-unsafe impl Send for Allocation {}
+unsafe impl Send for Devmem {}
 // SAFETY: Its fields are immutable, atomic, or the migration's that fills it.
-unsafe impl Sync for Allocation {}
+unsafe impl Sync for Devmem {}
 
-impl Allocation {
+impl Devmem {
     /// An allocation for `size` bytes of a process's addresses, in use. C:
     /// `drm_pagemap_devmem_init()`.
     ///

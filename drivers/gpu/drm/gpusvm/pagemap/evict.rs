@@ -8,7 +8,7 @@
 //! C: `drm_pagemap_evict_to_ram()`.
 
 use super::{
-    devmem::Allocation,
+    devmem::Devmem,
     to_ram::{Outcome, ToRam}, //
 };
 use kernel::prelude::*;
@@ -36,7 +36,7 @@ const ATTEMPTS: u32 = 3;
 ///
 /// The frames must be those of the allocation, which the caller holds a reference to that is not the
 /// folios'.
-pub(crate) unsafe fn evict(allocation: &Allocation, frames: &[usize]) -> Result {
+pub(crate) unsafe fn evict(allocation: &Devmem, frames: &[usize]) -> Result {
     let mut result = Ok(Outcome::Moved);
     for _ in 0..ATTEMPTS {
         if allocation.is_detached() {

@@ -4,14 +4,14 @@
 //!
 //! A driver implements [`Provider`] for what stands behind one device's memory, and makes a
 //! [`DeviceMemory`] of it. Then [`DeviceMemory::populate`] moves parts of a process there, and
-//! [`Handle::evict`] takes the memory of an allocation back.
+//! [`Block::evict`] takes the memory of an allocation back.
 
 mod block;
 mod cache;
 mod device_memory;
 mod inner;
 
-pub use block::Handle;
+pub use block::Block;
 pub use cache::DeviceMemoryCache;
 pub use device_memory::DeviceMemory;
 
@@ -21,7 +21,12 @@ use super::{
 };
 use crate::segment::{Protocol, Segment};
 use core::ptr::NonNull;
-use kernel::{bindings::page, device::Device, prelude::*};
+use kernel::{
+    bindings::page,
+    device::Device,
+    prelude::*,
+    sync::Arc, //
+};
 use kernel_ext::{
     dma::Direction,
     mm::zone_device, //
@@ -32,7 +37,7 @@ use kernel_ext::{
 /// Memory is named by *device pages*: its pages, numbered from 0.
 pub trait Provider: Send + Sync + Sized + 'static {
     /// Some device pages that are in use together. Dropped in process context, when no page of a
-    /// process is there any more and all [`Handle`]s are gone.
+    /// process is there any more and all [`Block`]s are gone.
     type Memory: Send + Sync + 'static;
 
     /// Allocates memory for a migration, if that is to be had without waiting: no room has to be made, no page of
@@ -49,7 +54,7 @@ pub trait Provider: Send + Sync + Sized + 'static {
         None
     }
 
-    /// Allocates memory for a migration; may [evict](Handle::evict) for that, and wait. Its contents need not
+    /// Allocates memory for a migration; may [evict](Block::evict) for that, and wait. Its contents need not
     /// be defined. What is there of the process when this returns may be less than was asked for, and be
     /// elsewhere.
     ///
@@ -82,7 +87,7 @@ pub trait Provider: Send + Sync + Sized + 'static {
 
     /// Pages of a process are in this memory. A driver that evicts keeps the handle until
     /// [`detached`](Self::detached), which comes after this.
-    fn attached(&self, handle: Handle<Self>) {
+    fn attached(&self, handle: Arc<Block<Self>>) {
         drop(handle);
     }
 

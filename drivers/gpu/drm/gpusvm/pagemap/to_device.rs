@@ -22,7 +22,7 @@
 
 use super::{
     copies::{are_block, Copies},
-    devmem::Allocation,
+    devmem::Devmem,
     drm_pagemap::Pagemap,
     to_ram,
     zdd::{self, Vacant, Zdd}, //
@@ -180,7 +180,7 @@ impl AllocRequest<'_> {
 /// [places](AllocRequest::places), and hands over a reference to the allocation. The frames are of the
 /// pagemap, free, and nobody else's. None if that is not to be had without waiting.
 pub(crate) type Target<'a> =
-    dyn FnMut(&AllocRequest<'_>, &mut [usize]) -> Result<Option<NonNull<Allocation>>> + 'a;
+    dyn FnMut(&AllocRequest<'_>, &mut [usize]) -> Result<Option<NonNull<Devmem>>> + 'a;
 
 /// What moves to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,7 +6,7 @@
 
 use super::{
     copy_mapping::CopyMapping,
-    devmem::Allocation,
+    devmem::Devmem,
     zdd::Zdd, //
 };
 use core::ptr::{self, NonNull};
@@ -43,7 +43,7 @@ pub(crate) enum Outcome {
 /// What is to come back, and where to.
 pub(crate) struct ToRam<'a, F: Fn(usize) -> MemPolicy<'a>> {
     /// The allocation; pages of others stay.
-    pub(crate) allocation: &'a Allocation,
+    pub(crate) allocation: &'a Devmem,
     /// The place in the span that must come back; if it does not, nothing does. Without one all
     /// must.
     pub(crate) needed: Option<usize>,
@@ -52,7 +52,7 @@ pub(crate) struct ToRam<'a, F: Fn(usize) -> MemPolicy<'a>> {
 }
 
 /// The page of an entry, if it is to come back.
-fn source(entry: Entry, allocation: &Allocation) -> Option<NonNull<page>> {
+fn source(entry: Entry, allocation: &Devmem) -> Option<NonNull<page>> {
     if !entry.is_migrating() {
         return None;
     }

@@ -13,7 +13,7 @@
 //! C: `struct drm_pagemap_zdd`.
 
 use super::{
-    devmem::Allocation,
+    devmem::Devmem,
     drm_pagemap::{Pagemap, PagemapRef}, //
     fault,
 };
@@ -41,7 +41,7 @@ const RETIRED: usize = 1;
 ///
 /// The allocation is valid, and one reference to it is owned.
 pub(crate) struct Zdd {
-    allocation: NonNull<Allocation>,
+    allocation: NonNull<Devmem>,
     pagemap: PagemapRef,
 }
 
@@ -67,11 +67,7 @@ impl Vacant {
     /// # Safety
     ///
     /// The reference must be the caller's.
-    pub(crate) unsafe fn fill(
-        self,
-        allocation: NonNull<Allocation>,
-        pagemap: &Pagemap,
-    ) -> Arc<Zdd> {
+    pub(crate) unsafe fn fill(self, allocation: NonNull<Devmem>, pagemap: &Pagemap) -> Arc<Zdd> {
         // INVARIANT: The reference is handed over.
         let zdd = Zdd {
             allocation,
@@ -83,7 +79,7 @@ impl Vacant {
 
 impl Zdd {
     /// The allocation that the folios are part of.
-    pub(crate) fn allocation(&self) -> &Allocation {
+    pub(crate) fn allocation(&self) -> &Devmem {
         // SAFETY: By the type invariants.
         unsafe { self.allocation.as_ref() }
     }
@@ -166,7 +162,7 @@ impl Drop for Zdd {
     fn drop(&mut self) {
         // SAFETY: By the type invariants; no page is left, and the reference is given up. The
         // operations can be called, as the pagemap is let go only after this.
-        unsafe { Allocation::release(self.allocation) };
+        unsafe { Devmem::release(self.allocation) };
     }
 }
 

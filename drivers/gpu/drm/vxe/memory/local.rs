@@ -23,9 +23,9 @@ use gpusvm::{
     pagemap::{
         dmem,
         provider::{
+            self,
             Copy,
             CopyOp,
-            Handle,
             MapRequest,
             Provider, //
         },
@@ -267,7 +267,7 @@ impl Provider for Local {
         Ok((window.addr(addr), PEER))
     }
 
-    fn attached(&self, handle: Handle<Self>) {
+    fn attached(&self, handle: Arc<provider::Block<Self>>) {
         let residents = &self.dev.memory.residents;
         // The handle keeps the block.
         let block = handle.clone();

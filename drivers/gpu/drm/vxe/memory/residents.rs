@@ -12,7 +12,7 @@
 //! A mutex, under which nothing sleeps nor is dropped that could.
 
 use super::local::Local;
-use gpusvm::pagemap::provider::Handle;
+use gpusvm::pagemap::provider;
 use kernel::{
     alloc::Flags,
     prelude::*,
@@ -26,6 +26,7 @@ use kernel::{
             Relaxed, //
         },
         new_mutex,
+        Arc,
         Mutex, //
     },
     time::msecs_to_jiffies, //
@@ -62,7 +63,7 @@ pub(super) struct Residents {
 }
 
 struct List {
-    blocks: RBTree<u64, Option<Handle<Local>>>,
+    blocks: RBTree<u64, Option<Arc<provider::Block<Local>>>>,
     /// The number of the block that came last.
     last: u64,
     /// How many blocks there are, listed or not.
@@ -115,7 +116,7 @@ impl Residents {
     }
 
     /// Pages are in a block.
-    pub(super) fn attach(&self, entry: &Entry, handle: Handle<Local>) {
+    pub(super) fn attach(&self, entry: &Entry, handle: Arc<provider::Block<Local>>) {
         entry.since.store(jiffies::now(), Relaxed);
         let mut list = self.list.lock();
         let refused = match list.blocks.get_mut(&entry.number.load(Relaxed)) {
@@ -155,7 +156,7 @@ impl Residents {
         newest: u64,
         any: bool,
         chooser: &mut Chooser<'_>,
-    ) -> Option<Handle<Local>> {
+    ) -> Option<Arc<provider::Block<Local>>> {
         let mut list = self.list.lock();
         let number = list
             .blocks

@@ -1,13 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Allocations of a provider, as the migration made them that they are for.
+//! Blocks: the device memory that one migration fills.
+//!
+//! # States
+//!
+//! - *Allocated*: [`Block::allocate`] has claimed the pages of what the provider gave; only the migration has a
+//!   reference.
+//! - *Attached*: folios of processes are in the block, and hold one reference together, through their zone-device
+//!   data. The provider has another one if it keeps what [`Provider::attached`] gave it.
+//! - *Detached*: no folio is left. [`Detaching`](super::super::detach::Detaching) calls [`Provider::detached`] and drops
+//!   the folios' reference.
+//!
+//! The last reference drops the provider's memory, after the pages are no longer claimed.
+//!
+//! C: what a driver embeds its `struct drm_pagemap_devmem` in.
 
 use super::{
     super::{
-        devmem::Allocation,
-        drm_pagemap::PagemapRef,
+        detach::Detachable,
+        devmem::Devmem,
         evict,
-        owned::{Owned, OwnedRef},
         to_device::AllocRequest, //
     },
     inner::Inner,
@@ -16,51 +28,28 @@ use super::{
 };
 use core::{
     marker::PhantomData,
-    mem::MaybeUninit,
     ptr::NonNull, //
 };
 use kernel::{
     alloc::Flags,
-    prelude::*, //
+    prelude::*,
+    sync::{
+        Arc,
+        UniqueArc, //
+    }, //
 };
 
-/// Pages that are in an allocation, until it is dropped.
-pub(super) struct Claim<P: Provider> {
-    pagemap: DeviceMemory<P>,
-    pub(super) pages: KVVec<usize>,
-}
-
-impl<P: Provider> Claim<P> {
-    /// Fails with `EINVAL` as `Claims::claim()` says.
-    fn new(pagemap: PagemapRef, pages: KVVec<usize>) -> Result<Self> {
-        let pagemap = DeviceMemory(pagemap, PhantomData);
-        pagemap.inner().claims.claim(&pages)?;
-        Ok(Self { pagemap, pages })
-    }
-
-    /// The frames of the pages.
-    pub(super) fn frames(&self) -> impl Iterator<Item = usize> + '_ {
-        let base = self.pagemap.inner().memory.frames().start;
-        self.pages.iter().map(move |page| base + page)
-    }
-}
-
-impl<P: Provider> Drop for Claim<P> {
-    fn drop(&mut self) {
-        self.pagemap.inner().claims.release(&self.pages);
-    }
-}
-
-/// Whether who allocates may wait.
+/// Whether an allocation may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// Pages of a process are collected.
+    /// It must not: pages of a process are isolated.
     MustNot,
+    /// It may.
     May,
 }
 
 impl Wait {
-    /// How memory is allocated that the process is charged.
+    /// Returns the flags for memory that is charged to the process.
     fn flags(self) -> Flags {
         match self {
             Self::MustNot => GFP_NOWAIT | (GFP_KERNEL_ACCOUNT & !GFP_KERNEL),
@@ -69,48 +58,44 @@ impl Wait {
     }
 }
 
-/// Memory for a block: it is there before the provider is asked.
-struct Place<P: Provider> {
-    block: KBox<MaybeUninit<Block<P>>>,
-    pages: KVVec<usize>,
-}
-
-impl<P: Provider> Place<P> {
-    /// For a block of so many pages. Fails with `ENOMEM`.
-    fn new(pages: usize, flags: Flags) -> Result<Self> {
-        Ok(Self {
-            block: KBox::new_uninit(flags)?,
-            pages: KVVec::with_capacity(pages, flags)?,
-        })
-    }
-}
-
-/// An allocation of a provider's. The claim goes before the memory, which is free for others then.
+/// Device memory of a provider that one migration filled. It is used through an [`Arc`], which keeps the provider's
+/// memory and must be dropped in process context.
+///
+/// # Invariants
+///
+/// `pages` are claimed in `pagemap`, and are those of `memory`.
 #[repr(C)]
-#[pin_data]
-pub(super) struct Block<P: Provider> {
+#[pin_data(PinnedDrop)]
+pub struct Block<P: Provider> {
     #[pin]
-    owned: Owned,
-    pub(super) claim: Claim<P>,
-    pub(super) memory: P::Memory,
+    head: Detachable,
+    pages: KVVec<usize>,
+    memory: P::Memory,
+    // Dropped last, as it keeps the provider.
+    pagemap: DeviceMemory<P>,
 }
 
 impl<P: Provider> Block<P> {
-    /// Allocates what a request asks for from a provider's memory, for a span of `size` bytes, and
-    /// writes the frames. None if that is not to be had without waiting, and the caller must not.
+    /// Allocates memory for a request from a provider, for a span of `size` bytes, and writes the frames. Returns none
+    /// if `wait` says that it must not wait, and there is no memory without.
     ///
-    /// Fails with `EINVAL` if what the provider has allocated is in use, with `ENOMEM`, and as the
-    /// provider does.
+    /// Fails with `EINVAL` if the provider returned a page that is in another block or does not exist, with `ENOMEM`,
+    /// and as the provider does.
     pub(super) fn allocate(
         inner: &Inner<P>,
         request: &AllocRequest<'_>,
         frames: &mut [usize],
         size: usize,
         wait: Wait,
-    ) -> Result<Option<Handle<P>>> {
-        let place = match (wait, Place::new(request.pages(), wait.flags())) {
+    ) -> Result<Option<Arc<Self>>> {
+        // The block's own memory is allocated before the provider's, so that nothing has to be undone.
+        let reserve = || -> Result<_> {
+            let pages = KVVec::with_capacity(request.pages(), wait.flags())?;
+            Ok((UniqueArc::new_uninit(wait.flags())?, pages))
+        };
+        let (block, mut pages) = match (wait, reserve()) {
             (Wait::MustNot, Err(_)) => return Ok(None),
-            (_, place) => place?,
+            (_, reserved) => reserved?,
         };
         let memory = match wait {
             Wait::MustNot => match inner.provider.try_allocate(request) {
@@ -119,102 +104,96 @@ impl<P: Provider> Block<P> {
             },
             Wait::May => inner.provider.allocate(request)?,
         };
-        let Place { block, mut pages } = place;
         let base = inner.memory.frames().start;
         for (index, place) in request.places().enumerate() {
             let page = P::page(&memory, index);
             *frames.get_mut(place).ok_or(EINVAL)? = base.wrapping_add(page);
             pages.push_within_capacity(page)?;
         }
-        let claim = Claim::new((&inner.pagemap).into(), pages)?;
-        let block = block.write_pin_init(pin_init!(Block::<P> {
-            // SAFETY: The object is a block, which the tables are for; they are constant.
-            owned <- unsafe {
-                Owned::new(
+        inner.claims.claim(&pages)?;
+        // INVARIANT: The pages were claimed.
+        let block = block.pin_init_with(pin_init!(Self {
+            // SAFETY: The object is the first part of a block in an `Arc`; operations and function are for blocks of
+            // this provider, and constant.
+            head <- unsafe {
+                Detachable::new(
                     (&inner.pagemap).into(),
                     inner.detaching.clone(),
-                    &Inner::<P>::ALLOCATION_OPS,
-                    &Inner::<P>::VTABLE,
+                    &Inner::<P>::DEVMEM_OPS,
+                    Inner::<P>::detached,
                     size,
                 )
             },
-            claim,
+            pages,
             memory,
+            pagemap: DeviceMemory((&inner.pagemap).into(), PhantomData),
         }))?;
-        // SAFETY: The object stays where it is until it is freed; the reference is handed over.
-        unsafe {
-            let block = KBox::into_raw(Pin::into_inner_unchecked(block));
-            let block = OwnedRef::from_raw(NonNull::new_unchecked(block).cast());
-            Ok(Some(Handle(block, PhantomData)))
-        }
+        Ok(Some(block.into()))
     }
 
-    /// The pagemap.
+    /// Hands a reference over to the folios that are to be in the block.
+    pub(super) fn into_devmem(this: Arc<Self>) -> NonNull<Devmem> {
+        let devmem = NonNull::from(this.head.devmem());
+        // `detached()` takes it back.
+        let _ = Arc::into_raw(this);
+        devmem
+    }
+
     pub(super) fn inner(&self) -> &Inner<P> {
-        // SAFETY: The block's pagemap is a provider's of this type, and kept by the block.
-        unsafe { Inner::of(self.owned.pagemap().as_raw()) }
-    }
-}
-
-/// A counted reference to an allocation, which keeps its memory. Dropped in process context.
-pub struct Handle<P: Provider>(OwnedRef, PhantomData<P>);
-
-impl<P: Provider> Clone for Handle<P> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone(), PhantomData)
-    }
-}
-
-impl<P: Provider> Handle<P> {
-    /// The allocation, with this reference.
-    pub(super) fn into_allocation(self) -> NonNull<Allocation> {
-        self.0.into_allocation()
+        self.pagemap.inner()
     }
 
-    fn block(&self) -> &Block<P> {
-        // SAFETY: The reference is to a block of this type.
-        unsafe { self.0.as_raw().cast::<Block<P>>().as_ref() }
+    /// Returns the frames of the pages.
+    pub(super) fn frames(&self) -> impl ExactSizeIterator<Item = usize> + '_ {
+        let base = self.inner().memory.frames().start;
+        self.pages.iter().map(move |page| base + page)
     }
 
-    /// The memory.
+    /// Returns what [`Provider::allocate`] returned.
     pub fn memory(&self) -> &P::Memory {
-        &self.block().memory
+        &self.memory
     }
 
-    /// How many pages it has.
+    /// Returns the number of pages.
     pub fn pages(&self) -> usize {
-        self.block().claim.pages.len()
+        self.pages.len()
     }
 
-    /// What is left of the time that it was promised, in jiffies.
+    /// Returns what is left of the block's timeslice, in jiffies.
     pub fn timeslice_left(&self) -> usize {
-        self.0.allocation().timeslice_left()
+        self.head.devmem().timeslice_left()
     }
 
-    /// Whether no page of a process is in it any more.
+    /// Returns whether no page of a process is in the block any more.
     pub fn is_detached(&self) -> bool {
-        self.0.allocation().is_detached()
+        self.head.devmem().is_detached()
     }
 
-    /// Moves all that is in the memory to RAM, in whatever processes it is. After that, and after
-    /// [`Provider::detached`] was called, which this waits for, the memory is free as soon as the
-    /// last handle is dropped.
+    /// Migrates all pages in the block to system memory, whichever processes map them, and waits for
+    /// [`Provider::detached`]. After that the last reference to the block frees the memory.
     ///
-    /// Needs no process, and no lock of one. Sleeps. No lock may be held that
-    /// [`detached`](Provider::detached) or the end of a [`Memory`](Provider::Memory) takes. Errors:
-    /// - `EBUSY`: somebody holds a page;
-    /// - `ENOMEM`: there is no RAM;
-    /// - `EFAULT`: the device cannot reach the RAM;
+    /// Takes no lock of a process. Sleeps. The caller must hold no lock that [`Provider::detached`] or the drop of
+    /// [`Provider::Memory`] takes. Errors:
+    /// - `EBUSY`: another user holds a reference to a page;
+    /// - `ENOMEM`: there is no system memory;
+    /// - `EFAULT`: the device cannot reach the system memory;
     /// - an error of the provider's.
     pub fn evict(&self) -> Result {
-        let claim = &self.block().claim;
-        let mut frames = KVVec::with_capacity(claim.pages.len(), GFP_KERNEL)?;
-        for frame in claim.frames() {
+        let mut frames = KVVec::with_capacity(self.pages.len(), GFP_KERNEL)?;
+        for frame in self.frames() {
             frames.push(frame, GFP_KERNEL)?;
         }
-        // SAFETY: The frames are the block's, which the handle keeps.
-        unsafe { evict::evict(self.0.allocation(), &frames) }?;
-        self.block().inner().detaching.flush();
+        // SAFETY: The frames are the block's, to which the caller has a reference.
+        unsafe { evict::evict(self.head.devmem(), &frames) }?;
+        self.inner().detaching.flush();
         Ok(())
+    }
+}
+
+#[pinned_drop]
+impl<P: Provider> PinnedDrop for Block<P> {
+    fn drop(self: Pin<&mut Self>) {
+        // Before the provider's memory is dropped: the provider may give the pages to another block then.
+        self.inner().claims.release(&self.pages);
     }
 }

@@ -5,15 +5,14 @@
 use super::{
     super::{
         claims::Claims,
+        detach::Detaching,
         drm_pagemap::{Pagemap, PagemapRef},
         fault,
-        owned::Detaching,
         owner::OwnerId,
         to_device::{AllocRequest, Move, Moved, Options, Sources}, //
     },
     block::{
         Block,
-        Handle,
         Wait, //
     },
     inner::Inner,
@@ -25,7 +24,10 @@ use kernel::{
     mm::{virt::VmaRef, Mm, MmWithUser},
     page::PAGE_SHIFT,
     prelude::*,
-    sync::aref::ARef,
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
     time::msecs_to_jiffies, //
 };
 use kernel_ext::{
@@ -241,11 +243,11 @@ impl<P: Provider> Inner<P> {
         rest: &mut Range<usize>,
         options: Options,
     ) -> Result<Option<Moved>> {
-        let mut made: Option<Handle<P>> = None;
+        let mut made: Option<Arc<Block<P>>> = None;
         let mut allocate = |wait, size, request: &AllocRequest<'_>, frames: &mut [usize]| {
             let block = Block::allocate(self, request, frames, size, wait)?;
             made = block.clone();
-            Ok(block.map(Handle::into_allocation))
+            Ok(block.map(Block::into_devmem))
         };
         let first = process.with_vma(rest, |vma| {
             let part = vma.start().max(rest.start)..vma.end().min(rest.end);

@@ -6,9 +6,9 @@
 use super::{
     super::{
         claims::Claims,
+        detach::{self, Detachable, Detaching},
         devmem,
         drm_pagemap::{self, Pagemap},
-        owned::{self, Detaching, Owned, Vtable},
         to_device::Sources,
         zdd, //
     },
@@ -60,16 +60,11 @@ impl<P: Provider> Inner<P> {
         destroy: Some(Self::destroy),
     };
 
-    pub(super) const ALLOCATION_OPS: devmem::Ops = devmem::Ops {
-        devmem_release: Some(owned::release),
+    pub(super) const DEVMEM_OPS: devmem::Ops = devmem::Ops {
+        devmem_release: Some(detach::release),
         populate_devmem_pfn: Some(Self::populate_devmem_pfn),
         copy_to_devmem: Some(Self::copy_to_devmem),
         copy_to_ram: Some(Self::copy_to_ram),
-    };
-
-    pub(super) const VTABLE: Vtable = Vtable {
-        detached: Self::detached,
-        free: Self::free,
     };
 
     /// # Safety
@@ -174,21 +169,21 @@ impl<P: Provider> Inner<P> {
     ///
     /// As an operation of an allocation of this provider's.
     unsafe extern "C" fn populate_devmem_pfn(
-        allocation: *mut ext::drm_pagemap_devmem,
+        devmem: *mut ext::drm_pagemap_devmem,
         pages: c_ulong,
         frames: *mut c_ulong,
     ) -> c_int {
         // SAFETY: By this function's requirements.
         let (this, frames) = unsafe {
             (
-                &*allocation.cast::<Block<P>>(),
+                &*devmem.cast::<Block<P>>(),
                 slice::from_raw_parts_mut(frames, pages),
             )
         };
-        if frames.len() > this.claim.pages.len() {
+        if frames.len() > this.pages() {
             return EINVAL.to_errno();
         }
-        for (slot, frame) in frames.iter_mut().zip(this.claim.frames()) {
+        for (slot, frame) in frames.iter_mut().zip(this.frames()) {
             *slot = frame;
         }
         0
@@ -253,20 +248,14 @@ impl<P: Provider> Inner<P> {
         unsafe { Self::copy(pages, others, count, false) }
     }
 
+    /// Tells the provider that no folio is left in a block.
+    ///
     /// # Safety
     ///
-    /// As an entry of a [`Vtable`].
-    unsafe fn detached(owned: NonNull<Owned>) {
-        // SAFETY: The object is an allocation of this provider's.
-        let block = unsafe { owned.cast::<Block<P>>().as_ref() };
-        block.inner().provider.detached(&block.memory);
-    }
-
-    /// # Safety
-    ///
-    /// As an entry of a [`Vtable`].
-    unsafe fn free(owned: NonNull<Owned>) {
-        // SAFETY: The object is an allocation of this provider's, and was made in a box.
-        drop(unsafe { KBox::from_raw(owned.cast::<Block<P>>().as_ptr()) });
+    /// As for [`Detached`](detach::Detached).
+    pub(super) unsafe fn detached(block: NonNull<Detachable>) {
+        // SAFETY: The block is one of this provider's, in an `Arc`; the caller hands the folios' reference over.
+        let block = unsafe { Arc::from_raw(block.cast::<Block<P>>().as_ptr()) };
+        block.inner().provider.detached(block.memory());
     }
 }
