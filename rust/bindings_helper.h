@@ -6,6 +6,7 @@
  * taken from there, so that both are the same type.
  */
 
+#include <kunit/static_stub.h>
 #include <linux/cgroup_dmem.h>
 #include <linux/gfp.h>
 #include <linux/hmm.h>

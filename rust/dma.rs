@@ -93,7 +93,7 @@ pub unsafe fn map_page(
     size: usize,
     dir: Direction,
 ) -> Result<u64> {
-    probe::call(dev, Call::Map, size)?;
+    observer::call(dev, Call::Map, size)?;
     // SAFETY: By this function's requirements.
     let addr = unsafe { bindings::dma_map_page(dev, page, 0, size, dir.c()) };
     // SAFETY: `dev` is valid.
@@ -126,7 +126,7 @@ pub unsafe fn need_unmap(dev: *mut device) -> bool {
 /// undone only once.
 #[inline]
 pub unsafe fn unmap_page(dev: *mut device, addr: u64, size: usize, dir: Direction) {
-    let _ = probe::call(dev, Call::Unmap, size);
+    let _ = observer::call(dev, Call::Unmap, size);
     // SAFETY: By this function's requirements.
     unsafe { bindings::dma_unmap_page(dev, addr, size, dir.c()) }
 }
@@ -167,7 +167,7 @@ pub unsafe fn iova_link(
     size: usize,
     dir: Direction,
 ) -> Result {
-    probe::call(dev, Call::Link, size)?;
+    observer::call(dev, Call::Link, size)?;
     // SAFETY: By this function's requirements.
     to_result(unsafe { bindings::dma_iova_link(dev, state, phys, offset, size, dir.c()) })
 }
@@ -183,7 +183,7 @@ pub unsafe fn iova_sync(
     offset: usize,
     size: usize,
 ) -> Result {
-    probe::call(dev, Call::Sync, size)?;
+    observer::call(dev, Call::Sync, size)?;
     // SAFETY: By this function's requirements.
     to_result(unsafe { bindings::dma_iova_sync(dev, state, offset, size) })
 }
@@ -200,7 +200,7 @@ pub unsafe fn iova_unlink(
     size: usize,
     dir: Direction,
 ) {
-    let _ = probe::call(dev, Call::Unlink, size);
+    let _ = observer::call(dev, Call::Unlink, size);
     // SAFETY: By this function's requirements.
     unsafe { bindings::dma_iova_unlink(dev, state, offset, size, dir.c()) }
 }
@@ -216,7 +216,7 @@ pub unsafe fn iova_free(dev: *mut device, state: &mut IovaState) {
     *state = IovaState::default();
 }
 
-/// A call of this module, as a test's [`probe`] sees it.
+/// A call of this module that maps or unmaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     /// [`map_page`]
@@ -231,40 +231,43 @@ pub enum Call {
     Unlink,
 }
 
-/// Where tests come in: a probe sees each [`Call`] before it is made, and what it refuses fails.
+/// An observer of all [`Call`]s, of whatever thread, for tests.
 ///
-/// There is none on kernels without `CONFIG_DMA_API_DEBUG`. With it everything is unmapped that was
-/// mapped, so that a probe sees both.
+/// Static stubs of KUnit are of the test's own thread, and mappings are undone by others, too. There is no
+/// observer on kernels without `CONFIG_DMA_API_DEBUG`. With it, all that is mapped is unmapped, so that an observer
+/// sees both.
 #[cfg(CONFIG_DMA_API_DEBUG)]
-pub mod probe {
+pub mod observer {
     use super::*;
+    use core::ptr;
     use kernel::sync::atomic::{Acquire, Atomic, Release};
 
-    /// Is given the device, the call, and the size in bytes. The error of a call that undoes
-    /// something is ignored.
-    pub type Probe = fn(*mut device, Call, usize) -> Result;
+    /// An observer. It is called before the call is made, with the device and the size in bytes. With an error,
+    /// the call fails, unless it is one that undoes something.
+    pub struct Observer(pub fn(*mut device, Call, usize) -> Result);
 
-    /// 0, or a [`Probe`].
-    static PROBE: Atomic<usize> = Atomic::new(0);
+    /// Null, or a static.
+    static OBSERVER: Atomic<*mut Observer> = Atomic::new(ptr::null_mut());
 
-    /// Has all calls from now on seen by `probe`, or by nobody.
-    pub fn set(probe: Option<Probe>) {
-        PROBE.store(probe.map_or(0, |probe| probe as usize), Release);
+    /// Has `observer` called from now on, or nothing.
+    pub fn set(observer: Option<&'static Observer>) {
+        let observer = observer.map_or(ptr::null_mut(), |observer| {
+            ptr::from_ref(observer).cast_mut()
+        });
+        OBSERVER.store(observer, Release);
     }
 
     pub(super) fn call(dev: *mut device, call: Call, size: usize) -> Result {
-        let probe = PROBE.load(Acquire);
-        if probe == 0 {
-            return Ok(());
+        // SAFETY: It is null, or was made from a reference to a static, which nothing writes to.
+        match unsafe { OBSERVER.load(Acquire).as_ref() } {
+            Some(Observer(see)) => see(dev, call, size),
+            None => Ok(()),
         }
-        // SAFETY: Whatever is not 0 was a `Probe` when it was stored.
-        let probe = unsafe { core::mem::transmute::<usize, Probe>(probe) };
-        probe(dev, call, size)
     }
 }
 
 #[cfg(not(CONFIG_DMA_API_DEBUG))]
-mod probe {
+mod observer {
     use super::*;
 
     #[inline(always)]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <kunit/static_stub.h>
 #include <linux/gfp.h>
 #include <linux/hmm.h>
 #include <linux/huge_mm.h>
@@ -150,11 +151,18 @@ struct page *kext_ram_folio_alloc(gfp_t gfp, unsigned int order, struct vm_area_
 {
 	struct folio *folio;
 
+	KUNIT_STATIC_STUB_REDIRECT(kext_ram_folio_alloc, gfp, order, vma, addr);
 	folio = vma ? vma_alloc_folio(gfp, order, vma, addr) : folio_alloc(gfp, order);
 	if (!folio)
 		return NULL;
 	folio_lock(folio);
 	return folio_page(folio, 0);
+}
+
+int kext_lock_device_pfns(unsigned long *src_pfns, unsigned long npages)
+{
+	KUNIT_STATIC_STUB_REDIRECT(kext_lock_device_pfns, src_pfns, npages);
+	return migrate_device_pfns(src_pfns, npages);
 }
 
 void kext_mmap_read_unlock(struct mm_struct *mm)

@@ -61,15 +61,6 @@ impl LockedFolio {
         if is_optional || order != 0 {
             gfp |= bindings::KEXT_GFP_NOWARN;
         }
-        let wanted = Wanted {
-            order,
-            is_movable: gfp & bindings::KEXT_GFP_MOVABLE != 0,
-            is_of_process: !vma.is_null(),
-            is_quiet: gfp & bindings::KEXT_GFP_NOWARN != 0,
-        };
-        if !probe::allows(&wanted) {
-            return None;
-        }
         // SAFETY: A VMA is null or valid, as a reference to it exists.
         let page = unsafe { bindings::ram_folio_alloc(gfp, order, vma, addr) };
         // INVARIANT: The folio is new and was locked.
@@ -135,51 +126,5 @@ impl Drop for LockedFolio {
     fn drop(&mut self) {
         // SAFETY: By the type invariants.
         unsafe { bindings::page_folio_unlock_put(self.page.as_ptr()) }
-    }
-}
-
-/// What a folio of RAM is to be like, as a test's [`probe`] sees it.
-#[derive(Clone, Copy, Debug)]
-pub struct Wanted {
-    /// Log2 of the number of pages.
-    pub order: u32,
-    /// Whether the kernel may move it on.
-    pub is_movable: bool,
-    /// Whether the policy of the process that it is for says where it is.
-    pub is_of_process: bool,
-    /// Whether the kernel says nothing in its log when there is none.
-    pub is_quiet: bool,
-}
-
-/// Where tests come in: a probe sees each folio of RAM before it is allocated, and there is none that
-/// it refuses.
-#[cfg(CONFIG_KUNIT = "y")]
-pub mod probe {
-    use super::Wanted;
-    use kernel::sync::atomic::{Acquire, Atomic, Release};
-
-    /// Says whether there is such a folio.
-    pub type Probe = fn(&Wanted) -> bool;
-
-    /// 0, or a [`Probe`].
-    static PROBE: Atomic<usize> = Atomic::new(0);
-
-    /// Has all folios from now on seen by `probe`, or by nobody.
-    pub fn set(probe: Option<Probe>) {
-        PROBE.store(probe.map_or(0, |probe| probe as usize), Release);
-    }
-
-    pub(super) fn allows(wanted: &Wanted) -> bool {
-        let probe = PROBE.load(Acquire);
-        // SAFETY: Whatever is not 0 was a `Probe` when it was stored.
-        probe == 0 || unsafe { core::mem::transmute::<usize, Probe>(probe) }(wanted)
-    }
-}
-
-#[cfg(not(CONFIG_KUNIT = "y"))]
-mod probe {
-    #[inline(always)]
-    pub(super) fn allows(_wanted: &super::Wanted) -> bool {
-        true
     }
 }

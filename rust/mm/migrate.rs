@@ -319,10 +319,9 @@ impl<'a> Migration<'a> {
             rest = behind;
         }
         let dst = empty(src.len())?;
-        probe::seen();
         // SAFETY: All are frames of device memory; the array has so many entries.
         to_result(unsafe {
-            bindings::migrate_device_pfns(src.as_mut_ptr().cast(), src.len() as c_ulong)
+            bindings::lock_device_pfns(src.as_mut_ptr().cast(), src.len() as c_ulong)
         })?;
         // INVARIANT: It was set up; no destination is noted.
         Ok(Migration {
@@ -463,37 +462,4 @@ impl Drop for Migration<'_> {
             },
         }
     }
-}
-
-/// Where tests come in: between the look at which frames are mapped, and the moment from which on they
-/// cannot go elsewhere.
-#[cfg(CONFIG_KUNIT = "y")]
-pub mod probe {
-    use kernel::sync::atomic::{Acquire, Atomic, Full, Release};
-
-    /// 0, or a `fn()`.
-    static NEXT: Atomic<usize> = Atomic::new(0);
-
-    /// Has `f` run when frames are collected next, once.
-    pub fn once(f: fn()) {
-        NEXT.store(f as usize, Release);
-    }
-
-    pub(super) fn seen() {
-        if NEXT.load(Acquire) == 0 {
-            return;
-        }
-        let f = NEXT.xchg(0, Full);
-        if f != 0 {
-            // SAFETY: Whatever is not 0 was a `fn()` when it was stored.
-            let f = unsafe { core::mem::transmute::<usize, fn()>(f) };
-            f();
-        }
-    }
-}
-
-#[cfg(not(CONFIG_KUNIT = "y"))]
-mod probe {
-    #[inline(always)]
-    pub(super) fn seen() {}
 }

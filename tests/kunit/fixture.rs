@@ -12,6 +12,7 @@ pub(crate) mod gate;
 pub(crate) mod migration;
 pub(crate) mod mm;
 pub(crate) mod provider;
+mod stub;
 pub(crate) mod syscall;
 pub(crate) mod thread;
 pub(crate) mod touch;

@@ -139,9 +139,12 @@ mod tests {
             let handles = vram.handles()?;
             let page = *handles[0].memory().pages().get(5).ok_or(EINVAL)?;
             // SAFETY: That is the page at this address, which is touched by nobody before.
-            unsafe { touch::arm(pages(5, 1).start, Vram::folio_page(pagemap, page)?) };
-            let result = handles[0].evict();
-            let held = touch::take().ok_or(EFAULT)?;
+            let (result, held) = unsafe {
+                touch::touched(pages(5, 1).start, Vram::folio_page(pagemap, page)?, || {
+                    handles[0].evict()
+                })
+            }?;
+            let held = held.ok_or(EFAULT)?;
             // No page is copied twice.
             ensure_eq!((result, vram.take_done().to_ram), (Err(EBUSY), 16));
             ensure!(!handles[0].is_detached());
