@@ -11,6 +11,7 @@ a module did not load, or the kernel complained although the command was content
 
 import argparse
 import ctypes
+import io
 import os
 import re
 import select
@@ -63,6 +64,7 @@ def arguments():
     p.add_argument("--log", required=True, help="file for the kernel log")
     p.add_argument("--out", default=None, help="directory for what the command leaves in /out")
     p.add_argument("--kvm-memory", default=None, help="file that remembers if KVM works")
+    p.add_argument("--verdict", default=None, help="file that what went wrong is appended to as well")
     p.add_argument("--quiet", action="store_true", help="speak only of failures")
     return p.parse_args()
 
@@ -204,43 +206,43 @@ class Guest:
             self.child.kill()
             self.child.wait()
 
-    def verdict(self, in_time):
-        """The exit status, after saying on standard error what went wrong."""
+    def verdict(self, in_time, out):
+        """The exit status, after writing to `out` what went wrong."""
         a = self.args
         reports = 0
         if self.shell and in_time and self.status is None and self.child.returncode == 0:
             # QEMU was told to quit. A guest that died has a report in its log.
-            return BROKEN if klog.complain(a.log, a.allow) else 0
+            return BROKEN if klog.complain(a.log, a.allow, out=out) else 0
         if a.strict or self.status is None:
-            reports = klog.complain(a.log, a.allow)
+            reports = klog.complain(a.log, a.allow, out=out)
         if not in_time:
             what = f"boot in {BOOT_SECONDS} s" if self.ready is None else (
                 f"power off in {AFTER_SECONDS} s" if self.status is not None
                 else f"finish the command in {a.timeout} s (TIMEOUT=)")
-            print(f"error: the guest did not {what}; it was stopped", file=sys.stderr)
+            print(f"error: the guest did not {what}; it was stopped", file=out)
             if not reports:
-                klog.tail(a.log, 40)
+                klog.tail(a.log, 40, out=out)
             return TIMED_OUT
         if self.status is None:
             with open(os.path.join(self.work, "qemu.err"), errors="replace") as f:
                 text = f.read().strip()
             if text:
-                print(f"error: QEMU says: {text}", file=sys.stderr)
-            print("error: the guest died before the command was done", file=sys.stderr)
+                print(f"error: QEMU says: {text}", file=out)
+            print("error: the guest died before the command was done", file=out)
             if not reports:
-                klog.tail(a.log)
+                klog.tail(a.log, out=out)
             return BROKEN
         if a.leaks and not self.done:
-            print("error: the guest died after the command, while it was checked", file=sys.stderr)
+            print("error: the guest died after the command, while it was checked", file=out)
             if not reports:
-                klog.tail(a.log)
+                klog.tail(a.log, out=out)
             return self.status or BROKEN
         if reports:
-            print(f"error: the kernel log has {reports} report(s)", file=sys.stderr)
+            print(f"error: the kernel log has {reports} report(s)", file=out)
             return self.status or BROKEN
         if self.status == BROKEN and self.ready is None:
-            print("error: the guest did not get as far as the command", file=sys.stderr)
-            klog.tail(a.log)
+            print("error: the guest did not get as far as the command", file=out)
+            klog.tail(a.log, out=out)
         return self.status
 
 
@@ -289,7 +291,13 @@ def main():
             if terminal:
                 termios.tcsetattr(0, termios.TCSADRAIN, terminal)
         take_out(os.path.join(work, "out"), args.out)
-        return guest.verdict(in_time)
+        said = io.StringIO()
+        status = guest.verdict(in_time, said)
+        sys.stderr.write(said.getvalue())
+        if args.verdict and said.getvalue():
+            with open(args.verdict, "a") as f:
+                f.write(said.getvalue())
+        return status
 
 
 if __name__ == "__main__":
