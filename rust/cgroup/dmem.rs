@@ -35,14 +35,14 @@ pub const IS_CONTROLLED: bool = cfg!(CONFIG_CGROUP_DMEM);
 /// A device's memory, registered with the controller until its [`Registration`] is dropped.
 #[pin_data]
 pub struct Region {
-        /// The lock is held while memory is charged, so that the region is not unregistered meanwhile.
+    /// The lock is held while memory is charged, so that the region is not unregistered meanwhile.
     #[pin]
     state: Mutex<State>,
 }
 
 #[derive(Clone, Copy)]
 enum State {
-        /// The kernel has no controller.
+    /// The kernel has no controller.
     Uncontrolled,
     Registered(NonNull<bindings::dmem_cgroup_region>),
     Unregistered,
@@ -54,9 +54,9 @@ unsafe impl Send for State {}
 /// The reason why memory could not be charged.
 #[derive(Debug)]
 pub enum Refused {
-        /// The limit of this pool, that of the cgroup or of an ancestor, was hit.
+    /// The limit of this pool, that of the cgroup or of an ancestor, was hit.
     Limit(Pool),
-        /// Another error.
+    /// Another error.
     Failed(Error),
 }
 
@@ -67,7 +67,7 @@ impl From<Error> for Refused {
 }
 
 impl Region {
-        /// Returns a region that is not registered yet.
+    /// Returns a region that is not registered yet.
     fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -333,20 +333,20 @@ impl Drop for Charge {
 /// The reason for evicting memory.
 #[derive(Clone, Copy, Debug)]
 pub enum Want<'a> {
-        /// The limit of this pool was hit: memory that is charged to it or below it must be freed.
+    /// The limit of this pool was hit: memory that is charged to it or below it must be freed.
     Limit(&'a Pool),
-        /// The device has no free memory for this charge, which was made already.
+    /// The device has no free memory for this charge, which was made already.
     Room(&'a Charge),
-        /// The device is going away: all of its memory is evicted.
+    /// The device is going away: all of its memory is evicted.
     All,
 }
 
 /// Selects memory to evict, according to the limits and protections of the cgroups.
 pub struct Chooser<'a> {
     want: Want<'a>,
-        /// Ignore the `low` protections, which are best effort.
+    /// Ignore the `low` protections, which are best effort.
     ignore_low: bool,
-        /// A victim was spared because of its `low` protection.
+    /// A victim was spared because of its `low` protection.
     hit_low: bool,
 }
 

@@ -18,7 +18,7 @@
 //! The reserves are small. A walk may wait for userspace without limit (userfaultfd, FUSE) and
 //! continue when there is no memory any more; userspace could let any number of walks continue at
 //! once. So only two threads may use the reserves at a time. A thread that does not get them within
-//! [`RESERVES_MS`] works without them: room was made for it all the same.
+//! `RESERVES_MS` works without them: room was made for it all the same.
 //!
 //! C headers: [`include/linux/sched/mm.h`](srctree/include/linux/sched/mm.h),
 //! [`include/linux/oom.h`](srctree/include/linux/oom.h)
@@ -84,9 +84,9 @@ impl Deref for LiveMm {
 /// Allows the calling thread's allocations to use the kernel's reserves, without reclaim and OOM
 /// kills, until it is dropped.
 struct Reserves {
-        /// The flags to restore.
+    /// The flags to restore.
     before: kernel::ffi::c_uint,
-        /// Not `Send`: the flags are those of the thread that created this.
+    /// Not `Send`: the flags are those of the thread that created this.
     _thread: PhantomData<*mut ()>,
 }
 

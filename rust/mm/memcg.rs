@@ -24,7 +24,7 @@ use kernel::mm::MmWithUser;
 pub struct ActiveMemcg {
     memcg: *mut c_void,
     before: *mut c_void,
-        /// Not `Send`: the active cgroup is that of the thread that created this.
+    /// Not `Send`: the active cgroup is that of the thread that created this.
     _thread: PhantomData<*mut ()>,
 }
 
