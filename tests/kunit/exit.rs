@@ -89,9 +89,9 @@ mod tests {
             drop(process);
             ensure_eq!(dma::mapped(), 0);
             ensure_eq!(svm.vm().invalidations(), 1);
-            let told = svm.vm().last();
-            ensure!(told.locked);
-            ensure_eq!(told.bound, 1);
+            let received = svm.vm().last();
+            ensure!(received.locked);
+            ensure_eq!(received.bound, 1);
 
             ensure_eq!(svm.find_vma_start(0..usize::MAX), None);
             let mut guard = svm.lock();

@@ -141,11 +141,11 @@ mod tests {
             ensure_eq!(served.span, pages(0, 16));
             ensure_eq!(served.seen.writable, served.seen.segments);
             ensure!(svm.vm().invalidations() >= 1);
-            let told = svm.vm().last();
-            ensure!(told.locked);
-            ensure!(!told.is_unmap);
-            ensure_eq!(told.bound, 1);
-            ensure_eq!(told.span, (pages(0, 16).start, pages(0, 16).end));
+            let received = svm.vm().last();
+            ensure!(received.locked);
+            ensure!(!received.is_unmap);
+            ensure_eq!(received.bound, 1);
+            ensure_eq!(received.span, (pages(0, 16).start, pages(0, 16).end));
             for page in 0..16 {
                 ensure!(at(&svm, page)? != zero);
                 env.device().write(at(&svm, page)?, 7)?;
@@ -182,10 +182,10 @@ mod tests {
             ensure_eq!(served.seen.writable, served.seen.segments);
             // The CPU changed nothing: it was for the write that the driver had to let go.
             ensure_eq!(svm.vm().invalidations(), 1);
-            let told = svm.vm().last();
-            ensure!(told.locked && !told.is_unmap);
-            ensure_eq!((told.ranges, told.bound), (1, 1));
-            ensure_eq!(told.changed, (span.start, span.end));
+            let received = svm.vm().last();
+            ensure!(received.locked && !received.is_unmap);
+            ensure_eq!((received.ranges, received.bound), (1, 1));
+            ensure_eq!(received.changed, (span.start, span.end));
             Ok(())
         })
     }

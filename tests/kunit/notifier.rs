@@ -171,20 +171,20 @@ mod tests {
             }
             // All of them, though only the middle of the last is changed.
             mm::drop_pages(&pages(16, 600))?;
-            let told = svm.vm().last();
+            let received = svm.vm().last();
             ensure_eq!(svm.vm().invalidations(), 1);
-            ensure_eq!((told.ranges, told.bound), (3, 3));
-            ensure_eq!(told.span, (windows[0].start, windows[2].end));
-            ensure_eq!(told.changed, (pages(16, 1).start, pages(616, 1).start));
-            ensure!(told.locked && !told.is_unmap);
+            ensure_eq!((received.ranges, received.bound), (3, 3));
+            ensure_eq!(received.span, (windows[0].start, windows[2].end));
+            ensure_eq!(received.changed, (pages(16, 1).start, pages(616, 1).start));
+            ensure!(received.locked && !received.is_unmap);
 
             // What is not mapped is not in it.
             windows.rotate_left(1);
             fault(&svm, windows[0].start, Access::Write)?;
             mm::drop_pages(&pages(16, 600))?;
-            let told = svm.vm().last();
-            ensure_eq!((told.ranges, told.bound), (1, 1));
-            ensure_eq!(told.span, (windows[0].start, windows[0].end));
+            let received = svm.vm().last();
+            ensure_eq!((received.ranges, received.bound), (1, 1));
+            ensure_eq!(received.span, (windows[0].start, windows[0].end));
 
             // And who has nothing mapped is not called.
             mm::drop_pages(&pages(0, 1024))?;
@@ -206,12 +206,12 @@ mod tests {
             mm::drop_pages(&pages(511, 2))?;
             // Each its own, and nothing twice.
             ensure_eq!(svm.vm().invalidations(), 2);
-            let told = svm.vm().last();
-            ensure_eq!((told.ranges, told.bound), (1, 1));
+            let received = svm.vm().last();
+            ensure_eq!((received.ranges, received.bound), (1, 1));
             let (first, second) = (pages(511, 1), pages(512, 1));
             let first = (first.start, first.end);
             let second = (second.start, second.end);
-            ensure!(told.changed == first || told.changed == second);
+            ensure!(received.changed == first || received.changed == second);
             ensure_eq!(dma::mapped(), 0);
 
             // Unmapped in part is what part of it is left, whatever the notifier next to it says.

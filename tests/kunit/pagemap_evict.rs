@@ -8,7 +8,7 @@ use crate::fixture::{
     pages,
     thread::Thread,
     touch,
-    vram::{with_ram, Done, Mood, Vram, HUGE}, //
+    vram::{with_ram, Done, Settings, Vram, HUGE}, //
 };
 use kernel::{
     prelude::*,
@@ -112,9 +112,9 @@ mod tests {
                 place(env, pagemap, &span, false)?;
                 let vram = pagemap.provider();
                 // With the last of them goes what the kernel finds the places of these pages by.
-                vram.set_mood(Mood {
+                vram.set(Settings {
                     unmap: (unmap.start, unmap.end),
-                    ..Mood::NONE
+                    ..Settings::NONE
                 });
                 evict(pagemap)?;
                 ensure_eq!((vram.take_done().to_ram, vram.used()), (16, 0));
@@ -191,13 +191,13 @@ mod tests {
             let span = pages(0, HUGE);
             place(env, pagemap, &span, true)?;
             let vram = pagemap.provider();
-            vram.set_mood(Mood {
+            vram.set(Settings {
                 broken: true,
-                ..Mood::default()
+                ..Settings::default()
             });
             ensure_eq!(evict(pagemap), Err(EIO));
             ensure_eq!(vram.used(), HUGE);
-            vram.set_mood(Mood::default());
+            vram.set(Settings::default());
             evict(pagemap)?;
             check(&span)
         })

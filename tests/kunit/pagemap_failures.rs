@@ -12,7 +12,7 @@ use crate::fixture::{
     },
     mm::{self, Held, Pinned, Prot},
     pages,
-    vram::{vram_of, Mood, Vram, HUGE},
+    vram::{vram_of, Settings, Vram, HUGE},
     Env,
     BASE, //
 };
@@ -150,11 +150,11 @@ mod tests {
             {
                 let one = vram_of(&env.devices[0], 64, owner)?;
                 let two = vram_of(&env.devices[1], 64, owner)?;
-                let peers = Mood {
+                let peers = Settings {
                     peers: true,
-                    ..Mood::NONE
+                    ..Settings::NONE
                 };
-                two.provider().set_mood(peers);
+                two.provider().set(peers);
                 let span = pages(0, 16);
                 mm::map(&span, Prot::Write)?;
                 mm::fill(&span)?;
@@ -277,22 +277,22 @@ mod tests {
         with_vram(2 * HUGE, |env, pagemap| {
             let span = prepare()?;
             let vram = pagemap.provider();
-            let broken = Mood {
+            let broken = Settings {
                 broken: true,
-                ..Mood::NONE
+                ..Settings::NONE
             };
-            vram.set_mood(broken);
+            vram.set(broken);
             ensure_eq!(to_device(env, pagemap, &span), Err(EIO));
             ensure_eq!((dma::mapped(), used(pagemap)), (0, 0));
             is_intact()?;
-            vram.set_mood(Mood::NONE);
+            vram.set(Settings::NONE);
             to_device(env, pagemap, &span)?;
             let all = vram.used();
-            vram.set_mood(broken);
+            vram.set(broken);
             ensure_eq!(evict(pagemap), Err(EIO));
             ensure_eq!(mm::fault(BASE, false), Err(EFAULT));
             ensure_eq!((dma::mapped(), used(pagemap)), (0, all));
-            vram.set_mood(Mood::NONE);
+            vram.set(Settings::NONE);
             is_intact()
         })
     }
@@ -319,9 +319,9 @@ mod tests {
             let page = Pinned::new(pages(3, 1).start)?.page()?;
             let vram = pagemap.provider();
             let grab = |page: NonNull<kernel::bindings::page>| {
-                vram.set_mood(Mood {
+                vram.set(Settings {
                     grab: page.as_ptr().expose_provenance(),
-                    ..Mood::NONE
+                    ..Settings::NONE
                 })
             };
             grab(page);

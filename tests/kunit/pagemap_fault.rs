@@ -7,7 +7,7 @@ use crate::fixture::{
     mm::{self, Prot},
     pages,
     thread::{sleep_ms, Thread},
-    vram::{wanted_ram, with_ram, Mood, Vram, HUGE},
+    vram::{wanted_ram, with_ram, Settings, Vram, HUGE},
     Env, //
 };
 use core::ptr;
@@ -216,13 +216,13 @@ mod tests {
             let span = pages(0, 16);
             place(env, pagemap, &span, false)?;
             let vram = pagemap.provider();
-            vram.set_mood(Mood {
+            vram.set(Settings {
                 broken: true,
-                ..Mood::default()
+                ..Settings::default()
             });
             ensure_eq!(mm::fault(span.start, false), Err(EFAULT));
             ensure_eq!(vram.used(), 16);
-            vram.set_mood(Mood::default());
+            vram.set(Settings::default());
             check(&span)
         })
     }

@@ -13,9 +13,9 @@ use crate::fixture::{
         refs_at_destruction,
         same,
         with_provider,
-        Going,
-        HoldUp,
+        BlockDestroy,
         Provider, //
+        Unloading,
     },
     thread::{sleep_ms, Thread}, //
 };
@@ -65,11 +65,11 @@ mod hold_tests {
     fn nothing_is_taken_from_a_module_that_goes() -> Result {
         with_provider(|_, provider| {
             let drm = drm_refs(provider.drm());
-            let going = Going::now();
+            let unloading = Unloading::now();
             let error = provider.pagemap().err();
             hold::flush();
             let refs = (module_refs(), drm_refs(provider.drm()));
-            drop(going);
+            drop(unloading);
             ensure_eq!(error, Some(ENODEV));
             ensure_eq!(refs, (0, drm));
             ensure_eq!((made(), destroyed()), (0, 0));
@@ -80,11 +80,11 @@ mod hold_tests {
     #[test]
     fn the_last_reference_may_go_where_nothing_sleeps() -> Result {
         with_provider(|_, provider| {
-            let held_up = HoldUp::new();
+            let blocked = BlockDestroy::new();
             drop_atomically(provider.pagemap()?)?;
             // It is not destroyed there, and the module is kept until it is.
             let refs = (destroyed(), module_refs());
-            drop(held_up);
+            drop(blocked);
             hold::flush();
             ensure_eq!(refs, (0, 2));
             ensure_eq!(destroyed(), 1);
@@ -207,14 +207,14 @@ mod cache_tests {
     fn a_late_shrinker_loses_no_pagemap_in_use() -> Result {
         with_provider(|_, provider| {
             drop(provider.cached()?);
-            let held_up = HoldUp::busy(&provider)?;
+            let blocked = BlockDestroy::busy(&provider)?;
             let before = (made(), destroyed());
             ensure_eq!(provider.shrinker.scan(1), 1);
             // The old one is not destroyed, and not found.
             ensure!(provider.cache.get_if_active().is_none());
             let new = provider.cached()?;
             ensure_eq!((made(), destroyed()), (before.0 + 1, before.1));
-            drop(held_up);
+            drop(blocked);
             hold::flush();
             ensure_eq!(destroyed(), before.1 + 2);
             let active = provider.cache.get_if_active().ok_or(ENOENT)?;
@@ -230,14 +230,14 @@ mod cache_tests {
     fn a_late_shrinker_has_only_what_it_took() -> Result {
         with_provider(|_, provider| {
             drop(provider.cached()?);
-            let held_up = HoldUp::busy(&provider)?;
+            let blocked = BlockDestroy::busy(&provider)?;
             ensure_eq!(provider.shrinker.scan(1), 1);
             let new = provider.cached()?;
             let raw = new.as_raw();
             drop(new);
             ensure_eq!(provider.shrinker.count(), 1);
             let before = destroyed();
-            drop(held_up);
+            drop(blocked);
             hold::flush();
             ensure_eq!(destroyed(), before + 2);
             ensure_eq!(provider.shrinker.count(), 1);
@@ -316,7 +316,7 @@ mod cache_tests {
             drop(provider.cached()?);
             hold::flush();
             let drm = drm_refs(provider.drm());
-            let going = Going::now();
+            let unloading = Unloading::now();
             let error = provider.cached().err();
             hold::flush();
             let after = (
@@ -324,7 +324,7 @@ mod cache_tests {
                 drm_refs(provider.drm()),
                 provider.shrinker.count(),
             );
-            drop(going);
+            drop(unloading);
             ensure_eq!(error, Some(ENODEV));
             ensure_eq!(after, (0, drm, 1));
             drop(provider.cached()?);

@@ -8,7 +8,7 @@ use crate::fixture::{
     mm::{self, Held, Pinned, Prot},
     pages,
     thread::Thread,
-    vram::{Done, Mood, Vram, HUGE}, //
+    vram::{Done, Settings, Vram, HUGE}, //
 };
 use gpusvm::pagemap::to_device::{allow_huge_pages, Moved, Sources};
 use kernel::{page::PAGE_SIZE, prelude::*};
@@ -158,12 +158,12 @@ mod tests {
                     ensure!(in_time);
                     Ok(())
                 })?;
-                pagemap.provider().set_mood(Mood {
+                pagemap.provider().set(Settings {
                     slow: true,
-                    ..Mood::NONE
+                    ..Settings::NONE
                 });
                 let moves = to_device(env, pagemap, &span);
-                pagemap.provider().set_mood(Mood::NONE);
+                pagemap.provider().set(Settings::NONE);
                 cpu.join()?;
                 let all = span.len() / PAGE_SIZE;
                 ensure_eq!(moves?, moved(all, all, all));
@@ -197,12 +197,12 @@ mod tests {
                     GATE.open();
                     changed
                 })?;
-                pagemap.provider().set_mood(Mood {
+                pagemap.provider().set(Settings {
                     slow: true,
-                    ..Mood::NONE
+                    ..Settings::NONE
                 });
                 let came = pagemap.populate_from(Sources::Populated, &env.mm, span.clone(), 0);
-                pagemap.provider().set_mood(Mood::NONE);
+                pagemap.provider().set(Settings::NONE);
                 cpu.join()?;
                 let came = came?;
                 ensure_eq!(
@@ -226,33 +226,33 @@ mod tests {
             let span = pages(0, 16);
             mm::map(&span, Prot::Write)?;
             mm::fill(&span)?;
-            let moods = [
+            let cases = [
                 (
                     EBUSY,
-                    Mood {
+                    Settings {
                         busy: true,
-                        ..Mood::NONE
+                        ..Settings::NONE
                     },
                 ),
                 (
                     ENOSPC,
-                    Mood {
+                    Settings {
                         full: true,
-                        ..Mood::NONE
+                        ..Settings::NONE
                     },
                 ),
                 (
                     EIO,
-                    Mood {
+                    Settings {
                         broken: true,
-                        ..Mood::NONE
+                        ..Settings::NONE
                     },
                 ),
             ];
-            for (error, mood) in moods {
-                pagemap.provider().set_mood(mood);
+            for (error, settings) in cases {
+                pagemap.provider().set(settings);
                 let result = to_device(env, pagemap, &span);
-                pagemap.provider().set_mood(Mood::NONE);
+                pagemap.provider().set(Settings::NONE);
                 ensure_eq!(result, Err(error));
                 check(&span)?;
             }
@@ -267,9 +267,9 @@ mod tests {
             mm::map_huge(&span)?;
             mm::fill(&span)?;
             let vram = pagemap.provider();
-            vram.set_mood(Mood {
+            vram.set(Settings {
                 scattered: true,
-                ..Mood::default()
+                ..Settings::default()
             });
             ensure_eq!(to_device(env, pagemap, &span)?, moved(HUGE, HUGE, HUGE));
             ensure_eq!(vram.take_done().pieces, HUGE);
@@ -350,9 +350,9 @@ mod tests {
             // And where there is no huge page on the device.
             let span = pages(0, HUGE);
             mm::map_huge(&span)?;
-            pagemap.provider().set_mood(Mood {
+            pagemap.provider().set(Settings {
                 scattered: true,
-                ..Mood::default()
+                ..Settings::default()
             });
             ensure_eq!(to_device(env, pagemap, &span)?, moved(HUGE, 0, HUGE));
             ensure_eq!(pagemap.provider().take_done().cleared, HUGE);
@@ -447,15 +447,15 @@ mod tests {
             mm::map(&span, Prot::Write)?;
             mm::fill(&span)?;
             let vram = pagemap.provider();
-            vram.set_mood(Mood {
-                confused: true,
-                ..Mood::default()
+            vram.set(Settings {
+                duplicate: true,
+                ..Settings::default()
             });
             ensure_eq!(to_device(env, pagemap, &span), Err(EINVAL));
             ensure_eq!(vram.used(), 0);
             // One is refused only where it is in use.
             ensure_eq!(to_device(env, pagemap, &pages(0, 1))?, moved(1, 1, 1));
-            vram.set_mood(Mood::default());
+            vram.set(Settings::default());
             check(&span)
         })
     }

@@ -8,7 +8,7 @@ use crate::fixture::{
     migration::{check, is_unmapped, moved, run, to_device, with_vram},
     mm::{self, Prot},
     pages,
-    vram::{self, vram_of, Mood, Vram, HUGE},
+    vram::{self, vram_of, Settings, Vram, HUGE},
     with_devices,
     with_iommu_device,
     Env,
@@ -208,9 +208,9 @@ mod tests {
     fn pages_that_are_scattered() -> Result {
         with_vram(2 * HUGE, |env, pagemap| {
             let vram = pagemap.provider();
-            vram.set_mood(Mood {
+            vram.set(Settings {
                 scattered: true,
-                ..Mood::default()
+                ..Settings::default()
             });
             let span = pages(0, HUGE);
             place(env, pagemap, &span, &[span.clone()])?;
@@ -332,9 +332,9 @@ mod tests {
                 let mut retry = Retry::bounded();
                 let attempt = retry.next().ok_or(EINVAL)?;
                 let mut found = guard.find_or_insert(BASE, ALL, &ctx, &attempt)?;
-                vram.set_mood(Mood {
+                vram.set(Settings {
                     maps: Some(nth),
-                    ..Mood::default()
+                    ..Settings::default()
                 });
                 let result = found.get(&ctx, &attempt);
                 if nth == 9 {
@@ -350,7 +350,7 @@ mod tests {
             }
             // The other pages may fail as well.
             svm.lock().invalidate(ALL);
-            vram.set_mood(Mood::default());
+            vram.set(Settings::default());
             for nth in 0..7 {
                 let mut guard = svm.lock();
                 let mut retry = Retry::bounded();
@@ -371,12 +371,12 @@ mod tests {
                 vram_of(&env.devices[0], 64, owner())?,
                 vram_of(&env.devices[1], 64, owner())?,
             );
-            let peers = Mood {
+            let peers = Settings {
                 peers: true,
-                ..Mood::default()
+                ..Settings::default()
             };
-            one.provider().set_mood(peers);
-            two.provider().set_mood(peers);
+            one.provider().set(peers);
+            two.provider().set(peers);
             let span = pages(0, 16);
             place(env, &one, &span, &[pages(0, 8)])?;
             to_device(env, &two, &pages(8, 8))?;
@@ -400,7 +400,7 @@ mod tests {
                 is_undone(&one)?;
 
                 // One that the other device does not reach is not mapped for either.
-                one.provider().set_mood(Mood::default());
+                one.provider().set(Settings::default());
                 ensure_eq!(get(&svm, &ctx), Err(EFAULT));
                 is_undone(&one)?;
             }
@@ -419,9 +419,9 @@ mod tests {
             let svm = env.svm()?;
             let ctx = ctx(Access::Write, pagemap);
             let vram = pagemap.provider();
-            let expect = |told: usize, device: usize| -> Result {
+            let expect = |received: usize, device: usize| -> Result {
                 let before = svm.vm().invalidations();
-                ensure_eq!(before, told);
+                ensure_eq!(before, received);
                 ensure_eq!(fault_with(&svm, BASE, &ctx)?.seen.device, device);
                 Ok(())
             };
@@ -534,11 +534,11 @@ mod tests {
             // The memory is another device's.
             let device = crate::fixture::device::Device::new(7)?;
             let pagemap = vram_of(&device, 64, None)?;
-            let peers = Mood {
+            let peers = Settings {
                 peers: true,
-                ..Mood::default()
+                ..Settings::default()
             };
-            pagemap.provider().set_mood(peers);
+            pagemap.provider().set(peers);
             // A reservation is made for what begins with system memory.
             for (there, runs) in [
                 ([pages(3, 4), pages(9, 2)], 1),
@@ -569,7 +569,7 @@ mod tests {
                 // And where it fails.
                 let svm = env.svm()?;
                 for nth in 0..6 {
-                    pagemap.provider().set_mood(Mood {
+                    pagemap.provider().set(Settings {
                         maps: Some(nth),
                         ..peers
                     });
@@ -577,7 +577,7 @@ mod tests {
                     ensure_eq!(get(&svm, &ctx), Err(EFAULT));
                     is_undone(&pagemap)?;
                 }
-                pagemap.provider().set_mood(peers);
+                pagemap.provider().set(peers);
                 check(&span)?;
             }
             gpusvm::pagemap::flush();

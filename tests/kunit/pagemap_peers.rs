@@ -7,7 +7,7 @@ use crate::fixture::{
     migration::{check, check_zero, evict, is_unmapped, moved, to_device, used},
     mm::{self, Pinned, Prot},
     pages,
-    vram::{alive, vram_of, Mood, Vram, HUGE},
+    vram::{alive, vram_of, Settings, Vram, HUGE},
     with_devices,
     Env, //
 };
@@ -19,10 +19,10 @@ use gpusvm::pagemap::{
 };
 use kernel::{page::PAGE_SIZE, prelude::*};
 
-/// A mood in which other devices reach the memory.
-const OPEN: Mood = Mood {
+/// A settings in which other devices reach the memory.
+const OPEN: Settings = Settings {
     peers: true,
-    ..Mood::NONE
+    ..Settings::NONE
 };
 
 /// Runs a test with two devices that have memory, of one owner or of two.
@@ -38,8 +38,8 @@ fn with_two(
         let result = {
             let one = vram_of(&env.devices[0], size, owner)?;
             let two = vram_of(&env.devices[1], size, owner)?;
-            one.provider().set_mood(OPEN);
-            two.provider().set_mood(OPEN);
+            one.provider().set(OPEN);
+            two.provider().set(OPEN);
             test(env, &one, &two)
                 .and_then(|()| is_unmapped(&one))
                 .and_then(|()| is_unmapped(&two))
@@ -66,7 +66,7 @@ mod tests {
                 ensure_eq!(to_device(env, pagemap, &span)?, moved(16, 16, 16));
             }
             GATE.close();
-            one.provider().set_mood(Mood {
+            one.provider().set(Settings {
                 stuck: true,
                 ..OPEN
             });
@@ -76,7 +76,7 @@ mod tests {
             let evicted = evict(two);
             let in_time = GATE.is_waiting();
             GATE.open();
-            one.provider().set_mood(OPEN);
+            one.provider().set(OPEN);
             ensure!(is_stuck && in_time);
             evicted?;
             check(&pages(16, 16))
@@ -121,7 +121,7 @@ mod tests {
             ensure_eq!((done.to_peer, done.pieces), (HUGE, 1));
             ensure_eq!((used(one), used(two)), (0, HUGE));
             // Where there is no huge page it moves page by page.
-            one.provider().set_mood(Mood {
+            one.provider().set(Settings {
                 scattered: true,
                 ..OPEN
             });
@@ -202,7 +202,7 @@ mod tests {
             mm::fill(&span)?;
             to_device(env, one, &pages(0, 8))?;
             for reached in [0, 3] {
-                two.provider().set_mood(Mood {
+                two.provider().set(Settings {
                     maps: Some(reached),
                     ..OPEN
                 });
@@ -215,7 +215,7 @@ mod tests {
                 to_device(env, one, &pages(0, 8))?;
             }
             // Nothing at all can move.
-            two.provider().set_mood(Mood::NONE);
+            two.provider().set(Settings::NONE);
             let expected = Moved {
                 unreachable: 8 * PAGE_SIZE,
                 ..moved(0, 0, 8)
@@ -233,7 +233,7 @@ mod tests {
             mm::map_huge(&span)?;
             mm::fill(&span)?;
             to_device(env, one, &span)?;
-            two.provider().set_mood(Mood {
+            two.provider().set(Settings {
                 scattered: true,
                 maps: Some(100),
                 ..OPEN
@@ -271,12 +271,12 @@ mod tests {
             mm::fill(&span)?;
             to_device(env, one, &pages(0, 8))?;
             for broken in [one, two] {
-                broken.provider().set_mood(Mood {
+                broken.provider().set(Settings {
                     broken: true,
                     ..OPEN
                 });
                 ensure_eq!(to_device(env, two, &span), Err(EIO));
-                broken.provider().set_mood(OPEN);
+                broken.provider().set(OPEN);
                 ensure_eq!((used(one), used(two)), (8, 0));
                 is_unmapped(two)?;
             }

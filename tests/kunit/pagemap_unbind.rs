@@ -16,7 +16,7 @@ use crate::fixture::{
         same,
         wait,
         with_provider,
-        HoldUp,
+        BlockDestroy,
         Provider, //
     },
     syscall::File,
@@ -78,11 +78,11 @@ mod tests {
     fn unbinding_waits_for_what_reclaim_took() -> Result {
         with_provider(|env, provider| {
             drop(provider.cached()?);
-            let held_up = HoldUp::new();
+            let blocked = BlockDestroy::new();
             ensure_eq!(provider.shrinker.scan(1), 1);
             let helper = Thread::spawn(&env.mm, move || {
                 sleep_ms(50);
-                drop(held_up);
+                drop(blocked);
                 Ok(())
             })?;
             // The cache, and all else of the device, is gone after this.

@@ -78,12 +78,12 @@ mod tests {
             let mut guard = svm.lock();
             guard.find(BASE).ok_or(EINVAL)?.remove();
             ensure_eq!(svm.vm().invalidations(), 1);
-            let told = svm.vm().last();
-            ensure!(told.locked);
-            ensure_eq!((told.ranges, told.bound), (1, 1));
-            ensure_eq!(told.span, (span.start, span.end));
+            let received = svm.vm().last();
+            ensure!(received.locked);
+            ensure_eq!((received.ranges, received.bound), (1, 1));
+            ensure_eq!(received.span, (span.start, span.end));
             // The CPU did not unmap it.
-            ensure!(!told.is_unmap);
+            ensure!(!received.is_unmap);
             ensure_eq!(svm.vm().garbage(), 0);
             ensure_eq!(dma::mapped(), 0);
             ensure!(!guard.has_mapping(ALL));
@@ -166,9 +166,12 @@ mod tests {
             let svm = env.svm()?;
             fault(&svm, BASE, Access::Write)?;
             mm::unmap(&span)?;
-            let told = svm.vm().last();
-            ensure!(told.is_unmap && told.locked);
-            ensure_eq!((told.bound, told.changed), (1, (span.start, span.end)));
+            let received = svm.vm().last();
+            ensure!(received.is_unmap && received.locked);
+            ensure_eq!(
+                (received.bound, received.changed),
+                (1, (span.start, span.end))
+            );
             ensure_eq!(dma::mapped(), 0);
             ensure_eq!(svm.vm().garbage(), 1);
             let mut guard = svm.lock();
@@ -250,10 +253,10 @@ mod tests {
             let mut guard = svm.lock();
             guard.invalidate(pages(20, 20));
             ensure_eq!(svm.vm().invalidations(), 1);
-            let told = svm.vm().last();
-            ensure_eq!((told.ranges, told.bound), (2, 2));
-            ensure!(told.locked && !told.is_unmap);
-            ensure_eq!(told.span, (pages(16, 1).start, pages(48, 1).start));
+            let received = svm.vm().last();
+            ensure_eq!((received.ranges, received.bound), (2, 2));
+            ensure!(received.locked && !received.is_unmap);
+            ensure_eq!(received.span, (pages(16, 1).start, pages(48, 1).start));
             ensure_eq!(dma::mapped(), one);
             ensure_eq!(guard.ranges(ALL).count(), 3);
             ensure_eq!(guard.collect_garbage(), 0);
@@ -276,9 +279,9 @@ mod tests {
             let asked = Cell::new(0);
             let go_on = || {
                 asked.set(asked.get() + 1);
-                let told = svm.vm().last();
-                ensure!(told.locked);
-                ensure_eq!((told.ranges, told.bound), (BATCH, BATCH));
+                let received = svm.vm().last();
+                ensure!(received.locked);
+                ensure_eq!((received.ranges, received.bound), (BATCH, BATCH));
                 // What the CPU changes is invalidated under the notifier lock, which nobody has.
                 mm::drop_pages(&last)
             };
@@ -366,23 +369,23 @@ mod tests {
                 made.as_ref().get();
                 let got = source.get(set.as_slice(), &ctx, &attempt, &mut walk);
                 let mapped = dma::mapped();
-                let told = Cell::new(None);
-                svm.remove(made, set.as_slice(), |mapped| told.set(Some(mapped)));
+                let was_mapped = Cell::new(None);
+                svm.remove(made, set.as_slice(), |mapped| was_mapped.set(Some(mapped)));
                 let after = (
                     dma::mapped(),
                     source.get(set.as_slice(), &ctx, &attempt, &mut walk),
                 );
                 let retired = set.as_slice()[0].has(PagesFlag::Unmapped);
-                let told_of_kept = Cell::new(None);
+                let kept_was_mapped = Cell::new(None);
                 svm.remove(kept, others.as_slice(), |mapped| {
-                    told_of_kept.set(Some(mapped))
+                    kept_was_mapped.set(Some(mapped))
                 });
                 SvmRange::put(made);
                 ensure_eq!(got, Ok(()));
                 ensure_eq!(mapped, SZ_64K as i64);
-                ensure_eq!(told.get(), Some(true));
+                ensure_eq!(was_mapped.get(), Some(true));
                 // Of the other range nothing ever was mapped.
-                ensure_eq!(told_of_kept.get(), Some(false));
+                ensure_eq!(kept_was_mapped.get(), Some(false));
                 ensure_eq!(after, (0, Err(EFAULT)));
                 ensure!(retired);
             }
