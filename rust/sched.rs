@@ -87,7 +87,7 @@ impl Killable {
         let result = f();
         // `kill()` does not find the thread any more.
         let thread = self.thread.lock().take();
-        // SAFETY: As above. A pending kill must be discarded, as the worker thread goes on with
+        // SAFETY: As above. A pending kill must be discarded, as the worker thread continues with
         // other work.
         unsafe { ext::disallow_kill() };
         drop(thread);

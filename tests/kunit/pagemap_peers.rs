@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages move from one device to another, and from one place of a device to another.
+//! Tests of the migration of pages between devices, and within a device.
 
 use crate::fixture::{
     gate::GATE,
@@ -19,13 +19,13 @@ use gpusvm::pagemap::{
 };
 use kernel::{page::PAGE_SIZE, prelude::*};
 
-/// A settings in which other devices reach the memory.
+/// Settings that allow other devices to access the memory.
 const OPEN: Settings = Settings {
     peers: true,
     ..Settings::NONE
 };
 
-/// Runs a test with two devices that have memory, of one owner or of two.
+/// Runs a test with two devices that have memory, with a common owner or with two.
 fn with_two(
     is_shared: bool,
     size: usize,
@@ -33,7 +33,7 @@ fn with_two(
 ) -> Result {
     with_devices(2, |env| {
         static OWNER: u64 = 0;
-        // SAFETY: Nobody else makes an owner of it.
+        // SAFETY: No other code makes an owner of this static.
         let owner = is_shared.then(|| unsafe { OwnerId::from_raw(NonNull::from(&OWNER).cast()) });
         let result = {
             let one = vram_of(&env.devices[0], size, owner)?;
@@ -71,7 +71,7 @@ mod tests {
                 ..OPEN
             });
             mm::unmap(&pages(0, 16))?;
-            // The provider is being told, and takes its time.
+            // The provider's `detached()` callback is blocked.
             let is_stuck = GATE.is_reached();
             let evicted = evict(two);
             let in_time = GATE.is_waiting();
@@ -92,14 +92,14 @@ mod tests {
             to_device(env, one, &span)?;
             one.provider().take_done();
             ensure_eq!(to_device(env, two, &span)?, moved(16, 16, 16));
-            // Not by way of RAM: who has them copies them.
+            // The source device copies directly, without system memory.
             let done = one.provider().take_done();
             ensure_eq!((done.to_peer, done.to_ram, done.mapped), (16, 0, 0));
             let done = two.provider().take_done();
             ensure_eq!((done.to_device, done.cleared), (0, 0));
             ensure_eq!((done.mapped, done.unmapped), (16, 16));
             ensure_eq!((used(one), used(two)), (0, 16));
-            // And back again, in part.
+            // A part migrates back to the first device.
             ensure_eq!(to_device(env, one, &pages(4, 4))?, moved(4, 4, 4));
             ensure_eq!(used(one), 4);
             check(&span)?;
@@ -120,7 +120,7 @@ mod tests {
             let done = one.provider().take_done();
             ensure_eq!((done.to_peer, done.pieces), (HUGE, 1));
             ensure_eq!((used(one), used(two)), (0, HUGE));
-            // Where there is no huge page it moves page by page.
+            // Without contiguous memory the huge page is copied page by page.
             one.provider().set(Settings {
                 scattered: true,
                 ..OPEN
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn from_everywhere_at_once() -> Result {
         with_two(true, 64, |env, one, two| {
-            // RAM, one device, holes, the other device, a pinned page.
+            // The sources are RAM, one device, holes, the other device and a pinned page.
             let span = pages(0, 32);
             mm::map(&span, Prot::Write)?;
             for part in [pages(0, 12), pages(16, 16)] {
@@ -186,7 +186,7 @@ mod tests {
             one.provider().take_done();
             let system = || two.populate_from(Sources::System, &env.mm, span.clone(), 0);
             ensure_eq!(system()?, moved(8, 8, 16));
-            // What a device has is not looked at, whosever it is.
+            // Pages on any device are left out.
             ensure_eq!(system()?, moved(0, 0, 16));
             ensure_eq!(one.provider().take_done().to_peer, 0);
             ensure_eq!((used(one), used(two)), (8, 8));
@@ -214,7 +214,7 @@ mod tests {
                 check(&pages(0, 16))?;
                 to_device(env, one, &pages(0, 8))?;
             }
-            // Nothing at all can move.
+            // No page can be accessed, so none migrates.
             two.provider().set(Settings::NONE);
             let expected = Moved {
                 unreachable: 8 * PAGE_SIZE,
@@ -295,7 +295,7 @@ mod tests {
             }
             to_device(env, two, &pages(5, 1))?;
             one.provider().take_done();
-            // One page is in RAM, and one on the other device.
+            // One page is in RAM, and one is on the other device.
             let gathered = one.populate_from(Sources::All, &env.mm, span.clone(), 0)?;
             ensure_eq!(gathered, moved(16, 16, 16));
             let done = one.provider().take_done();
