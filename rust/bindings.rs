@@ -2,8 +2,9 @@
 
 //! C declarations that `kernel::bindings` lacks.
 //!
-//! Generated for the kernel being built, from `bindings_helper.h` and `helpers/`. Types that both
-//! know are the kernel crate's, so that a pointer from one fits the other.
+//! The build generates them for the kernel being built, from `bindings_helper.h` and
+//! `helpers/`. Types that the kernel crate binds, too, are imported from it, so that pointers of
+//! both crates have the same type.
 
 #![allow(
     clippy::all,

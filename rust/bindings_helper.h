@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 
 /*
- * Headers whose declarations the kernel crate's bindings lack. What of them becomes
- * Rust is named in bindgen_allowlist; types that the kernel crate binds already are
- * taken from there, so that both are the same type.
+ * Headers with declarations that the kernel crate's bindings lack. bindgen_allowlist
+ * names the declarations to bind. Types that the kernel crate binds are imported from
+ * there, so that both crates use the same type.
  */
 
 #include <kunit/static_stub.h>
@@ -21,7 +21,7 @@
 #include <drm/drm_pagemap.h>
 #include <drm/drm_pagemap_util.h>
 
-/* Macros that bindgen does not evaluate. */
+/* Values of macros that bindgen cannot evaluate. */
 const gfp_t KEXT_GFP_HIGHUSER_MOVABLE = GFP_HIGHUSER_MOVABLE;
 const gfp_t KEXT_GFP_MOVABLE = __GFP_MOVABLE;
 const gfp_t KEXT_GFP_NOWARN = __GFP_NOWARN;

@@ -2,9 +2,9 @@
 
 //! Interval trees with a list beside them, for iteration in order.
 //!
-//! The tree answers "what overlaps this span" in logarithmic time; the list goes from one interval
-//! to the next in constant time. Intervals in one tree of this project never overlap each other,
-//! so that both have the same order.
+//! The tree finds the intervals that overlap a span in logarithmic time; the list finds the next
+//! interval in constant time. Intervals in one tree of this project never overlap each other, so
+//! that both have the same order.
 //!
 //! C header: [`include/linux/interval_tree.h`](srctree/include/linux/interval_tree.h)
 
@@ -34,7 +34,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// An unlinked node for `span`, whose end is exclusive and must be above its start.
+    /// Returns an unlinked node for `span`, whose end is exclusive and must be above its start.
     pub fn new(span: Range<usize>) -> impl PinInit<Self> {
         let itree = bindings::interval_tree_node {
             start: span.start as c_ulong,
@@ -47,13 +47,13 @@ impl Node {
         })
     }
 
-    /// First address, in bytes.
+    /// Returns the first address, in bytes.
     pub fn start(&self) -> usize {
         // SAFETY: `start` is written at initialization only.
         unsafe { (*self.itree.get()).start }
     }
 
-    /// First address after the interval, in bytes; 0 if it reaches the last address there is.
+    /// Returns the end, exclusive, in bytes; 0 if the interval includes the last address.
     pub fn end(&self) -> usize {
         // SAFETY: `last` is written at initialization only.
         unsafe { (*self.itree.get()).last }.wrapping_add(1)
@@ -65,6 +65,8 @@ impl Node {
         itree.cast()
     }
 
+    /// Returns the node that `entry` is part of.
+    ///
     /// # Safety
     ///
     /// `entry` must be the `entry` field of a [`Node`].
@@ -91,7 +93,7 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// An empty tree.
+    /// Returns an empty tree.
     pub fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             root: UnsafeCell::new(Default::default()),
@@ -99,7 +101,7 @@ impl Tree {
         })
     }
 
-    /// Whether no node is linked.
+    /// Returns whether the tree is empty.
     ///
     /// # Safety
     ///
@@ -109,7 +111,7 @@ impl Tree {
         unsafe { (*self.root.get()).rb_root.rb_node.is_null() }
     }
 
-    /// The lowest node that overlaps `span` (end exclusive), or null.
+    /// Returns the lowest node that overlaps `span` (end exclusive), or null.
     ///
     /// # Safety
     ///
@@ -128,7 +130,7 @@ impl Tree {
         })
     }
 
-    /// The node after `node` in ascending order, or null.
+    /// Returns the node after `node` in ascending order, or null.
     ///
     /// # Safety
     ///
@@ -139,7 +141,7 @@ impl Tree {
         if *next == self.list {
             return ptr::null_mut();
         }
-        // SAFETY: All entries of the list but its head are `entry` fields of nodes.
+        // SAFETY: All entries of the list, except its head, are `entry` fields of nodes.
         unsafe { Node::from_entry(next) }
     }
 
@@ -147,11 +149,11 @@ impl Tree {
     ///
     /// # Safety
     ///
-    /// `node` must be pinned, not linked anywhere, overlap no node of this tree, and stay valid
-    /// until it is removed. No other thread may look at or change the tree meanwhile.
+    /// `node` must be pinned, not linked in any tree, overlap no node of this tree, and stay valid
+    /// until it is removed. No other thread may read or change the tree meanwhile.
     pub unsafe fn insert(&self, node: *mut Node) {
-        // SAFETY: By this function's requirements tree, list and node are ours alone; the
-        // predecessor in the tree is linked in the list, by the type invariants.
+        // SAFETY: The caller guarantees exclusive access to tree, list and node. By the type
+        // invariants the predecessor in the tree is linked in the list.
         unsafe {
             bindings::interval_tree_insert((*node).itree.get(), self.root.get());
             let prev = bindings::rb_prev(&raw const (*(*node).itree.get()).rb);
@@ -169,10 +171,9 @@ impl Tree {
     ///
     /// # Safety
     ///
-    /// `node` must be linked in this tree. No other thread may look at or change the tree
-    /// meanwhile.
+    /// `node` must be linked in this tree. No other thread may read or change the tree meanwhile.
     pub unsafe fn remove(&self, node: *mut Node) {
-        // SAFETY: By this function's requirements tree, list and node are ours alone.
+        // SAFETY: The caller guarantees exclusive access to tree, list and node.
         unsafe {
             bindings::interval_tree_remove((*node).itree.get(), self.root.get());
             list::del(&(*node).entry);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the kernel crate lacks: bindings, helpers for static inlines, and safe wrappers.
+//! Extensions of the kernel crate: bindings, helpers for static inline functions, and safe
+//! wrappers.
 //!
 //! Everything here is a candidate for the `kernel` crate, and follows its conventions: a module
-//! wraps one C facility, names it as C does, and says which C header it stands for. Modules are
-//! where that crate would have them.
+//! wraps one C facility, has its C name, and names the C header. Its path is the one that it would
+//! have in that crate.
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory management: address spaces, folios, and moving the one's pages to the other.
+//! Memory management: address spaces, folios, and the migration of pages between folios.
 
 mod anon_vma;
 pub mod folio;

@@ -14,41 +14,42 @@ use kernel::{
     prelude::*, //
 };
 
-/// Keeps a module from being unloaded. There is none that could not be taken.
+/// A counted reference to a module, which keeps it from being unloaded.
 ///
 /// # Invariants
 ///
-/// None, for code that is built in, or a module of which this owns a reference.
+/// Owns a reference to the module; `None` stands for built-in code.
 pub struct ModuleRef(Option<NonNull<bindings::module>>);
 
-// SAFETY: References to modules may be given back in any context.
+// SAFETY: References to modules may be dropped in any context.
 unsafe impl Send for ModuleRef {}
-// SAFETY: Nothing is reached through a shared reference.
+// SAFETY: A shared reference gives access to nothing.
 unsafe impl Sync for ModuleRef {}
 
 impl ModuleRef {
-    /// Takes a reference to a module; a null pointer stands for the kernel itself.
+    /// Takes a reference to a module; a null pointer stands for built-in code.
     ///
-    /// Fails with `ENODEV` if the module is on its way out, and has taken nothing then.
+    /// Fails with `ENODEV` if the module is being unloaded.
     ///
     /// # Safety
     ///
-    /// `module` must be null, or a module that exists during the call.
+    /// `module` must be null, or a valid module during the call.
     pub unsafe fn try_get(module: *mut bindings::module) -> Result<Self> {
         // SAFETY: By this function's requirements.
         if !unsafe { bindings::try_module_get(module) } {
             return Err(ENODEV);
         }
-        // INVARIANT: The reference that was just taken, if there is a module.
+        // INVARIANT: `try_module_get()` took the reference.
         Ok(Self(NonNull::new(module)))
     }
 
-    /// Takes a reference to the module that `M` describes, such as the `OwnerModule` of a trait that is implemented with
-    /// `#[vtable]`.
+    /// Takes a reference to the module that `M` describes, for example the `OwnerModule` of a trait
+    /// that is implemented with `#[vtable]`.
     ///
-    /// Fails with `ENODEV` if the module is on its way out, and has taken nothing then.
+    /// Fails with `ENODEV` if the module is being unloaded.
     pub fn of<M: ModuleMetadata>() -> Result<Self> {
-        // SAFETY: The module exists: this is called from it, or from code that it had compiled, with its `M`.
+        // SAFETY: The module exists: the caller is code of it, or generic code that it instantiated
+        // with its `M`.
         unsafe { Self::try_get(this_module::<M>().as_ptr()) }
     }
 }

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Debug messages that dynamic debug turns on, as C has them and the kernel crate has not.
+//! Debug messages under the control of dynamic debug, which the kernel crate lacks.
 //!
 //! The kernel crate's `pr_debug!` prints only in kernels built with Rust's debug assertions, and
-//! then always. [`debug!`](crate::debug) is C's `pr_debug()`: silent until
-//! `echo 'module gpusvm +p' > /proc/dynamic_debug/control` asks for it.
+//! then always. [`debug!`](crate::debug) is C's `pr_debug()`: it prints nothing until it is enabled
+//! by `echo 'module gpusvm +p' > /proc/dynamic_debug/control`.
 //!
 //! C header: [`include/linux/dynamic_debug.h`](srctree/include/linux/dynamic_debug.h)
 
 use crate::bindings;
 use kernel::fmt;
 
-/// Prints a message if dynamic debug asks for those of `gpusvm`. Used by [`debug!`](crate::debug).
+/// Prints a message if dynamic debug is enabled for `gpusvm`. [`debug!`](crate::debug) calls it.
 pub fn debug(args: fmt::Arguments<'_>) {
-    // SAFETY: A pointer to `Arguments` is what `%pA` takes.
+    // SAFETY: `%pA` takes a pointer to `Arguments`.
     unsafe { bindings::debug(core::ptr::from_ref(&args).cast()) }
 }
 
-/// `pr_debug()` with Rust's formatting, under the control of dynamic debug. The line's end is added.
+/// C's `pr_debug()` with Rust's formatting. Adds the newline.
 #[macro_export]
 macro_rules! debug {
     ($($arg:tt)+) => {

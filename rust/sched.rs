@@ -25,22 +25,23 @@ use kernel::{
     task::Task, //
 };
 
-/// Lets other tasks run if it is time: for loops that may go on for long. May sleep.
+/// Reschedules if necessary: for loops that may run for long. May sleep.
 pub fn cond_resched() {
-    // SAFETY: Has no requirements, but that the caller may sleep, which is its own affair: a debug
-    // kernel warns if not.
+    // SAFETY: The caller may sleep; a debug kernel warns if it may not.
     unsafe { ext::cond_resched() }
 }
 
-/// Whether the calling thread has been killed, and should come to an end. For a thread of the kernel that is
-/// so only in what is [`Killable`]. C: `fatal_signal_pending(current)`.
+/// Returns whether the calling thread has been killed, and should stop its work. A kernel thread
+/// can be killed only in [`Killable::run`]. C: `fatal_signal_pending(current)`.
 pub fn is_killed() -> bool {
-    // SAFETY: Looks at `current` only.
+    // SAFETY: Reads fields of `current` only.
     unsafe { ext::is_killed() }
 }
 
-/// For each step of a loop that userspace can make long, and that can be undone: lets other tasks run if
-/// it is time. Fails with `EINTR` if the calling thread [has been killed](is_killed). May sleep.
+/// Reschedules if necessary, and fails with `EINTR` if the calling thread [has been
+/// killed](is_killed). May sleep.
+///
+/// For each iteration of a loop that userspace can make long, and whose work can be undone.
 pub fn check_killed() -> Result {
     cond_resched();
     if is_killed() {
@@ -49,11 +50,13 @@ pub fn check_killed() -> Result {
     Ok(())
 }
 
-/// What a kernel thread does, one at a time, and what it can be killed in: as a thread of a process can be,
-/// it waits for nothing then that such a thread would not wait for, a page that userspace holds back above
-/// all, and [`is_killed`] says so.
+/// A call that a kernel thread runs, one at a time, and in which it can be killed like a thread of
+/// a process.
 ///
-/// Lock order: its lock is a leaf, but for that of the thread's signals.
+/// A kill ends the thread's killable waits, above all those for a page that userspace withholds,
+/// and [`is_killed`] returns true.
+///
+/// Lock order: the `thread` lock is taken last; only the lock of the thread's signals nests inside.
 #[pin_data]
 pub struct Killable {
     #[pin]
@@ -61,88 +64,96 @@ pub struct Killable {
 }
 
 impl Killable {
-    /// Nothing that is being done.
+    /// Returns a `Killable` with no call running.
     pub fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             thread <- SpinLock::new(None, lock_name!(c"kext_killable"), static_lock_class!()),
         })
     }
 
-    /// Calls `f`, which [`kill`](Self::kill) ends the waits of. What was killed before it begins is not this:
-    /// whether it is wanted still is for `f` to ask. A thread of a process is killed by signals only.
+    /// Calls `f`, whose killable waits are ended by [`kill`](Self::kill). A kill before the call
+    /// has no effect: `f` itself has to check whether its work is still wanted. In a thread of a
+    /// process this just calls `f`: only signals kill that.
     pub fn run<R>(&self, f: impl FnOnce() -> R) -> R {
         if !is_kernel_thread() {
             return f();
         }
-        // A kernel thread has signal handlers of its own, all of which ignore: it inherits them from kthreadd
-        // without sharing. So this is about no other thread.
-        // SAFETY: The thread is the kernel's, which handles its signals itself.
+        // A kernel thread has its own copy of kthreadd's signal handlers, all of which ignore their
+        // signals. So the change affects no other thread.
+        // SAFETY: The calling thread is a kernel thread, whose signal handlers no other code
+        // changes.
         unsafe { ext::allow_kill() };
         *self.thread.lock() = Some((&**kernel::current!()).into());
         let result = f();
-        // From here on nobody kills it.
+        // `kill()` does not find the thread any more.
         let thread = self.thread.lock().take();
-        // SAFETY: As above. It is a thread of a pool, which goes on with the work of others.
+        // SAFETY: As above. A pending kill must be discarded, as the worker thread continues with
+        // other work.
         unsafe { ext::disallow_kill() };
         drop(thread);
         result
     }
 
-    /// Whether something is being done, at some recent time.
+    /// Returns whether a call runs, at some recent time.
     pub fn is_running(&self) -> bool {
         self.thread.lock().is_some()
     }
 
-    /// Kills what is being done, if something is. Waits for nothing.
+    /// Kills the call that runs, if there is one. Does not wait for its end.
     pub fn kill(&self) {
         if let Some(thread) = &*self.thread.lock() {
-            // SAFETY: The thread is valid, and has not given up to be killed, which it does under the lock.
+            // SAFETY: The reference keeps the thread. It is still killable, since it clears
+            // `thread` under the lock before it ends that.
             unsafe { ext::kill_thread(thread.as_ptr()) };
         }
     }
 }
 
-/// Sleeps for so many jiffies, or until the thread is killed.
+/// Sleeps for `jiffies`, or until the thread is killed.
 pub fn sleep_killable(jiffies: usize) {
-    // CAST: Longer than this is for ever.
+    // CAST: A longer time is longer than any uptime.
     let jiffies = jiffies.min(isize::MAX as usize) as isize;
-    // SAFETY: Has no requirements, but that the caller may sleep.
+    // SAFETY: The caller may sleep.
     unsafe { bindings::schedule_timeout_killable(jiffies) };
 }
 
-/// Whether the calling thread is one of the kernel's, whatever it works with.
+/// Returns whether the calling thread is a kernel thread, even one that uses the address space of a
+/// process.
 pub fn is_kernel_thread() -> bool {
-    // SAFETY: `current` is valid, and its flags are changed by itself alone.
+    // SAFETY: `current` is valid, and only the thread itself changes its flags.
     unsafe { (*Task::current_raw()).flags & bindings::PF_KTHREAD != 0 }
 }
 
-/// Whether the calling thread is one of a process, and that is the one whose memory is `mm`. A kernel
-/// thread is not, whatever it works with.
+/// Returns whether the calling thread is a thread of the process whose address space is `mm`.
+/// Always false for a kernel thread, even for one that uses `mm`.
 pub fn is_thread_of(mm: &Mm) -> bool {
     let task = Task::current_raw();
-    // SAFETY: `current` is valid, and its flags and mm are changed by itself alone.
+    // SAFETY: `current` is valid, and only the thread itself changes its flags and its `mm`.
     let (flags, current_mm) = unsafe { ((*task).flags, (*task).mm) };
     flags & bindings::PF_KTHREAD == 0 && current_mm == mm.as_raw()
 }
 
-/// Whether a thread does not sleep, and so may come to user mode soon; at some recent time.
+/// Returns whether a thread is runnable, and so may return to user mode soon; at some recent time.
 pub fn is_runnable(task: &Task) -> bool {
-    // SAFETY: The task is valid.
+    // SAFETY: The reference keeps the task.
     unsafe { ext::task_is_runnable(task.as_ptr()) }
 }
 
-/// One of the threads of `process` that work in `mm` and are [runnable](is_runnable): that with the number
-/// `nth`, from 0 on. None if there are fewer. Each call looks at all threads.
+/// Returns the thread with the number `nth`, counted from 0, of those threads of `process` that use
+/// `mm` and are [runnable](is_runnable); `None` if there are fewer. Each call iterates over all
+/// threads.
 pub fn find_runnable(process: &Task, mm: &Mm, nth: u32) -> Option<ARef<Task>> {
-    // SAFETY: Both are valid.
+    // SAFETY: Both references keep their objects.
     let found = unsafe { ext::find_runnable_thread(process.as_ptr(), mm.as_raw(), nth) };
-    // SAFETY: It is a task, whose reference is handed over.
+    // SAFETY: The result is a task with a reference, which the caller owns.
     NonNull::new(found).map(|task| unsafe { ARef::from_raw(task.cast()) })
 }
 
-/// Whether a process still runs, or somebody still works, in `mm`. Once that is not so, it stays so.
+/// Returns whether `mm` still has users: a process, or another holder of a reference to `mm_users`.
+/// Once false, the result stays false.
 pub fn has_users(mm: &Mm) -> bool {
-    // SAFETY: The reference keeps the descriptor, whose counter is changed by atomic operations.
+    // SAFETY: The reference keeps the `mm_struct`; the counter is accessed by atomic operations
+    // only.
     let users = unsafe {
         let mm = mm.as_raw();
         Atomic::from_ptr(&raw mut (*mm).__bindgen_anon_1.mm_users.counter)
@@ -150,11 +161,12 @@ pub fn has_users(mm: &Mm) -> bool {
     users.load(Relaxed) > 0
 }
 
-/// Runs `f` with the niceness `nice`, -20 to 19, of the calling thread: for threads that are lent, as
-/// those of a work queue. Others that change it meanwhile are undone.
+/// Runs `f` with the niceness `nice`, -20 to 19, of the calling thread, and restores the former
+/// niceness: for threads that run other work, too, such as those of a workqueue. Changes that other
+/// threads make meanwhile are lost.
 pub fn with_nice<R>(nice: i16, f: impl FnOnce() -> R) -> R {
     let task = Task::current_raw();
-    // SAFETY: `current` is valid, and the priority is a word.
+    // SAFETY: `current` is valid, and the priority is one word.
     let before = unsafe { (*task).static_prio } as isize - bindings::DEFAULT_PRIO as isize;
     // SAFETY: `current` is valid.
     unsafe { bindings::set_user_nice(task, nice.into()) };

@@ -2,9 +2,10 @@
 
 //! The smallest driver that mirrors a process.
 //!
-//! Its device has a page table, and nothing that computes. A program that writes an access to
-//! `/sys/kernel/debug/gpusvm_mirror/access`, such as `w 0x7f0000000000` (or `r`, to read), has the
-//! device fault on this address of its own. The file then shows the ranges and the page table.
+//! Its device has a page table and no engines. A write of an access to
+//! `/sys/kernel/debug/gpusvm_mirror/access`, such as `w 0x7f0000000000` (or `r`, to read), makes
+//! the device fault on this address of the writing process. A read of the file shows the ranges and
+//! the page table.
 
 use gpusvm::{Access, Config, Ctx, DmaDevice, Driver, DrmDevice, Invalidation, Mapped};
 use gpusvm::{Retry, Stale, Svm, WouldBlock};
@@ -14,7 +15,8 @@ use kernel::{debugfs, device, drm, faux, fmt, page, prelude::*, sizes, uaccess::
 use kernel_ext::workqueue::OwnedQueue;
 use vxe_sim::faux as faux_dma;
 
-/// What the device has: a mirror of one process, the last that wrote to the file, until that has unmapped all of it.
+/// The device's data: the mirror of the process that wrote to the file last, until that has
+/// unmapped all of its ranges.
 #[pin_data]
 struct Data {
     queue: OwnedQueue,
@@ -60,7 +62,7 @@ impl From<Mapped<'_>> for Entry {
 impl Driver for Mirror {
     const NAME: &'static CStr = c"gpusvm_mirror";
     type Vm = ARef<Device>;
-    /// What the device's page table has for the range.
+    /// The part of the device's page table that maps the range.
     type Range = Pin<KBox<SpinLock<KVVec<Entry>>>>;
 
     fn new_range(_device: &ARef<Device>) -> Result<Self::Range> {
@@ -71,14 +73,14 @@ impl Driver for Mirror {
         for range in invalidation.ranges() {
             range.data().lock().clear();
         }
-        // A device with a TLB has to forget `invalidation.span()` here.
+        // A driver whose device has a TLB flushes `invalidation.span()` here.
     }
 
     fn try_invalidate(
         device: &ARef<Device>,
         invalidation: &Invalidation<'_, Self>,
     ) -> Result<(), WouldBlock> {
-        // Nothing in there sleeps.
+        // `invalidate()` does not sleep.
         Self::invalidate(device, invalidation);
         Ok(())
     }
@@ -93,16 +95,17 @@ impl Driver for Mirror {
                 !svm.has_mapping(0..CONFIG.size)
             });
             if is_empty {
-                // As when the process ends. An SVM keeps the module from being unloaded.
+                // The last range is unmapped at the exit of the process. The module cannot be
+                // unloaded while an SVM exists.
                 *mirror = None;
             }
         };
-        // Without memory for it, the next fault collects.
+        // If the allocation fails, the next fault collects the garbage.
         let _ = device.queue.try_spawn(GFP_ATOMIC, collect);
     }
 }
 
-/// Maps the range at `addr` for the access that `ctx` says.
+/// Maps the range at `addr`, with the access and the options of `ctx`.
 fn fault(svm: &Svm<Mirror>, addr: usize, ctx: &Ctx) -> Result {
     let mut svm = svm.lock();
     let mut retry = Retry::bounded();
@@ -117,7 +120,7 @@ fn fault(svm: &Svm<Mirror>, addr: usize, ctx: &Ctx) -> Result {
             Err(EFAULT | EPERM) if attempt.narrow(addr, range.span()) => continue,
             done => done?,
         }
-        // Memory comes first: none may be allocated inside of `commit()`.
+        // `commit()` must not allocate memory, so that the array is allocated before.
         let mut entries = KVVec::with_capacity(range.size() / page::PAGE_SIZE, GFP_KERNEL)?;
         let done = range.commit(|view, range| -> Result {
             for mapped in view.segments() {
@@ -134,7 +137,8 @@ fn fault(svm: &Svm<Mirror>, addr: usize, ctx: &Ctx) -> Result {
     Err(Retry::spent())
 }
 
-/// Has the device access memory of the calling process as `text` says.
+/// Makes the device access memory of the calling process. `text` has the kind of access and the
+/// address.
 fn write(device: &ARef<Device>, text: &mut UserSliceReader) -> Result {
     let mut line = [0; 64];
     let line = line.get_mut(..text.len()).ok_or(EINVAL)?;
@@ -155,7 +159,7 @@ fn write(device: &ARef<Device>, text: &mut UserSliceReader) -> Result {
     fault(mirror.insert(svm), addr, &Ctx::new(access))
 }
 
-/// Shows the ranges, and below each what the page table has for it.
+/// Shows the ranges, and the page table entries of each.
 fn show(device: &ARef<Device>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     if let Some(svm) = &*device.mirror.lock() {
         for range in svm.lock().ranges(0..CONFIG.size) {
@@ -185,7 +189,7 @@ impl drm::Driver for Mirror {
     const IOCTLS: &'static [drm::ioctl::DrmIoctlDescriptor] = &[];
 }
 
-// Nobody opens the DRM device or makes objects: it is not registered.
+// The DRM device is not registered, so that no file is opened and no object is created.
 impl drm::file::DriverFile for Mirror {
     type Driver = Self;
     fn open(_: &Device) -> Result<Pin<KBox<Self>>> {

@@ -1,14 +1,12 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
 #
-# Tries the module gpusvm_mirror, where it is loaded: this shell is the process that is
-# mirrored, and one of its variables is the memory. Prints KTAP; the status is 0 if all
-# tests passed.
+# Tests the module gpusvm_mirror, which must be loaded. The device mirrors this shell, and
+# accesses one of its variables. Prints KTAP; the exit status is 0 if all tests passed.
 #
 #   make run LOAD='gpusvm gpusvm_mirror' OVERLAY=samples CMD='sh /mirror.sh'
 
-# The C library maps each piece of memory that is larger than this by itself, and unmaps
-# it when it is freed.
+# Makes the C library map each larger allocation separately, and unmap it when it is freed.
 [ -n "$MALLOC_MMAP_THRESHOLD_" ] || MALLOC_MMAP_THRESHOLD_=65536 exec sh "$0"
 
 access=/sys/kernel/debug/gpusvm_mirror/access
@@ -22,21 +20,21 @@ check() { # NAME COMMAND...
 		echo "ok $tests $name"
 	else
 		failed=$((failed + 1))
-		echo "# the file says:"
+		echo "# $access contains:"
 		sed 's/^/# /' $access
 		echo "not ok $tests $name"
 	fi
 }
 not() { ! "$@"; }
 
-# In what follows only the shell's own commands are used: to run another, the shell forks,
-# and that invalidates what is mirrored.
+# The tests below use the shell's builtins only: to run another command the shell forks,
+# which invalidates its mirrored memory.
 
 # The device reads (r) or writes (w) an address of this shell.
 fault() { echo "$1 $address" 2>/dev/null >$access; }
 
-# What the file says of the range at $address: mapped or not, or gone; and whether the
-# device may write.
+# Sets $state to the state of the range at $address that the file shows, or to "gone" if
+# there is none, and $writable to whether the device may write.
 look() {
 	local first rest span='' word=''
 	state=gone writable=false
@@ -59,7 +57,7 @@ is() { # STATE [WRITABLE]
 	look
 	[ "$state" = "$1" ] && [ "$writable" = "${2:-$writable}" ]
 }
-gets() { # the same, within ten seconds
+gets() { # like "is", but waits up to ten seconds
 	local i=0
 	until is "$@"; do
 		i=$((i + 1))
@@ -68,7 +66,7 @@ gets() { # the same, within ten seconds
 	done
 }
 
-# Finds a mapping of this shell, of no file, that is about as large as $text.
+# Finds an anonymous mapping of this shell that is about as large as $text.
 find_text() {
 	local span mode offset device rest size
 	while read -r span mode offset device rest; do
@@ -101,7 +99,7 @@ unset text
 check "munmap invalidates it, and the garbage collector removes it" gets gone
 check "the device cannot read what is unmapped" not fault r
 
-# Another process: it reads where its program begins.
+# Mirrors another process, which reads the start of its program.
 another() {
 	sh -c 'read -r span rest </proc/$$/maps
 		echo "r 0x${span%-*}" >"$1" && read -r span state <"$1" && [ "$state" = mapped=true ]' \

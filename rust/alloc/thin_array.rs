@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory for an array, behind a single pointer.
+//! An owned array behind a single pointer.
 //!
-//! The kernel crate's vectors know their capacity and length, and are three words. A field of a C
-//! structure that points to an array has room for one; how long the array is, is known elsewhere.
-//! C code frees such an array without knowing, by `kvfree()`, and so does this.
+//! The kernel crate's vectors store their capacity and length, and are three words. A field of a C
+//! structure that points to an array is one word; the structure stores the length elsewhere. C code
+//! frees such an array by `kvfree()`, which needs no length, and so does [`ThinArray`].
 //!
 //! C header: [`include/linux/slab.h`](srctree/include/linux/slab.h)
 
@@ -12,36 +12,36 @@ use crate::bindings;
 use core::{marker::PhantomData, ptr::NonNull};
 use kernel::prelude::*;
 
-/// Memory for an array of `T`; what is in it, and how much of it there is, is its owner's to know.
+/// Memory for an array of `T`. The owner tracks its length, and which entries are initialized.
 ///
 /// # Invariants
 ///
-/// Is what `kvmalloc_array()` gave, and is nobody else's.
+/// The memory was allocated by `kvmalloc_array()`, and `self` is its only owner.
 #[repr(transparent)]
 pub struct ThinArray<T: Copy>(NonNull<T>, PhantomData<T>);
 
-// SAFETY: The array owns its memory, which may be freed from any thread.
+// SAFETY: Any thread may free the memory.
 unsafe impl<T: Copy + Send> Send for ThinArray<T> {}
-// SAFETY: A shared reference gives a pointer, and no access.
+// SAFETY: A shared reference gives a pointer only, and no access to the entries.
 unsafe impl<T: Copy + Sync> Sync for ThinArray<T> {}
 
 impl<T: Copy> ThinArray<T> {
-    /// Memory for `len` entries, not initialized. Fails with `ENOMEM`. May sleep.
+    /// Allocates memory for `len` entries, not initialized. Fails with `ENOMEM`. May sleep.
     pub fn new(len: usize) -> Result<Self> {
         const {
             assert!(
                 align_of::<T>() <= kernel::bindings::ARCH_KMALLOC_MINALIGN,
-                "kvmalloc() does not align so far"
+                "kvmalloc() does not guarantee this alignment"
             );
         }
-        // SAFETY: Allocates, whatever the numbers are; their product is checked.
+        // SAFETY: Has no requirements: the product of the arguments is checked for overflow.
         let ptr = unsafe { bindings::kvmalloc_array(len, size_of::<T>()) };
-        // INVARIANT: It is new.
+        // INVARIANT: The memory was just allocated.
         let ptr = NonNull::new(ptr.cast()).ok_or(ENOMEM)?;
         Ok(Self(ptr, PhantomData))
     }
 
-    /// The first entry, and those behind it: as many as the array was made for.
+    /// Returns a pointer to the first of the entries.
     #[inline]
     pub const fn as_ptr(&self) -> *mut T {
         self.0.as_ptr()

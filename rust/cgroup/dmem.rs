@@ -2,9 +2,9 @@
 
 //! Charging device memory to cgroups.
 //!
-//! A device registers a [`Region`]; who allocates from it charges the cgroup of the *calling thread*,
-//! there is no other, and has a [`Charge`] until the memory is given back. On a kernel without the
-//! controller all is allowed, and nothing counted.
+//! A driver registers its device's memory as a [`Region`]. A thread that allocates from it charges
+//! the cgroup of the *calling thread* (the controller can charge no other), and holds a [`Charge`]
+//! until the memory is freed. Without the controller each charge succeeds, and nothing is counted.
 //!
 //! C header: [`include/linux/cgroup_dmem.h`](srctree/include/linux/cgroup_dmem.h)
 
@@ -25,37 +25,38 @@ use kernel::{
 /// Bytes of a page.
 const PAGE: u64 = PAGE_SIZE as u64;
 
-/// How often a charge in parts is begun anew since the thread has moved to another cgroup.
-const MOVES: u32 = 8;
+/// How often [`Region::try_charge_pages`] starts again if the thread moves to another cgroup
+/// meanwhile.
+const MAX_TRIES: u32 = 8;
 
-/// Whether there is a controller.
+/// Whether the kernel has the controller.
 pub const IS_CONTROLLED: bool = cfg!(CONFIG_CGROUP_DMEM);
 
-/// A device's memory, as the controller knows it; until its [`Registration`] ends.
+/// A device's memory, registered with the controller until its [`Registration`] is dropped.
 #[pin_data]
 pub struct Region {
-    /// The lock is held to charge: what is registered is not unregistered meanwhile.
+    /// The lock is held while memory is charged, so that the region is not unregistered meanwhile.
     #[pin]
     state: Mutex<State>,
 }
 
 #[derive(Clone, Copy)]
 enum State {
-    /// There is no controller.
-    Free,
+    /// The kernel has no controller.
+    Uncontrolled,
     Registered(NonNull<bindings::dmem_cgroup_region>),
-    Gone,
+    Unregistered,
 }
 
 // SAFETY: Regions may be used and unregistered by any thread.
 unsafe impl Send for State {}
 
-/// Why there is no charge.
+/// The reason why memory could not be charged.
 #[derive(Debug)]
 pub enum Refused {
-    /// A limit was hit: that of the cgroup that this is of.
+    /// The limit of this pool, that of the cgroup or of an ancestor, was hit.
     Limit(Pool),
-    /// Something else.
+    /// Another error.
     Failed(Error),
 }
 
@@ -66,32 +67,33 @@ impl From<Error> for Refused {
 }
 
 impl Region {
-    /// One that is not registered yet.
+    /// Returns a region that is not registered yet.
     fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
-                state <- new_mutex!(State::Free, "dmem::Region"),
+                state <- new_mutex!(State::Uncontrolled, "dmem::Region"),
             }),
             GFP_KERNEL,
         )
     }
 
-    /// Charges the cgroup of the calling thread. Sleeps.
+    /// Charges `bytes` to the cgroup of the calling thread. Sleeps.
     ///
-    /// Fails with `ENODEV` for a region that is not registered any more, and `ENOMEM`.
+    /// Fails with `ENODEV` for a region that is not registered any more, and with `ENOMEM`.
     pub fn try_charge(&self, bytes: u64) -> Result<Charge, Refused> {
         let state = self.state.lock();
         Self::charge_locked(&state, bytes)
     }
 
-    /// As [`try_charge`](Self::try_charge), for a number of pages, of which any part can be
-    /// [taken](Charge::take) and given back by itself.
+    /// Like [`try_charge`](Self::try_charge), for a number of pages. Any part of the charge can be
+    /// [taken](Charge::take), and uncharged separately. Fails with `EAGAIN`, too, if the thread
+    /// moves between cgroups too often.
     ///
-    /// The controller gives back just what was charged at once. So what is charged are 1, 2, 4 pages and so
-    /// on, and the rest.
+    /// The controller uncharges exactly the amounts that were charged. So this makes separate
+    /// charges of 1, 2, 4 pages and so on, and one of the rest.
     pub fn try_charge_pages(&self, pages: u32) -> Result<Charge, Refused> {
         let state = self.state.lock();
-        for _ in 0..MOVES {
+        for _ in 0..MAX_TRIES {
             match Self::charge_pages_locked(&state, pages) {
                 Err(Refused::Failed(EAGAIN)) => {}
                 done => return done,
@@ -100,8 +102,8 @@ impl Region {
         Err(EAGAIN.into())
     }
 
-    /// As [`try_charge_pages`](Self::try_charge_pages), with the lock held. Fails with `EAGAIN` if the thread
-    /// moves to another cgroup in the middle of it.
+    /// Like [`try_charge_pages`](Self::try_charge_pages), with the lock held and without retries.
+    /// Fails with `EAGAIN` if the thread moves to another cgroup between two charges.
     fn charge_pages_locked(state: &State, pages: u32) -> Result<Charge, Refused> {
         let units = pages.max(1).ilog2();
         let rest = pages - ((1 << units) - 1);
@@ -111,7 +113,7 @@ impl Region {
             if more.pool != charge.pool {
                 return Err(EAGAIN.into());
             }
-            // INVARIANT: What is charged by `more` is handed over.
+            // INVARIANT: `charge` takes over the amount that `more` has charged.
             more.rest = 0;
             charge.units |= 1 << unit;
         }
@@ -120,9 +122,9 @@ impl Region {
 
     fn charge_locked(state: &State, bytes: u64) -> Result<Charge, Refused> {
         let region = match *state {
-            State::Free => return Ok(Charge::new(None, bytes)),
+            State::Uncontrolled => return Ok(Charge::new(None, bytes)),
             State::Registered(region) => region,
-            State::Gone => return Err(ENODEV.into()),
+            State::Unregistered => return Err(ENODEV.into()),
         };
         if bytes == 0 {
             return Ok(Charge::new(None, 0));
@@ -133,9 +135,9 @@ impl Region {
             ext::dmem_cgroup_try_charge(region.as_ptr(), bytes, &mut pool, &mut limit)
         });
         match (charged, NonNull::new(limit)) {
-            // INVARIANT: Just charged.
+            // INVARIANT: `bytes` were charged at once.
             (Ok(()), _) => Ok(Charge::new(NonNull::new(pool), bytes)),
-            // INVARIANT: The reference was handed over.
+            // INVARIANT: `dmem_cgroup_try_charge()` returns the limiting pool with references.
             (Err(_), Some(limit)) => Err(Refused::Limit(Pool(limit))),
             (Err(e), None) => Err(e.into()),
         }
@@ -144,17 +146,19 @@ impl Region {
 
 /// Frees memory of a region when a limit is lowered.
 pub trait Reclaim: Send + Sync + 'static {
-    /// Frees at least `bytes` that are charged below `limit`, as far as that can be; returns whether it
-    /// was any. May sleep.
+    /// Frees at least `bytes` that are charged to `limit` or below it, if it can; returns whether
+    /// it freed any. May sleep.
     fn reclaim(&self, limit: &Pool, bytes: u64) -> Result<bool>;
 }
 
-/// The registration of a region. When it ends, no memory can be charged any more, and no
-/// [`reclaim()`](Reclaim::reclaim) is under way; what is charged stays charged until it is given back.
+/// The registration of a region.
+///
+/// After it is dropped no memory can be charged any more, and no [`reclaim()`](Reclaim::reclaim)
+/// runs. Existing charges stay until they are dropped.
 ///
 /// # Invariants
 ///
-/// `_reclaim` is what the region was registered with.
+/// `_reclaim` is the private data that the region was registered with.
 pub struct Registration<R: Reclaim> {
     region: Arc<Region>,
     _reclaim: KBox<R>,
@@ -165,14 +169,14 @@ impl<R: Reclaim> Registration<R> {
         reclaim: Some(Self::call),
     };
 
-    /// Registers `size` bytes under the name that DRM gives such regions, `drm/<device>/<name>`.
+    /// Registers `size` bytes under the name that DRM gives its regions, `drm/<device>/<name>`.
     /// Fails with `ENOMEM`. Sleeps.
     pub fn new(device: &CStr, name: &CStr, size: u64, reclaim: R) -> Result<Self> {
         let reclaim = KBox::new(reclaim, GFP_KERNEL)?;
         let region = Region::new()?;
         let data = core::ptr::from_ref(&*reclaim).cast_mut();
-        // SAFETY: The names are copied. The operations are constant, and for `data`, which lives until
-        // the region is unregistered.
+        // SAFETY: The names are copied. The operations are constant and take `data`, which lives
+        // until the region is unregistered.
         let raw = from_err_ptr(unsafe {
             ext::dmem_cgroup_register_region(
                 size,
@@ -191,14 +195,16 @@ impl<R: Reclaim> Registration<R> {
         })
     }
 
-    /// The region.
+    /// Returns the region.
     pub fn region(&self) -> &Arc<Region> {
         &self.region
     }
 
+    /// The controller's reclaim callback.
+    ///
     /// # Safety
     ///
-    /// To be called by the controller, for a region with these operations.
+    /// Only the controller may call this, for a region that was registered with these operations.
     unsafe extern "C" fn call(
         pool: *mut ext::dmem_cgroup_pool_state,
         bytes: u64,
@@ -207,9 +213,11 @@ impl<R: Reclaim> Registration<R> {
         let Some(pool) = NonNull::new(pool) else {
             return EINVAL.to_errno();
         };
-        // INVARIANT: No reference is given back, as this is not dropped.
+        // INVARIANT: The controller holds the references during the call; `ManuallyDrop` keeps
+        // `Pool` from dropping them.
         let limit = core::mem::ManuallyDrop::new(Pool(pool));
-        // SAFETY: What the region was registered with; unregistering waits for this call.
+        // SAFETY: `data` is the `R` that the region was registered with; unregistering waits for
+        // this call.
         match unsafe { &*data.cast::<R>() }.reclaim(&limit, bytes) {
             Ok(true) => 0,
             Ok(false) => ENOSPC.to_errno(),
@@ -220,16 +228,16 @@ impl<R: Reclaim> Registration<R> {
 
 impl<R: Reclaim> Drop for Registration<R> {
     fn drop(&mut self) {
-        let state = core::mem::replace(&mut *self.region.state.lock(), State::Gone);
+        let state = core::mem::replace(&mut *self.region.state.lock(), State::Unregistered);
         if let State::Registered(region) = state {
-            // SAFETY: It was registered, and nobody charges it any more. This waits for calls that are
-            // under way.
+            // SAFETY: The region was registered, and with the state changed no thread charges it
+            // any more. The call waits for `reclaim()` calls that run.
             unsafe { ext::dmem_cgroup_unregister_region(region.as_ptr()) }
         }
     }
 }
 
-/// What a cgroup has of a region, with its limit. A counted reference.
+/// The pool of a cgroup: its usage and limits of one region. A counted reference.
 ///
 /// # Invariants
 ///
@@ -237,7 +245,7 @@ impl<R: Reclaim> Drop for Registration<R> {
 #[derive(Debug)]
 pub struct Pool(NonNull<ext::dmem_cgroup_pool_state>);
 
-// SAFETY: References to pools may be used and given back by any thread.
+// SAFETY: Any thread may use and drop references to pools.
 unsafe impl Send for Pool {}
 // SAFETY: As above.
 unsafe impl Sync for Pool {}
@@ -249,14 +257,14 @@ impl Drop for Pool {
     }
 }
 
-/// Memory that a cgroup has. Dropping it, in any context, gives it back.
+/// Memory that is charged to a cgroup. Dropping it, in any context, uncharges the memory.
 ///
 /// # Invariants
 ///
-/// If there is a pool, `1 << n` pages were charged to it by themselves for each bit `n` of `units`; and so
-/// were `rest` bytes, unless that is 0.
+/// If there is a pool, `1 << n` pages were charged to it separately for each bit `n` that is set in
+/// `units`; and so were `rest` bytes, unless that is 0.
 #[derive(Debug)]
-#[must_use = "what is dropped is charged no more"]
+#[must_use = "the memory is uncharged when this is dropped"]
 pub struct Charge {
     pool: Option<NonNull<ext::dmem_cgroup_pool_state>>,
     units: u32,
@@ -264,7 +272,7 @@ pub struct Charge {
 }
 
 impl Charge {
-    /// Of what was charged at once.
+    /// Wraps a single charge of `bytes`.
     fn new(pool: Option<NonNull<ext::dmem_cgroup_pool_state>>, bytes: u64) -> Self {
         Self {
             pool,
@@ -273,15 +281,16 @@ impl Charge {
         }
     }
 
-    /// How much is charged, in bytes.
+    /// Returns the number of bytes that are charged.
     pub fn bytes(&self) -> u64 {
         u64::from(self.units) * PAGE + self.rest
     }
 
-    /// Takes so many bytes away, as a charge by themselves; what is left stays.
+    /// Splits `bytes` off, as a separate charge.
     ///
-    /// Of what was charged [in pages](Region::try_charge_pages) any number can be taken once, and all that is
-    /// left. None, with nothing taken, if that cannot be.
+    /// A charge [of pages](Region::try_charge_pages) can be split once at any number of pages; all
+    /// that is left can always be taken. Returns `None`, and changes nothing, if the charge cannot
+    /// be split so.
     pub fn take(&mut self, bytes: u64) -> Option<Self> {
         let rest = if bytes >= self.rest { self.rest } else { 0 };
         let left = bytes - rest;
@@ -289,7 +298,7 @@ impl Charge {
         if left % PAGE != 0 || units & !self.units != 0 {
             return None;
         }
-        // INVARIANT: What was charged by itself is here or there.
+        // INVARIANT: Each separate charge is either in `self` or in the result.
         self.units &= !units;
         self.rest -= rest;
         Some(Self {
@@ -300,9 +309,9 @@ impl Charge {
     }
 }
 
-// SAFETY: Memory may be given back by any thread.
+// SAFETY: Any thread may uncharge memory.
 unsafe impl Send for Charge {}
-// SAFETY: Nothing is changed through a shared reference.
+// SAFETY: A shared reference allows no changes.
 unsafe impl Sync for Charge {}
 
 impl Drop for Charge {
@@ -321,28 +330,28 @@ impl Drop for Charge {
     }
 }
 
-/// Why others' memory is wanted.
+/// The reason for evicting memory.
 #[derive(Clone, Copy, Debug)]
 pub enum Want<'a> {
-    /// A limit was hit: some of those below it has to give.
+    /// The limit of this pool was hit: memory that is charged to it or below it must be freed.
     Limit(&'a Pool),
-    /// There is no more of it, and this is charged already.
+    /// The device has no free memory for this charge, which was made already.
     Room(&'a Charge),
-    /// It is about to be gone.
+    /// The device is going away: all of its memory is evicted.
     All,
 }
 
-/// Chooses whose memory makes way, as the limits and protections of the cgroups say.
+/// Selects memory to evict, according to the limits and protections of the cgroups.
 pub struct Chooser<'a> {
     want: Want<'a>,
-    /// Protections that are no guarantee do not count.
+    /// Ignore the `low` protections, which are best effort.
     ignore_low: bool,
-    /// Somebody was spared for one.
+    /// A victim was spared because of its `low` protection.
     hit_low: bool,
 }
 
 impl<'a> Chooser<'a> {
-    /// Spares all who are protected.
+    /// Returns a chooser that respects all protections.
     pub fn new(want: Want<'a>) -> Self {
         Self {
             want,
@@ -351,7 +360,7 @@ impl<'a> Chooser<'a> {
         }
     }
 
-    /// Whether memory that is charged as `victim` may have to make way. Does not sleep.
+    /// Returns whether memory that is charged as `victim` may be evicted. Does not sleep.
     pub fn may_take(&mut self, victim: &Charge) -> bool {
         let Some(victim) = victim.pool else {
             return true;
@@ -359,15 +368,16 @@ impl<'a> Chooser<'a> {
         match self.want {
             Want::All => true,
             Want::Limit(limit) => self.is_below(limit, victim),
-            // Within a cgroup there is nothing to weigh.
+            // Protections do not apply within one cgroup.
             Want::Room(charge) if charge.pool == Some(victim) => true,
             Want::Room(charge) => !self.is_protected(charge, victim),
         }
     }
 
-    /// Whether a victim counts towards a limit, and is not protected from those who do as well.
+    /// Returns whether `victim` counts towards the limit of `limit`, and is not protected from the
+    /// other cgroups below it.
     fn is_below(&mut self, limit: &Pool, victim: NonNull<ext::dmem_cgroup_pool_state>) -> bool {
-        // SAFETY: Both pools are valid, and kept.
+        // SAFETY: Both pools are valid; their references are held.
         unsafe {
             ext::dmem_cgroup_state_evict_valuable(
                 limit.0.as_ptr(),
@@ -378,32 +388,34 @@ impl<'a> Chooser<'a> {
         }
     }
 
-    /// Whether a victim is protected from who has `charge`.
+    /// Returns whether `victim` is protected from the cgroup of `charge`.
     ///
-    /// What decides for limits does not do for this: of the root, which is what most have in common, it
-    /// takes everybody for unprotected.
+    /// `dmem_cgroup_state_evict_valuable()` does not help here: it considers no cgroup protected if
+    /// the common ancestor is the root, as it mostly is.
     fn is_protected(
         &mut self,
         charge: &Charge,
         victim: NonNull<ext::dmem_cgroup_pool_state>,
     ) -> bool {
         let pool = charge.pool.map_or(null_mut(), NonNull::as_ptr);
-        // SAFETY: Both are pools of a region that is registered, or null; each is kept by its charge.
+        // SAFETY: Both are pools of a registered region, or null; the charges hold references to
+        // them.
         let ancestor = unsafe { ext::dmem_cgroup_get_common_ancestor(victim.as_ptr(), pool) };
-        // SAFETY: The pools are valid, or null for the first, and kept.
+        // SAFETY: The pools are valid, or null for the ancestor, and referenced.
         let (min, low) = unsafe {
             (
                 ext::dmem_cgroup_below_min(ancestor, victim.as_ptr()),
                 ext::dmem_cgroup_below_low(ancestor, victim.as_ptr()),
             )
         };
-        // INVARIANT: The reference was handed over.
+        // INVARIANT: `dmem_cgroup_get_common_ancestor()` returned the pool with references.
         drop(NonNull::new(ancestor).map(Pool));
         self.hit_low |= low && !min;
         min || (low && !self.ignore_low)
     }
 
-    /// Nobody could be chosen: whether another try is worth it, which spares less.
+    /// Returns whether the caller, which found no victim, should try again with the `low`
+    /// protections ignored.
     pub fn try_harder(&mut self) -> bool {
         let harder = self.hit_low && !self.ignore_low;
         self.ignore_low |= harder;

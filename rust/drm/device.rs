@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A DRM device of any driver, in Rust or C, and counted references to it.
+//! DRM devices of any driver, in Rust or C, and counted references to them.
 //!
-//! The end of a DRM device is code of its driver. So who has a counted reference keeps the driver's module
-//! as well: that is a [`DrmRef`]. A [`DeviceOnly`] does not, and is for who knows that the module stays.
+//! The release of a DRM device runs code of its driver. So the holder of a counted reference must
+//! also keep the driver's module loaded: [`DrmRef`] does. [`DeviceOnly`] does not, and is for
+//! callers that know that the module stays.
 //!
 //! C headers: [`include/drm/drm_device.h`](srctree/include/drm/drm_device.h),
 //! [`include/drm/drm_drv.h`](srctree/include/drm/drm_drv.h)
@@ -20,20 +21,20 @@ use kernel::{
     types::{NotThreadSafe, Opaque}, //
 };
 
-/// A `struct drm_device`, borrowed from who keeps it.
+/// A borrowed `struct drm_device`.
 ///
-/// The core maps memory for such a device without knowing its driver, and on kernels that have DRM
-/// as a module, where `kernel::drm` does not exist.
+/// It serves code that does not know the device's driver, and works on kernels with DRM as a
+/// module, where `kernel::drm` does not exist.
 #[repr(transparent)]
 pub struct DrmDevice(Opaque<bindings::drm_device>);
 
 // SAFETY: A DRM device may be used and released from any thread.
 unsafe impl Send for DrmDevice {}
-// SAFETY: What is reached through a shared reference is refcounting and immutable fields.
+// SAFETY: A shared reference gives access to the refcount and to immutable fields only.
 unsafe impl Sync for DrmDevice {}
 
 impl DrmDevice {
-    /// A reference to a C device.
+    /// Converts a pointer to a C device to a reference.
     ///
     /// # Safety
     ///
@@ -43,22 +44,22 @@ impl DrmDevice {
         unsafe { &*ptr.cast() }
     }
 
-    /// The C object.
+    /// Returns the C object.
     pub fn as_raw(&self) -> *mut bindings::drm_device {
         self.0.get()
     }
 
-    /// The device that DMA goes through: `drm->dev`, which lives as long as the DRM device.
+    /// Returns the device for DMA, `drm->dev`, which lives as long as the DRM device.
     pub fn dma_device(&self) -> *mut bindings::device {
-        // SAFETY: `dev` is written when the DRM device is made, and never after.
+        // SAFETY: `dev` is written when the DRM device is created only.
         unsafe { (*self.as_raw()).dev }
     }
 
-    /// The module of the device's driver; null if the driver is built in, or has no file operations
-    /// that would tell.
+    /// Returns the module of the device's driver. Null if the driver is built in, or has no file
+    /// operations, which name the module.
     pub fn module(&self) -> *mut bindings::module {
-        // SAFETY: `driver` is written when the DRM device is made, and never after; both it and its
-        // file operations are constant.
+        // SAFETY: `driver` is written when the DRM device is created only; the driver and its file
+        // operations are constant.
         unsafe {
             let driver = (*self.as_raw()).driver;
             (*driver)
@@ -68,15 +69,16 @@ impl DrmDevice {
         }
     }
 
-    /// Keeps the device from being unplugged, for a short time; none if it has been.
+    /// Enters a critical section in which the device is not unplugged; returns `None` if it was
+    /// unplugged already. C: `drm_dev_enter()`.
     ///
-    /// While somebody is inside, `drm_dev_unplug()` waits. C: `drm_dev_enter()`.
+    /// `drm_dev_unplug()` waits for the end of the section, so it must be short.
     pub fn enter(&self) -> Option<Entered> {
         let mut index = 0;
         // SAFETY: The device is valid.
         let entered = unsafe { bindings::drm_dev_enter(self.as_raw(), &mut index) };
-        // INVARIANT: `index` is what `drm_dev_enter()` gave.
-        // Not `then_some()`: it would make the guard, and drop it, where there must be none.
+        // INVARIANT: `index` was set by `drm_dev_enter()`.
+        // `then_some()` would create the guard, and drop it, also when the section was not entered.
         entered.then(|| Entered {
             index,
             _nts: NotThreadSafe,
@@ -84,37 +86,39 @@ impl DrmDevice {
     }
 }
 
-/// A counted reference to a DRM device, which does not keep the module of its driver.
+/// A counted reference to a DRM device, which does not hold a reference to the driver's module.
 ///
 /// # Invariants
 ///
-/// One reference to the device is owned.
+/// Owns one reference to the device.
 pub struct DeviceOnly(NonNull<DrmDevice>);
 
 // SAFETY: A DRM device may be used and released from any thread.
 unsafe impl Send for DeviceOnly {}
-// SAFETY: A shared reference gives access to a shared `DrmDevice` only, which is for any thread.
+// SAFETY: A shared reference gives access to a shared `DrmDevice` only, which is `Sync`.
 unsafe impl Sync for DeviceOnly {}
 
 impl DeviceOnly {
+    /// Takes a reference to `drm`.
+    ///
     /// # Safety
     ///
-    /// The reference must be dropped in process context, and while the module of the device's driver is
-    /// there.
+    /// The result must be dropped in process context, and while the module of the device's driver
+    /// is loaded.
     pub unsafe fn new(drm: &DrmDevice) -> Self {
-        // SAFETY: A shared reference says that the count is not zero.
+        // SAFETY: The refcount is not zero during the life of the reference `drm`.
         unsafe { bindings::drm_dev_get(drm.as_raw()) };
-        // INVARIANT: The reference that was just taken.
+        // INVARIANT: Owns the reference taken above.
         Self(NonNull::from(drm))
     }
 
-    /// Takes a reference over.
+    /// Takes over a reference of the caller.
     ///
     /// # Safety
     ///
-    /// `drm` must be a DRM device of which the caller gives up a reference; and as for [`new`](Self::new).
+    /// The caller must own a reference to `drm`, and give it up; and as for [`new`](Self::new).
     pub unsafe fn from_raw(drm: NonNull<bindings::drm_device>) -> Self {
-        // INVARIANT: By this function's requirements.
+        // INVARIANT: The caller gives up its reference.
         Self(drm.cast())
     }
 }
@@ -130,30 +134,34 @@ impl Deref for DeviceOnly {
 
 impl Drop for DeviceOnly {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants the reference is owned; `new()`'s caller has seen to the context and
-        // to the module.
+        // SAFETY: By the type invariants `self` owns the reference; the caller of `new()`
+        // guarantees the context and the module.
         unsafe { bindings::drm_dev_put(self.as_raw()) }
     }
 }
 
-/// A counted reference to a DRM device, which also keeps the module of its driver from being unloaded.
+/// A counted reference to a DRM device, and to the module of its driver.
 ///
-/// Giving up the device may run its driver's code, and sleep. So this is dropped in process context
-/// only, and never where that code might wait for whoever drops it.
+/// Dropping the last reference to the device runs the driver's code, which may sleep. So this must
+/// be dropped in process context, and never where the driver's code might wait for the thread that
+/// drops it.
 pub struct DrmRef {
-    // The order of the fields is the order in which they go: the device's end is the driver's code.
+    // The device is declared, and so dropped, before the module: its release is code of the driver.
     drm: DeviceOnly,
     _module: ModuleRef,
 }
 
 impl DrmRef {
-    /// Fails with `ENODEV` if the driver's module is on its way out; nothing is held then. Does not sleep.
+    /// Takes the references. Fails with `ENODEV` if the driver's module is being unloaded. Does not
+    /// sleep.
     pub fn new(drm: &DrmDevice) -> Result<Self> {
-        // SAFETY: The device keeps its driver, which keeps its file operations. The module is there: the device
-        // is borrowed from who keeps that, too, or is part of it, or unbinds the device before it goes.
+        // SAFETY: The device references its driver and so the file operations. The module exists
+        // during the call: the owner of the device, from which `drm` is borrowed, holds a reference
+        // to it, is part of it, or unbinds the device before the module is unloaded.
         let module = unsafe { ModuleRef::try_get(drm.module()) }?;
         Ok(Self {
-            // SAFETY: The module is kept until the reference is gone; the context is up to who drops `Self`.
+            // SAFETY: `_module` is dropped after the device. The documentation of `DrmRef` requires
+            // process context for its drop.
             drm: unsafe { DeviceOnly::new(drm) },
             _module: module,
         })
@@ -168,11 +176,11 @@ impl Deref for DrmRef {
     }
 }
 
-/// A device that is not being unplugged while this exists.
+/// A critical section in which the device is not unplugged.
 ///
 /// # Invariants
 ///
-/// `index` is what `drm_dev_enter()` gave to this thread.
+/// `index` was set by a `drm_dev_enter()` of this thread.
 #[must_use = "the device may be unplugged when this is dropped"]
 pub struct Entered {
     index: c_int,
@@ -188,14 +196,14 @@ impl Drop for Entered {
 
 #[cfg(CONFIG_DRM = "y")]
 impl DrmDevice {
-    /// The DRM device of a Rust driver.
+    /// Returns the DRM device of a Rust driver.
     pub fn of<T: kernel::drm::Driver, C: kernel::drm::DeviceContext>(
         drm: &kernel::drm::Device<T, C>,
     ) -> &Self {
         let ptr: *const kernel::drm::Device<T, C> = drm;
-        // SAFETY: `kernel::drm::Device` is `repr(C)` and its first field is the `drm_device`: its
-        // accessor for it is private to the kernel crate, and its `from_raw()` undoes this cast,
-        // which the debug build checks.
+        // SAFETY: `kernel::drm::Device` is `repr(C)` and its first field is the `drm_device`. Its
+        // accessor for that is private to the kernel crate; its `from_raw()` reverses this cast,
+        // which the debug build checks below.
         let this: &Self = unsafe { &*ptr.cast() };
         debug_assert!(core::ptr::eq(
             // SAFETY: `this` is the `drm_device` in `drm`.

@@ -2,7 +2,10 @@
 
 #include <linux/cgroup_dmem.h>
 
-/* Inline stubs without CGROUP_DMEM; NULL then. The name is that of DRM's own regions. */
+/*
+ * Registers a region under the name that DRM gives its own regions. Returns NULL without CGROUP_DMEM, as
+ * all functions of this file are stubs then.
+ */
 struct dmem_cgroup_region *kext_dmem_cgroup_register_region(u64 size,
 							    const struct dmem_cgroup_ops *ops,
 							    void *priv, const char *device,

@@ -6,14 +6,14 @@
 #include <linux/swiotlb.h>
 
 /*
- * Pages of processes. Several devices, or a device for several processes, may have
- * the same page mapped at once: DMA-API debugging is told so. And nobody ever hands
- * them over from the CPU to a device and back, so that a copy in a bounce buffer, or
- * in a cache that is not coherent, would not do: such a mapping fails.
+ * The attributes for mapping pages of processes. Several devices, or one device for
+ * several processes, may map the same page at once, which DMA-API debugging must not
+ * report. No dma_sync_*() call ever hands a page over between the CPU and a device, so a
+ * mapping that needs a bounce buffer, or that is not coherent, must fail.
  */
 #define KEXT_DMA_ATTRS (DMA_ATTR_DEBUGGING_IGNORE_CACHELINES | DMA_ATTR_REQUIRE_COHERENT)
 
-/* As hmm_dma_map_alloc(). */
+/* The test that hmm_dma_map_alloc() makes. */
 bool kext_dma_needs_sync(struct device *dev)
 {
 #ifdef CONFIG_DMA_NEED_SYNC
@@ -23,7 +23,7 @@ bool kext_dma_needs_sync(struct device *dev)
 #endif
 }
 
-/* What dma_addressing_limited() does not look at is swiotlb=force. */
+/* dma_addressing_limited() does not check swiotlb=force. */
 bool kext_dma_is_bounced(struct device *dev)
 {
 	return dma_addressing_limited(dev) ||
@@ -35,7 +35,7 @@ dma_addr_t kext_dma_map_page(struct device *dev, struct page *page, size_t offse
 {
 	return dma_map_page_attrs(dev, page, offset, size, dir, KEXT_DMA_ATTRS);
 }
-/* Tests have it return -1, which is DMA_MAPPING_ERROR. */
+/* Tests inject -1, which is DMA_MAPPING_ERROR. */
 ALLOW_ERROR_INJECTION(kext_dma_map_page, ERRNO);
 
 void kext_dma_unmap_page(struct device *dev, dma_addr_t addr, size_t size,
@@ -46,7 +46,7 @@ void kext_dma_unmap_page(struct device *dev, dma_addr_t addr, size_t size,
 
 bool kext_dma_need_unmap(struct device *dev)
 {
-	/* Without DMA_NEED_SYNC the answer is "no" for devices behind an IOMMU, too. */
+	/* Without DMA_NEED_SYNC dma_need_unmap() returns false also for devices behind an IOMMU. */
 	if (IS_ENABLED(CONFIG_IOMMU_DMA) && !IS_ENABLED(CONFIG_DMA_NEED_SYNC))
 		return true;
 	return dma_need_unmap(dev);
@@ -57,13 +57,13 @@ int kext_dma_mapping_error(struct device *dev, dma_addr_t addr)
 	return dma_mapping_error(dev, addr);
 }
 
-/* The IOVA calls are inline stubs without IOMMU_DMA, and exported functions with it. */
+/* The IOVA functions are inline stubs without IOMMU_DMA, and exported functions with it. */
 bool kext_dma_iova_try_alloc(struct device *dev, struct dma_iova_state *state,
 			     phys_addr_t phys, size_t size)
 {
 	return dma_iova_try_alloc(dev, state, phys, size);
 }
-/* Tests have it return 0: there are no addresses to be had. */
+/* Tests inject 0: the IOVA space is exhausted. */
 ALLOW_ERROR_INJECTION(kext_dma_iova_try_alloc, NULL);
 
 bool kext_dma_use_iova(struct dma_iova_state *state)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 /*
- * Symbols for static inlines and macros that Rust code calls: one file a topic.
- * `kext_foo()` here is `bindings::foo()` in the kernel_ext crate. The prefix is the
- * project's own, as vmlinux exports `rust_helper_*`.
+ * Symbols for static inline functions and macros that Rust code calls, one file per
+ * topic. `kext_foo()` here is `bindings::foo()` in the kernel_ext crate. The prefix
+ * differs from `rust_helper_`, as vmlinux exports symbols with that prefix.
  */
 
 #include "cgroup.c"

@@ -5,7 +5,7 @@
 #include <linux/rwsem.h>
 #include <linux/sched/mm.h>
 
-/* Tells lockdep that @sem is taken inside reclaim, before reclaim ever does it. */
+/* Teaches lockdep that reclaim takes @sem, before reclaim does so for the first time. */
 void kext_rwsem_prime_reclaim(struct rw_semaphore *sem)
 {
 	fs_reclaim_acquire(GFP_KERNEL);
@@ -34,7 +34,7 @@ int kext_mutex_lock_interruptible(struct mutex *lock)
 }
 
 #ifdef CONFIG_LOCKDEP
-/* Warns unless the lock of @map is held; a NULL @map is no claim at all. */
+/* Warns unless the caller holds the lock of @map; does nothing if @map is NULL. */
 void kext_lockdep_assert_map_held(struct lockdep_map *map)
 {
 	if (map)

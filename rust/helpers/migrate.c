@@ -23,13 +23,13 @@ struct page *kext_pfn_to_page(unsigned long pfn)
 	return pfn_to_page(pfn);
 }
 
-/* Log2 of the number of pages of the folio that @page belongs to. */
+/* Returns the order of the folio that @page belongs to. */
 unsigned int kext_page_folio_order(const struct page *page)
 {
 	return folio_order(page_folio(page));
 }
 
-/* The frame of the first page of the folio that @page belongs to. */
+/* Returns the PFN of the first page of the folio that @page belongs to. */
 unsigned long kext_page_folio_pfn(const struct page *page)
 {
 	return folio_pfn(page_folio(page));
@@ -50,7 +50,7 @@ void kext_page_folio_unlock(struct page *page)
 	folio_unlock(page_folio(page));
 }
 
-/* Gives a new folio back that nobody but its maker knows, and that is locked. */
+/* Unlocks and frees a new folio, to which only the caller has a reference. */
 void kext_page_folio_unlock_put(struct page *page)
 {
 	struct folio *folio = page_folio(page);
@@ -74,7 +74,7 @@ void kext_page_set_zone_device_data(struct page *page, void *data)
 	folio_set_zone_device_data(page_folio(page), data);
 }
 
-/* Makes @page and those behind it a folio in use: locked, with one reference. */
+/* Turns @page and the pages behind it into a folio of @order, locked and with one reference. */
 void kext_zone_device_folio_init(struct page *page, struct dev_pagemap *pgmap,
 				 unsigned int order)
 {
@@ -82,9 +82,8 @@ void kext_zone_device_folio_init(struct page *page, struct dev_pagemap *pgmap,
 }
 
 /*
- * A folio of device memory that is free now is not locked any more. Memory of a locked VMA is counted as
- * such where it is put into page tables, and not any more where it is taken from them; munlock() passes by
- * what is on a device.
+ * Clears the mlocked flag of a folio of device memory that is being freed, and corrects NR_MLOCK. The kernel
+ * sets the flag when it maps the folio in a VM_LOCKED VMA, but munlock() does not clear it for device memory.
  */
 void kext_folio_forget_mlock(struct folio *folio)
 {
@@ -93,28 +92,29 @@ void kext_folio_forget_mlock(struct folio *folio)
 }
 
 /*
- * Whether another process has, or had pages of the anonymous memory of @vma, and lives: its parent or a
- * child. The mmap lock is held, so that it does not fork just now.
+ * Returns whether another process, a parent or a child of this one, may share anonymous pages of @vma since
+ * a fork(). The caller holds mmap_lock, so that the process does not fork meanwhile.
  */
 bool kext_vma_has_relatives(struct vm_area_struct *vma)
 {
 	const struct anon_vma *anon_vma = READ_ONCE(vma->anon_vma);
 
-	/* The root of a family counts as a child of its own. */
+	/* A root anon_vma counts as a child of itself. */
 	return anon_vma && (!list_is_singular(&vma->anon_vma_chain) || anon_vma->num_children > 1);
 }
 
 /*
- * Whether KSM has a page that @mm maps between @start and @end: 1, 0, or an error. @pfns has room for all of
- * them. The mmap lock is held; nothing is faulted in. That KSM gets one meanwhile is not excluded.
+ * Returns 1 if @mm maps a KSM page between @start and @end, 0 if not, or an error. @pfns has one entry for
+ * each page of the span. The caller holds mmap_lock; no page is faulted in. KSM may still merge a page of the
+ * span after the check.
  */
 int kext_mm_maps_ksm(struct mm_struct *mm, unsigned long start, unsigned long end,
 		     unsigned long *pfns)
 {
-	/* Nobody is told of changes, nor has to be. */
-	struct mmu_interval_notifier nobody = { .mm = mm };
+	/* The notifier is not registered: the result is only a hint, and may be outdated. */
+	struct mmu_interval_notifier notifier = { .mm = mm };
 	struct hmm_range range = {
-		.notifier = &nobody,
+		.notifier = &notifier,
 		.start = start,
 		.end = end,
 		.hmm_pfns = pfns,
@@ -127,7 +127,7 @@ int kext_mm_maps_ksm(struct mm_struct *mm, unsigned long start, unsigned long en
 	if (ret)
 		return ret;
 	for (i = 0; i < pages; i++) {
-		/* What is mapped by a larger entry is none of KSM's. */
+		/* KSM pages are mapped by PTEs only. */
 		if (!(pfns[i] & HMM_PFN_VALID) || hmm_pfn_to_map_order(pfns[i]))
 			continue;
 		if (folio_test_ksm(page_folio(hmm_pfn_to_page(pfns[i]))))
@@ -136,15 +136,15 @@ int kext_mm_maps_ksm(struct mm_struct *mm, unsigned long start, unsigned long en
 	return 0;
 }
 
-/* A folio that is split off another belongs to the same device. */
+/* Sets the pagemap of a folio that was split off @from. */
 void kext_folio_share_pgmap(struct folio *to, const struct folio *from)
 {
 	to->pgmap = from->pgmap;
 }
 
 /*
- * A folio of RAM, locked: where the policy of a process wants it that has @addr in @vma, or,
- * without @vma, where that of the running thread does.
+ * Allocates a folio of system memory and locks it. The memory policy is that of @addr in @vma, or that of
+ * the calling thread if @vma is NULL. Returns the folio's first page, or NULL.
  */
 struct page *kext_ram_folio_alloc(gfp_t gfp, unsigned int order, struct vm_area_struct *vma,
 				  unsigned long addr)

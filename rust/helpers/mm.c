@@ -44,19 +44,19 @@ int kext_mmap_read_lock_killable(struct mm_struct *mm)
 	return mmap_read_lock_killable(mm);
 }
 
-/* Whether memory of @mm may still be faulted in: the OOM reaper has not begun to take it. */
+/* Returns whether pages may still be faulted in: the OOM reaper has not begun to reap @mm. */
 bool kext_is_stable_address_space(struct mm_struct *mm)
 {
 	return !check_stable_address_space(mm);
 }
 
 /*
- * Faults in what of @addr to @end lies in the VMA at @addr, for reading or for writing, as hmm_do_fault() does
- * for a caller that lets the mmap lock be dropped. The caller holds that lock for reading; *@locked is set to
- * false where a fault has dropped it, and nothing is done after that.
+ * Faults in the pages from @addr to @end, at most to the end of the VMA at @addr, for reading or for writing,
+ * as hmm_do_fault() does for a caller that allows mmap_lock to be dropped. The caller holds mmap_lock for
+ * reading. If a fault drops it, this sets *@locked to false and returns at once.
  *
- * If @unusable, HMM found memory there that it cannot use. In anonymous memory that is a huge page of another
- * device's, which comes back to RAM; anywhere else it stays so.
+ * @unusable says that HMM found memory at @addr that it cannot use. In an anonymous VMA that is a huge page of
+ * another device, which the fault migrates to system memory; in any other VMA a fault does not help.
  */
 int kext_fault_in(struct mm_struct *mm, unsigned long addr, unsigned long end, bool write, bool unusable,
 		  bool *locked)
@@ -64,7 +64,7 @@ int kext_fault_in(struct mm_struct *mm, unsigned long addr, unsigned long end, b
 	unsigned int flags = FAULT_FLAG_REMOTE | FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_KILLABLE;
 	struct vm_area_struct *vma = vma_lookup(mm, addr);
 
-	/* What hmm_vma_walk_test() has. */
+	/* The conditions of hmm_vma_walk_test(). */
 	if (!vma || vma->vm_flags & (VM_IO | VM_PFNMAP) || !(vma->vm_flags & VM_READ))
 		return -EFAULT;
 	if (unusable && !vma_is_anonymous(vma))
@@ -105,8 +105,8 @@ bool kext_vma_is_anonymous(struct vm_area_struct *vma)
 }
 
 /*
- * Whether somebody is told by userfaultfd, or asks PAGEMAP_SCAN, which pages of @vma are written, or
- * accessed at all. The page tables say so, but not for pages in the memory of a device.
+ * Returns whether userfaultfd or PAGEMAP_SCAN tracks writes or accesses to pages of @vma. They rely on bits
+ * in the page tables, which device-private entries do not have.
  */
 bool kext_vma_is_tracked(struct vm_area_struct *vma)
 {
@@ -118,7 +118,7 @@ bool kext_is_vm_hugetlb_page(struct vm_area_struct *vma)
 	return is_vm_hugetlb_page(vma);
 }
 
-/* The provider of a page of device memory; NULL for system memory. */
+/* Returns the pagemap of a page of device memory; NULL for system memory. */
 struct dev_pagemap *kext_device_page_pgmap(const struct page *page)
 {
 	if (is_device_private_page(page) || is_device_coherent_page(page))
@@ -127,10 +127,10 @@ struct dev_pagemap *kext_device_page_pgmap(const struct page *page)
 }
 
 /*
- * Whether a store to @page through a mapping of a device is kept though the CPU's page tables
- * do not say that the page was written: reclaim drops a clean copy of what swap or a file has,
- * and what was given up by MADV_FREE (which may be on its way to the page still, so that
- * the page does not tell). If @write, or if it makes no file dirty, it is made so.
+ * Returns whether a device's stores to @page survive reclaim. A device's store sets no dirty bit in the CPU's
+ * page tables, and reclaim drops a clean page whose contents are in swap or in a file, or that MADV_FREE has
+ * freed (which may not have marked the folio yet). So this marks the folio dirty, if @write is set or the
+ * folio is anonymous, so that no file gets dirty.
  */
 bool kext_page_keep_stores(struct page *page, bool write)
 {
@@ -145,9 +145,9 @@ bool kext_page_keep_stores(struct page *page, bool write)
 }
 
 /*
- * Whether the process that @mm is of is exiting. SIGNAL_GROUP_EXIT is set with the first fatal signal, long
- * before the threads have noticed; MMF_OOM_REAP_QUEUED when the OOM killer has chosen it, MMF_UNSTABLE when
- * memory is being taken from it. mm->owner is NULL when no process is left that uses it.
+ * Returns whether the process of @mm is exiting. SIGNAL_GROUP_EXIT is set with the first fatal signal, before
+ * the threads exit; MMF_OOM_REAP_QUEUED when the OOM killer has selected the process; MMF_UNSTABLE when the
+ * OOM reaper frees its memory. mm->owner is NULL when no process uses @mm any more.
  */
 bool kext_mm_is_exiting(struct mm_struct *mm)
 {
@@ -167,7 +167,7 @@ bool kext_mm_is_exiting(struct mm_struct *mm)
 	return exiting;
 }
 
-/* The memory cgroup of @mm, with a reference; struct mem_cgroup is opaque to Rust. */
+/* Returns the memory cgroup of @mm, with a reference. struct mem_cgroup is opaque to Rust. */
 void *kext_get_mem_cgroup_from_mm(struct mm_struct *mm)
 {
 	return get_mem_cgroup_from_mm(mm);
@@ -184,15 +184,15 @@ void *kext_set_active_memcg(void *memcg)
 }
 
 /*
- * Whether the kernel might have to kill somebody for @pages more pages: next to none are free or could be
- * reclaimed.
+ * Returns whether an allocation of @pages pages might invoke the OOM killer: almost no page is free or could
+ * be reclaimed.
  */
 bool kext_memory_is_short(unsigned long pages)
 {
 	return si_mem_available() < (long)(totalram_pages() / 64 + pages);
 }
 
-/* Whether a memory cgroup that @mm is in has room for less than @pages more pages. */
+/* Returns whether @pages more pages would exceed the limit of the memory cgroup of @mm or of a parent. */
 bool kext_memcg_is_short(struct mm_struct *mm, unsigned long pages)
 {
 	bool is_short = false;
@@ -207,7 +207,7 @@ bool kext_memcg_is_short(struct mm_struct *mm, unsigned long pages)
 	return is_short;
 }
 
-/* Allocates @count pages and frees them; whether there were so many. Never takes them from the reserves. */
+/* Allocates @count pages and frees them again; returns whether it got them all. Never uses the reserves. */
 static bool kext_try_pages(unsigned long count, gfp_t gfp)
 {
 	struct page *page, *next;
@@ -227,13 +227,14 @@ static bool kext_try_pages(unsigned long count, gfp_t gfp)
 	return !count;
 }
 
-/* One thread at a time makes room: each has that much for a moment, which many have not together. */
+/* Serializes kext_make_room(): several threads could not allocate their pages at the same time. */
 static DEFINE_SEMAPHORE(kext_room, 1);
 
 /*
- * Has the kernel make room for @count pages; whether there is. It makes some more: what is freed goes to the lists
- * of a CPU first, and is not counted there by those who look whether memory is left, and kill somebody if not.
- * These lists may hold more than that: see kext_memalloc_noreclaim_save().
+ * Makes the kernel reclaim, or kill a process, until @count pages are free; returns whether they are. This
+ * allocates some more pages than @count: freed pages go to the per-CPU lists first, where the check before an
+ * OOM kill does not count them. The lists may hold even more pages, which is why the caller may use the
+ * reserves afterwards, see kext_memalloc_noreclaim_save().
  */
 bool kext_make_room(unsigned long count)
 {
@@ -247,10 +248,10 @@ bool kext_make_room(unsigned long count)
 	return is_there;
 }
 
-/* How many threads may use the reserves at once. What each takes is a part of what is in them. */
+/* Limits the threads that use the memory reserves at the same time, each of which takes a part of them. */
 static DEFINE_SEMAPHORE(kext_reserves, 2);
 
-/* Waits for @ms milliseconds to be one of these; whether the caller is. */
+/* Waits up to @ms milliseconds for a use of the reserves; returns whether the caller got one. */
 bool kext_reserves_get(unsigned int ms)
 {
 	return down_timeout(&kext_reserves, msecs_to_jiffies(ms)) == 0;
@@ -271,7 +272,7 @@ void kext_memalloc_noreclaim_restore(unsigned int flags)
 	memalloc_noreclaim_restore(flags);
 }
 
-/* Has the memory cgroup that the caller charges make room for @count pages; whether there is. */
+/* Makes the active memory cgroup reclaim until it can charge @count pages; returns whether it can. */
 bool kext_memcg_make_room(unsigned long count)
 {
 	return kext_try_pages(count, GFP_KERNEL_ACCOUNT);

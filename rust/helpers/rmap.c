@@ -13,7 +13,7 @@ bool kext_page_folio_try_get(struct page *page)
 		return false;
 	if (likely(page_folio(page) == folio))
 		return true;
-	/* It was split meanwhile, and will be gone over again. */
+	/* The folio was split meanwhile: the caller tries again. */
 	folio_put(folio);
 	return false;
 }
@@ -24,9 +24,9 @@ void kext_page_folio_put(struct page *page)
 }
 
 /*
- * What the mappings of @page's folio are found by; NULL if it has none, or is not
- * anonymous. The caller holds a reference to the folio. What is returned may be free
- * memory unless the caller is in an RCU critical section, and of another folio even then.
+ * Returns the anon_vma of @page's folio; NULL if the folio is not mapped or not anonymous.
+ * The caller holds a reference to the folio. Outside of an RCU read-side critical section
+ * the result may be freed memory; inside it may belong to another folio by now.
  */
 struct anon_vma *kext_page_anon_vma(const struct page *page)
 {
@@ -53,7 +53,7 @@ struct anon_vma *kext_anon_vma_root(const struct anon_vma *anon_vma)
 	return anon_vma->root;
 }
 
-/* Waits for those who took the lock before they saw that @anon_vma is not used. */
+/* Waits for threads that hold the lock of @anon_vma, which they took before its last reference was dropped. */
 void kext_anon_vma_synchronize(struct anon_vma *anon_vma)
 {
 	struct rw_semaphore *lock = &anon_vma->root->rwsem;

@@ -12,22 +12,19 @@ void kext_cond_resched(void)
 	cond_resched();
 }
 
-/* Whether the running thread got a signal that it does not survive. */
+/* Returns whether the calling thread has a fatal signal pending. */
 bool kext_is_killed(void)
 {
 	return fatal_signal_pending(current);
 }
 
-/*
- * From now on the running thread, one of the kernel's, can be killed: its waits end that any thread can be
- * killed in.
- */
+/* Makes the calling kernel thread killable: from now on SIGKILL ends its killable waits. */
 void kext_allow_kill(void)
 {
 	allow_kernel_signal(SIGKILL);
 }
 
-/* Undoes that, and forgets that it was killed. */
+/* Undoes kext_allow_kill(), and discards a pending SIGKILL. */
 void kext_disallow_kill(void)
 {
 	disallow_signal(SIGKILL);
@@ -59,8 +56,8 @@ bool kext_task_is_runnable(struct task_struct *task)
 }
 
 /*
- * The thread number @nth, from 0 on, of those of @process that work in @mm and do not sleep; with a
- * reference.
+ * Returns the @nth thread, counted from 0, of those threads of @process that use @mm and are runnable; with a
+ * reference. NULL if there are fewer.
  */
 struct task_struct *kext_find_runnable_thread(struct task_struct *process, struct mm_struct *mm,
 					      unsigned int nth)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A list without a lock, for handing objects over to somebody who takes all there are.
+//! A lock-free list with many producers, whose consumer takes all entries at once.
 //!
-//! Adding never waits and never fails, so that it may be done in any context.
+//! Adding never waits and never fails, and is allowed in any context.
 //!
 //! C header: [`include/linux/llist.h`](srctree/include/linux/llist.h)
 
@@ -12,45 +12,45 @@ use core::{
 };
 use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
 
-/// An object that has room for its place in a [`LockFreeList`].
+/// An object with a field that links it into a [`LockFreeList`].
 ///
 /// # Safety
 ///
-/// `next()` must return a pointer to a field of the object, always the same, that nobody else uses
-/// while the object is in a list.
+/// `next()` must return a pointer to a field of the object, always the same one, that no other code
+/// uses while the object is in a list.
 pub unsafe trait Linked {
-    /// Where the object after this one is kept. No reference to the object is made.
+    /// Returns a pointer to the link to the next object. Must not create a reference to the object.
     fn next(this: NonNull<Self>) -> *mut *mut Self;
 }
 
-/// A list of objects that were handed over and that nobody took yet, the last one first.
+/// A list of objects, the last one added first.
 ///
 /// # Invariants
 ///
-/// The objects in the list are valid, and their places in it are the list's alone.
+/// The objects in the list are valid, and only the list accesses their links.
 pub struct LockFreeList<T: Linked> {
     first: Atomic<*mut T>,
 }
 
 impl<T: Linked> LockFreeList<T> {
-    /// An empty list.
+    /// Returns an empty list.
     pub const fn new() -> Self {
         Self {
             first: Atomic::new(ptr::null_mut()),
         }
     }
 
-    /// Adds an object; true if the list was empty.
+    /// Adds an object; returns true if the list was empty.
     ///
     /// # Safety
     ///
-    /// The object must be in no list, and stay valid until it has been taken.
+    /// The object must not be in a list, and must stay valid until it has been taken.
     pub unsafe fn push(&self, object: NonNull<T>) -> bool {
-        let place = T::next(object);
+        let link = T::next(object);
         let mut first = self.first.load(Relaxed);
         loop {
-            // SAFETY: The place is the list's, by this function's requirements.
-            unsafe { place.write(first) };
+            // SAFETY: Only the list accesses the link, by this function's requirements.
+            unsafe { link.write(first) };
             match self.first.cmpxchg(first, object.as_ptr(), Release) {
                 Ok(_) => return first.is_null(),
                 Err(now) => first = now,
@@ -58,20 +58,21 @@ impl<T: Linked> LockFreeList<T> {
         }
     }
 
-    /// Takes all objects, the last one first.
+    /// Removes and returns all objects, the last one added first.
     pub fn take_all(&self) -> Taken<T> {
         let mut next = ptr::null_mut();
         if !self.is_empty() {
             next = self.first.xchg(ptr::null_mut(), Acquire);
         }
-        // INVARIANT: Nobody else knows these objects as part of a list any more.
+        // INVARIANT: The objects were removed from the list, so that only `Taken` accesses their
+        // links.
         Taken {
             next,
             _objects: PhantomData,
         }
     }
 
-    /// Whether there was nothing in the list, at some recent time.
+    /// Returns whether the list was empty at some recent time.
     pub fn is_empty(&self) -> bool {
         self.first.load(Relaxed).is_null()
     }
@@ -83,13 +84,13 @@ impl<T: Linked> Default for LockFreeList<T> {
     }
 }
 
-/// The objects that were in a list. Who has them has what was handed over: dropping this without
-/// going through it forgets them.
+/// The objects that were removed from a list. The code that iterates owns them: dropping this
+/// before its end leaks the rest.
 ///
 /// # Invariants
 ///
 /// `next` is null or a valid object, and so are those after it.
-#[must_use = "the objects were handed over"]
+#[must_use = "the caller owns the objects"]
 pub struct Taken<T: Linked> {
     next: *mut T,
     _objects: PhantomData<*mut T>,
@@ -100,7 +101,7 @@ impl<T: Linked> Iterator for Taken<T> {
 
     fn next(&mut self) -> Option<NonNull<T>> {
         let object = NonNull::new(self.next)?;
-        // The place is read before the object is given out, which may be its end.
+        // The link is read before the object is returned, as the caller may free it.
         // SAFETY: By the type invariants.
         self.next = unsafe { T::next(object).read() };
         Some(object)

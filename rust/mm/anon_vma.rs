@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the mappings of anonymous pages are found by.
+//! References to `anon_vma`s, through which the rmap finds the mappings of anonymous folios.
 //!
-//! An `anon_vma` lives as long as a VMA, or something else that has a reference. A folio that is mapped
-//! keeps it; one that is under migration is not mapped, and does not. Whoever migrates pages without a
-//! lock of their processes' therefore needs a reference, since the end of the migration looks for the
-//! places that the folio had. The kernel does so itself, but for `migrate_device_pfns()` and its like.
+//! An `anon_vma` lives as long as a VMA or another holder has a reference. A mapped folio implies
+//! one; a folio under migration is not mapped, and does not. The end of a migration looks up the
+//! former mappings of the folio through its `anon_vma`. So a thread that migrates pages without a
+//! lock of their address spaces needs a reference. The kernel's migration takes one, but
+//! `migrate_device_pfns()` and the other functions for device memory do not.
 //!
 //! C: `folio_get_anon_vma()`, `put_anon_vma()` in `mm/rmap.c`, which are not exported.
 
@@ -19,33 +20,32 @@ use kernel::{
 
 /// A reference to an `anon_vma`.
 ///
-/// # Invariants
-///
-/// It is valid, and one of its references is owned.
+/// Owns one reference to a valid `anon_vma`.
 struct AnonVmaRef(NonNull<anon_vma>);
 
 impl AnonVmaRef {
-    /// That of the folio of a page, if it is mapped.
+    /// Returns a reference to the `anon_vma` of a page's folio, if the folio is mapped.
     ///
     /// # Safety
     ///
     /// The caller must hold a reference to the page.
     unsafe fn of(page: NonNull<page>) -> Option<Self> {
-        // Under RCU the memory stays an `anon_vma`, though maybe a free one, or another folio's by now.
+        // The RCU read lock keeps the memory an `anon_vma`, but it may be freed, or reused for
+        // another folio.
         let rcu = rcu::read_lock();
         // SAFETY: By this function's requirements.
         let anon_vma = NonNull::new(unsafe { bindings::page_anon_vma(page.as_ptr()) })?;
-        // SAFETY: It is or was an `anon_vma`, and the memory is used for nothing else in the critical
-        // section (`SLAB_TYPESAFE_BY_RCU`).
+        // SAFETY: The memory is or was an `anon_vma`, and is not used for another type within the
+        // critical section (`SLAB_TYPESAFE_BY_RCU`).
         if !unsafe { bindings::anon_vma_try_get(anon_vma.as_ptr()) } {
             return None;
         }
-        // INVARIANT: It was not free, and the reference is ours.
+        // INVARIANT: `anon_vma_try_get()` took a reference.
         let this = Self(anon_vma);
-        // What is not the folio's is given back, which sleeps.
+        // Dropping `this`, if it is not the folio's, sleeps.
         drop(rcu);
-        // If the folio is mapped still, and by this one, it is the folio's, since nobody frees that of
-        // a folio that is mapped.
+        // If the folio is still mapped and its `anon_vma` is the same, `this` is the right one: the
+        // `anon_vma` of a mapped folio is not freed.
         // SAFETY: By this function's requirements.
         (unsafe { bindings::page_anon_vma(page.as_ptr()) } == anon_vma.as_ptr()).then_some(this)
     }
@@ -57,9 +57,9 @@ impl AnonVmaRef {
 ///
 /// # Safety
 ///
-/// It must have no reference any more, and its root be valid.
+/// The `anon_vma` must have no reference left, and its root must be valid.
 unsafe fn free(anon_vma: NonNull<anon_vma>) {
-    // SAFETY: By this function's requirements. Objects of any slab cache may be given to `kfree()`.
+    // SAFETY: By this function's requirements. `kfree()` accepts objects of any slab cache.
     unsafe {
         bindings::anon_vma_synchronize(anon_vma.as_ptr());
         kernel::bindings::kfree(anon_vma.as_ptr().cast());
@@ -68,7 +68,7 @@ unsafe fn free(anon_vma: NonNull<anon_vma>) {
 
 impl Drop for AnonVmaRef {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants; each `anon_vma` has a reference to its root.
+        // SAFETY: By the type invariants; each `anon_vma` holds a reference to its root.
         unsafe {
             let root = bindings::anon_vma_root(self.0.as_ptr());
             if !bindings::anon_vma_dec_and_test(self.0.as_ptr()) {
@@ -85,20 +85,21 @@ impl Drop for AnonVmaRef {
     }
 }
 
-/// References to what the mappings of some folios are found by. Dropping it sleeps.
+/// References to the `anon_vma`s of some folios. Dropping it sleeps.
 #[derive(Default)]
 pub(crate) struct AnonVmas(KVec<AnonVmaRef>);
 
 impl AnonVmas {
-    /// Takes a reference for the folio of a page; says whether it is mapped, so that there is something
-    /// to hold. Sleeps. Fails with `ENOMEM`.
+    /// Takes a reference to the `anon_vma` of a page's folio; returns false if the folio is not
+    /// mapped. Sleeps. Fails with `ENOMEM`.
     ///
     /// # Safety
     ///
-    /// The caller must hold a reference to the page. The folio must be one that no `anon_vma` but its
-    /// first ever is of, such as that of device-private memory.
+    /// The caller must hold a reference to the page. The folio's `anon_vma` must never be replaced
+    /// by another one: this is true for folios of device-private memory.
     pub(crate) unsafe fn hold(&mut self, page: NonNull<page>) -> Result<bool> {
-        // Neighbours mostly have the same; what is held already cannot be another's meanwhile.
+        // Neighbouring folios mostly share an `anon_vma`. One that is referenced is not reused for
+        // another folio.
         // SAFETY: By this function's requirements.
         let seen = unsafe { bindings::page_anon_vma(page.as_ptr()) };
         if self.0.last().is_some_and(|last| last.0.as_ptr() == seen) {

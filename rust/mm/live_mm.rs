@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Users of an address space, but not of one whose process is on its way out.
+//! References to the users of an address space (`mmget()`), for threads that work for a process,
+//! unless the process is exiting.
 //!
-//! A kernel thread that serves a process becomes a user of its address space (`mmget()`), and while it is
-//! one nothing of that memory is freed, not even when the process was killed to free it. So a kernel thread
-//! must not go on for a process that is exiting: it would allocate what its death was to free, and the OOM
-//! killer would turn to the next one.
+//! A kernel thread that serves a process takes a reference to `mm_users`. While it holds that, none
+//! of the memory is freed, even if the process was killed to free memory. So a kernel thread must
+//! stop when the process is exiting: it would allocate the memory that the exit was to free, and
+//! the OOM killer would select another process.
 //!
-//! Nor may it look for memory while it is a user, where there is none: the OOM killer kills the process, its
-//! parent buries it, and nobody is left of whom the kernel knew that its memory is about to be free. So it has
-//! room made before. What was freed for it is on the lists of a CPU, of one mobility, where another
-//! allocation may not find it: while the thread is a user it may take as much from the kernel's reserves,
-//! which never kills.
+//! Nor may the thread invoke the OOM killer while it holds the reference: the OOM killer kills the
+//! process, the parent reaps it, and the kernel no longer has a victim whose memory it expects to
+//! be freed soon. So the thread makes the kernel free memory before it takes the reference. The
+//! freed pages are on the lists of one CPU and of one migrate type, where another allocation may
+//! not find them. While the thread holds the reference it may therefore allocate as much from the
+//! kernel's reserves, which never invokes the OOM killer.
 //!
-//! The reserves are for few. A walk may have to wait for userspace (userfaultfd, FUSE), for ever, and go on
-//! when there is no memory any more; and any number of them could be let go on at once. So two threads have the
-//! reserves at a time. Who waits for these in vain for a moment, before it is a user, goes without: room was
-//! made for it all the same.
+//! The reserves are small. A walk may wait for userspace without limit (userfaultfd, FUSE) and
+//! continue when there is no memory any more; userspace could let any number of walks continue at
+//! once. So only two threads may use the reserves at a time. A thread that does not get them within
+//! `RESERVES_MS` works without them: room was made for it all the same.
 //!
 //! C headers: [`include/linux/sched/mm.h`](srctree/include/linux/sched/mm.h),
 //! [`include/linux/oom.h`](srctree/include/linux/oom.h)
@@ -35,36 +37,38 @@ use kernel::{
     task::Task, //
 };
 
-/// Whether the process that `mm` is of is exiting: the OOM killer has chosen it, all of its threads were
-/// told to end (`SIGNAL_GROUP_EXIT`), or there are none left. Advice only: it may be wrong when the caller
-/// reads it, but only by being late.
+/// Returns whether the process of `mm` is exiting: the OOM killer has selected it, all of its
+/// threads have been told to exit (`SIGNAL_GROUP_EXIT`), or none is left. The result is a hint: it
+/// may be outdated, but a process that is exiting stays so.
 ///
-/// Where several processes share the address space, one of them does not count. On a kernel without
-/// `CONFIG_MEMCG` nobody knows whose an address space is, and only the OOM killer's choice counts.
+/// If several processes share the address space, the exit of one of them does not count. Without
+/// `CONFIG_MEMCG` the kernel does not track the owner of an address space, and only the OOM
+/// killer's selection counts.
 pub fn is_exiting(mm: &MmWithUser) -> bool {
-    // SAFETY: The address space is valid and has users, so that its owner is there or none.
+    // SAFETY: `mm` is valid and has users, so that its owner is a task or null.
     unsafe { ext::mm_is_exiting(mm.as_raw()) }
 }
 
-/// Whether `mm` has no users any more, or its process [is exiting](is_exiting).
+/// Returns whether `mm` has no users any more, or its process [is exiting](is_exiting).
 pub fn is_gone(mm: &Mm) -> bool {
     user_of(mm).is_err()
 }
 
-/// How many pages one step may need besides what it is asked for: page tables, and what the kernel notes.
-const BESIDES: usize = 16;
+/// How many pages one step may allocate besides the process's pages: page tables and the kernel's
+/// own records.
+const OVERHEAD: usize = 16;
 
-/// How long the reserves are waited for, in milliseconds: as long as a step takes that waits for nobody.
+/// How long to wait for the reserves, in milliseconds: the duration of a step that does not block.
 const RESERVES_MS: u32 = 100;
 
-/// A user of an address space, of the thread that became one.
+/// A reference to the users of an address space, held by the thread that took it.
 ///
-/// Of a kernel thread that had room made, and is one of few, its allocations may use the kernel's reserves
-/// until this is dropped.
-/// Several nest; each is to be dropped before those that were there before it.
-#[must_use = "is no user any more when it is dropped"]
+/// The allocations of a kernel thread for which room was made may use the kernel's reserves until
+/// this is dropped, if it is one of the two threads that may. References nest, and must be dropped
+/// in reverse order.
+#[must_use = "the reference to the users is dropped with this"]
 pub struct LiveMm {
-    // Ends before the address space is given back, which may free all of it.
+    // Dropped before `mm`, whose drop may free the whole address space.
     _reserves: Option<Reserves>,
     mm: ARef<MmWithUserAsync>,
 }
@@ -77,26 +81,27 @@ impl Deref for LiveMm {
     }
 }
 
-/// The calling thread's allocations may use the kernel's reserves, and neither reclaim nor kill, as long as
-/// this is there.
+/// Allows the calling thread's allocations to use the kernel's reserves, without reclaim and OOM
+/// kills, until it is dropped.
 struct Reserves {
-    /// What is to be restored.
+    /// The flags to restore.
     before: kernel::ffi::c_uint,
-    /// It is of the thread that made it.
+    /// Not `Send`: the flags are those of the thread that created this.
     _thread: PhantomData<*mut ()>,
 }
 
 impl Reserves {
-    /// Opens them, unless too many others have them for too long, or the thread has them already. Sleeps.
+    /// Waits up to [`RESERVES_MS`] for the reserves. Returns `None` after that, or if the thread
+    /// may use them already. Sleeps.
     fn open() -> Option<Self> {
-        // SAFETY: `current` is valid, and its flags are changed by itself alone.
+        // SAFETY: `current` is valid, and only the thread itself changes its flags.
         let flags = unsafe { (*Task::current_raw()).flags };
-        // SAFETY: Has no requirements, but that the caller may sleep.
+        // SAFETY: The caller may sleep.
         if flags & bindings::PF_MEMALLOC != 0 || !unsafe { ext::reserves_get(RESERVES_MS) } {
             return None;
         }
         Some(Self {
-            // SAFETY: Has no requirements: the flags are the calling thread's.
+            // SAFETY: Has no requirements: it changes the calling thread's flags.
             before: unsafe { ext::memalloc_noreclaim_save() },
             _thread: PhantomData,
         })
@@ -105,8 +110,8 @@ impl Reserves {
 
 impl Drop for Reserves {
     fn drop(&mut self) {
-        // SAFETY: `before` was returned to this thread, which dropped what it made since, and is one of those
-        // who have the reserves.
+        // SAFETY: `before` is the result of this thread's call, with nested calls restored already,
+        // and `open()` acquired the reserves.
         unsafe {
             ext::memalloc_noreclaim_restore(self.before);
             ext::reserves_put();
@@ -114,18 +119,19 @@ impl Drop for Reserves {
     }
 }
 
-/// Becomes a user of `mm`. Fails with `EFAULT` if it has no users any more, or its process
-/// [is exiting](is_exiting); and with `ENOMEM`.
+/// Takes a reference to the users of `mm`. Fails with `EFAULT` if it has no users any more, or its
+/// process [is exiting](is_exiting); and with `ENOMEM`.
 ///
-/// For kernel threads, and for all that may run in one: to be asked anew before each step that allocates
-/// memory for the process, `pages` pages of it at the most, and given back after it. No lock may be held
-/// that a process needs to end.
+/// For kernel threads, and for all code that may run in one. The caller takes the reference before
+/// each step that allocates memory for the process, of at most `pages` pages, and drops it after
+/// the step. It must hold no lock that a process needs to exit.
 ///
-/// Where memory is short, a kernel thread first has the kernel make room, by killing somebody if need be, and
-/// only then becomes a user: of whoever is killed, all memory is free soon.
+/// If memory is short, a kernel thread first makes the kernel free some, by an OOM kill if
+/// necessary, and takes the reference after that: so the memory of any killed process is freed
+/// soon.
 pub fn get(mm: &Mm, pages: usize) -> Result<LiveMm> {
-    let made_room = sched::is_kernel_thread() && make_room(mm, pages.saturating_add(BESIDES))?;
-    // Who allocates nothing for the process has no part in them.
+    let made_room = sched::is_kernel_thread() && make_room(mm, pages.saturating_add(OVERHEAD))?;
+    // A step that allocates no pages for the process does not need the reserves.
     let reserves = if made_room && pages != 0 {
         Reserves::open()
     } else {
@@ -138,37 +144,40 @@ pub fn get(mm: &Mm, pages: usize) -> Result<LiveMm> {
     })
 }
 
-/// Has what the calling thread, one of the kernel's, allocates be charged to the memory cgroup of `mm`, as long as
-/// the result is kept. Fails with `EFAULT` if it has no users any more, or its process [is exiting](is_exiting).
+/// Charges the allocations of the calling kernel thread to the memory cgroup of `mm` until the
+/// result is dropped. Fails with `EFAULT` if `mm` has no users any more, or its process [is
+/// exiting](is_exiting).
 pub fn charge(mm: &Mm) -> Result<ActiveMemcg> {
     Ok(ActiveMemcg::of(&*user_of(mm)?))
 }
 
-/// Where memory is short, has the kernel make room for so many pages, by killing somebody if need be. The
-/// caller must be no user of the address space. Returns whether the machine's memory is short; fails with
-/// `EFAULT` as [`get`], and with `ENOMEM`.
+/// Makes the kernel free `pages` pages if memory is short, by an OOM kill if necessary. Returns
+/// whether the system's memory is short, in contrast to that of the cgroup. Fails with `EFAULT`
+/// like [`get`], and with `ENOMEM`.
+///
+/// The caller must hold no reference to the users of `mm`.
 fn make_room(mm: &Mm, pages: usize) -> Result<bool> {
     let short_memcg = {
         let mm = user_of(mm)?;
-        // SAFETY: The address space is valid and has users, so that its owner is there or none.
+        // SAFETY: `mm` is valid and has users, so that its owner is a task or null.
         let is_short = unsafe { ext::memcg_is_short(mm.as_raw(), pages) };
         is_short.then(|| ActiveMemcg::of(&mm))
     };
     // SAFETY: Has no requirements.
     let is_short = unsafe { ext::memory_is_short(pages) };
-    // SAFETY: Has no requirements, but that the caller may sleep.
-    let had = !is_short || unsafe { ext::make_room(pages) };
+    // SAFETY: The caller may sleep.
+    let has_room = !is_short || unsafe { ext::make_room(pages) };
     // SAFETY: As above.
-    let had = had && (short_memcg.is_none() || unsafe { ext::memcg_make_room(pages) });
-    if !had {
+    let has_room = has_room && (short_memcg.is_none() || unsafe { ext::memcg_make_room(pages) });
+    if !has_room {
         crate::debug!("there is no memory for the process");
         return Err(ENOMEM);
     }
     Ok(is_short)
 }
 
-/// As [`get`], but makes no room. The end of the address space, should it have no user after this one, is left to
-/// a worker of its own: it may wait for userspace (asynchronous I/O of the process).
+/// Like [`get`], but makes no room. If the reference is the last one, a worker of the kernel frees
+/// the address space, since that may wait for userspace (asynchronous I/O of the process).
 fn user_of(mm: &Mm) -> Result<ARef<MmWithUserAsync>> {
     let mm = MmWithUser::into_mmput_async(mm.mmget_not_zero().ok_or(EFAULT)?);
     if is_exiting(&mm) {

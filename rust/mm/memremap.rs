@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Frames and pages for a device's own memory.
+//! PFNs and pages for a device's own memory.
 //!
 //! C header: [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
 
@@ -14,7 +14,7 @@ use kernel::{
 
 pub use bindings::dev_pagemap_ops as Ops;
 
-/// Device-private memory, `struct dev_pagemap` and the span of physical addresses that it has.
+/// Device-private memory: a `struct dev_pagemap` and its range of physical addresses.
 ///
 /// Dropping it waits until all of its pages are free. Sleeps.
 ///
@@ -25,19 +25,19 @@ pub struct DevPagemap(KBox<UnsafeCell<bindings::dev_pagemap>>);
 
 // SAFETY: It may be used and unmapped from any thread.
 unsafe impl Send for DevPagemap {}
-// SAFETY: What is read through a shared reference does not change.
+// SAFETY: The fields that are read through a shared reference do not change.
 unsafe impl Sync for DevPagemap {}
 
 impl DevPagemap {
-    /// Makes frames and pages for `size` bytes, at addresses where nothing is. Without an `owner` it
-    /// is its own.
+    /// Creates PFNs and pages for `size` bytes, at unused physical addresses. Without an `owner`
+    /// the pagemap is its own owner.
     ///
-    /// Sleeps. Fails with `ENOMEM`, `ERANGE` when there are no such addresses, `EINVAL` for a size
-    /// that is not a multiple of the page size.
+    /// Sleeps. Fails with `ENOMEM`, with `ERANGE` if there is no free range of addresses, and with
+    /// `EINVAL` if the size is not a multiple of the page size.
     ///
     /// # Safety
     ///
-    /// `ops` must have all operations of device-private memory.
+    /// `ops` must have all operations that device-private memory requires.
     pub unsafe fn new(
         size: usize,
         owner: Option<NonNull<c_void>>,
@@ -51,7 +51,7 @@ impl DevPagemap {
             GFP_KERNEL,
         )?;
         let raw = boxed.get();
-        // SAFETY: The root of all physical addresses is there for ever; the name is static.
+        // SAFETY: `iomem_resource` is a static of the kernel; the name is static, too.
         let region = from_err_ptr(unsafe {
             bindings::request_free_mem_region(
                 &raw mut bindings::iomem_resource,
@@ -59,7 +59,7 @@ impl DevPagemap {
                 c"gpusvm".as_char_ptr(),
             )
         })?;
-        // SAFETY: The region was just made; the pagemap is not known to anyone yet.
+        // SAFETY: `region` was just requested; no other code has a pointer to the pagemap yet.
         let mapped = unsafe {
             (*raw).type_ = bindings::memory_type_MEMORY_DEVICE_PRIVATE;
             (*raw).ops = ops;
@@ -76,35 +76,40 @@ impl DevPagemap {
             unsafe { release(raw) };
             return Err(e);
         }
-        // INVARIANT: It is mapped.
+        // INVARIANT: `memremap_pages()` succeeded, and the box does not move the pagemap.
         Ok(Self(boxed))
     }
 
-    /// The C object, which stays where it is.
+    /// Returns the C object, which does not move.
     pub fn as_raw(&self) -> *mut bindings::dev_pagemap {
         self.0.get()
     }
 
-    /// The frames, at least as many as were asked for.
+    /// Returns the PFNs, at least as many as were requested.
     pub fn frames(&self) -> Range<usize> {
-        // SAFETY: The range is written when the pagemap is made, and never after.
+        // SAFETY: The range is written when the pagemap is created only.
         let range = unsafe { range(self.as_raw()) };
-        // CAST: Physical addresses and `usize` are both 64 bits where there is such memory.
+        // CAST: Physical addresses and `usize` both have 64 bits where device-private memory
+        // exists.
         (range.start as usize) >> PAGE_SHIFT..(range.end as usize + 1) >> PAGE_SHIFT
     }
 }
 
+/// Returns the range of physical addresses.
+///
 /// # Safety
 ///
-/// The pagemap must be valid and its range be written.
+/// The pagemap must be valid, and its range initialized.
 unsafe fn range(raw: *mut bindings::dev_pagemap) -> bindings::range {
     // SAFETY: By this function's requirements.
     unsafe { *(*raw).__bindgen_anon_1.range.as_ref() }
 }
 
+/// Releases the region of the pagemap's range.
+///
 /// # Safety
 ///
-/// The range must be a region that was requested.
+/// The pagemap must be valid, and its range a region that was requested.
 unsafe fn release(raw: *mut bindings::dev_pagemap) {
     // SAFETY: By this function's requirements.
     unsafe {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! MMU interval notifiers: being told when the CPU changes its mappings of a span.
+//! MMU interval notifiers: callbacks for changes of the CPU's mappings of a span.
 //!
 //! C header: [`include/linux/mmu_notifier.h`](srctree/include/linux/mmu_notifier.h)
 
@@ -14,36 +14,37 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What `invalidate` callbacks look like.
+/// The operations of a notifier: the `invalidate` callback.
 pub use kernel::bindings::mmu_interval_notifier_ops as Ops;
 
 /// A `struct mmu_interval_notifier`.
 #[repr(transparent)]
 pub struct MmuIntervalNotifier(Opaque<kernel::bindings::mmu_interval_notifier>);
 
-// SAFETY: The C functions on a notifier take care of concurrency themselves.
+// SAFETY: The C functions for notifiers synchronise by themselves.
 unsafe impl Send for MmuIntervalNotifier {}
 // SAFETY: As above.
 unsafe impl Sync for MmuIntervalNotifier {}
 
 impl MmuIntervalNotifier {
-    /// A notifier that is not inserted.
+    /// Returns a notifier that is not inserted.
     pub const fn new() -> Self {
         Self(Opaque::zeroed())
     }
 
-    /// The C object.
+    /// Returns the C object.
     pub fn as_raw(&self) -> *mut kernel::bindings::mmu_interval_notifier {
         self.0.get()
     }
 
-    /// Begins to call `ops` for changes of `span` in `mm`, `mmu_interval_notifier_insert()`.
+    /// Inserts the notifier, so that `ops` is called for changes of `span` in `mm`. C:
+    /// `mmu_interval_notifier_insert()`.
     ///
-    /// May take the mmap lock. Fails with `ENOMEM`, or `EOVERFLOW` for an empty span.
+    /// May take `mmap_lock`. Fails with `ENOMEM`, or with `EOVERFLOW` for an empty span.
     ///
     /// # Safety
     ///
-    /// The notifier must be pinned, not inserted, and be removed before it is freed.
+    /// The notifier must be pinned, must not be inserted, and must be removed before it is freed.
     pub unsafe fn insert(&self, mm: &MmWithUser, span: Range<usize>, ops: &'static Ops) -> Result {
         // SAFETY: By this function's requirements; `mm` has users.
         to_result(unsafe {
@@ -57,7 +58,7 @@ impl MmuIntervalNotifier {
         })
     }
 
-    /// Ends the calls and waits for those that run, `mmu_interval_notifier_remove()`.
+    /// Removes the notifier, and waits for callbacks that run. C: `mmu_interval_notifier_remove()`.
     ///
     /// # Safety
     ///
@@ -67,7 +68,8 @@ impl MmuIntervalNotifier {
         unsafe { kernel::bindings::mmu_interval_notifier_remove(self.as_raw()) }
     }
 
-    /// Begins a collision-retry read side, after waiting for an invalidation that runs.
+    /// Begins a collision-retry read side, after waiting for an invalidation that runs. C:
+    /// `mmu_interval_read_begin()`.
     ///
     /// # Safety
     ///
@@ -77,8 +79,9 @@ impl MmuIntervalNotifier {
         unsafe { kernel::bindings::mmu_interval_read_begin(self.as_raw()) as usize }
     }
 
-    /// Whether an invalidation came after the [`read_begin`](Self::read_begin) that gave `seq`.
-    /// The caller must hold the lock under which the callback sets the sequence.
+    /// Returns whether an invalidation began after the [`read_begin`](Self::read_begin) that
+    /// returned `seq`. The caller must hold the lock under which the callback sets the sequence
+    /// number.
     pub fn read_retry(&self, seq: usize) -> bool {
         // SAFETY: Reads one word of the notifier.
         unsafe { bindings::mmu_interval_read_retry(self.as_raw(), seq as c_ulong) }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Shrinkers: what gives memory back when it is short.
+//! Shrinkers: callbacks by which reclaim frees a subsystem's memory.
 //!
 //! C header: [`include/linux/shrinker.h`](srctree/include/linux/shrinker.h)
 
@@ -12,19 +12,19 @@ use kernel::{
     sync::Arc, //
 };
 
-/// Objects that can be freed when memory is short.
+/// A cache whose objects can be freed when memory is short.
 ///
-/// Both functions are called in reclaim: they allocate nothing that waits for reclaim, take only
-/// locks under which nobody allocates so, and may be called by several CPUs at once.
+/// Reclaim calls both functions, on several CPUs at once. They must not allocate memory with
+/// reclaim, and may take only locks whose holders do not allocate memory with reclaim either.
 pub trait Shrink: Send + Sync + 'static {
-    /// How many objects could be freed, at some recent time.
+    /// Returns the number of objects that could be freed, at some recent time.
     fn count(&self) -> usize;
 
-    /// Frees up to `want` objects, and returns how many it did free.
+    /// Frees up to `want` objects, and returns how many it freed.
     fn scan(&self, want: usize) -> usize;
 }
 
-/// A shrinker that reclaim calls until this is dropped, which waits for calls that are under way.
+/// A registered shrinker. Dropping it unregisters it, and waits for calls that run.
 ///
 /// # Invariants
 ///
@@ -35,21 +35,21 @@ pub struct Registration<T: Shrink> {
     _t: PhantomData<T>,
 }
 
-// SAFETY: A shrinker may be unregistered from any thread, and its object is for all of them.
+// SAFETY: Any thread may unregister a shrinker, and its object is `Send` and `Sync`.
 unsafe impl<T: Shrink> Send for Registration<T> {}
-// SAFETY: Nothing is reached through a shared reference.
+// SAFETY: A shared reference gives access to nothing.
 unsafe impl<T: Shrink> Sync for Registration<T> {}
 
 impl<T: Shrink> Registration<T> {
-    /// Registers a shrinker; `name` is for debugfs. Fails with `ENOMEM`. Sleeps.
+    /// Registers a shrinker; debugfs shows `name`. Fails with `ENOMEM`. Sleeps.
     pub fn new(name: &CStr, object: Arc<T>) -> Result<Self> {
-        // SAFETY: The format takes one C string, which `name` is; it is copied.
+        // SAFETY: The format takes one C string, which is `name`; it is copied.
         let shrinker =
             unsafe { bindings::shrinker_alloc(0, c"%s".as_char_ptr(), name.as_char_ptr()) };
         let shrinker = NonNull::new(shrinker).ok_or(ENOMEM)?;
-        // INVARIANT: Registered below.
-        // SAFETY: The shrinker is ours until it is registered. The object is for any thread, and
-        // lives until the shrinker is freed, which waits for the last call.
+        // INVARIANT: `shrinker_register()` is called below.
+        // SAFETY: No other code uses the shrinker until it is registered. The object is `Send` and
+        // `Sync`, and lives until the shrinker is freed, which waits for the last call.
         unsafe {
             let raw = shrinker.as_ptr();
             (*raw).count_objects = Some(Self::count_objects);
@@ -64,36 +64,42 @@ impl<T: Shrink> Registration<T> {
         })
     }
 
+    /// Returns the object of a shrinker.
+    ///
     /// # Safety
     ///
-    /// `shrinker` must be that of a registration.
+    /// `shrinker` must be that of a [`Registration`] of `T`, which must not be dropped during `'a`.
     unsafe fn object<'a>(shrinker: *mut bindings::shrinker) -> &'a T {
-        // SAFETY: By the type invariants.
+        // SAFETY: By the type invariants `private_data` is the object.
         unsafe { &*(*shrinker).private_data.cast() }
     }
 
+    /// The `count_objects` callback.
+    ///
     /// # Safety
     ///
-    /// To be called by reclaim.
+    /// Only reclaim may call this.
     unsafe extern "C" fn count_objects(
         shrinker: *mut bindings::shrinker,
         _control: *mut bindings::shrink_control,
     ) -> c_ulong {
-        // SAFETY: Reclaim calls with the shrinker that this was set for.
+        // SAFETY: Reclaim passes the shrinker for which the callback was set.
         match unsafe { Self::object(shrinker) }.count() {
             0 => c_ulong::MAX.wrapping_sub(1), // SHRINK_EMPTY
             count => count,
         }
     }
 
+    /// The `scan_objects` callback.
+    ///
     /// # Safety
     ///
-    /// To be called by reclaim.
+    /// Only reclaim may call this.
     unsafe extern "C" fn scan_objects(
         shrinker: *mut bindings::shrinker,
         control: *mut bindings::shrink_control,
     ) -> c_ulong {
-        // SAFETY: Reclaim calls with the shrinker that this was set for, and with a valid control.
+        // SAFETY: Reclaim passes the shrinker for which the callback was set, and a valid control.
         let (object, want) = unsafe { (Self::object(shrinker), (*control).nr_to_scan) };
         let freed = object.scan(want);
         // SAFETY: As above.
@@ -107,7 +113,7 @@ impl<T: Shrink> Registration<T> {
 
 impl<T: Shrink> Drop for Registration<T> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants. This waits for calls that are under way.
+        // SAFETY: By the type invariants. The call waits for callbacks that run.
         unsafe { bindings::shrinker_free(self.shrinker.as_ptr()) }
     }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Waiting for a completion for a time, and unless the waiter is killed.
+//! Waiting for a completion, with a time-out and for a kill.
 //!
-//! The kernel crate's [`Completion`] waits without a time-out.
+//! The kernel crate's [`Completion`] has no wait with a time-out.
 //!
 //! C header: [`include/linux/completion.h`](srctree/include/linux/completion.h)
 
@@ -13,13 +13,13 @@ use kernel::{
     time::msecs_to_jiffies, //
 };
 
-// The C object is the only field, and as large as the whole, so that it is at the start.
+// The C object is the only field, and has the size of the whole, so that its offset is 0.
 static_assert!(size_of::<Completion>() == size_of::<bindings::completion>());
 
-/// Waits until `completion` is completed, for `ms` milliseconds at the most. Sleeps.
-/// C: `wait_for_completion_killable_timeout()`.
+/// Waits until `completion` is completed, for at most `ms` milliseconds. Sleeps. C:
+/// `wait_for_completion_killable_timeout()`.
 ///
-/// Fails with `ETIMEDOUT`, or with `EINTR` if the caller is killed.
+/// Fails with `ETIMEDOUT`, or with `EINTR` if the calling thread is killed.
 pub fn wait_killable_timeout(completion: &Completion, ms: u32) -> Result {
     // CAST: See the assertion above.
     let raw: *mut bindings::completion = core::ptr::from_ref(completion).cast_mut().cast();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Waiting for a mutex in ways that a signal ends.
+//! Killable and interruptible acquisition of a mutex.
 //!
 //! C header: [`include/linux/mutex.h`](srctree/include/linux/mutex.h)
 
@@ -15,13 +15,15 @@ use kernel::{
     },
 };
 
-/// The C object.
+/// Returns the C object.
 pub fn as_raw<T>(mutex: &Mutex<T>) -> *mut bindings::mutex {
-    // `Lock` is `repr(C)`, and its first field is the C lock: `Lock::from_raw()` rests on the same.
+    // `Lock` is `repr(C)`, and its first field is the C lock; `Lock::from_raw()` relies on that,
+    // too.
     core::ptr::from_ref(mutex).cast_mut().cast()
 }
 
-/// Takes a mutex. Fails with `EINTR` if the caller is killed before it has it.
+/// Takes a mutex. Fails with `EINTR` if the calling thread is killed while it waits. C:
+/// `mutex_lock_killable()`.
 pub fn lock_killable<T>(mutex: &Mutex<T>) -> Result<Guard<'_, T, MutexBackend>> {
     // SAFETY: The mutex is initialized.
     to_result(unsafe { ext::mutex_lock_killable(as_raw(mutex)) })?;
@@ -29,7 +31,8 @@ pub fn lock_killable<T>(mutex: &Mutex<T>) -> Result<Guard<'_, T, MutexBackend>> 
     Ok(unsafe { Guard::new(mutex, ()) })
 }
 
-/// Takes a mutex. Fails with `EINTR` if a signal for the caller comes before it has it.
+/// Takes a mutex. Fails with `EINTR` if a signal arrives while the calling thread waits. C:
+/// `mutex_lock_interruptible()`.
 pub fn lock_interruptible<T>(mutex: &Mutex<T>) -> Result<Guard<'_, T, MutexBackend>> {
     // SAFETY: The mutex is initialized.
     to_result(unsafe { ext::mutex_lock_interruptible(as_raw(mutex)) })?;

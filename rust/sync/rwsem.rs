@@ -11,10 +11,10 @@ use kernel::{
     types::{NotThreadSafe, Opaque}, //
 };
 
-/// A semaphore that many readers or one writer hold; holders may sleep.
+/// A semaphore that many readers or one writer hold. Holders may sleep.
 ///
-/// It has the layout of `struct rw_semaphore` and guards no data of its own: what it protects is
-/// said where it is used.
+/// It has the layout of `struct rw_semaphore`, and contains no data: the field that has this type
+/// documents what it protects.
 #[repr(transparent)]
 pub struct RwSemaphore(Opaque<kernel::bindings::rw_semaphore>);
 
@@ -27,11 +27,11 @@ impl RwSemaphore {
     /// Initializes a semaphore of the lock class `key`, as `init_rwsem()` does.
     pub fn new(name: &'static CStr, key: Pin<&'static LockClassKey>) -> impl PinInit<Self> {
         let init = Opaque::ffi_init(move |slot| {
-            // SAFETY: `slot` is valid and pinned memory for a semaphore; `name` and `key` live as
-            // long as the kernel.
+            // SAFETY: `slot` is valid and pinned memory for a semaphore; `name` and `key` are
+            // static.
             unsafe { kernel::bindings::__init_rwsem(slot, name.as_char_ptr(), key.as_ptr()) }
         });
-        // SAFETY: `Self` is a transparent wrapper of what `init` initializes.
+        // SAFETY: `Self` is a transparent wrapper of the type that `init` initializes.
         unsafe { pin_init::cast_pin_init(init) }
     }
 
@@ -39,8 +39,8 @@ impl RwSemaphore {
         self.0.get()
     }
 
-    /// Tells lockdep that this semaphore may be taken in reclaim, so that an allocation under it
-    /// is reported the first time that it happens and not when memory is short.
+    /// Teaches lockdep that reclaim takes this semaphore, so that it reports an allocation with
+    /// reclaim under the semaphore when it first happens, and not only when memory is short.
     pub fn prime_reclaim(&self) {
         // SAFETY: The semaphore is initialized.
         unsafe { bindings::rwsem_prime_reclaim(self.as_raw()) }
@@ -66,24 +66,24 @@ impl RwSemaphore {
         }
     }
 
-    /// Takes the semaphore for writing if nobody holds it. Never sleeps.
+    /// Takes the semaphore for writing if it is free. Never sleeps.
     pub fn try_write(&self) -> Option<WriteGuard<'_>> {
         // SAFETY: The semaphore is initialized.
         let taken = unsafe { kernel::bindings::down_write_trylock(self.as_raw()) };
-        // Not `then_some()`: it would make a guard, and drop it, when the semaphore was not taken.
+        // `then_some()` would create a guard, and drop it, also when the semaphore was not taken.
         (taken != 0).then(|| WriteGuard {
             sem: self,
             _nts: NotThreadSafe,
         })
     }
 
-    /// Warns, on a debug kernel, unless the caller holds the semaphore either way.
+    /// Warns on a debug kernel unless the caller holds the semaphore for reading or for writing.
     pub fn assert_held(&self) {
         // SAFETY: The semaphore is initialized.
         unsafe { bindings::rwsem_assert_held(self.as_raw()) }
     }
 
-    /// Warns, on a debug kernel, unless the caller holds the semaphore for writing.
+    /// Warns on a debug kernel unless the caller holds the semaphore for writing.
     pub fn assert_held_write(&self) {
         // SAFETY: The semaphore is initialized.
         unsafe { bindings::rwsem_assert_held_write(self.as_raw()) }
@@ -99,7 +99,7 @@ pub struct ReadGuard<'a> {
 
 impl Drop for ReadGuard<'_> {
     fn drop(&mut self) {
-        // SAFETY: The guard's existence says that this thread holds the semaphore for reading.
+        // SAFETY: While the guard exists this thread holds the semaphore for reading.
         unsafe { kernel::bindings::up_read(self.sem.as_raw()) }
     }
 }
@@ -113,7 +113,7 @@ pub struct WriteGuard<'a> {
 
 impl Drop for WriteGuard<'_> {
     fn drop(&mut self) {
-        // SAFETY: The guard's existence says that this thread holds the semaphore for writing.
+        // SAFETY: While the guard exists this thread holds the semaphore for writing.
         unsafe { kernel::bindings::up_write(self.sem.as_raw()) }
     }
 }

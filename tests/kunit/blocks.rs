@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How the result of a page-table walk is cut into blocks, against a page-by-page model.
+//! Tests of the split of a page-table walk's result into blocks, against a page-by-page model.
 
 use crate::random::Random;
 use kernel::prelude::*;
@@ -10,7 +10,7 @@ use kernel_ext::mm::hmm::{
     Pfn,
 };
 
-/// A page of the model: the mapping that it belongs to, and its frame.
+/// A page of the model: the mapping that it belongs to, and its PFN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Page {
     mapping: usize,
@@ -26,7 +26,7 @@ impl Page {
     }
 }
 
-/// Pages of the CPU's mappings at random, `length` of them, beginning in the middle of a mapping.
+/// Returns `length` pages of random CPU mappings, the first of which may begin in the middle.
 fn mappings(random: &mut Random, length: usize) -> Result<KVVec<Page>> {
     let mut pages = KVVec::new();
     let mut mapping = 0;
@@ -34,7 +34,7 @@ fn mappings(random: &mut Random, length: usize) -> Result<KVVec<Page>> {
         // CAST: The order is small.
         let order = [0, 0, 0, 1, 2, 4, 4, 9][random.below(8)] as u32;
         let whole = 1usize << order;
-        // Frames of a mapping are aligned to its size; the largest is a page table entry's.
+        // The PFNs of a mapping are aligned to its size; the largest mapping is that of a PMD.
         let first = (1 + random.below(1 << 20)) << order;
         let skipped = if mapping == 0 { random.below(whole) } else { 0 };
         let valid = order > 0 || random.below(5) != 0;
@@ -56,7 +56,7 @@ fn mappings(random: &mut Random, length: usize) -> Result<KVVec<Page>> {
     Ok(pages)
 }
 
-/// The largest block at `index`, found by looking at every page of it.
+/// Returns the size of the largest block at `index`, found by comparing each of its pages.
 fn largest_block(pages: &[Page], index: usize) -> usize {
     let first = pages[index];
     (0..10)
@@ -104,10 +104,10 @@ mod tests {
         ensure_eq!(block.pfn, pfns[0]);
         ensure!(blocks.next().is_none());
 
-        // From its second page on, in powers of two that end where it ends.
+        // From the second page on, the blocks are powers of two, down to a page at the end.
         let rest = Blocks::of(&pfns[1..]).map(|block| 1usize << block.order);
         ensure!(rest.eq([256, 128, 64, 32, 16, 8, 4, 2, 1]));
-        // Without its last page.
+        // The same without the last page.
         let rest = Blocks::of(&pfns[..511]).map(|block| 1usize << block.order);
         ensure!(rest.eq([256, 128, 64, 32, 16, 8, 4, 2, 1]));
         Ok(())
@@ -141,7 +141,7 @@ mod tests {
                     largest_block(&pages, index)
                 );
             }
-            // The blocks follow each other without gaps.
+            // The blocks cover all pages without gaps.
             let mut next = 0;
             for block in Blocks::of(&pfns) {
                 ensure_eq!(block.index, next);

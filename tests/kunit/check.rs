@@ -2,16 +2,15 @@
 
 //! Checks that end a test by an error.
 //!
-//! KUnit's assertions, when they fail, end the thread of the test without running destructors. A
-//! test that has registered something therefore checks with [`ensure!`] and [`ensure_eq!`], which
-//! note the failure with KUnit and return.
+//! KUnit's assertions, when they fail, exit the thread of the test without running destructors. So
+//! tests use [`ensure!`] and [`ensure_eq!`], which report the failure to KUnit and return an error.
 //!
 //! C header: [`include/kunit/test.h`](srctree/include/kunit/test.h)
 
 use core::{ffi::c_void, ptr};
 use kernel::{bindings, fmt, prelude::*, str::CStr};
 
-/// Ends the test unless `$cond` holds. For functions that return a [`Result`].
+/// Fails the test unless `$cond` holds. For functions that return a [`Result`].
 macro_rules! ensure {
     ($cond:expr $(,)?) => {
         if !$cond {
@@ -24,7 +23,7 @@ macro_rules! ensure {
     };
 }
 
-/// Ends the test, and tells both values, unless they are equal.
+/// Fails the test, and prints both values, unless they are equal.
 macro_rules! ensure_eq {
     ($left:expr, $right:expr $(,)?) => {
         match (&$left, &$right) {
@@ -47,9 +46,9 @@ macro_rules! ensure_eq {
     };
 }
 
-/// Tells KUnit that a check failed, and goes on.
+/// Reports a failed check to KUnit, and returns an error for the test to return.
 pub(crate) fn failed(file: &'static CStr, line: u32, what: fmt::Arguments<'_>) -> Error {
-    // SAFETY: May be called at any time.
+    // SAFETY: Has no requirements.
     let test = unsafe { bindings::kunit_get_current_test() };
     if test.is_null() {
         pr_err!("{file}:{line}: {what}\n");
@@ -62,7 +61,7 @@ pub(crate) fn failed(file: &'static CStr, line: u32, what: fmt::Arguments<'_>) -
     };
     let assert = bindings::kunit_assert {};
     // SAFETY: `test` is the running test, the other pointers are valid during the call, and `%pA`
-    // stands for formatting arguments of Rust.
+    // takes a pointer to Rust's formatting arguments.
     unsafe {
         bindings::__kunit_do_failed_assertion(
             test,
@@ -77,15 +76,15 @@ pub(crate) fn failed(file: &'static CStr, line: u32, what: fmt::Arguments<'_>) -
     EINVAL
 }
 
-/// Has the running test reported as skipped, as KUnit does. The test then returns success.
+/// Makes KUnit report the running test as skipped. The test then returns success.
 pub(crate) fn skip(why: &str) {
-    // SAFETY: May be called at any time.
+    // SAFETY: Has no requirements.
     let test = unsafe { bindings::kunit_get_current_test() };
     if test.is_null() {
         return;
     }
-    // SAFETY: `test` is the running test, whose thread is this one; nobody else writes these
-    // fields now.
+    // SAFETY: `test` is the running test, which belongs to the calling thread; no other thread
+    // writes these fields meanwhile.
     unsafe {
         (*test).status = bindings::kunit_status_KUNIT_SKIPPED;
         let comment = &mut (*test).status_comment;

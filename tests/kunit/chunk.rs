@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The choice of a chunk, against arithmetic that cannot overflow.
+//! Tests of the choice of a chunk, against arithmetic that cannot overflow.
 
 use crate::random::Random;
 use core::ops::Range;
@@ -10,7 +10,8 @@ use kernel::{
     sizes::{SZ_16K, SZ_2M, SZ_32M, SZ_4K, SZ_512M, SZ_64K, SZ_8K}, //
 };
 
-/// The chunk sizes of a kernel with pages of each size: none of the logic knows `PAGE_SIZE`.
+/// The chunk sizes of kernels with pages of different sizes: the code does not depend on
+/// `PAGE_SIZE`.
 const PAGE_SIZES: [(usize, &[usize]); 3] = [
     (SZ_4K, &[SZ_2M, SZ_64K, SZ_4K]),
     (SZ_16K, &[SZ_32M, SZ_2M, SZ_16K]),
@@ -29,14 +30,14 @@ fn unbounded() -> Bounds {
     }
 }
 
-/// The chunk of `size` bytes at `addr`, if it ought to be a candidate.
+/// Returns the chunk of `size` bytes at `addr`, if it must be a candidate.
 fn expected(size: usize, addr: usize, bounds: &Bounds) -> Option<Range<usize>> {
     let start = addr - addr.checked_rem(size)?;
     let end = start as u128 + size as u128;
     let inside = [&bounds.vma, &bounds.notifier, &bounds.window, &bounds.svm]
         .iter()
         .all(|outer| outer.start <= start && end <= outer.end as u128);
-    // CAST: What is inside has a `usize` for its end.
+    // CAST: A chunk inside the bounds has an end of type `usize`.
     (inside && size <= bounds.limit).then_some(start..end as usize)
 }
 
@@ -52,7 +53,7 @@ fn check(sizes: &[usize], addr: usize, bounds: &Bounds) -> Result {
     Ok(())
 }
 
-/// A span around or beside `addr`, with ends on pages.
+/// Returns a span around or beside `addr`, aligned to pages.
 fn span_near(random: &mut Random, addr: usize, page: usize, reach: usize) -> Range<usize> {
     let below = random.below(reach) / page * page;
     let above = (1 + random.below(reach) / page) * page;
@@ -83,7 +84,7 @@ mod tests {
     fn each_bound_clamps() -> Result {
         for (page, sizes) in PAGE_SIZES {
             let addr = 6 * SZ_512M + sizes[0] / 2 + 5 * page;
-            // One page less than the largest chunk, on either side.
+            // Bounds that are one page smaller than the largest chunk, at either end.
             let largest = chunk_at(addr, sizes[0]).ok_or(EINVAL)?;
             for tight in [
                 largest.start + page..largest.end,
@@ -103,7 +104,7 @@ mod tests {
                     check(sizes, addr, &bounds)?;
                 }
             }
-            // And exactly as large.
+            // A bound that is exactly as large as the chunk.
             let mut bounds = unbounded();
             bounds.vma = largest.clone();
             ensure_eq!(candidates(sizes, addr, &bounds).next(), Some(largest));
@@ -138,7 +139,7 @@ mod tests {
             let mut bounds = unbounded();
             bounds.vma = 4 * page..5 * page - 1;
             ensure_eq!(candidates(sizes, 4 * page, &bounds).next(), None);
-            // An address that the VMA does not include.
+            // An address outside of the VMA.
             bounds.vma = 4 * page..5 * page;
             ensure_eq!(candidates(sizes, 5 * page, &bounds).next(), None);
             ensure_eq!(candidates(sizes, 4 * page - 1, &bounds).next(), None);
@@ -149,7 +150,7 @@ mod tests {
     #[test]
     fn sums_do_not_overflow() -> Result {
         for (page, sizes) in PAGE_SIZES {
-            // The last page of all has an end that cannot be told.
+            // The end of the last page does not fit into a `usize`.
             ensure_eq!(chunk_at(usize::MAX, page), None);
             ensure_eq!(chunk_at(usize::MAX - page + 1, page), None);
             let below = usize::MAX - page;
@@ -171,7 +172,7 @@ mod tests {
         let mut random = Random::new(0x1234_5678_9abc_def1);
         for (page, sizes) in PAGE_SIZES {
             for _ in 0..3000 {
-                // CAST: Any bits will do.
+                // CAST: Random bits are truncated.
                 let addr = match random.below(4) {
                     0 => random.below(2 * SZ_512M),
                     1 => usize::MAX - random.below(2 * SZ_512M),
@@ -200,12 +201,12 @@ mod tests {
             ensure!(sizes_are_valid(sizes, page));
             ensure!(sizes_are_valid(&[page], page));
             ensure!(!sizes_are_valid(&[], page));
-            // Without the page, with a part of one, and with one of another kernel.
+            // No page size; a part of a page; the page size of another kernel.
             ensure!(!sizes_are_valid(&sizes[..sizes.len() - 1], page));
             ensure!(!sizes_are_valid(&[page, page / 2], page));
             ensure!(!sizes_are_valid(sizes, page * 2));
             ensure!(!sizes_are_valid(sizes, page / 2));
-            // Twice the same, ascending, no power of two, none.
+            // Equal sizes; ascending sizes; not a power of two; zero.
             ensure!(!sizes_are_valid(&[page, page], page));
             ensure!(!sizes_are_valid(&[2 * page, 4 * page, page], page));
             ensure!(!sizes_are_valid(&[3 * page, page], page));
@@ -217,7 +218,7 @@ mod tests {
 
     #[test]
     fn spans_contain_and_overlap() -> Result {
-        // Of all spans in a small space, say it address by address.
+        // Compares all spans in a small space address by address.
         const SPACE: usize = 6;
         for a in 0..SPACE * SPACE {
             for b in 0..SPACE * SPACE {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Configurations whose parts do not fit together are refused.
+//! Tests of the checks of a configuration.
 
 use crate::fixture::{
     driver::{alive, Mirror, Vm},
@@ -29,7 +29,7 @@ fn refused(env: &Env, config: Config) -> Result {
 fn accepted(env: &Env, config: Config) -> Result {
     ensure_eq!(config.check(), Ok(()));
     let svm = env.svm_with(config)?;
-    // SAFETY: No lock is taken.
+    // SAFETY: The test takes no lock of the core.
     let span = unsafe { svm.core() }.span();
     ensure_eq!(span, config.start..config.start + config.size);
     ensure_eq!(alive(), (1, 0));
@@ -62,7 +62,7 @@ mod tests {
                     ..CONFIG
                 },
             )?;
-            // The last address but one of all.
+            // The largest SVM: its end is the largest `usize`.
             accepted(
                 env,
                 Config {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A range that several devices map.
+//! Tests of ranges that are mapped for several devices.
 
 use crate::fixture::{
     dma,
@@ -65,9 +65,9 @@ mod tests {
                     ensure_eq!(drm.as_raw(), device.drm().as_raw());
                     ensure_eq!(look(&view, index)?.bytes, SZ_64K);
                 }
-                // The first is what there is when there is only one.
+                // `segments()` returns the segments of the first device.
                 ensure!(view.segments().eq(view.of(0)));
-                // There is no fourth.
+                // An index that is too large.
                 ensure!(view.device(3).is_none());
                 ensure!(view.of(3).next().is_none());
                 Ok(())
@@ -87,7 +87,7 @@ mod tests {
             ensure_eq!(dma::mapped(), 0);
             ensure_eq!(svm.vm().invalidations(), 1);
             ensure!(!is_mapped(&svm));
-            // With one walk they get it back.
+            // One walk maps the range again for all devices.
             let walks = hmm::walks();
             fault(&svm, BASE, Access::Write)?;
             ensure_eq!(hmm::walks() - walks, 1);
@@ -108,7 +108,7 @@ mod tests {
             let mut retry = Retry::bounded();
             let attempt = retry.next().ok_or(EINVAL)?;
             let mut found = guard.find_or_insert(BASE, 0..usize::MAX, &ctx, &attempt)?;
-            // The last page of the last device.
+            // Mapping the last page for the last device fails.
             let (result, failed) = dma::failing(47, || found.get(&ctx, &attempt));
             ensure!(failed);
             ensure_eq!(result, Err(EFAULT));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices that ranges are mapped for: which ones can be, and what becomes of an SVM whose device is unbound.
+//! Tests of the devices that are accepted, and of unbinding the device of an SVM.
 
 use crate::{
     fixture::{
@@ -26,7 +26,7 @@ use kernel::{
     sync::Arc, //
 };
 
-/// An SVM whose ranges are mapped for `devices`.
+/// Returns an SVM whose ranges are mapped for `devices`.
 fn svm_for(env: &Env, devices: &[&Device]) -> Result<Pin<KBox<Svm<Mirror>>>> {
     let mut all: KVec<Arc<DmaDevice>> = KVec::new();
     for device in devices {
@@ -38,9 +38,9 @@ fn svm_for(env: &Env, devices: &[&Device]) -> Result<Pin<KBox<Svm<Mirror>>>> {
     )
 }
 
-/// How many references there are to this module.
+/// Returns the number of references to this module.
 fn module_refs() -> i32 {
-    // SAFETY: This is code of the module.
+    // SAFETY: This is code of the module, which is loaded.
     unsafe { bindings::module_refcount(this_module::<LocalModule>().as_ptr()) }
 }
 
@@ -52,23 +52,24 @@ mod tests {
     fn unbinding_unmaps_what_a_live_svm_has() -> Result {
         with_device(|env| {
             mm::map(&pages(0, 16), Prot::Write)?;
-            let goes = Device::new(1)?;
-            let svm = svm_for(env, &[env.device(), &goes])?;
-            // SAFETY: Who looks whether the lock is taken lets it go at once.
+            let unbound = Device::new(1)?;
+            let svm = svm_for(env, &[env.device(), &unbound])?;
+            // SAFETY: `Vm` takes the notifier lock by `down_read_trylock()` only, and releases it
+            // at once.
             svm.vm().attach(unsafe { svm.core() });
             fault(&svm, BASE, Access::Write)?;
             ensure_eq!(dma::mapped(), 2 * SZ_64K as i64);
 
-            // Nobody tells the SVM.
-            let dma = goes.dma().clone();
-            drop(goes);
+            // Unbinding the device shuts the SVM.
+            let dma = unbound.dma().clone();
+            drop(unbound);
             ensure_eq!(dma::mapped(), 0);
             ensure_eq!(
                 (svm.vm().invalidations(), svm.vm().last().locked),
                 (1, true)
             );
             {
-                // The range is there, and nobody maps it.
+                // The range still exists, but cannot be mapped.
                 let mut guard = svm.lock();
                 let mut found = guard.find(BASE).ok_or(EINVAL)?;
                 ensure_eq!(found.commit(|_, _| ()), Err(Stale));
@@ -78,13 +79,13 @@ mod tests {
             }
             ensure_eq!(fault(&svm, BASE, Access::Write).err(), Some(EFAULT));
             ensure_eq!(dma::mapped(), 0);
-            // Nor does a new SVM map for what is gone.
+            // A new SVM cannot map for the unbound device either.
             let devices = [env.device().dma().clone(), dma];
             let init = Svm::<Mirror>::new(&env.mm, CONFIG, &devices, Vm::new()?);
             ensure_eq!(KBox::pin_init(init, GFP_KERNEL).err(), Some(ENODEV));
             ensure_eq!(alive().0, 1);
             drop(svm);
-            // The other device does not know any of these, and works.
+            // The other device is still usable.
             fault(&*env.svm()?, BASE, Access::Write)?;
             Ok(())
         })
@@ -94,17 +95,18 @@ mod tests {
     fn many_svms_of_a_device_that_goes() -> Result {
         with_devices(0, |env| {
             mm::map(&pages(0, 16), Prot::Write)?;
-            let goes = Device::new(0)?;
+            let unbound = Device::new(0)?;
             let mut svms = KVec::new();
             for _ in 0..8 {
-                let svm = svm_for(env, &[&goes])?;
+                let svm = svm_for(env, &[&unbound])?;
                 fault(&svm, BASE, Access::Write)?;
                 svms.push(svm, GFP_KERNEL)?;
             }
-            // Some of them are gone before, from the middle and from the end.
+            // Two SVMs are dropped before the device is unbound: one from the middle of the list,
+            // and the last one.
             drop((svms.remove(3), svms.pop()));
             ensure_eq!(dma::mapped(), 6 * SZ_64K as i64);
-            drop(goes);
+            drop(unbound);
             ensure_eq!(dma::mapped(), 0);
             Ok(())
         })
@@ -126,7 +128,7 @@ mod tests {
     fn a_device_that_does_not_reach_all_memory_is_refused() -> Result {
         with_device(|env| {
             let device = env.device();
-            // A guest has memory above 4 GiB.
+            // The guest has memory above 4 GiB.
             device.set_mask(32)?;
             let refused = DmaDevice::new_devm(device.parent()?, device.drm()).err();
             device.set_mask(64)?;

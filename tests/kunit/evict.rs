@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where pages are, and bringing them back to system memory.
+//! Tests of the scan of a range, and of its eviction to system memory.
 
 use crate::fixture::{
     driver::Mirror,
@@ -18,7 +18,7 @@ use kernel_ext::mm::hmm::{
     Walk, //
 };
 
-/// Runs `f` with the range of 16 pages at [`BASE`], made if there is none.
+/// Runs `f` with the range of 16 pages at [`BASE`], which is created if there is none.
 fn with_range<R>(
     svm: &Svm<Mirror>,
     f: impl FnOnce(LockedRange<'_, '_, Mirror>, &mut gpusvm::Attempt<'_>) -> Result<R>,
@@ -35,11 +35,12 @@ fn with_range<R>(
     f(found, &mut attempt)
 }
 
-/// Whether the CPU has the pages of `span`, which the notifier of the first range includes.
+/// Returns whether the CPU maps all pages of `span`, which must be in the interval of the first
+/// range's notifier.
 fn are_present(svm: &Svm<Mirror>, span: Range<usize>) -> Result<bool> {
     let _guard = svm.lock();
     let mut walk = Walk::new();
-    // SAFETY: The driver's lock is held, so that the notifier stays; the process has users.
+    // SAFETY: The SVM lock is held, so that the notifier exists; the process has users.
     unsafe {
         let notifier = svm.core().notifier_find(span.clone()).ok_or(EINVAL)?;
         let mmu = notifier.as_ref().mmu();
@@ -94,7 +95,7 @@ mod tests {
             mm::map(&pages(0, 16), Prot::Write)?;
             let svm = env.svm()?;
             with_range(&svm, |_, _| Ok(()))?;
-            // Holes in front, in the middle and one after the other.
+            // Unmap the first page, one in the middle, and two adjacent ones.
             for page in [0, 5, 9, 10] {
                 mm::unmap(&pages(page, 1))?;
             }
@@ -118,7 +119,7 @@ mod tests {
             with_range(&svm, |_, _| Ok(()))?;
             mm::protect(&pages(4, 2), Prot::None)?;
             let evicted = with_range(&svm, |found, attempt| found.evict(attempt));
-            // It is told, but what is behind it is back all the same.
+            // The eviction fails, but only after it has faulted in the pages behind.
             ensure_eq!(evicted, Err(EFAULT));
             ensure!(are_present(&svm, pages(0, 4))?);
             ensure!(are_present(&svm, pages(6, 10))?);

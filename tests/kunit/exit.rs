@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The process exits before its SVM goes.
+//! Tests of an SVM whose process exits.
 
 use crate::fixture::{
     dma,
@@ -16,14 +16,14 @@ use crate::fixture::{
 use gpusvm::{Access, Ctx, Retry, ScanResult};
 use kernel::{bindings, mm::Mm, prelude::*, sizes::SZ_64K};
 
-/// Says, or says no more, that the OOM killer has chosen the process, as far as its memory tells.
-fn choose(mm: &Mm, chosen: bool) {
+/// Sets or clears the flag by which the OOM killer marks the address space of its victim.
+fn set_oom_victim(mm: &Mm, is_victim: bool) {
     let flag = 1 << bindings::MMF_OOM_REAP_QUEUED;
-    // SAFETY: The address space is there, and the word one of its own. Nobody else changes flags of
-    // a process in which nothing but the test runs.
+    // SAFETY: The reference keeps the address space. The process runs only the test, so that no
+    // other thread changes its flags.
     unsafe {
         let word = &raw mut (*mm.as_raw()).__bindgen_anon_1.flags.__mm_flags[0];
-        if chosen {
+        if is_victim {
             *word |= flag;
         } else {
             *word &= !flag;
@@ -43,9 +43,9 @@ mod tests {
             fault(&svm, BASE, Access::Write)?;
             let (mapped, far) = (dma::mapped(), pages(32, 1).start);
 
-            choose(&env.mm, true);
+            set_oom_victim(&env.mm, true);
             let walks = kernel_ext::mm::hmm::walks();
-            // Neither where a range is, nor where none is.
+            // A fault fails both at a range and where there is none.
             for addr in [BASE, far] {
                 ensure_eq!(fault(&svm, addr, Access::Write).err(), Some(EFAULT));
             }
@@ -60,11 +60,11 @@ mod tests {
                 ensure_eq!(found.scan(&attempt), ScanResult::Unpopulated);
                 ensure_eq!(found.evict(&attempt), Err(EFAULT));
             }
-            // Nobody looked at its page tables, where memory would have come in.
+            // No walk was made, which would have allocated pages for the process.
             ensure_eq!(kernel_ext::mm::hmm::walks(), walks);
             ensure_eq!(dma::mapped(), mapped);
 
-            choose(&env.mm, false);
+            set_oom_victim(&env.mm, false);
             fault(&svm, far, Access::Write)?;
             ensure!(dma::mapped() > mapped);
             Ok(())
@@ -85,13 +85,13 @@ mod tests {
             fault(&svm, BASE, Access::Write)?;
             ensure_eq!(dma::mapped(), 2 * SZ_64K as i64);
 
-            // The process is gone.
+            // The last user is dropped: the address space is freed.
             drop(process);
             ensure_eq!(dma::mapped(), 0);
             ensure_eq!(svm.vm().invalidations(), 1);
-            let told = svm.vm().last();
-            ensure!(told.locked);
-            ensure_eq!(told.bound, 1);
+            let received = svm.vm().last();
+            ensure!(received.locked);
+            ensure_eq!(received.bound, 1);
 
             ensure_eq!(svm.find_vma_start(0..usize::MAX), None);
             let mut guard = svm.lock();
@@ -101,7 +101,7 @@ mod tests {
             ensure_eq!(found.scan(&attempt), ScanResult::Unpopulated);
             ensure_eq!(found.evict(&attempt), Err(EFAULT));
             let got = found.get(&Ctx::new(Access::Read), &attempt);
-            // Look again, and see that there is nothing.
+            // The caller must look up the range again, and finds none.
             ensure_eq!(got, Err(EAGAIN));
             drop(guard);
             ensure_eq!(fault(&svm, BASE, Access::Write).err(), Some(EFAULT));

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Each allocation fails once. Whatever was being done then fails with it, or does without; nothing
-//! is left behind and nothing changed, and the same works when there is memory again.
+//! Tests with a failure of each allocation in turn. The operation then fails, or continues without
+//! the memory; it leaves nothing behind, changes nothing, and succeeds when it is repeated with
+//! memory.
 //!
-//! That no memory leaks is for kmemleak to say, after the suite.
+//! kmemleak checks for leaks after the suite.
 
 use crate::fixture::{
     dma,
@@ -28,7 +29,7 @@ fn insert(svm: &Svm<Mirror>, addr: usize) -> Result {
     guard.find_or_insert(addr, ALL, &ctx, &attempt).map(|_| ())
 }
 
-/// Maps the range at [`BASE`] for all devices; it must be there.
+/// Maps the range at [`BASE`], which must exist, for all devices.
 fn get(svm: &Svm<Mirror>) -> Result {
     let mut guard = svm.lock();
     let mut retry = Retry::bounded();
@@ -39,14 +40,14 @@ fn get(svm: &Svm<Mirror>) -> Result {
     bound.map_err(|_| EAGAIN)?.map(|_| ())
 }
 
-/// What was being done failed for want of memory, or could do without.
+/// Checks that an operation failed with `error`, or succeeded without the memory.
 fn is_done_or(error: Error, result: Result) -> Result {
     ensure!(result.is_ok() || result == Err(error));
     Ok(())
 }
 
-/// A failed allocation is told as such. In the depths of a page fault it comes out as `EFAULT`.
-fn is_told(result: &Result) -> bool {
+/// Returns whether a failed allocation was reported as such. A page fault reports it as `EFAULT`.
+fn is_reported(result: &Result) -> bool {
     matches!(result, Ok(()) | Err(ENOMEM | EFAULT))
 }
 
@@ -75,12 +76,12 @@ mod tests {
         with_failures(2, |env| {
             mm::map(&pages(0, 16), Prot::Write)?;
             mm::fill(&pages(0, 16))?;
-            // The first notifier of a process makes its subscription, which stays.
+            // The first notifier of a process creates the process's subscription, which stays.
             let svm = env.svm()?;
             let sites = each_allocation(
                 || insert(&svm, BASE),
                 |result| {
-                    // The look at the pages can be done without.
+                    // The walk to check the pages is optional.
                     if result.is_ok() {
                         ensure_eq!(svm.lock().remove_all(ALL), 1);
                     } else {
@@ -91,8 +92,8 @@ mod tests {
                     Ok(())
                 },
             )?;
-            // At the least a notifier, what the process needs for its first, a range, and arrays
-            // of devices and of pages.
+            // The failed allocations are some of those of the notifier, the process's subscription,
+            // the range, and the arrays of devices and of pages.
             ensure!(sites >= 1);
             ensure_eq!(alive(), (1, 1));
             Ok(())
@@ -136,7 +137,7 @@ mod tests {
             let sites = each_allocation(
                 || get(&svm),
                 |result| {
-                    ensure!(is_told(&result));
+                    ensure!(is_reported(&result));
                     if result.is_ok() {
                         svm.lock().invalidate(ALL);
                     }
@@ -146,8 +147,8 @@ mod tests {
                     Ok(())
                 },
             )?;
-            // What the arrays are held in, at least; the arrays, and the result of the walk, are had
-            // from elsewhere.
+            // At least the allocation of the vector of arrays fails; the arrays, and the result of
+            // the walk, are then allocated by `vmalloc()`.
             ensure!(sites >= 1);
             ensure_eq!(dma::mapped(), 2 * SZ_64K as i64);
             Ok(())
@@ -170,7 +171,7 @@ mod tests {
             ensure_eq!(without_memory(|| get(&svm))?, Err(ENOMEM));
             ensure_eq!(dma::mapped(), 0);
             get(&svm)?;
-            // What is mapped needs no memory, and removing it none either.
+            // Neither getting mapped pages nor removing a range needs memory.
             ensure_eq!(without_memory(|| get(&svm))?, Ok(()));
             ensure_eq!(without_memory(|| svm.lock().remove_all(ALL))?, 1);
             ensure_eq!(dma::mapped(), 0);
@@ -187,10 +188,10 @@ mod tests {
             let sites = each_allocation(
                 || get(&svm),
                 |result| {
-                    ensure!(is_told(&result));
-                    // It was let go of for the write, and is not mapped for less.
+                    ensure!(is_reported(&result));
+                    // A failure leaves the pages, which were invalidated for the write, unmapped.
                     ensure!(result.is_ok() || dma::mapped() == 0);
-                    // To the beginning: mapped for reading, with nothing there to be written.
+                    // Restore the initial state: mapped for reading, with no page that is writable.
                     mm::drop_pages(&pages(0, 16))?;
                     ensure_eq!(fault(&svm, BASE, Access::Read)?.seen.writable, 0);
                     Ok(())
@@ -208,14 +209,14 @@ mod tests {
             let span = pages(0, 16);
             mm::map(&span, Prot::Write)?;
             let svm = env.svm()?;
-            // By a driver that does not try again, so that each failure is seen.
+            // There are no retries, so that each failure is seen.
             each_allocation(
                 || {
                     insert(&svm, BASE)?;
                     get(&svm)
                 },
                 |result| {
-                    ensure!(is_told(&result));
+                    ensure!(is_reported(&result));
                     svm.lock().remove_all(ALL);
                     ensure_eq!(dma::mapped(), 0);
                     ensure_eq!(alive(), (1, 0));
@@ -240,7 +241,7 @@ mod tests {
                 let attempt = retry.next().ok_or(EINVAL)?;
                 match guard.find(BASE).ok_or(EINVAL)?.scan(&attempt) {
                     ScanResult::System => Ok(()),
-                    // What a scan says that could not look.
+                    // The result of a scan that could not walk.
                     ScanResult::Unpopulated => Err(ENOMEM),
                     _ => Err(EINVAL),
                 }
@@ -280,7 +281,7 @@ mod tests {
             let sites =
                 each_allocation(|| env.svm().map(drop), |result| is_done_or(ENOMEM, result))?;
             ensure!(sites >= 4);
-            // A walk that never began takes nothing.
+            // A walk that was not started allocates nothing.
             let sites = each_allocation(
                 || {
                     let walk = Walk::new();

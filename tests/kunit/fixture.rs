@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What tests of the core stand on: a process's memory, devices that it is mapped for, a driver
-//! that mirrors it, and an account of all that must be given back.
+//! The environment of the core's tests: a process's memory, devices to map it for, a driver that
+//! mirrors it, and counters of all resources that must be released.
 
 pub(crate) mod device;
 pub(crate) mod dma;
@@ -31,14 +31,13 @@ use kernel::{
     sync::{aref::ARef, Arc}, //
 };
 
-/// The chunk sizes that tests use, but where they say otherwise.
+/// The chunk sizes that tests use unless they name others.
 pub(crate) const SIZES: &[usize] = &[SZ_2M, SZ_64K, PAGE_SIZE];
 
-/// An address that is a multiple of everything; nothing is mapped there, or in the 64 GiB behind,
-/// when a test begins.
+/// A well aligned address. Nothing is mapped there, or in the 64 GiB behind it, when a test begins.
 pub(crate) const BASE: usize = 0x10_0000_0000;
 
-/// The configuration that tests use, but where they say otherwise.
+/// The configuration that tests use unless they name another.
 pub(crate) const CONFIG: Config = Config {
     start: 0,
     size: 1 << 47,
@@ -46,13 +45,13 @@ pub(crate) const CONFIG: Config = Config {
     chunk_sizes: SIZES,
 };
 
-/// `count` pages, the first of them `first` pages behind [`BASE`].
+/// Returns the addresses of `count` pages, the first of them `first` pages behind [`BASE`].
 pub(crate) fn pages(first: usize, count: usize) -> Range<usize> {
     let start = BASE + first * PAGE_SIZE;
     start..start + count * PAGE_SIZE
 }
 
-/// What a test is given.
+/// The environment of a test.
 pub(crate) struct Env {
     /// The process.
     pub(crate) mm: ARef<MmWithUser>,
@@ -68,31 +67,32 @@ impl Env {
         })
     }
 
-    /// An SVM of [`CONFIG`] whose ranges are mapped for all devices.
+    /// Returns an SVM with [`CONFIG`] whose ranges are mapped for all devices.
     pub(crate) fn svm(&self) -> Result<Pin<KBox<Svm<Mirror>>>> {
         self.svm_with(CONFIG)
     }
 
-    /// An SVM whose ranges are mapped for all devices.
+    /// Returns an SVM whose ranges are mapped for all devices.
     pub(crate) fn svm_with(&self, config: Config) -> Result<Pin<KBox<Svm<Mirror>>>> {
         self.svm_of(&self.mm, config)
     }
 
-    /// An SVM of some process, whose ranges are mapped for all devices.
+    /// Returns an SVM of the process of `mm`, whose ranges are mapped for all devices.
     pub(crate) fn svm_of(&self, mm: &MmWithUser, config: Config) -> Result<Pin<KBox<Svm<Mirror>>>> {
         let (devices, vm) = (self.dma()?, Vm::new()?);
         let svm = KBox::pin_init(Svm::<Mirror>::new(mm, config, &devices, vm), GFP_KERNEL)?;
-        // SAFETY: Who looks whether the lock is taken lets it go at once.
+        // SAFETY: `Vm` takes the notifier lock by `down_read_trylock()` only, and releases it at
+        // once.
         svm.vm().attach(unsafe { svm.core() });
         Ok(svm)
     }
 
-    /// The only device.
+    /// Returns the only device.
     pub(crate) fn device(&self) -> &Device {
         &self.devices[0]
     }
 
-    /// What memory is mapped for: all devices.
+    /// Returns the DMA devices of all devices.
     fn dma(&self) -> Result<KVec<Arc<DmaDevice>>> {
         let mut all = KVec::with_capacity(self.devices.len(), GFP_KERNEL)?;
         for device in &self.devices {
@@ -101,23 +101,24 @@ impl Env {
         Ok(all)
     }
 
-    /// Pages objects for all devices.
+    /// Returns pages objects for all devices.
     ///
     /// # Safety
     ///
-    /// They must be dropped before the devices.
+    /// They must be dropped before `self`.
     pub(crate) unsafe fn pages(&self) -> Result<KVec<Pages>> {
         let mut all = KVec::with_capacity(self.devices.len(), GFP_KERNEL)?;
         for device in &self.devices {
-            // SAFETY: By this function's requirements; the devices' driver is this module.
+            // SAFETY: The caller drops the pages before the devices; the devices' driver is this
+            // module.
             all.push(unsafe { Pages::new(device.drm()) }, GFP_KERNEL)?;
         }
         Ok(all)
     }
 }
 
-/// Runs a test in a new process with `devices` devices that reach memory directly, and checks that
-/// it leaves nothing behind; skips it on a kernel in which that cannot be seen.
+/// Runs a test in a new process, with `devices` devices without DMA translation, and checks that it
+/// releases all resources. Skips it on a kernel without the means to check that.
 pub(crate) fn with_devices(devices: usize, test: impl FnOnce(&Env) -> Result) -> Result {
     run(
         || {
@@ -131,14 +132,14 @@ pub(crate) fn with_devices(devices: usize, test: impl FnOnce(&Env) -> Result) ->
     )
 }
 
-/// Runs a test in a new process with one device that reaches memory directly, and checks that it
-/// leaves nothing behind.
+/// Runs a test in a new process, with one device without DMA translation, and checks that it
+/// releases all resources.
 pub(crate) fn with_device(test: impl FnOnce(&Env) -> Result) -> Result {
     with_devices(1, test)
 }
 
-/// Runs a test in a new process with one device behind an IOMMU, and checks that it leaves nothing
-/// behind; skips it if there is none.
+/// Runs a test in a new process, with one device behind an IOMMU, and checks that it releases all
+/// resources. Skips it if there is no such device.
 pub(crate) fn with_iommu_device(test: impl FnOnce(&Env) -> Result) -> Result {
     let Some(device) = Device::behind_iommu()? else {
         crate::check::skip("no device behind an IOMMU");
@@ -164,7 +165,7 @@ fn run(
     };
     let env = Env::new(devices)?;
     test(&env).inspect_err(|e| pr_info!("the test ended with {e:?}\n"))?;
-    // All that the test made is gone now.
+    // The test has dropped its objects.
     ensure_eq!(driver::alive(), (0, 0));
     ensure_eq!(account.mapped(), 0);
     ensure_eq!(account.violations(), 0);

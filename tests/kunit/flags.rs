@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The flag words of ranges and pages.
+//! Tests of the flag words of ranges and pages.
 
 use gpusvm::flags::{PagesFlag, PagesFlags, RangeFlag, RangeFlags};
 use kernel::prelude::*;
@@ -17,7 +17,7 @@ const PAGES: [PagesFlag; 3] = [
     PagesFlag::HasDmaMapping,
 ];
 
-/// The flags whose bits are set in `mask`, which are written into `space`.
+/// Copies the flags whose bits are set in `mask` to `space`, and returns them.
 fn chosen<'a, T: Copy>(flags: &[T], mask: usize, space: &'a mut [T]) -> &'a [T] {
     let mut length = 0;
     for (bit, flag) in flags.iter().enumerate() {
@@ -29,7 +29,7 @@ fn chosen<'a, T: Copy>(flags: &[T], mask: usize, space: &'a mut [T]) -> &'a [T] 
     &space[..length]
 }
 
-/// Goes from every state of a word to every other in one update, and looks at all flags.
+/// Checks all flags after each update from each state to each other state of a word.
 macro_rules! check_all_updates {
     ($word:ty, $flags:expr) => {{
         let flags = $flags;
@@ -42,7 +42,7 @@ macro_rules! check_all_updates {
                         chosen(&flags, set, &mut flags.clone()),
                         chosen(&flags, clear, &mut flags.clone()),
                     );
-                    // What is both set and cleared is set.
+                    // A flag that is both set and cleared is set.
                     let after = before & !clear | set;
                     for (bit, flag) in flags.iter().enumerate() {
                         ensure_eq!(word.has(*flag), after & 1 << bit != 0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Mapping a real process's pages for a device: what it sees, for reading and for writing.
+//! Tests of mapping a process's pages for a device, for reading and for writing.
 
 use crate::fixture::{
     dma,
@@ -19,7 +19,7 @@ use kernel::{
 };
 use kernel_ext::mm::hmm;
 
-/// The device's address of the page number `page`, which must be mapped.
+/// Returns the device address of the page number `page`, which must be mapped.
 fn at(svm: &Svm<Mirror>, page: usize) -> Result<u64> {
     translate(svm, 0, pages(page, 1).start).ok_or(EFAULT)
 }
@@ -99,7 +99,7 @@ mod tests {
             ensure_eq!(fault(&svm, BASE, Access::Write)?.span, span);
             ensure_eq!(hmm::walks() - walks, 1);
 
-            // The look at the pages for the choice of a chunk is the one that they are mapped by.
+            // The walk that checks the pages for the choice of a chunk also serves to map them.
             svm.lock().remove_all(0..usize::MAX);
             let walks = hmm::walks();
             let checked = ctx_with(Access::Write, |ctx| ctx.check_pages_threshold = SZ_2M);
@@ -117,13 +117,13 @@ mod tests {
             let served = fault(&svm, BASE, Access::Read)?;
             ensure_eq!(served.span, pages(0, 16));
             ensure_eq!(served.seen.writable, 0);
-            // One page is at all addresses: no memory was allocated.
+            // All addresses have the same page: no memory was allocated.
             let zero = at(&svm, 0)?;
             for page in 0..16 {
                 ensure_eq!(at(&svm, page)?, zero);
             }
             ensure_eq!(env.device().read(zero)?, 0);
-            // Nothing was let go of so far.
+            // No invalidation has happened yet.
             ensure_eq!(svm.vm().invalidations(), 0);
             Ok(())
         })
@@ -141,19 +141,19 @@ mod tests {
             ensure_eq!(served.span, pages(0, 16));
             ensure_eq!(served.seen.writable, served.seen.segments);
             ensure!(svm.vm().invalidations() >= 1);
-            let told = svm.vm().last();
-            ensure!(told.locked);
-            ensure!(!told.is_unmap);
-            ensure_eq!(told.bound, 1);
-            ensure_eq!(told.span, (pages(0, 16).start, pages(0, 16).end));
+            let received = svm.vm().last();
+            ensure!(received.locked);
+            ensure!(!received.is_unmap);
+            ensure_eq!(received.bound, 1);
+            ensure_eq!(received.span, (pages(0, 16).start, pages(0, 16).end));
             for page in 0..16 {
                 ensure!(at(&svm, page)? != zero);
                 env.device().write(at(&svm, page)?, 7)?;
             }
-            // The zero page is as it was.
+            // The zero page was not written.
             mm::map(&pages(64, 1), Prot::Write)?;
             ensure_eq!(mm::read(pages(64, 1).start)?, 0);
-            // It may be written now, and is not mapped again for either.
+            // The range is writable now, and is mapped again neither for reading nor for writing.
             let maps = dma::maps();
             fault(&svm, BASE, Access::Read)?;
             fault(&svm, BASE, Access::Write)?;
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn a_write_to_what_was_clean_lets_go_first() -> Result {
         with_device(|env| {
-            // The CPU may write the pages of the file, and with no fault. Nobody did.
+            // The CPU may write the pages of the file without a fault, but no thread has.
             let file = mm::File::sparse(17)?;
             let span = pages(0, 16);
             file.map_shared(&span, Prot::Write)?;
@@ -173,19 +173,20 @@ mod tests {
                 ensure_eq!(mm::read(addr)?, 0);
             }
             let svm = env.svm()?;
-            // A read leaves them clean, so that the device must not store there unseen.
+            // The read leaves the pages clean. So they are mapped read-only, since a store of the
+            // device would not mark them dirty.
             let served = fault(&svm, BASE, Access::Read)?;
             ensure_eq!(served.seen.bytes, SZ_64K);
             ensure_eq!(served.seen.writable, 0);
 
             let served = fault(&svm, BASE, Access::Write)?;
             ensure_eq!(served.seen.writable, served.seen.segments);
-            // The CPU changed nothing: it was for the write that the driver had to let go.
+            // The CPU changed nothing: the one invalidation was for the write.
             ensure_eq!(svm.vm().invalidations(), 1);
-            let told = svm.vm().last();
-            ensure!(told.locked && !told.is_unmap);
-            ensure_eq!((told.ranges, told.bound), (1, 1));
-            ensure_eq!(told.changed, (span.start, span.end));
+            let received = svm.vm().last();
+            ensure!(received.locked && !received.is_unmap);
+            ensure_eq!((received.ranges, received.bound), (1, 1));
+            ensure_eq!(received.changed, (span.start, span.end));
             Ok(())
         })
     }
@@ -205,7 +206,7 @@ mod tests {
             let read = env.device().read(at(&svm, 3)?)?;
             ensure_eq!(read, mm::pattern(pages(3, 1).start));
             ensure_eq!(fault(&svm, BASE, Access::Write).err(), Some(EPERM));
-            // What was mapped for reads still is.
+            // The mapping for reading is still there.
             ensure!(at(&svm, 0).is_ok());
             Ok(())
         })
@@ -219,7 +220,7 @@ mod tests {
             let svm = env.svm()?;
             let served = fault(&svm, BASE, Access::Read)?;
             ensure_eq!(served.seen.bytes, SZ_64K);
-            // Each page by itself: those that were written, and those that were not.
+            // Each page is writable on its own: those that were written are, the others are not.
             let mut guard = svm.lock();
             let mut found = guard.find(BASE).ok_or(EINVAL)?;
             let right = found.commit(|view, _| {
@@ -228,7 +229,7 @@ mod tests {
             });
             ensure_eq!(right, Ok(true));
             drop(guard);
-            // One page that may not be written is enough for a write to map all of them anew.
+            // For a write, one read-only page is enough to map all pages again.
             let served = fault(&svm, BASE, Access::Write)?;
             ensure_eq!(served.seen.writable, served.seen.segments);
             ensure_eq!(svm.vm().invalidations(), 1);
@@ -253,7 +254,7 @@ mod tests {
                 ensure_eq!(env.device().read(at(&svm, page)?)?, page as u64);
             }
 
-            // A write makes the copies, and the file stays as it is.
+            // A write makes the copies; the file does not change.
             let served = fault(&svm, private.start, Access::Write)?;
             ensure_eq!(served.seen.writable, served.seen.segments);
             for page in 0..16 {
@@ -337,7 +338,7 @@ mod tests {
             ensure!(found.commit(|_, _| ()).is_err());
             ensure!(attempt.narrow(BASE, whole));
 
-            // It is too large now, and goes.
+            // The range is too large now, and is removed.
             let attempt = retry.next().ok_or(EINVAL)?;
             let again = guard.find_or_insert(BASE, 0..usize::MAX, &ctx, &attempt);
             ensure_eq!(again.err(), Some(EAGAIN));
@@ -349,7 +350,7 @@ mod tests {
             ensure!(bind(&mut found).is_ok());
             drop(guard);
 
-            // The same by whole faults, each with few retries.
+            // The same with complete faults, each with few retries.
             let served = fault(&svm, pages(2, 1).start, Access::Write)?;
             ensure_eq!(served.span, pages(2, 1));
             ensure!(served.retries <= 2);
@@ -374,13 +375,13 @@ mod tests {
             for prot in [Prot::Read, Prot::None] {
                 ensure_eq!(fault(&svm, kept, Access::Write)?.span, span);
                 mm::protect(&pages(8, 8), prot)?;
-                // The half that is still permitted works.
+                // A fault in the half that is still writable succeeds.
                 let served = fault(&svm, kept, Access::Write)?;
                 ensure!(served.span.end <= pages(8, 1).start);
                 ensure!(served.retries <= 2);
                 env.device().write(at(&svm, 3)?, 5)?;
                 ensure_eq!(mm::read(kept)?, 5);
-                // The other fails, and says why at once.
+                // A fault in the other half fails at once, with the right error.
                 let walks = hmm::walks();
                 ensure_eq!(fault(&svm, lost, Access::Write).err(), Some(EPERM));
                 ensure_eq!(hmm::walks(), walks);
@@ -396,7 +397,7 @@ mod tests {
                         ensure!(hmm::walks() - walks <= 3);
                     }
                 }
-                // With the permission back all of it works, in what ranges ever.
+                // With the permission restored, faults succeed again, with ranges of any size.
                 mm::protect(&span, Prot::Write)?;
                 fault(&svm, lost, Access::Write)?;
                 env.device().write(at(&svm, 12)?, 6)?;
@@ -417,7 +418,7 @@ mod tests {
             ensure_eq!(fault_with(&svm, BASE, &ctx).err(), Some(EFAULT));
             ensure_eq!(dma::mapped(), 0);
             ensure!(at(&svm, 0).is_err());
-            // Without the demand it works.
+            // Without the option the fault succeeds.
             fault(&svm, BASE, Access::Write)?;
             ensure!(range_at(&svm, BASE).is_some());
             Ok(())
@@ -427,14 +428,14 @@ mod tests {
     #[test]
     fn what_the_device_wrote_survives_reclaim() -> Result {
         with_device(|env| {
-            // A page of a file that nobody wrote; the CPU may write it, but only read it so far.
+            // Clean pages of a file: the CPU may write them, but has only read them.
             let file = mm::File::sparse(16)?;
             let shared = pages(0, 16);
             file.map_shared(&shared, Prot::Write)?;
             for addr in shared.clone().step_by(PAGE_SIZE) {
                 ensure_eq!(mm::read(addr)?, 0);
             }
-            // Memory that the process gave up, and takes back by writing it.
+            // Pages that the process freed by MADV_FREE, and that the device writes again.
             let freed = pages(64, 16);
             mm::map(&freed, Prot::Write)?;
             mm::fill(&freed)?;

@@ -2,15 +2,16 @@
 
 //! KUnit suites of the core.
 //!
-//! What is only logic is tested by itself: [`intervals`], [`chunk`], [`flags`], [`layout`],
-//! [`segment`], [`blocks`], [`scan`], [`retry`]. All else is tested as drivers use it, on a real
-//! process's memory with real DRM devices ([`fixture`]): an SVM and its ranges ([`config`],
-//! [`dma_device`], [`ranges`], [`removal`], [`notifier`], [`exit`]), the mapping of pages ([`pages`], [`get_pages`],
-//! [`devices`], [`iova`], [`evict`]), what can come in between ([`races`], [`failures`]), and the
-//! memory of devices ([`pagemap_lifetime`], [`pagemap_unbind`], [`pagemap_owner`],
-//! [`pagemap_migrate`], [`pagemap_fault`], [`pagemap_evict`], [`pagemap_pages`],
+//! Pure logic is tested in isolation: [`intervals`], [`chunk`], [`flags`], [`layout`], [`segment`],
+//! [`blocks`], [`scan`], [`retry`]. The other suites use the core as drivers do, with the memory of
+//! a real process and real DRM devices ([`fixture`]): an SVM and its ranges ([`config`],
+//! [`dma_device`], [`ranges`], [`removal`], [`notifier`], [`exit`]), the mapping of pages
+//! ([`pages`], [`get_pages`], [`devices`], [`iova`], [`evict`]), concurrent changes and failures
+//! ([`races`], [`failures`]), and device memory ([`pagemap_lifetime`], [`pagemap_unbind`],
+//! [`pagemap_owner`], [`pagemap_migrate`], [`pagemap_fault`], [`pagemap_evict`], [`pagemap_pages`],
 //! [`pagemap_peers`], [`pagemap_dmem`], [`pagemap_mm`], [`pagemap_split`], [`pagemap_failures`],
-//! [`pagemap_cached`]). [`task_work`] is what `rust/` has beside them that no driver needs a device for.
+//! [`pagemap_cached`], [`pagemap_registry`], [`population`]). [`task_work`] tests a wrapper of
+//! `rust/` that needs no device.
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Interval trees and the list beside them, against a model.
+//! Tests of interval trees and their lists, against a model.
 
 use crate::random::Random;
 use core::ops::Range;
 use kernel::prelude::*;
 use kernel_ext::interval_tree::{Node, Tree};
 
-/// How many places there are for nodes; node `i` is somewhere in `[i * STEP, (i + 1) * STEP)`.
+/// The number of nodes; node `i` is within `[i * STEP, (i + 1) * STEP)`.
 const PLACES: usize = 48;
 const STEP: usize = 0x1000;
 
-/// A tree, nodes that may be in it, and which are. Nodes leave the tree before they are freed.
+/// A tree, its possible nodes, and which of them are linked. The tree is not used after the nodes
+/// are freed.
 struct Model {
     nodes: KVec<Pin<KBox<Node>>>,
     linked: [bool; PLACES],
@@ -22,7 +23,7 @@ impl Model {
     fn new(random: &mut Random) -> Result<Self> {
         let mut nodes = KVec::new();
         for place in 0..PLACES {
-            // Some touch the neighbour, some do not, none overlaps it.
+            // Some nodes touch their neighbour, some do not; none overlaps it.
             let start = place * STEP + [0, 1, 0x10][random.below(3)];
             let end = (place + 1) * STEP - [0, 1, 0x800][random.below(3)];
             nodes.push(
@@ -43,7 +44,7 @@ impl Model {
 
     fn toggle(&mut self, place: usize) {
         let node = self.node(place);
-        // SAFETY: This is the only thread; the node is linked or not as the model says.
+        // SAFETY: No other thread uses the tree; `linked` says whether the node is linked.
         unsafe {
             if self.linked[place] {
                 self.tree.remove(node);
@@ -55,11 +56,11 @@ impl Model {
     }
 
     fn first(&self, span: Range<usize>) -> *mut Node {
-        // SAFETY: This is the only thread.
+        // SAFETY: No other thread uses the tree.
         unsafe { self.tree.first(span) }
     }
 
-    /// The node that the model says `first(span)` is.
+    /// Returns the node that `first(span)` must return according to the model.
     fn expected(&self, span: &Range<usize>) -> *mut Node {
         (0..PLACES)
             .filter(|&place| self.linked[place])
@@ -70,19 +71,19 @@ impl Model {
             .map_or(core::ptr::null_mut(), |place| self.node(place))
     }
 
-    /// The list goes through the nodes of the tree, all of them, in the order of the tree.
+    /// Checks that the list contains all nodes of the tree, in the tree's order.
     fn check_order(&self) -> Result {
         let mut node = self.first(0..usize::MAX);
         for place in (0..PLACES).filter(|&place| self.linked[place]) {
             ensure_eq!(node, self.node(place));
-            // The tree's own opinion of what comes next.
-            // SAFETY: The node is in the tree, and this is the only thread.
+            // The node that the tree finds next must be the next in the list.
+            // SAFETY: The node is linked, and no other thread uses the tree.
             let (after, next) = unsafe { ((*node).end(), self.tree.next(node)) };
             ensure_eq!(self.first(after..usize::MAX), next);
             node = next;
         }
         ensure!(node.is_null());
-        // SAFETY: This is the only thread.
+        // SAFETY: No other thread uses the tree.
         let empty = unsafe { self.tree.is_empty() };
         ensure_eq!(empty, !self.linked.contains(&true));
         Ok(())
@@ -122,7 +123,7 @@ mod tests {
     fn insertion_order_does_not_matter() -> Result {
         for (multiplier, offset) in [(1, 0), (PLACES - 1, PLACES - 1), (5, 3), (7, 20)] {
             let mut model = Model::new(&mut Random::new(7))?;
-            // Ascending, descending, and two that jump.
+            // Insert in ascending order, in descending order, and in two permutations.
             for i in 0..PLACES {
                 model.toggle((i * multiplier + offset) % PLACES);
                 model.check_order()?;
@@ -139,7 +140,7 @@ mod tests {
     fn ends_are_exclusive() -> Result {
         let tree = KBox::pin_init(Tree::new(), GFP_KERNEL)?;
         let node = pinned(0x1000..0x3000)?;
-        // SAFETY: This is the only thread; the node outlives the tree's use.
+        // SAFETY: No other thread uses the tree; it is not used after the node is freed.
         unsafe {
             tree.insert(raw(&node));
             ensure!(tree.first(0..0x1000).is_null());
@@ -155,7 +156,7 @@ mod tests {
     fn an_empty_span_meets_nothing() -> Result {
         let tree = KBox::pin_init(Tree::new(), GFP_KERNEL)?;
         let node = pinned(0..0x3000)?;
-        // SAFETY: This is the only thread; the node outlives the tree's use.
+        // SAFETY: No other thread uses the tree; it is not used after the node is freed.
         unsafe {
             tree.insert(raw(&node));
             for at in [0, 1, 0x1000, 0x3000] {
@@ -172,7 +173,7 @@ mod tests {
         const LAST: usize = usize::MAX;
         let tree = KBox::pin_init(Tree::new(), GFP_KERNEL)?;
         let (low, high) = (pinned(0..1)?, pinned(LAST - 0xfff..LAST)?);
-        // A node that includes the very last address has an end that cannot be told.
+        // The end of a node that includes the last address is 0.
         let last = pinned(Range {
             start: LAST,
             end: 0,
@@ -180,7 +181,7 @@ mod tests {
         ensure_eq!((low.start(), low.end()), (0, 1));
         ensure_eq!((high.start(), high.end()), (LAST - 0xfff, LAST));
         ensure_eq!((last.start(), last.end()), (LAST, 0));
-        // SAFETY: This is the only thread; the nodes outlive the tree's use.
+        // SAFETY: No other thread uses the tree; it is not used after the nodes are freed.
         unsafe {
             tree.insert(raw(&last));
             tree.insert(raw(&high));
@@ -205,7 +206,7 @@ mod tests {
             KBox::pin_init(Tree::new(), GFP_KERNEL)?,
         );
         let node = pinned(0x1000..0x2000)?;
-        // SAFETY: This is the only thread; the node is in one tree at a time.
+        // SAFETY: No other thread uses the trees; the node is in one tree at a time.
         unsafe {
             for tree in [&one, &two, &one] {
                 ensure!(tree.is_empty());

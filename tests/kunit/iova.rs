@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device behind an IOMMU: a range is linked into one reservation of addresses.
+//! Tests with a device behind an IOMMU: a range is linked into one reservation of IOVA space.
 
 use crate::fixture::{
     dma,
@@ -20,7 +20,7 @@ use kernel_ext::dma::Call;
 
 const ALL: Range<usize> = 0..usize::MAX;
 
-/// Whether the device's addresses follow each other as the process's do.
+/// Returns whether the device addresses of the range at [`BASE`] are contiguous.
 fn is_one_piece(svm: &Svm<Mirror>) -> Result<bool> {
     let mut guard = svm.lock();
     let mut found = guard.find(BASE).ok_or(EINVAL)?;
@@ -35,7 +35,7 @@ fn is_one_piece(svm: &Svm<Mirror>) -> Result<bool> {
         .map_err(|Stale| EAGAIN)?
 }
 
-/// Counts the calls of a kind that `f` makes.
+/// Runs `f`, and counts its calls of a kind.
 fn count<R>(kind: Call, f: impl FnOnce() -> R) -> (R, usize) {
     let calls = Cell::new(0);
     let see = |call| {
@@ -61,7 +61,7 @@ mod tests {
             ensure_eq!(served.seen.bytes, SZ_2M);
             ensure_eq!(links, served.seen.segments);
             ensure!(is_one_piece(&svm)?);
-            // Taken away in one call, as all of it may be written.
+            // One call unlinks all pages, as all of them are writable.
             let ((), unlinks) = count(Call::Unlink, || svm.lock().invalidate(ALL));
             ensure_eq!(unlinks, 1);
             ensure_eq!(dma::mapped(), 0);
@@ -73,7 +73,7 @@ mod tests {
     fn pages_of_both_kinds_are_unlinked_as_they_were_linked() -> Result {
         with_iommu_device(|env| {
             mm::map(&pages(0, 16), Prot::Write)?;
-            // Three that may be written, among those that may only be read.
+            // Three writable pages among read-only ones.
             for page in [0, 7, 8] {
                 mm::fill(&pages(page, 1))?;
             }
@@ -104,7 +104,7 @@ mod tests {
                 mm::drop_pages(&pages(3, 1))?;
                 ensure_eq!(dma::mapped(), 0);
             }
-            // The device's addresses were given back each time: each processor keeps some at hand.
+            // The reservation was freed each time; the IOVA caches of the CPUs keep some addresses.
             ensure!(places.len() < 25);
             Ok(())
         })

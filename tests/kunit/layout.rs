@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Flags and segments are where C's bit-fields have them.
+//! Tests that flags and segments have the layout of C's bit-fields.
 
 use crate::random::Random;
 use gpusvm::{layout, segment::Segment, Protocol};
@@ -45,10 +45,10 @@ mod tests {
                     addr,
                     ..Default::default()
                 };
-                // Any protocol of a driver's own, of 54 bits.
+                // A random protocol of a driver, which has 54 bits.
                 c.set_proto(random.any() >> 10);
                 c.set_order(u64::from(order));
-                // CAST: The values of the enumeration are small.
+                // CAST: Enum values are small.
                 c.set_dir(dir.raw() as u64);
                 let is_system = c.proto() == 0;
                 // SAFETY: Both are 16 bytes of integers.
@@ -57,7 +57,7 @@ mod tests {
                 ensure_eq!(segment.order(), order);
                 ensure_eq!(segment.dir(), dir);
                 ensure_eq!(segment.proto() == Protocol::SYSTEM, is_system);
-                // And made anew of its parts, it is the same.
+                // A segment built from its parts is equal to the original.
                 let again = Segment::new(segment.addr(), segment.proto(), order, dir);
                 ensure_eq!(again, segment);
             }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a driver is told when the CPU changes its mappings, and what happens to who may not wait.
+//! Tests of the invalidations that a driver receives when the CPU changes its mappings, and of
+//! invalidations that may not block.
 
 use crate::fixture::{
     dma,
@@ -14,23 +15,23 @@ use core::ops::Range;
 use gpusvm::{Access, Svm};
 use kernel::{bindings, prelude::*, sizes::SZ_2M};
 
-/// A sequence number that no notifier has; such are odd.
+/// A sequence number that the kernel does not use; it is odd, as all of them are.
 const SEQ: usize = 0x7777;
 
-/// The notifier at `span`. The caller keeps its ranges.
+/// Returns the notifier at `span`. The caller keeps its ranges.
 fn notifier_at(
     svm: &Svm<Mirror>,
     span: Range<usize>,
 ) -> Result<*mut bindings::mmu_interval_notifier> {
     let _guard = svm.lock();
-    // SAFETY: The driver's lock is held.
+    // SAFETY: The SVM lock is held.
     let notifier = unsafe { svm.core().notifier_find(span) }.ok_or(ENOENT)?;
-    // SAFETY: It stays as long as it has ranges.
+    // SAFETY: The notifier exists as long as it has ranges.
     Ok(unsafe { notifier.as_ref() }.mmu().as_raw())
 }
 
-/// Calls the notifier at `span` as the kernel does when `span` changes, and says whether it
-/// proceeded, and noted the sequence number.
+/// Calls the notifier at `span`, as the kernel does when `span` changes. Returns whether it
+/// proceeded, and whether it set the sequence number.
 fn invalidate(svm: &Svm<Mirror>, span: Range<usize>, blockable: bool) -> Result<(bool, bool)> {
     invalidate_by(notifier_at(svm, span.clone())?, span, blockable)
 }
@@ -51,8 +52,8 @@ fn invalidate_by(
         event: bindings::mmu_notifier_event_MMU_NOTIFY_CLEAR,
         ..Default::default()
     };
-    // SAFETY: The notifier is inserted, so that it has operations; they are called as the kernel
-    // does. Its sequence number is put back, so that readers do not mind.
+    // SAFETY: The notifier is inserted, so that it has operations, which are called as the kernel
+    // calls them. Its sequence number is restored for readers.
     unsafe {
         let before = (*mni).invalidate_seq;
         let call = (*(*mni).ops).invalidate.ok_or(EINVAL)?;
@@ -117,16 +118,16 @@ mod tests {
             for span in [pages(16, 1), pages(0, 64)] {
                 ensure_eq!(invalidate(&svm, span, false)?.0, false);
             }
-            // Nothing was done.
+            // The refused invalidations changed nothing.
             ensure_eq!(svm.vm().invalidations(), 0);
             ensure_eq!(dma::mapped(), mapped);
-            // What is elsewhere does not matter.
+            // An invalidation of another span proceeds.
             ensure_eq!(invalidate(&svm, pages(32, 16), false)?, (true, true));
-            // Who may wait does it.
+            // A blockable invalidation proceeds.
             ensure_eq!(invalidate(&svm, pages(31, 10), true)?, (true, true));
             ensure_eq!(svm.vm().invalidations(), 1);
             ensure_eq!(dma::mapped(), 0);
-            // One that was refused is not refused for ever.
+            // After the driver was refused it may proceed later.
             fault(&svm, pages(16, 1).start, Access::Write)?;
             svm.vm().set_waits(false);
             ensure_eq!(invalidate(&svm, pages(16, 1), false)?, (true, true));
@@ -142,7 +143,8 @@ mod tests {
             let svm = env.svm()?;
             fault(&svm, pages(16, 1).start, Access::Write)?;
             let mni = notifier_at(&svm, pages(0, 16))?;
-            // SAFETY: Nothing is done with the SVM meanwhile but what does not wait.
+            // SAFETY: While the lock is held the thread calls only an invalidation that does not
+            // block.
             let held = unsafe { svm.core() }.read_lock();
             let result = invalidate_by(mni, pages(0, 16), false);
             drop(held);
@@ -159,7 +161,7 @@ mod tests {
             let svm = env.svm()?;
             let mut windows = [pages(16, 1), pages(100, 1), pages(512, 512)];
             for window in &windows {
-                // Single pages first, so that the chunks around them are taken.
+                // Create the small ranges first, so that they limit the later chunks.
                 let mut guard = svm.lock();
                 let ctx = gpusvm::Ctx::new(Access::Write);
                 let mut retry = gpusvm::Retry::bounded();
@@ -169,24 +171,24 @@ mod tests {
                 drop(guard);
                 fault(&svm, window.start, Access::Write)?;
             }
-            // All of them, though only the middle of the last is changed.
+            // The CPU changes only the middle of the last range, but the span covers all three.
             mm::drop_pages(&pages(16, 600))?;
-            let told = svm.vm().last();
+            let received = svm.vm().last();
             ensure_eq!(svm.vm().invalidations(), 1);
-            ensure_eq!((told.ranges, told.bound), (3, 3));
-            ensure_eq!(told.span, (windows[0].start, windows[2].end));
-            ensure_eq!(told.changed, (pages(16, 1).start, pages(616, 1).start));
-            ensure!(told.locked && !told.is_unmap);
+            ensure_eq!((received.ranges, received.bound), (3, 3));
+            ensure_eq!(received.span, (windows[0].start, windows[2].end));
+            ensure_eq!(received.changed, (pages(16, 1).start, pages(616, 1).start));
+            ensure!(received.locked && !received.is_unmap);
 
-            // What is not mapped is not in it.
+            // A range that is not mapped is not in the span.
             windows.rotate_left(1);
             fault(&svm, windows[0].start, Access::Write)?;
             mm::drop_pages(&pages(16, 600))?;
-            let told = svm.vm().last();
-            ensure_eq!((told.ranges, told.bound), (1, 1));
-            ensure_eq!(told.span, (windows[0].start, windows[0].end));
+            let received = svm.vm().last();
+            ensure_eq!((received.ranges, received.bound), (1, 1));
+            ensure_eq!(received.span, (windows[0].start, windows[0].end));
 
-            // And who has nothing mapped is not called.
+            // With no range mapped, the driver is not called.
             mm::drop_pages(&pages(0, 1024))?;
             ensure_eq!(svm.vm().invalidations(), 2);
             Ok(())
@@ -204,17 +206,17 @@ mod tests {
             fault(&svm, pages(0, 1).start, Access::Write)?;
             fault(&svm, pages(512, 1).start, Access::Write)?;
             mm::drop_pages(&pages(511, 2))?;
-            // Each its own, and nothing twice.
+            // Each notifier invalidates its own range, once.
             ensure_eq!(svm.vm().invalidations(), 2);
-            let told = svm.vm().last();
-            ensure_eq!((told.ranges, told.bound), (1, 1));
+            let received = svm.vm().last();
+            ensure_eq!((received.ranges, received.bound), (1, 1));
             let (first, second) = (pages(511, 1), pages(512, 1));
             let first = (first.start, first.end);
             let second = (second.start, second.end);
-            ensure!(told.changed == first || told.changed == second);
+            ensure!(received.changed == first || received.changed == second);
             ensure_eq!(dma::mapped(), 0);
 
-            // Unmapped in part is what part of it is left, whatever the notifier next to it says.
+            // Each range gets its own flags: the one of which a part is left is partially unmapped.
             mm::unmap(&pages(256, 1024))?;
             let mut guard = svm.lock();
             let flags = |range: &gpusvm::Range<Mirror>| {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A provider's memory in a cache, while pages of a process are there and after that.
+//! Tests of a cache for the memory of a provider, with pages of a process in the memory and
+//! without.
 
 use crate::fixture::{
     mm::{self, Prot},
@@ -17,7 +18,7 @@ use kernel_ext::mm::shrinker::Shrink;
 
 const PAGES: usize = 64;
 
-/// What a driver keeps of its memory.
+/// A driver's cache of its memory.
 struct Cached<'a> {
     env: &'a Env,
     shrinker: Arc<Shrinker>,
@@ -25,12 +26,12 @@ struct Cached<'a> {
 }
 
 impl Cached<'_> {
-    /// The memory, made if there is none.
+    /// Returns the memory; creates it if there is none.
     fn get(&self) -> Result<DeviceMemory<Vram>> {
         self.cache.get_or_create(|| vram(self.env.device(), PAGES))
     }
 
-    /// Has pages of the process moved to the memory.
+    /// Maps and fills pages of the process, and migrates them to the memory.
     fn fill(&self, span: &Range<usize>) -> Result {
         mm::map(span, Prot::Write)?;
         mm::fill(span)?;
@@ -39,13 +40,13 @@ impl Cached<'_> {
         Ok(())
     }
 
-    /// Waits until nobody uses the memory.
+    /// Waits until the memory is unused.
     fn wait_unused(&self) -> Result {
         wait(|| self.cache.get_if_active().is_none())
     }
 }
 
-/// Runs a test with a cache, and checks that nothing is left when the device is unbound.
+/// Runs a test with a cache, and checks that all memory is freed when the device is unbound.
 fn with_cache(test: impl FnOnce(&Cached<'_>) -> Result) -> Result {
     with_device(|env| {
         let (dev, drm) = (env.device().parent()?, env.device().drm());
@@ -80,13 +81,13 @@ mod tests {
         with_cache(|cached| {
             let span = pages(0, 16);
             cached.fill(&span)?;
-            // Nobody has a reference but the pages. Reclaim gets nothing.
+            // Only the pages hold references. Reclaim finds nothing to free.
             ensure_eq!(cached.shrinker.count(), 0);
             ensure_eq!(cached.shrinker.scan(10), 0);
             let pagemap = cached.cache.get_if_active().ok_or(ENOENT)?;
             ensure_eq!(pagemap.provider().used(), 16);
             drop(pagemap);
-            // The CPU takes them back; the last of them is the last reference.
+            // The CPU's faults migrate the pages back; the last page drops the last reference.
             check(&span)?;
             cached.wait_unused()?;
             ensure_eq!(cached.shrinker.count(), 1);
@@ -123,7 +124,7 @@ mod tests {
             ensure_eq!(cached.shrinker.scan(1), 1);
             hold::flush();
             ensure_eq!(alive(), (0, 0));
-            // And it is there again when it is wanted.
+            // The next lookup creates the memory again.
             cached.fill(&span)?;
             ensure_eq!(alive(), (1, 1));
             check(&span)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who is charged for device memory, as far as a thread of the kernel's can see.
+//! Tests of charging device memory, as far as a kernel thread can do it.
 //!
-//! What processes are charged, and what their limits do, is for a program to see: `vxe_dmem`.
+//! The program `vxe_dmem` tests the charges and limits of processes.
 
 use crate::fixture::mm;
 use gpusvm::pagemap::dmem;
@@ -18,7 +18,7 @@ use kernel_ext::cgroup::dmem::{
     Want, //
 };
 
-/// Has nothing to give.
+/// A region without reclaimable memory.
 struct Nothing;
 
 impl Reclaim for Nothing {
@@ -56,7 +56,7 @@ mod tests {
         drop(before);
         drop(registration);
         ensure!(matches!(charge(&region, 4096), Err(e) if e == ENODEV));
-        // The same name may be had again, beside what is left of the first.
+        // The name may be registered again while a charge of the first region exists.
         let again = register()?;
         let other = charge(again.region(), 4096)?;
         drop(longer);
@@ -73,7 +73,7 @@ mod tests {
         );
         let mut chooser = Chooser::new(Want::Room(&wanted));
         ensure!(chooser.may_take(&mine));
-        // Nobody was spared.
+        // No victim was spared.
         ensure!(!chooser.try_harder());
         ensure!(Chooser::new(Want::All).may_take(&mine));
         Ok(())
@@ -91,7 +91,7 @@ mod tests {
                 ensure_eq!(all.bytes(), whole);
                 let taken = all.take(wanted).ok_or(EINVAL)?;
                 ensure_eq!((taken.bytes(), all.bytes()), (wanted, whole - wanted));
-                // No more than there is, and no part of a page.
+                // It is not possible to take more than is charged, or a part of a page.
                 ensure!(all.take(whole - wanted + page).is_none());
                 ensure!(all.take(page / 2).is_none());
                 ensure_eq!(all.bytes(), whole - wanted);
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn who_did_not_enroll_is_not_charged() -> Result {
         let registration = register()?;
-        // A kernel thread is no process, and has none to be asked for it.
+        // A kernel thread belongs to no process whose cgroup could be charged.
         ensure!(dmem::register().is_err_and(|e| e == EINVAL));
         let mm = mm::attach()?;
         ensure!(dmem::pid(&mm).is_none());
@@ -114,7 +114,7 @@ mod tests {
             dmem::charge(&mm, region, 1).map_err(error),
             Err(e) if e == ESRCH
         ));
-        // Though it uses the memory of one now.
+        // Using the address space of a process does not change that.
         ensure!(dmem::register().is_err_and(|e| e == EINVAL));
         Ok(())
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Device memory is taken back from whoever uses it.
+//! Tests of the eviction of device memory.
 
 use crate::fixture::{
     migration::{check, evict, moved, place, to_device, with_vram},
@@ -8,7 +8,7 @@ use crate::fixture::{
     pages,
     thread::Thread,
     touch,
-    vram::{with_ram, Done, Mood, Vram, HUGE}, //
+    vram::{with_ram, Done, Settings, Vram, HUGE}, //
 };
 use kernel::{
     prelude::*,
@@ -48,7 +48,7 @@ mod tests {
         with_vram(64, |env, pagemap| {
             let span = pages(0, 16);
             place(env, pagemap, &span, false)?;
-            // A worker has none.
+            // A worker thread has no process.
             let queue = OwnedQueue::new_unbound(c"gpusvm_kunit")?;
             let handles = pagemap.provider().handles()?;
             let is_done = Arc::new(Atomic::new(false), GFP_KERNEL)?;
@@ -83,7 +83,7 @@ mod tests {
             let handles = vram.handles()?;
             ensure_eq!(handles.len(), 1);
             drop(process);
-            // It frees its pages: there is nothing to evict any more, and nothing fails.
+            // The exit freed the pages: there is nothing left to evict, which is no error.
             handles[0].evict()?;
             ensure_eq!(vram.take_done().to_ram, 0);
             drop(handles);
@@ -111,10 +111,10 @@ mod tests {
             for unmap in [pages(0, 8), span.clone()] {
                 place(env, pagemap, &span, false)?;
                 let vram = pagemap.provider();
-                // With the last of them goes what the kernel finds the places of these pages by.
-                vram.set_mood(Mood {
+                // Unmapping the last page frees the `anon_vma` by which the rmap finds the pages.
+                vram.set(Settings {
                     unmap: (unmap.start, unmap.end),
-                    ..Mood::NONE
+                    ..Settings::NONE
                 });
                 evict(pagemap)?;
                 ensure_eq!((vram.take_done().to_ram, vram.used()), (16, 0));
@@ -128,8 +128,8 @@ mod tests {
         })
     }
 
-    /// The pages are seen on the device, and gone when they are to be locked; but one of them waits for
-    /// its last reference, and looks like one that may move.
+    /// The eviction collects the PFNs of pages that are gone when it locks them. One of them has an
+    /// extra reference, and so looks like a page that can be migrated.
     #[test]
     fn what_a_cpu_brings_back_meanwhile() -> Result {
         with_vram(64, |env, pagemap| {
@@ -138,14 +138,15 @@ mod tests {
             let vram = pagemap.provider();
             let handles = vram.handles()?;
             let page = *handles[0].memory().pages().get(5).ok_or(EINVAL)?;
-            // SAFETY: That is the page at this address, which is touched by nobody before.
+            // SAFETY: The page is the one mapped at this address, and no code touches the address
+            // before.
             let (result, held) = unsafe {
                 touch::touched(pages(5, 1).start, Vram::folio_page(pagemap, page)?, || {
                     handles[0].evict()
                 })
             }?;
             let held = held.ok_or(EFAULT)?;
-            // No page is copied twice.
+            // No page was copied twice.
             ensure_eq!((result, vram.take_done().to_ram), (Err(EBUSY), 16));
             ensure!(!handles[0].is_detached());
             drop(held);
@@ -179,7 +180,7 @@ mod tests {
             place(env, pagemap, &span, false)?;
             ensure_eq!(with_ram(0, true, || evict(pagemap)), Err(ENOMEM));
             ensure_eq!(pagemap.provider().used(), 16);
-            // What there is memory for comes back.
+            // The eviction succeeds for the pages for which there is memory.
             ensure_eq!(with_ram(10, true, || evict(pagemap)), Err(ENOMEM));
             ensure_eq!(pagemap.provider().take_done().to_ram, 10);
             evict(pagemap)?;
@@ -194,13 +195,13 @@ mod tests {
             let span = pages(0, HUGE);
             place(env, pagemap, &span, true)?;
             let vram = pagemap.provider();
-            vram.set_mood(Mood {
+            vram.set(Settings {
                 broken: true,
-                ..Mood::default()
+                ..Settings::default()
             });
             ensure_eq!(evict(pagemap), Err(EIO));
             ensure_eq!(vram.used(), HUGE);
-            vram.set_mood(Mood::default());
+            vram.set(Settings::default());
             evict(pagemap)?;
             check(&span)
         })
@@ -223,7 +224,7 @@ mod tests {
             ensure!(handles[1].is_detached());
             drop(handles);
             check(&first)?;
-            // Comes back by itself, when it is to be pinned.
+            // Pinning the page migrates it back.
             drop(Pinned::new(second.start)?);
             check(&second)
         })

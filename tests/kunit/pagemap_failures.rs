@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Each step of a migration fails once, in either direction: no page is lost, nothing of its contents
-//! changes, and nothing is left behind.
+//! Tests with a failure of each step of a migration, in both directions: no page is lost, no
+//! contents change, and nothing is left behind.
 
 use crate::fixture::{
     dma,
@@ -12,7 +12,7 @@ use crate::fixture::{
     },
     mm::{self, Held, Pinned, Prot},
     pages,
-    vram::{vram_of, Mood, Vram, HUGE},
+    vram::{vram_of, Settings, Vram, HUGE},
     Env,
     BASE, //
 };
@@ -30,7 +30,7 @@ use kernel::{
 };
 use kernel_ext::mm::hmm;
 
-/// Runs a test as [`with_vram`] does; skips it on a kernel that fails no allocations.
+/// Runs a test like [`with_vram`]; skips it on a kernel without `CONFIG_FAILSLAB`.
 fn with_failing_vram(
     size: usize,
     test: impl FnOnce(&Env, &DeviceMemory<Vram>) -> Result,
@@ -38,7 +38,7 @@ fn with_failing_vram(
     with_failures(1, |env| run(env, size, test))
 }
 
-/// Some memory of each kind: huge pages, single pages, places that were never written.
+/// Maps a huge page, single pages, and pages that are never written.
 fn prepare() -> Result<Range<usize>> {
     let span = pages(0, HUGE + 16);
     mm::map_huge(&pages(0, HUGE))?;
@@ -47,13 +47,13 @@ fn prepare() -> Result<Range<usize>> {
     Ok(span)
 }
 
-/// Checks that memory of each kind is as it was, wherever it is, and brings it back.
+/// Checks the contents of the memory of [`prepare`], which migrates it back.
 fn is_intact() -> Result {
     check(&pages(0, HUGE + 8))?;
     check_zero(&pages(HUGE + 8, 8))
 }
 
-/// The page that the device has at place 0 of the process's memory, and those behind it.
+/// Returns the device page with the given index of the first block.
 fn device_page(
     pagemap: &DeviceMemory<Vram>,
     index: usize,
@@ -63,8 +63,8 @@ fn device_page(
     Vram::folio_page(pagemap, page)
 }
 
-/// Serves a fault of a device as a driver does that moves what it touches first. Returns how much of
-/// the range is on the device, and how many walks of page tables that took.
+/// Handles a fault of the device like a driver that migrates before it maps. Returns how many bytes
+/// of the range are on the device, and the number of page-table walks.
 fn migrating_fault(
     env: &Env,
     pagemap: &DeviceMemory<Vram>,
@@ -98,7 +98,7 @@ mod tests {
                 || to_device(env, pagemap, &span),
                 |result| {
                     match result {
-                        // The first pages of an allocation are not needed by a fixture.
+                        // The slab allocator's own allocations may fail without effect.
                         Ok(moved) => ensure_eq!(moved.moved + moved.left, span.len()),
                         Err(e) => {
                             ensure_eq!(e, ENOMEM);
@@ -109,7 +109,7 @@ mod tests {
                     ensure_eq!(dma::mapped(), 0);
                     is_intact()?;
                     ensure_eq!(used(pagemap), 0);
-                    // Places that were never written are so again.
+                    // Restore the pages that were never written.
                     mm::drop_pages(&pages(HUGE + 8, 8))
                 },
             )?;
@@ -124,7 +124,7 @@ mod tests {
             let span = pages(0, 16);
             each_later_allocation(
                 || {
-                    // Nothing was ever written here: the kernel needs memory of its own.
+                    // This is new memory, for which the kernel must allocate page tables.
                     mm::map(&span, Prot::Write)?;
                     to_device(env, pagemap, &span)
                 },
@@ -145,16 +145,16 @@ mod tests {
     fn of_memory_when_moving_between_devices() -> Result {
         with_failures(2, |env| {
             static OWNER: u64 = 0;
-            // SAFETY: Nobody else makes an owner of it.
+            // SAFETY: No other code makes an owner of this static.
             let owner = Some(unsafe { OwnerId::from_raw(NonNull::from(&OWNER).cast()) });
             {
                 let one = vram_of(&env.devices[0], 64, owner)?;
                 let two = vram_of(&env.devices[1], 64, owner)?;
-                let peers = Mood {
+                let peers = Settings {
                     peers: true,
-                    ..Mood::NONE
+                    ..Settings::NONE
                 };
-                two.provider().set_mood(peers);
+                two.provider().set(peers);
                 let span = pages(0, 16);
                 mm::map(&span, Prot::Write)?;
                 mm::fill(&span)?;
@@ -189,7 +189,7 @@ mod tests {
             each_allocation(
                 || evict(pagemap),
                 |result| {
-                    // It is tried more than once.
+                    // The eviction is retried, so that it may succeed.
                     match result {
                         Ok(()) => ensure_eq!(used(pagemap), 0),
                         Err(e) => {
@@ -258,7 +258,7 @@ mod tests {
             }
             to_device(env, pagemap, &span)?;
             for nth in 0..8 {
-                // Three attempts, each of which maps anew, and fails as the first does.
+                // Each of the three attempts of an eviction maps the pages again, and fails.
                 let see = |call| match call {
                     kernel_ext::dma::Call::Map => Err(EFAULT),
                     _ => Ok(()),
@@ -277,22 +277,22 @@ mod tests {
         with_vram(2 * HUGE, |env, pagemap| {
             let span = prepare()?;
             let vram = pagemap.provider();
-            let broken = Mood {
+            let broken = Settings {
                 broken: true,
-                ..Mood::NONE
+                ..Settings::NONE
             };
-            vram.set_mood(broken);
+            vram.set(broken);
             ensure_eq!(to_device(env, pagemap, &span), Err(EIO));
             ensure_eq!((dma::mapped(), used(pagemap)), (0, 0));
             is_intact()?;
-            vram.set_mood(Mood::NONE);
+            vram.set(Settings::NONE);
             to_device(env, pagemap, &span)?;
             let all = vram.used();
-            vram.set_mood(broken);
+            vram.set(broken);
             ensure_eq!(evict(pagemap), Err(EIO));
             ensure_eq!(mm::fault(BASE, false), Err(EFAULT));
             ensure_eq!((dma::mapped(), used(pagemap)), (0, all));
-            vram.set_mood(Mood::NONE);
+            vram.set(Settings::NONE);
             is_intact()
         })
     }
@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn of_device_memory() -> Result {
         with_vram(8, |env, pagemap| {
-            // More than there is.
+            // More pages than the device has.
             let span = pages(0, 16);
             mm::map(&span, Prot::Write)?;
             mm::fill(&span)?;
@@ -319,9 +319,9 @@ mod tests {
             let page = Pinned::new(pages(3, 1).start)?.page()?;
             let vram = pagemap.provider();
             let grab = |page: NonNull<kernel::bindings::page>| {
-                vram.set_mood(Mood {
+                vram.set(Settings {
                     grab: page.as_ptr().expose_provenance(),
-                    ..Mood::NONE
+                    ..Settings::NONE
                 })
             };
             grab(page);
@@ -331,23 +331,23 @@ mod tests {
             };
             ensure_eq!(to_device(env, pagemap, &span)?, expected);
             ensure_eq!(mm::read(pages(3, 1).start)?, mm::pattern(pages(3, 1).start));
-            // SAFETY: The provider took a reference.
+            // SAFETY: The provider's copy took the reference.
             drop(unsafe { Held::from_page(page) });
-            // Trying again helps.
+            // The next attempt succeeds.
             ensure_eq!(to_device(env, pagemap, &span)?.left, 0);
-            // Its place in the first allocation is not used again.
+            // The page's place in the first block is not reused.
             ensure_eq!(vram.used(), 17);
             evict(pagemap)?;
             check(&span)?;
 
-            // The other way round.
+            // The same in the other direction.
             to_device(env, pagemap, &span)?;
             let page = device_page(pagemap, 3)?;
             grab(page);
             ensure_eq!(evict(pagemap), Err(EBUSY));
             ensure_eq!(used(pagemap), 16);
             mm::fault(pages(3, 1).start, false)?;
-            // SAFETY: The provider took a reference, when it evicted.
+            // SAFETY: The provider's copy took the reference, in the eviction.
             drop(unsafe { Held::from_page(page) });
             check(&span)?;
             ensure_eq!(used(pagemap), 0);
@@ -363,13 +363,14 @@ mod tests {
             let vram = pagemap.provider();
             // SAFETY: The page is in use.
             let held = unsafe { Held::new(device_page(pagemap, 5)?) };
-            // It costs itself, and no other: in each of three attempts.
+            // The page with the extra reference does not migrate, in any of three attempts; all
+            // others do.
             ensure_eq!(evict(pagemap), Err(EBUSY));
             ensure_eq!(vram.take_done().to_ram, 15 + 3);
             check(&pages(0, 5))?;
             check(&pages(6, 10))?;
             ensure_eq!(vram.take_done().to_ram, 0);
-            // Nor can the process have it.
+            // A fault of the process cannot migrate it either.
             mm::fault(pages(5, 1).start, false)?;
             ensure_eq!(used(pagemap), 16);
             vram.take_done();
@@ -378,7 +379,7 @@ mod tests {
             ensure_eq!(vram.take_done().to_ram, 1);
             ensure_eq!(used(pagemap), 0);
 
-            // One that its process gave up is free when the last has let go.
+            // A page that the process has unmapped is freed when the last reference is dropped.
             to_device(env, pagemap, &pages(0, 1))?;
             // SAFETY: The page is in use.
             let held = unsafe { Held::new(device_page(pagemap, 0)?) };
@@ -406,7 +407,7 @@ mod tests {
                 check(&span)?;
                 mm::unmap(&span)?;
             }
-            // So it does on memory that nobody touched.
+            // The same on memory that was never touched.
             mm::map(&pages(0, 16), Prot::Write)?;
             let svm = env.svm()?;
             ensure_eq!(migrating_fault(env, pagemap, &svm)?, (SZ_64K, 2));

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A CPU touches what is on a device.
+//! Tests of CPU faults on device memory.
 
 use crate::fixture::{
     migration::{check, evict, place, to_device, with_vram},
     mm::{self, Prot},
     pages,
     thread::{sleep_ms, Thread},
-    vram::{wanted_ram, with_ram, Mood, Vram, HUGE},
+    vram::{wanted_ram, with_ram, Settings, Vram, HUGE},
     Env, //
 };
 use core::ptr;
@@ -27,19 +27,20 @@ use kernel::{
 const SIGKILL: c_int = bindings::SIGKILL as c_int;
 
 extern "C" {
-    /// What `allow_signal()` and `disallow_signal()` do; the handler is one of the constants below.
+    /// The common part of `allow_signal()` and `disallow_signal()`; the handler is one of the
+    /// constants below.
     fn kernel_sigaction(signal: c_int, handler: usize);
 }
 
 const SIG_IGN: usize = 1;
 const SIG_KTHREAD: usize = 2;
 
-/// This thread can be killed as long as this is there, and lives on.
+/// Makes this kernel thread killable until it is dropped; a kill does not end the thread.
 struct Killable(());
 
 impl Killable {
     fn new() -> Self {
-        // SAFETY: The thread is a kernel thread, which handles no signals.
+        // SAFETY: The thread is a kernel thread, which handles no signals otherwise.
         unsafe { kernel_sigaction(SIGKILL, SIG_KTHREAD) };
         Self(())
     }
@@ -59,14 +60,14 @@ fn elapsed_ms(since: Instant<Monotonic>) -> i64 {
     since.elapsed().as_millis()
 }
 
-/// How long a test waits for what does not come, in milliseconds.
+/// A timeslice that is longer than any test waits, in milliseconds.
 const LONG_MS: u32 = 20_000;
 
 fn is_short(since: Instant<Monotonic>) -> bool {
     since.elapsed() < Delta::from_millis(i64::from(LONG_MS / 2))
 }
 
-/// Maps and fills some pages and moves them, to stay for so many milliseconds.
+/// Maps and fills some pages, and migrates them with a timeslice of `ms` milliseconds.
 fn keep(env: &Env, pagemap: &DeviceMemory<Vram>, ms: u32) -> Result {
     let span = pages(0, 4);
     mm::map(&span, Prot::Write)?;
@@ -107,7 +108,7 @@ mod tests {
             let span = pages(0, 16);
             mm::map(&span, Prot::Write)?;
             mm::fill(&span)?;
-            // The second allocation is for the span of both.
+            // The span of the second block includes that of the first.
             to_device(env, pagemap, &pages(4, 4))?;
             to_device(env, pagemap, &span)?;
             let vram = pagemap.provider();
@@ -126,11 +127,11 @@ mod tests {
             for (count, is_huge, folios) in [(4, false, 4), (HUGE, true, 1)] {
                 let span = pages(0, count);
                 place(env, pagemap, &span, is_huge)?;
-                // For a process, where it wants it. This is a kernel thread, which may get none, and says
-                // nothing of that.
+                // The folio is allocated for the process, with its memory policy. A failure is not
+                // reported, as this is a kernel thread, which may get none.
                 let wanted = wanted_ram(|| check(&span))?;
                 ensure_eq!(wanted, [folios; 4]);
-                // When it is evicted nobody is known that could want it anywhere.
+                // An eviction has no process whose memory policy could be used.
                 place(env, pagemap, &span, is_huge)?;
                 let wanted = wanted_ram(|| evict(pagemap))?;
                 ensure_eq!(wanted, [folios, folios, 0, folios]);
@@ -146,7 +147,7 @@ mod tests {
             place(env, pagemap, &span, true)?;
             let vram = pagemap.provider();
             with_ram(i64::MAX, false, || check(&span))?;
-            // The first page is copied once more, for its mapping to be split.
+            // The first page is copied twice, since its mapping is split.
             ensure_eq!(vram.take_done().to_ram, HUGE + 1);
             gpusvm::pagemap::flush();
             ensure_eq!(vram.used(), 0);
@@ -162,7 +163,8 @@ mod tests {
             let vram = pagemap.provider();
             with_ram(i64::MAX, false, || -> Result {
                 check(&pages(HUGE, 1))?;
-                // The one that was touched; the other would have to be split, and nobody needs it.
+                // The huge page that was touched migrates. The other one would have to be split,
+                // which is not necessary.
                 ensure_eq!(vram.take_done().to_ram, HUGE + 1);
                 check(&span)
             })?;
@@ -183,7 +185,7 @@ mod tests {
             vram.take_done();
             ensure_eq!(with_ram(0, false, || mm::fault(at, false)), Err(ENOMEM));
             ensure_eq!((vram.used(), vram.take_done().to_ram), (HUGE, 0));
-            // For what was touched, and a little more.
+            // There is memory for the page that was touched, and for some others.
             with_ram(8, false, || mm::fault(at, false))?;
             ensure_eq!(vram.take_done().to_ram, 8);
             ensure_eq!(mm::read(at)?, mm::pattern(at));
@@ -203,7 +205,7 @@ mod tests {
             let at = pages(5, 1).start;
             ensure_eq!(with_ram(0, true, || mm::fault(at, false)), Err(ENOMEM));
             ensure_eq!(pagemap.provider().used(), 16);
-            // There is one page: it is for what was touched.
+            // There is memory for one page: the one that was touched.
             with_ram(1, true, || mm::fault(at, false))?;
             ensure_eq!(pagemap.provider().take_done().to_ram, 1);
             check(&span)
@@ -216,13 +218,13 @@ mod tests {
             let span = pages(0, 16);
             place(env, pagemap, &span, false)?;
             let vram = pagemap.provider();
-            vram.set_mood(Mood {
+            vram.set(Settings {
                 broken: true,
-                ..Mood::default()
+                ..Settings::default()
             });
             ensure_eq!(mm::fault(span.start, false), Err(EFAULT));
             ensure_eq!(vram.used(), 16);
-            vram.set_mood(Mood::default());
+            vram.set(Settings::default());
             check(&span)
         })
     }
@@ -249,7 +251,7 @@ mod tests {
                 see.store(mm::read(pages(1, 1).start)?, Release);
                 Ok(())
             })?;
-            // The reader sleeps; whoever changes mappings need not wait for it.
+            // The reader waits without `mmap_lock`, so that other threads can change mappings.
             sleep_ms(100);
             let begun = Instant::<Monotonic>::now();
             mm::unmap(&pages(100, 1))?;
@@ -277,12 +279,12 @@ mod tests {
         with_vram(64, |env, pagemap| {
             keep(env, pagemap, LONG_MS)?;
             let killable = Killable::new();
-            // The test's thread waits for its helper, and so is there.
+            // The test's thread waits for the helper, and so exists.
             let task = Task::current_raw() as usize;
             let killer = Thread::spawn(&env.mm, move || {
                 sleep_ms(100);
                 let task = ptr::with_exposed_provenance_mut(task);
-                // SAFETY: The thread is there, see above.
+                // SAFETY: The task exists, see above.
                 unsafe { bindings::send_sig(SIGKILL, task, 1) };
                 Ok(())
             })?;
@@ -293,7 +295,7 @@ mod tests {
             drop(killable);
             ensure_eq!(result, Err(EFAULT));
             ensure!(is_short);
-            // Nothing moved.
+            // No page migrated.
             ensure_eq!(pagemap.provider().take_done().to_ram, 0);
             for handle in pagemap.provider().handles()? {
                 handle.evict()?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Providers' lifetimes: what a pagemap holds, the cache of unused ones, and the shrinker.
+//! Tests of the lifetimes of pagemaps, and of the cache and the shrinker of unused ones.
 
 use crate::fixture::{
     provider::{
@@ -13,9 +13,9 @@ use crate::fixture::{
         refs_at_destruction,
         same,
         with_provider,
-        Going,
-        HoldUp,
+        BlockDestroy,
         Provider, //
+        Unloading,
     },
     thread::{sleep_ms, Thread}, //
 };
@@ -39,7 +39,7 @@ mod hold_tests {
             let drm = drm_refs(provider.drm());
             let one = provider.pagemap()?;
             let held = (module_refs(), drm_refs(provider.drm()));
-            // However many references there are, it is one hold.
+            // Further references do not take further holds.
             let other = one.clone();
             let still = (module_refs(), drm_refs(provider.drm()));
             ensure_eq!(one.drm().as_raw(), provider.drm().as_raw());
@@ -53,7 +53,7 @@ mod hold_tests {
             ensure_eq!(after_one, (0, 2));
             ensure_eq!(destroyed(), 1);
             ensure_eq!((module_refs(), drm_refs(provider.drm())), (1, drm));
-            // Another holds anew.
+            // Each further pagemap has a hold of its own.
             drop((provider.pagemap()?, provider.pagemap()?));
             hold::flush();
             ensure_eq!((module_refs(), drm_refs(provider.drm())), (1, drm));
@@ -65,11 +65,11 @@ mod hold_tests {
     fn nothing_is_taken_from_a_module_that_goes() -> Result {
         with_provider(|_, provider| {
             let drm = drm_refs(provider.drm());
-            let going = Going::now();
+            let unloading = Unloading::now();
             let error = provider.pagemap().err();
             hold::flush();
             let refs = (module_refs(), drm_refs(provider.drm()));
-            drop(going);
+            drop(unloading);
             ensure_eq!(error, Some(ENODEV));
             ensure_eq!(refs, (0, drm));
             ensure_eq!((made(), destroyed()), (0, 0));
@@ -80,11 +80,11 @@ mod hold_tests {
     #[test]
     fn the_last_reference_may_go_where_nothing_sleeps() -> Result {
         with_provider(|_, provider| {
-            let held_up = HoldUp::new();
+            let blocked = BlockDestroy::new();
             drop_atomically(provider.pagemap()?)?;
-            // It is not destroyed there, and the module is kept until it is.
+            // The pagemap is not destroyed in atomic context, and holds the module until it is.
             let refs = (destroyed(), module_refs());
-            drop(held_up);
+            drop(blocked);
             hold::flush();
             ensure_eq!(refs, (0, 2));
             ensure_eq!(destroyed(), 1);
@@ -139,7 +139,7 @@ mod cache_tests {
             let used = (module_refs(), drm_refs(provider.drm()));
             drop_atomically(one)?;
             hold::flush();
-            // Unused, it holds nothing, and is there.
+            // The unused pagemap holds no references, and exists.
             let unused = (module_refs(), drm_refs(provider.drm()));
             ensure_eq!(provider.shrinker.count(), 1);
             ensure!(provider.cache.get_if_active().is_none());
@@ -169,7 +169,7 @@ mod cache_tests {
             ensure!(same(&one, &other) && same(&one, &third));
             ensure_eq!((made(), module_refs()), (1, 2));
             ensure_eq!(provider.shrinker.count(), 0);
-            // Nothing is unused that reclaim could have.
+            // Reclaim finds no unused pagemap.
             ensure_eq!(provider.shrinker.scan(10), 0);
             drop((one, other));
             ensure_eq!(provider.shrinker.count(), 0);
@@ -194,27 +194,27 @@ mod cache_tests {
             ensure_eq!((made(), destroyed()), (1, 1));
             let next = provider.cached()?;
             ensure_eq!(made(), 2);
-            // It is what the cache has now.
+            // The new pagemap is the cached one.
             ensure!(same(&next, &provider.cached()?));
             ensure!(next.as_raw() != raw || destroyed() == 1);
             Ok(())
         })
     }
 
-    /// Row 5 of the C code's weaknesses, step by step: reclaim takes the unused pagemap; before that
-    /// is on its way, a lookup makes another.
+    /// Row 5 of the C code's weaknesses, step by step: reclaim takes the unused pagemap out of the
+    /// cache; before it is destroyed, a lookup creates another one.
     #[test]
     fn a_late_shrinker_loses_no_pagemap_in_use() -> Result {
         with_provider(|_, provider| {
             drop(provider.cached()?);
-            let held_up = HoldUp::busy(&provider)?;
+            let blocked = BlockDestroy::busy(&provider)?;
             let before = (made(), destroyed());
             ensure_eq!(provider.shrinker.scan(1), 1);
-            // The old one is not destroyed, and not found.
+            // The old one is neither destroyed nor found.
             ensure!(provider.cache.get_if_active().is_none());
             let new = provider.cached()?;
             ensure_eq!((made(), destroyed()), (before.0 + 1, before.1));
-            drop(held_up);
+            drop(blocked);
             hold::flush();
             ensure_eq!(destroyed(), before.1 + 2);
             let active = provider.cache.get_if_active().ok_or(ENOENT)?;
@@ -225,19 +225,20 @@ mod cache_tests {
         })
     }
 
-    /// As above; the last reference to the new one is given back before the old one is on its way.
+    /// Row 5 again; the last reference to the new pagemap is dropped before the old one is
+    /// destroyed.
     #[test]
     fn a_late_shrinker_has_only_what_it_took() -> Result {
         with_provider(|_, provider| {
             drop(provider.cached()?);
-            let held_up = HoldUp::busy(&provider)?;
+            let blocked = BlockDestroy::busy(&provider)?;
             ensure_eq!(provider.shrinker.scan(1), 1);
             let new = provider.cached()?;
             let raw = new.as_raw();
             drop(new);
             ensure_eq!(provider.shrinker.count(), 1);
             let before = destroyed();
-            drop(held_up);
+            drop(blocked);
             hold::flush();
             ensure_eq!(destroyed(), before + 2);
             ensure_eq!(provider.shrinker.count(), 1);
@@ -285,10 +286,10 @@ mod cache_tests {
                 };
                 ensure_eq!(vacant.fill(unfit), Err(EINVAL));
                 ensure!(cache.get_if_active().is_none());
-                // All is as before in the other cache.
+                // The other cache is unchanged.
                 ensure_eq!(provider.cached()?.as_raw(), raw);
             }
-            // There may be several caches.
+            // A device may have several caches.
             let other = cache.get_or_create(|| provider.pagemap())?;
             ensure!(!same(&used, &other));
             drop((used, other));
@@ -309,14 +310,14 @@ mod cache_tests {
         })
     }
 
-    /// Row 8, in the cache: an unused pagemap whose module goes stays unused.
+    /// Row 8, in the cache: an unused pagemap stays unused while its module is being unloaded.
     #[test]
     fn a_lookup_takes_nothing_from_a_module_that_goes() -> Result {
         with_provider(|_, provider| {
             drop(provider.cached()?);
             hold::flush();
             let drm = drm_refs(provider.drm());
-            let going = Going::now();
+            let unloading = Unloading::now();
             let error = provider.cached().err();
             hold::flush();
             let after = (
@@ -324,7 +325,7 @@ mod cache_tests {
                 drm_refs(provider.drm()),
                 provider.shrinker.count(),
             );
-            drop(going);
+            drop(unloading);
             ensure_eq!(error, Some(ENODEV));
             ensure_eq!(after, (0, drm, 1));
             drop(provider.cached()?);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages move to a device and back, with what is in them.
+//! Tests of the migration of pages to a device and back.
 
 use crate::fixture::{
     gate::GATE,
@@ -8,7 +8,7 @@ use crate::fixture::{
     mm::{self, Held, Pinned, Prot},
     pages,
     thread::Thread,
-    vram::{Done, Mood, Vram, HUGE}, //
+    vram::{Done, Settings, Vram, HUGE}, //
 };
 use gpusvm::pagemap::to_device::{allow_huge_pages, Moved, Sources};
 use kernel::{page::PAGE_SIZE, prelude::*};
@@ -94,15 +94,16 @@ mod tests {
             ensure_eq!(moves?, moved(HUGE, HUGE, HUGE));
             let vram = pagemap.provider();
             ensure_eq!(vram.take_done().pieces, HUGE);
-            // They are pages by themselves: one that somebody holds costs itself only.
+            // The device pages are folios of order 0: a page with an extra reference affects no
+            // other.
             let handles = vram.handles()?;
             ensure_eq!(handles.len(), 1);
             let first = handles[0].memory().pages()[0];
-            // SAFETY: The page is in use, and one by itself.
+            // SAFETY: The page is in use, and a folio of order 0.
             let held = unsafe { Held::new(Vram::folio_page(pagemap, first)?) };
             ensure_eq!(handles[0].evict(), Err(EBUSY));
             drop(handles);
-            // Three times it is tried, and copied in vain.
+            // The held page is copied in each of three attempts.
             ensure_eq!(vram.take_done().to_ram, HUGE - 1 + 3);
             drop(held);
             check(&span)?;
@@ -114,7 +115,7 @@ mod tests {
     #[test]
     fn a_hole_of_several_huge_pages() -> Result {
         with_vram(4 * HUGE, |env, pagemap| {
-            // Nothing was ever mapped near, so that there is not even a page table.
+            // No page table exists for this span.
             let span = pages(0, 3 * HUGE);
             mm::map_huge(&span)?;
             ensure_eq!(
@@ -124,7 +125,7 @@ mod tests {
             let done = pagemap.provider().take_done();
             ensure_eq!((done.cleared, done.pieces), (3 * HUGE, 3));
             check_zero(&span)?;
-            // From the middle of one to the middle of another.
+            // The same from the middle of one huge page to the middle of another.
             ensure_eq!(used(pagemap), 0);
             mm::map_huge(&span)?;
             let part = pages(HUGE / 2, 2 * HUGE);
@@ -149,7 +150,7 @@ mod tests {
                 let (touched, place) = (span.start, other.clone());
                 let cpu = Thread::spawn(&env.mm, move || {
                     ensure!(GATE.is_reached());
-                    // The page, and the process's mappings.
+                    // Access a page of the span, and change the mappings of the process.
                     let seen = mm::read(touched)?;
                     mm::write(touched, seen)?;
                     mm::map(&place, Prot::Write)?;
@@ -158,12 +159,12 @@ mod tests {
                     ensure!(in_time);
                     Ok(())
                 })?;
-                pagemap.provider().set_mood(Mood {
+                pagemap.provider().set(Settings {
                     slow: true,
-                    ..Mood::NONE
+                    ..Settings::NONE
                 });
                 let moves = to_device(env, pagemap, &span);
-                pagemap.provider().set_mood(Mood::NONE);
+                pagemap.provider().set(Settings::NONE);
                 cpu.join()?;
                 let all = span.len() / PAGE_SIZE;
                 ensure_eq!(moves?, moved(all, all, all));
@@ -174,11 +175,11 @@ mod tests {
         })
     }
 
-    /// While room is made, with no lock.
+    /// The changes happen while the provider allocates memory, without a lock.
     #[test]
     fn what_changes_while_room_is_made() -> Result {
         type Change = fn() -> Result;
-        // What is gone does not come, and what is new has no memory.
+        // Pages that were dropped do not migrate, and new pages have no device memory.
         let changes: [(Change, usize); 4] = [
             (|| mm::unmap(&pages(0, 8)), 0),
             (|| mm::drop_pages(&pages(0, 8)), 8),
@@ -197,20 +198,20 @@ mod tests {
                     GATE.open();
                     changed
                 })?;
-                pagemap.provider().set_mood(Mood {
+                pagemap.provider().set(Settings {
                     slow: true,
-                    ..Mood::NONE
+                    ..Settings::NONE
                 });
-                let came = pagemap.populate_from(Sources::Populated, &env.mm, span.clone(), 0);
-                pagemap.provider().set_mood(Mood::NONE);
+                let result = pagemap.populate_from(Sources::Populated, &env.mm, span.clone(), 0);
+                pagemap.provider().set(Settings::NONE);
                 cpu.join()?;
-                let came = came?;
+                let result = result?;
                 ensure_eq!(
-                    (came.moved, came.copied),
+                    (result.moved, result.copied),
                     (expected * PAGE_SIZE, expected * PAGE_SIZE)
                 );
                 if expected == 0 {
-                    ensure_eq!(came.raced, span.len());
+                    ensure_eq!(result.raced, span.len());
                 }
                 check(&pages(8, 8))?;
                 mm::unmap(&span)?;
@@ -226,33 +227,33 @@ mod tests {
             let span = pages(0, 16);
             mm::map(&span, Prot::Write)?;
             mm::fill(&span)?;
-            let moods = [
+            let cases = [
                 (
                     EBUSY,
-                    Mood {
+                    Settings {
                         busy: true,
-                        ..Mood::NONE
+                        ..Settings::NONE
                     },
                 ),
                 (
                     ENOSPC,
-                    Mood {
+                    Settings {
                         full: true,
-                        ..Mood::NONE
+                        ..Settings::NONE
                     },
                 ),
                 (
                     EIO,
-                    Mood {
+                    Settings {
                         broken: true,
-                        ..Mood::NONE
+                        ..Settings::NONE
                     },
                 ),
             ];
-            for (error, mood) in moods {
-                pagemap.provider().set_mood(mood);
+            for (error, settings) in cases {
+                pagemap.provider().set(settings);
                 let result = to_device(env, pagemap, &span);
-                pagemap.provider().set_mood(Mood::NONE);
+                pagemap.provider().set(Settings::NONE);
                 ensure_eq!(result, Err(error));
                 check(&span)?;
             }
@@ -267,9 +268,9 @@ mod tests {
             mm::map_huge(&span)?;
             mm::fill(&span)?;
             let vram = pagemap.provider();
-            vram.set_mood(Mood {
+            vram.set(Settings {
                 scattered: true,
-                ..Mood::default()
+                ..Settings::default()
             });
             ensure_eq!(to_device(env, pagemap, &span)?, moved(HUGE, HUGE, HUGE));
             ensure_eq!(vram.take_done().pieces, HUGE);
@@ -285,17 +286,17 @@ mod tests {
             mm::read(pages(8, 1).start)?;
             let span = pages(0, 12);
             let populated = || pagemap.populate_from(Sources::Populated, &env.mm, span.clone(), 0);
-            let came = Moved {
+            let expected = Moved {
                 moved: 2 * PAGE_SIZE,
                 copied: 2 * PAGE_SIZE,
                 holes: 10 * PAGE_SIZE,
                 ..Moved::default()
             };
-            ensure_eq!(populated()?, came);
+            ensure_eq!(populated()?, expected);
             let done = pagemap.provider().take_done();
             ensure_eq!((done.to_device, done.cleared), (2, 0));
             ensure_eq!(pagemap.provider().used(), 2);
-            // What is there already is not looked at.
+            // Pages that are on the device already are left out.
             let left = 2 * PAGE_SIZE;
             let nothing = Moved {
                 left,
@@ -312,7 +313,7 @@ mod tests {
     #[test]
     fn what_was_never_written_is_cleared() -> Result {
         with_vram(4 * HUGE, |env, pagemap| {
-            // Some pages are written, some read, and some were never touched.
+            // Some pages were written, one was read, and the others were never touched.
             mm::map(&pages(0, 12), Prot::Write)?;
             mm::fill(&pages(4, 2))?;
             mm::read(pages(8, 1).start)?;
@@ -333,7 +334,7 @@ mod tests {
                 let span = pages(0, HUGE);
                 mm::map_huge(&span)?;
                 if touched {
-                    // Maps the huge page of zeroes.
+                    // Maps the huge zero page.
                     mm::read(span.start)?;
                 }
                 ensure_eq!(to_device(env, pagemap, &span)?, moved(HUGE, 0, HUGE));
@@ -347,12 +348,12 @@ mod tests {
                 pagemap.provider().take_done();
                 mm::unmap(&span)?;
             }
-            // And where there is no huge page on the device.
+            // The same if the device has no contiguous memory.
             let span = pages(0, HUGE);
             mm::map_huge(&span)?;
-            pagemap.provider().set_mood(Mood {
+            pagemap.provider().set(Settings {
                 scattered: true,
-                ..Mood::default()
+                ..Settings::default()
             });
             ensure_eq!(to_device(env, pagemap, &span)?, moved(HUGE, 0, HUGE));
             ensure_eq!(pagemap.provider().take_done().cleared, HUGE);
@@ -407,7 +408,7 @@ mod tests {
             file.map_shared(&pages(4, 4), Prot::Write)?;
             mm::map(&pages(12, 4), Prot::Write)?;
             mm::fill(&pages(12, 4))?;
-            // The hole of 4 pages is nobody's.
+            // There is no VMA for the hole of 4 pages.
             ensure_eq!(to_device(env, pagemap, &pages(0, 16))?, moved(8, 8, 12));
             check(&pages(0, 4))?;
             check(&pages(12, 4))?;
@@ -416,7 +417,7 @@ mod tests {
         })
     }
 
-    /// Behind what the process has there is nothing, or what was never written.
+    /// The span ends with a hole, or with pages that were never written.
     #[test]
     fn a_span_with_a_hole_at_its_end() -> Result {
         with_vram(64, |env, pagemap| {
@@ -428,7 +429,7 @@ mod tests {
                 ensure_eq!(to_device(env, pagemap, &span)?, moved(had, had, had));
                 check(&there)?;
                 mm::unmap(&there)?;
-                // All of it is mapped, and the end is empty.
+                // Now all of the span is mapped, but the pages at the end were never touched.
                 mm::map(&span, Prot::Write)?;
                 mm::fill(&there)?;
                 ensure_eq!(to_device(env, pagemap, &span)?, moved(16, had, 16));
@@ -447,15 +448,15 @@ mod tests {
             mm::map(&span, Prot::Write)?;
             mm::fill(&span)?;
             let vram = pagemap.provider();
-            vram.set_mood(Mood {
-                confused: true,
-                ..Mood::default()
+            vram.set(Settings {
+                duplicate: true,
+                ..Settings::default()
             });
             ensure_eq!(to_device(env, pagemap, &span), Err(EINVAL));
             ensure_eq!(vram.used(), 0);
-            // One is refused only where it is in use.
+            // A page is refused only if it is in use.
             ensure_eq!(to_device(env, pagemap, &pages(0, 1))?, moved(1, 1, 1));
-            vram.set_mood(Mood::default());
+            vram.set(Settings::default());
             check(&span)
         })
     }
@@ -466,7 +467,7 @@ mod tests {
             let span = pages(0, HUGE);
             place(env, pagemap, &span, true)?;
             let vram = pagemap.provider();
-            // A part of a huge page keeps all of it; the rest comes back right.
+            // After a partial unmap the huge page stays in use; the rest of it migrates back.
             mm::unmap(&pages(0, 100))?;
             check(&pages(100, HUGE - 100))?;
             gpusvm::pagemap::flush();

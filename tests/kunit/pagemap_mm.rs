@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a process does to memory that is on a device: moves it, unmaps parts, gives it up, locks it, pins
-//! it, has it merged and reclaimed.
+//! Tests of changes that a process makes to memory on a device: mremap(), munmap(), madvise(),
+//! mlock(), pinning, KSM and reclaim.
 
 use crate::fixture::{
     file::OpenFile,
@@ -24,12 +24,12 @@ fn check_moved(span: &Range<usize>, from: usize) -> Result {
     Ok(())
 }
 
-/// Has KSM merge pages, or take them apart.
+/// Writes to the file `run` of KSM: "1" starts merging, "2" stops it and unmerges all pages.
 fn set_merging(how: &[u8]) -> Result {
     OpenFile::new(c"/sys/kernel/mm/ksm/run", bindings::O_WRONLY, 0)?.write(0, how)
 }
 
-/// Whether KSM merges pages within some time, in milliseconds.
+/// Returns whether KSM merges pages within `ms` milliseconds.
 fn merges_within(ms: u32) -> Result<bool> {
     for _ in 0..ms / 10 {
         let file = OpenFile::new(c"/sys/kernel/mm/ksm/pages_shared", bindings::O_RDONLY, 0)?;
@@ -55,7 +55,7 @@ mod tests {
                 let svm = env.svm()?;
                 map_for_device(&svm, pagemap)?;
                 mm::move_to(&old, new.start)?;
-                // The device was told, and nothing was copied.
+                // The device's mapping was invalidated, and nothing was copied.
                 is_unmapped(pagemap)?;
                 ensure_eq!(pagemap.provider().take_done().to_ram, 0);
                 ensure_eq!(used(pagemap), count);
@@ -107,7 +107,7 @@ mod tests {
                 mm::unmap(&pages(first, count))?;
                 is_unmapped(pagemap)?;
                 svm.lock().collect_garbage();
-                // What is left of it works for the device, as well as for the CPU.
+                // Both the device and the CPU can use what is left.
                 ensure!(used(pagemap) > 0);
                 if first != 0 {
                     map_for_device(&svm, pagemap)?;
@@ -137,7 +137,7 @@ mod tests {
                 check(&pages(0, 4))?;
                 check(&pages(12, count - 12))?;
                 ensure_eq!(used(pagemap), 0);
-                // All of it.
+                // The same for all of it.
                 ensure_eq!(to_device(env, pagemap, &span)?.left, 0);
                 mm::drop_pages(&span)?;
                 ensure_eq!(used(pagemap), 0);
@@ -153,7 +153,7 @@ mod tests {
             with_vram(2 * HUGE, |env, pagemap| {
                 let span = pages(0, count);
                 place(env, pagemap, &span, is_huge)?;
-                // Each page has what it had, or nothing. On a device it is not looked for.
+                // Each page is unchanged or zero. Reclaim does not find pages on a device.
                 mm::free_pages(&span)?;
                 mm::reclaim(&span)?;
                 for addr in span.clone().step_by(PAGE_SIZE) {
@@ -161,9 +161,9 @@ mod tests {
                     ensure!(read == mm::pattern(addr) || read == 0);
                 }
                 ensure_eq!(used(pagemap), 0);
-                // What is freed first, and moved then, is written by the device: it is kept. Freed pages may be
-                // in a list of the CPU for a while, which holds on to them if the thread goes to another: then
-                // it is tried with new ones.
+                // Pages that were freed by MADV_FREE, written, and then migrated keep their
+                // contents. The CPU's LRU batches may hold references to freed pages after the
+                // thread has moved to another CPU: retry with new pages then.
                 let mut left = span.len();
                 for _ in 0..10 {
                     mm::drop_pages(&span)?;
@@ -190,7 +190,7 @@ mod tests {
             let span = pages(0, 16);
             place(env, pagemap, &span, false)?;
             mm::reclaim(&span)?;
-            // Reclaim frees RAM, of which there is none here.
+            // Reclaim frees system memory only.
             ensure_eq!(used(pagemap), 16);
             check(&span)
         })
@@ -203,7 +203,7 @@ mod tests {
             place(env, pagemap, &span, false)?;
             mm::lock(&span, true)?;
             ensure_eq!(used(pagemap), 0);
-            // It stays, until it is not locked any more.
+            // Locked memory does not migrate.
             ensure_eq!(to_device(env, pagemap, &span)?, moved(0, 0, 16));
             check(&span)?;
             mm::lock(&span, false)?;
@@ -219,11 +219,11 @@ mod tests {
             place(env, pagemap, &span, true)?;
             let svm = env.svm()?;
             map_for_device(&svm, pagemap)?;
-            // The CPU's side is what a pin is for: it comes back.
+            // Pinning migrates the page back.
             let pinned = Pinned::new(pages(9, 1).start)?;
             ensure_eq!(used(pagemap), 0);
             is_unmapped(pagemap)?;
-            // Now it stays, with what belongs to it.
+            // The pinned page, with its folio, does not migrate.
             let moved = to_device(env, pagemap, &span)?;
             ensure!(moved.left >= PAGE_SIZE);
             ensure_eq!(moved.moved + moved.left, span.len());
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn has_it_merged() -> Result {
         with_vram(64, |env, pagemap| {
-            // Two runs of the same.
+            // Equal pages, of which one half is on the device.
             let span = pages(0, 16);
             mm::map(&span, Prot::Write)?;
             for addr in span.clone().step_by(PAGE_SIZE) {
@@ -248,10 +248,11 @@ mod tests {
             set_merging(b"1")?;
             let is_merged = merges_within(10_000);
             let moved = to_device(env, pagemap, &span);
-            // Takes everything apart again.
+            // Unmerge all pages.
             set_merging(b"2")?;
             ensure!(is_merged?);
-            // Nothing of it moves from now on. What is on the device already is, and comes back.
+            // Pages in the range of a merged page do not migrate any more. Those on the device stay
+            // there until the CPU touches them.
             ensure_eq!(moved?, super::moved(0, 0, 16));
             ensure_eq!(used(pagemap), 8);
             for addr in span.step_by(PAGE_SIZE) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Groups of devices that reach each other's memory.
+//! Tests of groups of devices that can access each other's memory.
 
 use crate::fixture::failure;
 use gpusvm::pagemap::{Member, Owners};
@@ -12,10 +12,10 @@ use kernel::{
     },
 };
 
-/// How many peers are there.
+/// The number of existing peers.
 static PEERS: Atomic<i64> = Atomic::new(0);
 
-/// A peer in a test: it is connected with those that share a link with it.
+/// A peer of a test: it is connected with the peers that have a link in common with it.
 struct Peer {
     links: u32,
 }
@@ -56,7 +56,7 @@ mod tests {
         ensure!(!same(&one, &other));
         ensure!(same(&one, &like_one) && same(&other, &like_other));
         ensure_eq!(like_other.data().links, 0b10);
-        // The first group will do for one that could be in both.
+        // A peer that could be in both groups joins the first.
         let both = owners.join(Peer::new(0b11))?;
         ensure!(same(&one, &both));
         Ok(())
@@ -68,7 +68,7 @@ mod tests {
         let one = owners.join(Peer::new(0b001))?;
         let both = owners.join(Peer::new(0b011))?;
         ensure!(same(&one, &both));
-        // Connected with one of them only, wherever it is in the group.
+        // A peer must be connected with each member of the group.
         let some = owners.join(Peer::new(0b010))?;
         ensure!(!same(&one, &some));
         let start = owners.join(Peer::new(0b101))?;
@@ -83,10 +83,10 @@ mod tests {
         let owners = owners()?;
         let one = owners.join(Peer::new(0b1001))?;
         let other = owners.join(Peer::new(0b0100))?;
-        // Joins the first group, though it comes after the second.
+        // The peer joins the first group, though the second one is newer.
         let both = owners.join(Peer::new(0b0011))?;
         ensure!(same(&one, &both));
-        // Not connected with all of the first group, which is only seen in its second member.
+        // The peer is connected with the first member of the first group, but not with the second.
         let next = owners.join(Peer::new(0b1100))?;
         ensure!(same(&other, &next));
         let none = owners.join(Peer::new(0b0010))?;
@@ -101,12 +101,12 @@ mod tests {
         let bridge = owners.join(Peer::new(0b11))?;
         ensure!(same(&one, &bridge));
         drop(one);
-        // The group lasts, and has no member now that is not connected.
+        // The group still exists, and all of its members are connected with the new peer.
         let other = owners.join(Peer::new(0b10))?;
         ensure!(same(&bridge, &other));
         drop((bridge, other));
         let last = owners.join(Peer::new(0b01))?;
-        // Members keep the list.
+        // Members hold references to the list.
         drop(owners);
         ensure_eq!(PEERS.load(Relaxed), 1);
         drop(last);

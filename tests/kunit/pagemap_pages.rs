@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Ranges whose pages are in a device's memory: what devices see of them.
+//! Tests of mapping ranges with pages in device memory.
 
 use crate::fixture::{
     dma,
@@ -8,7 +8,7 @@ use crate::fixture::{
     migration::{check, is_unmapped, moved, run, to_device, with_vram},
     mm::{self, Prot},
     pages,
-    vram::{self, vram_of, Mood, Vram, HUGE},
+    vram::{self, vram_of, Settings, Vram, HUGE},
     with_devices,
     with_iommu_device,
     Env,
@@ -34,19 +34,19 @@ use kernel_ext::mm::hmm;
 
 const ALL: Range<usize> = 0..usize::MAX;
 
-/// An owner that several memories have in common.
+/// Returns an owner that several memories share.
 fn owner() -> Option<OwnerId> {
     static OWNER: u64 = 0;
-    // SAFETY: Nobody else makes an owner of it.
+    // SAFETY: No other code makes an owner of this static.
     Some(unsafe { OwnerId::from_raw(NonNull::from(&OWNER).cast()) })
 }
 
-/// Parameters of a driver that takes pages of `pagemap` where they are, together with system memory.
+/// Returns a context that accepts pages of `pagemap` in a range with system memory.
 fn ctx(access: Access, pagemap: &DeviceMemory<Vram>) -> Ctx {
     ctx_with(access, |ctx| ctx.allow_mixed = true).with_owner(pagemap.pagemap().owner())
 }
 
-/// The segments of the range at [`BASE`], as the device with this index sees them.
+/// Returns the segments of the range at [`BASE`] for the device with the index `device`.
 fn segments(svm: &Svm<Mirror>, device: usize) -> Result<KVec<SegmentCopy>> {
     let mut segments = KVec::with_capacity(HUGE, GFP_KERNEL)?;
     let mut guard = svm.lock();
@@ -59,7 +59,7 @@ fn segments(svm: &Svm<Mirror>, device: usize) -> Result<KVec<SegmentCopy>> {
     Ok(segments)
 }
 
-/// Maps the range at [`BASE`], made if there is none, as a driver does that does not try again.
+/// Maps the range at [`BASE`], which is created if there is none, without retries.
 fn get(svm: &Svm<Mirror>, ctx: &Ctx) -> Result {
     let mut guard = svm.lock();
     let mut retry = Retry::bounded();
@@ -68,14 +68,14 @@ fn get(svm: &Svm<Mirror>, ctx: &Ctx) -> Result {
     found.get(ctx, &attempt)
 }
 
-/// Whether the range at [`BASE`] has pages in device memory.
+/// Returns whether the range at [`BASE`] has pages in device memory.
 fn has_device_memory(svm: &Svm<Mirror>) -> bool {
     svm.lock()
         .ranges(BASE..BASE + 1)
         .any(|range| range.has_device_memory())
 }
 
-/// Where the pages of the range at [`BASE`] are.
+/// Scans the range at [`BASE`].
 fn scan(svm: &Svm<Mirror>, pagemap: Option<&Pagemap>) -> Result<ScanResult> {
     let mut guard = svm.lock();
     let mut retry = Retry::bounded();
@@ -87,14 +87,14 @@ fn scan(svm: &Svm<Mirror>, pagemap: Option<&Pagemap>) -> Result<ScanResult> {
     })
 }
 
-/// References to a pagemap.
+/// Returns the number of references to a pagemap.
 fn references(pagemap: &Pagemap) -> i32 {
-    // SAFETY: The pagemap is referred to; its count is an `atomic_t`.
+    // SAFETY: The reference keeps the pagemap; its refcount is an `atomic_t`.
     let count = unsafe { &*(&raw const (*pagemap.as_raw()).ref_).cast::<Atomic<i32>>() };
     count.load(Relaxed)
 }
 
-/// Maps and fills a span, and moves parts of it, each by itself.
+/// Maps and fills a span, and migrates each of the parts `there` separately.
 fn place(
     env: &Env,
     pagemap: &DeviceMemory<Vram>,
@@ -111,7 +111,7 @@ fn place(
     Ok(())
 }
 
-/// Checks that a mapping failed and left nothing behind.
+/// Checks that no mapping is left after a failure.
 fn is_undone(pagemap: &DeviceMemory<Vram>) -> Result {
     ensure_eq!(dma::mapped(), 0);
     is_unmapped(pagemap)
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn a_huge_page_is_mapped_by_its_pagemap() -> Result {
         with_vram(4 * HUGE, |env, pagemap| {
-            // Not at address 0, of which another test is.
+            // Device page 0 is used, as another test covers the device address 0.
             mm::map(&pages(4 * HUGE, 1), Prot::Write)?;
             to_device(env, pagemap, &pages(4 * HUGE, 1))?;
             let span = pages(0, HUGE);
@@ -153,11 +153,11 @@ mod tests {
             };
             ensure_eq!(all[0], whole);
             ensure!(has_device_memory(&svm));
-            // Nothing moved, and the system's memory has no part in it.
+            // No page migrated, and no system memory was mapped.
             ensure_eq!(dma::maps(), maps);
             let done = vram.take_done();
             ensure_eq!((done.mapped, done.unmapped, done.to_ram), (HUGE, 0, 0));
-            // What is mapped is mapped.
+            // The second fault finds the range mapped.
             let walks = hmm::walks();
             fault_with(&svm, BASE, &ctx(Access::Write, pagemap))?;
             ensure_eq!(hmm::walks(), walks);
@@ -208,15 +208,15 @@ mod tests {
     fn pages_that_are_scattered() -> Result {
         with_vram(2 * HUGE, |env, pagemap| {
             let vram = pagemap.provider();
-            vram.set_mood(Mood {
+            vram.set(Settings {
                 scattered: true,
-                ..Mood::default()
+                ..Settings::default()
             });
             let span = pages(0, HUGE);
             place(env, pagemap, &span, &[span.clone()])?;
             let handles = vram.handles()?;
             let there = handles[0].memory().pages();
-            // In more than one hold of the lock.
+            // Mapping takes more than one hold of the notifier lock.
             let svm = env.svm()?;
             fault_with(&svm, BASE, &ctx(Access::Write, pagemap))?;
             let all = segments(&svm, 0)?;
@@ -248,7 +248,7 @@ mod tests {
                     let done = pagemap.provider().take_done();
                     ensure_eq!((done.mapped, done.to_ram), (0, 4));
                     svm.lock().remove_all(ALL);
-                    // Back to where it began.
+                    // Restore the initial state.
                     to_device(env, pagemap, &pages(4, 4))?;
                     pagemap.provider().take_done();
                 }
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn both_kinds_together() -> Result {
-        // System memory first, and last.
+        // System memory first, then last.
         for there in [pages(8, 8), pages(0, 8)] {
             with_vram(64, |env, pagemap| {
                 let span = pages(0, 16);
@@ -279,14 +279,14 @@ mod tests {
                     let is_there = segment.proto == vram::PROTOCOL;
                     ensure_eq!(is_there, there.contains(&segment.va));
                 }
-                // One reference, however many pages.
+                // The range holds one reference, for all of its pages.
                 ensure_eq!(references(pagemap.pagemap()), refs + 1);
                 svm.lock().invalidate(ALL);
                 ensure_eq!(references(pagemap.pagemap()), refs);
                 ensure!(!has_device_memory(&svm));
                 is_undone(pagemap)?;
 
-                // And where they may not be.
+                // The context may forbid system memory beside device memory.
                 svm.lock().remove_all(ALL);
                 let strict = Ctx::new(Access::Write).with_owner(pagemap.pagemap().owner());
                 ensure_eq!(get(&svm, &strict), Err(EOPNOTSUPP));
@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn device_memory_only() -> Result {
         with_vram(64, |env, pagemap| {
-            // Of two allocations.
+            // The pages are in two blocks.
             let span = pages(0, 16);
             place(env, pagemap, &span, &[pages(0, 8), pages(8, 8)])?;
             let svm = env.svm()?;
@@ -332,9 +332,9 @@ mod tests {
                 let mut retry = Retry::bounded();
                 let attempt = retry.next().ok_or(EINVAL)?;
                 let mut found = guard.find_or_insert(BASE, ALL, &ctx, &attempt)?;
-                vram.set_mood(Mood {
+                vram.set(Settings {
                     maps: Some(nth),
-                    ..Mood::default()
+                    ..Settings::default()
                 });
                 let result = found.get(&ctx, &attempt);
                 if nth == 9 {
@@ -348,9 +348,9 @@ mod tests {
                     ensure_eq!(found.commit(|_, _| ()), Err(Stale));
                 }
             }
-            // The other pages may fail as well.
+            // Mapping the pages in system memory may fail, too.
             svm.lock().invalidate(ALL);
-            vram.set_mood(Mood::default());
+            vram.set(Settings::default());
             for nth in 0..7 {
                 let mut guard = svm.lock();
                 let mut retry = Retry::bounded();
@@ -371,12 +371,12 @@ mod tests {
                 vram_of(&env.devices[0], 64, owner())?,
                 vram_of(&env.devices[1], 64, owner())?,
             );
-            let peers = Mood {
+            let peers = Settings {
                 peers: true,
-                ..Mood::default()
+                ..Settings::default()
             };
-            one.provider().set_mood(peers);
-            two.provider().set_mood(peers);
+            one.provider().set(peers);
+            two.provider().set(peers);
             let span = pages(0, 16);
             place(env, &one, &span, &[pages(0, 8)])?;
             to_device(env, &two, &pages(8, 8))?;
@@ -388,7 +388,7 @@ mod tests {
                 is_undone(&two)?;
                 ensure_eq!(scan(&svm, Some(one.pagemap()))?, ScanResult::MixedDevice);
 
-                // Memory of one of them is mapped for both devices.
+                // With memory of one of them left, the range is mapped for both devices.
                 check(&pages(8, 8))?;
                 fault_with(&svm, BASE, &ctx)?;
                 for (device, proto) in [(0, vram::PROTOCOL), (1, vram::PEER)] {
@@ -399,8 +399,8 @@ mod tests {
                 svm.lock().remove_all(ALL);
                 is_undone(&one)?;
 
-                // One that the other device does not reach is not mapped for either.
-                one.provider().set_mood(Mood::default());
+                // If the other device cannot access the memory, the range is mapped for no device.
+                one.provider().set(Settings::default());
                 ensure_eq!(get(&svm, &ctx), Err(EFAULT));
                 is_undone(&one)?;
             }
@@ -419,23 +419,23 @@ mod tests {
             let svm = env.svm()?;
             let ctx = ctx(Access::Write, pagemap);
             let vram = pagemap.provider();
-            let expect = |told: usize, device: usize| -> Result {
+            let expect = |invalidations: usize, device: usize| -> Result {
                 let before = svm.vm().invalidations();
-                ensure_eq!(before, told);
+                ensure_eq!(before, invalidations);
                 ensure_eq!(fault_with(&svm, BASE, &ctx)?.seen.device, device);
                 Ok(())
             };
             expect(0, 0)?;
-            // To the device, which says so once.
+            // Migrate to the device: one invalidation.
             to_device(env, pagemap, &pages(0, 4))?;
             ensure_eq!(dma::mapped(), 0);
             ensure!(!svm.vm().last().is_unmap && svm.vm().last().locked);
             expect(1, 4 * PAGE_SIZE)?;
-            // Back, by a fault of the CPU,
+            // Migrate back by a CPU fault.
             mm::read(BASE)?;
             ensure_eq!(vram.open().pieces, 0);
             expect(2, 0)?;
-            // and by an eviction: all that is mapped of it is told, page by page.
+            // Evict: all mapped pages are invalidated, one by one.
             to_device(env, pagemap, &span)?;
             expect(3, SZ_64K)?;
             for handle in vram.handles()? {
@@ -443,7 +443,7 @@ mod tests {
             }
             ensure_eq!((vram.open().pieces, vram.used()), (0, 0));
             expect(4, 0)?;
-            // And taken away while it is there.
+            // Unmap a page while it is on the device.
             to_device(env, pagemap, &span)?;
             expect(5, SZ_64K)?;
             mm::unmap(&pages(3, 1))?;
@@ -459,7 +459,7 @@ mod tests {
         with_vram(64, |env, pagemap| {
             let span = pages(0, 16);
             place(env, pagemap, &span, &[span.clone()])?;
-            // The pages on the device may not be written any more, without a fault.
+            // The pages on the device may be written again, but only after a fault.
             mm::protect(&span, Prot::Read)?;
             mm::protect(&span, Prot::Write)?;
             let svm = env.svm()?;
@@ -467,7 +467,7 @@ mod tests {
             let served = fault_with(&svm, BASE, &ctx(Access::Read, pagemap))?;
             ensure_eq!((served.seen.device, served.seen.writable), (SZ_64K, 0));
             ensure_eq!(vram.take_done().to_ram, 0);
-            // The CPU's fault is what allows it.
+            // The CPU's fault that allows the write migrates the pages back.
             let served = fault_with(&svm, BASE, &ctx(Access::Write, pagemap))?;
             ensure_eq!((served.seen.device, served.seen.writable), (0, 16));
             ensure_eq!(served.retries, 0);
@@ -494,7 +494,7 @@ mod tests {
                 to_device(env, pagemap, &pages(8, 8))?;
                 ensure_eq!(scan(&svm, one)?, ScanResult::Equal);
                 ensure_eq!(scan(&svm, two)?, ScanResult::Other);
-                // Who asks for nobody sees nothing of it, and brings nothing back.
+                // A scan without a pagemap does not see device pages, and does not migrate them.
                 ensure_eq!(scan(&svm, None)?, ScanResult::Unpopulated);
                 check(&pages(8, 8))?;
                 to_device(env, &other, &pages(8, 8))?;
@@ -531,15 +531,15 @@ mod tests {
     #[test]
     fn behind_an_iommu() -> Result {
         with_iommu_device(|env| {
-            // The memory is another device's.
+            // The memory belongs to another device.
             let device = crate::fixture::device::Device::new(7)?;
             let pagemap = vram_of(&device, 64, None)?;
-            let peers = Mood {
+            let peers = Settings {
                 peers: true,
-                ..Mood::default()
+                ..Settings::default()
             };
-            pagemap.provider().set_mood(peers);
-            // A reservation is made for what begins with system memory.
+            pagemap.provider().set(peers);
+            // A range that begins with system memory gets a reservation of IOVA space.
             for (there, runs) in [
                 ([pages(3, 4), pages(9, 2)], 1),
                 ([pages(0, 4), pages(9, 2)], 0),
@@ -553,7 +553,8 @@ mod tests {
                     (SZ_64K, 6 * PAGE_SIZE)
                 );
                 ensure_eq!(dma::mapped(), (10 * PAGE_SIZE) as i64);
-                // What is reserved is one piece, with nothing left out for the device's.
+                // The system memory is contiguous in IOVA space, without gaps for the device
+                // memory.
                 let all = segments(&svm, 0)?;
                 let mut system = all.iter().filter(|segment| segment.proto != vram::PEER);
                 if runs == 1 {
@@ -566,10 +567,10 @@ mod tests {
                 }
                 drop(svm);
                 is_undone(&pagemap)?;
-                // And where it fails.
+                // Mapping the device memory may fail.
                 let svm = env.svm()?;
                 for nth in 0..6 {
-                    pagemap.provider().set_mood(Mood {
+                    pagemap.provider().set(Settings {
                         maps: Some(nth),
                         ..peers
                     });
@@ -577,7 +578,7 @@ mod tests {
                     ensure_eq!(get(&svm, &ctx), Err(EFAULT));
                     is_undone(&pagemap)?;
                 }
-                pagemap.provider().set_mood(peers);
+                pagemap.provider().set(peers);
                 check(&span)?;
             }
             gpusvm::pagemap::flush();

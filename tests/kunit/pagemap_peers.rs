@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages move from one device to another, and from one place of a device to another.
+//! Tests of the migration of pages between devices, and within a device.
 
 use crate::fixture::{
     gate::GATE,
     migration::{check, check_zero, evict, is_unmapped, moved, to_device, used},
     mm::{self, Pinned, Prot},
     pages,
-    vram::{alive, vram_of, Mood, Vram, HUGE},
+    vram::{alive, vram_of, Settings, Vram, HUGE},
     with_devices,
     Env, //
 };
@@ -19,13 +19,13 @@ use gpusvm::pagemap::{
 };
 use kernel::{page::PAGE_SIZE, prelude::*};
 
-/// A mood in which other devices reach the memory.
-const OPEN: Mood = Mood {
+/// Settings that allow other devices to access the memory.
+const OPEN: Settings = Settings {
     peers: true,
-    ..Mood::NONE
+    ..Settings::NONE
 };
 
-/// Runs a test with two devices that have memory, of one owner or of two.
+/// Runs a test with two devices that have memory, with a common owner or with two.
 fn with_two(
     is_shared: bool,
     size: usize,
@@ -33,13 +33,13 @@ fn with_two(
 ) -> Result {
     with_devices(2, |env| {
         static OWNER: u64 = 0;
-        // SAFETY: Nobody else makes an owner of it.
+        // SAFETY: No other code makes an owner of this static.
         let owner = is_shared.then(|| unsafe { OwnerId::from_raw(NonNull::from(&OWNER).cast()) });
         let result = {
             let one = vram_of(&env.devices[0], size, owner)?;
             let two = vram_of(&env.devices[1], size, owner)?;
-            one.provider().set_mood(OPEN);
-            two.provider().set_mood(OPEN);
+            one.provider().set(OPEN);
+            two.provider().set(OPEN);
             test(env, &one, &two)
                 .and_then(|()| is_unmapped(&one))
                 .and_then(|()| is_unmapped(&two))
@@ -66,17 +66,17 @@ mod tests {
                 ensure_eq!(to_device(env, pagemap, &span)?, moved(16, 16, 16));
             }
             GATE.close();
-            one.provider().set_mood(Mood {
+            one.provider().set(Settings {
                 stuck: true,
                 ..OPEN
             });
             mm::unmap(&pages(0, 16))?;
-            // The provider is being told, and takes its time.
+            // The provider's `detached()` callback is blocked.
             let is_stuck = GATE.is_reached();
             let evicted = evict(two);
             let in_time = GATE.is_waiting();
             GATE.open();
-            one.provider().set_mood(OPEN);
+            one.provider().set(OPEN);
             ensure!(is_stuck && in_time);
             evicted?;
             check(&pages(16, 16))
@@ -92,14 +92,14 @@ mod tests {
             to_device(env, one, &span)?;
             one.provider().take_done();
             ensure_eq!(to_device(env, two, &span)?, moved(16, 16, 16));
-            // Not by way of RAM: who has them copies them.
+            // The source device copies directly, without system memory.
             let done = one.provider().take_done();
             ensure_eq!((done.to_peer, done.to_ram, done.mapped), (16, 0, 0));
             let done = two.provider().take_done();
             ensure_eq!((done.to_device, done.cleared), (0, 0));
             ensure_eq!((done.mapped, done.unmapped), (16, 16));
             ensure_eq!((used(one), used(two)), (0, 16));
-            // And back again, in part.
+            // A part migrates back to the first device.
             ensure_eq!(to_device(env, one, &pages(4, 4))?, moved(4, 4, 4));
             ensure_eq!(used(one), 4);
             check(&span)?;
@@ -120,8 +120,8 @@ mod tests {
             let done = one.provider().take_done();
             ensure_eq!((done.to_peer, done.pieces), (HUGE, 1));
             ensure_eq!((used(one), used(two)), (0, HUGE));
-            // Where there is no huge page it moves page by page.
-            one.provider().set_mood(Mood {
+            // Without contiguous memory the huge page is copied page by page.
+            one.provider().set(Settings {
                 scattered: true,
                 ..OPEN
             });
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn from_everywhere_at_once() -> Result {
         with_two(true, 64, |env, one, two| {
-            // RAM, one device, holes, the other device, a pinned page.
+            // The sources are RAM, one device, holes, the other device and a pinned page.
             let span = pages(0, 32);
             mm::map(&span, Prot::Write)?;
             for part in [pages(0, 12), pages(16, 16)] {
@@ -186,7 +186,7 @@ mod tests {
             one.provider().take_done();
             let system = || two.populate_from(Sources::System, &env.mm, span.clone(), 0);
             ensure_eq!(system()?, moved(8, 8, 16));
-            // What a device has is not looked at, whosever it is.
+            // Pages on any device are left out.
             ensure_eq!(system()?, moved(0, 0, 16));
             ensure_eq!(one.provider().take_done().to_peer, 0);
             ensure_eq!((used(one), used(two)), (8, 8));
@@ -202,7 +202,7 @@ mod tests {
             mm::fill(&span)?;
             to_device(env, one, &pages(0, 8))?;
             for reached in [0, 3] {
-                two.provider().set_mood(Mood {
+                two.provider().set(Settings {
                     maps: Some(reached),
                     ..OPEN
                 });
@@ -214,8 +214,8 @@ mod tests {
                 check(&pages(0, 16))?;
                 to_device(env, one, &pages(0, 8))?;
             }
-            // Nothing at all can move.
-            two.provider().set_mood(Mood::NONE);
+            // No page can be accessed, so none migrates.
+            two.provider().set(Settings::NONE);
             let expected = Moved {
                 unreachable: 8 * PAGE_SIZE,
                 ..moved(0, 0, 8)
@@ -233,7 +233,7 @@ mod tests {
             mm::map_huge(&span)?;
             mm::fill(&span)?;
             to_device(env, one, &span)?;
-            two.provider().set_mood(Mood {
+            two.provider().set(Settings {
                 scattered: true,
                 maps: Some(100),
                 ..OPEN
@@ -271,12 +271,12 @@ mod tests {
             mm::fill(&span)?;
             to_device(env, one, &pages(0, 8))?;
             for broken in [one, two] {
-                broken.provider().set_mood(Mood {
+                broken.provider().set(Settings {
                     broken: true,
                     ..OPEN
                 });
                 ensure_eq!(to_device(env, two, &span), Err(EIO));
-                broken.provider().set_mood(OPEN);
+                broken.provider().set(OPEN);
                 ensure_eq!((used(one), used(two)), (8, 0));
                 is_unmapped(two)?;
             }
@@ -295,7 +295,7 @@ mod tests {
             }
             to_device(env, two, &pages(5, 1))?;
             one.provider().take_done();
-            // One page is in RAM, and one on the other device.
+            // One page is in RAM, and one is on the other device.
             let gathered = one.populate_from(Sources::All, &env.mm, span.clone(), 0)?;
             ensure_eq!(gathered, moved(16, 16, 16));
             let done = one.provider().take_done();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a device devices to others, and what is left of that when it is gone.
+//! Tests of the registry of a device's memory regions, which other drivers open.
 
 use crate::fixture::{
     migration::{check, with_vram},
@@ -24,17 +24,17 @@ use kernel::{
     },
 };
 
-/// Offers that there are.
-static DEVICES: Atomic<i64> = Atomic::new(0);
+/// The number of existing registries.
+static REGISTRIES: Atomic<i64> = Atomic::new(0);
 
-/// A device's registry in a test: its region 1 is what is in use of a cache.
+/// A device's registry in a test: region 1 is the active pagemap of a cache.
 struct Region {
     cache: Arc<Cache>,
 }
 
 impl Region {
     fn of(provider: &Provider) -> Result<KBox<dyn Regions>> {
-        DEVICES.fetch_add(1, Relaxed);
+        REGISTRIES.fetch_add(1, Relaxed);
         let cache = provider.cache.clone();
         Ok(KBox::new(Self { cache }, GFP_KERNEL)?)
     }
@@ -42,7 +42,7 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        DEVICES.fetch_add(-1, Relaxed);
+        REGISTRIES.fetch_add(-1, Relaxed);
     }
 }
 
@@ -63,20 +63,21 @@ mod tests {
     fn a_place_leads_to_the_memory_and_keeps_nothing() -> Result {
         with_provider(|_, provider| {
             let (refs, of_drm) = (module_refs(), drm_refs(provider.drm()));
-            let offered = Registration::new(provider.drm(), Region::of(&provider)?)?;
-            let place = offered.place(1);
+            let registered = Registration::new(provider.drm(), Region::of(&provider)?)?;
+            let place = registered.place(1);
             ensure_eq!((module_refs(), drm_refs(provider.drm())), (refs, of_drm));
             let memory = provider.cached()?;
             ensure!(same(&place.open()?, &memory));
-            ensure_eq!(offered.place(0).open().err(), Some(ENOENT));
-            ensure!(place == offered.place(1) && place != offered.place(0));
+            ensure_eq!(registered.place(0).open().err(), Some(ENOENT));
+            ensure!(place == registered.place(1) && place != registered.place(0));
             drop(memory);
             hold::flush();
             ensure_eq!((module_refs(), drm_refs(provider.drm())), (refs, of_drm));
 
-            // The registry ends, and with it what the driver made of it; the place does not.
-            drop(offered);
-            ensure_eq!(DEVICES.load(Relaxed), 0);
+            // The end of the registration drops the driver's registry; the place stays valid, but
+            // cannot be opened.
+            drop(registered);
+            ensure_eq!(REGISTRIES.load(Relaxed), 0);
             ensure_eq!(place.open().err(), Some(ENODEV));
             ensure_eq!(made(), 1);
             Ok(())
@@ -86,14 +87,14 @@ mod tests {
     #[test]
     fn a_new_offer_is_another_place() -> Result {
         with_provider(|_, provider| {
-            let offered = Registration::new(provider.drm(), Region::of(&provider)?)?;
-            let before = offered.place(1);
-            drop(offered);
-            let offered = Registration::new(provider.drm(), Region::of(&provider)?)?;
+            let registered = Registration::new(provider.drm(), Region::of(&provider)?)?;
+            let before = registered.place(1);
+            drop(registered);
+            let registered = Registration::new(provider.drm(), Region::of(&provider)?)?;
             let memory = provider.cached()?;
-            ensure!(before != offered.place(1));
+            ensure!(before != registered.place(1));
             ensure_eq!(before.open().err(), Some(ENODEV));
-            ensure!(same(&offered.place(1).open()?, &memory));
+            ensure!(same(&registered.place(1).open()?, &memory));
             Ok(())
         })
     }
@@ -101,7 +102,7 @@ mod tests {
     #[test]
     fn what_is_no_file_of_a_device_is_refused() -> Result {
         with_provider(|_, _| {
-            // The thread has no files.
+            // The test's thread has no files.
             ensure_eq!(RegionRef::from_fd(0, 1).err(), Some(ENOENT));
             ensure_eq!(RegionRef::from_fd(u32::MAX, 1).err(), Some(ENOENT));
             Ok(())

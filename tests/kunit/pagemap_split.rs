@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A huge page on a device is taken apart, and its parts go their own ways.
+//! Tests of device folios that are split: parts of a huge page are migrated, unmapped or protected
+//! separately.
 
 use crate::fixture::{
     migration::{check, evict, map_for_device, moved, place, used, with_vram},
@@ -13,14 +14,14 @@ use crate::fixture::{
 use gpusvm::pagemap::{provider::DeviceMemory, to_device::Sources};
 use kernel::{page::PAGE_SIZE, prelude::*};
 
-/// How many pages [`split`] brings back.
+/// The number of pages that [`split`] migrates back.
 const BACK: usize = 7;
 
-/// Moves a huge page to the device, and has a CPU touch it when there is RAM for some of its pages only.
+/// Migrates a huge page to the device, and touches it with RAM for some of its pages only.
 fn split(env: &Env, pagemap: &DeviceMemory<Vram>) -> Result {
     place(env, pagemap, &pages(0, HUGE), true)?;
     with_ram(BACK as i64 + 1, false, || mm::fault(BASE, false))?;
-    // The first is copied once more, for its mapping to be split.
+    // The first page is copied twice, since its mapping is split.
     ensure_eq!(pagemap.provider().take_done().to_ram, BACK + 1);
     Ok(())
 }
@@ -33,7 +34,8 @@ mod tests {
     fn what_is_left_keeps_the_memory() -> Result {
         with_vram(2 * HUGE, |env, pagemap| {
             split(env, pagemap)?;
-            // Parts are free, but not for others: all of it goes at once.
+            // Some pages of the block are free, but they are not reused: the block is freed as a
+            // whole.
             ensure_eq!(used(pagemap), HUGE);
             let vram = pagemap.provider();
             {
@@ -93,7 +95,7 @@ mod tests {
             map_for_device(&svm, pagemap)?;
             mm::protect(&part, Prot::Read)?;
             svm.lock().collect_garbage();
-            // A touch brings back what is in the same VMA.
+            // The fault migrates only the pages of the same VMA.
             check(&part)?;
             let vram = pagemap.provider();
             ensure_eq!(vram.take_done().to_ram, 100);

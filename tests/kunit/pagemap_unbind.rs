@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A provider is unbound, while its pagemap is unused, in use, or taken by reclaim.
+//! Tests of unbinding a provider whose pagemap is unused, in use, or taken by reclaim.
 
 use crate::fixture::{
     failure,
@@ -16,7 +16,7 @@ use crate::fixture::{
         same,
         wait,
         with_provider,
-        HoldUp,
+        BlockDestroy,
         Provider, //
     },
     syscall::File,
@@ -37,10 +37,11 @@ use kernel_ext::{
     mm::shrinker::Shrink, //
 };
 
-/// What is written to a shrinker's file in debugfs: of no cgroup, on node 0, up to 10 objects.
+/// The text for the `scan` file of a shrinker in debugfs: no cgroup, node 0, up to 10 objects.
 const SCAN: &[u8] = b"0 0 10\n";
 
-/// Has the shrinker of this name scan, as reclaim does. Fails with `ENOENT` if it is not registered.
+/// Makes the shrinker with this name scan, as reclaim does. Fails with `ENOENT` if it is not
+/// registered.
 fn reclaim(name: &str) -> Result {
     for id in 0..500 {
         let path = CString::try_from_fmt(fmt!("/sys/kernel/debug/shrinker/{name}-{id}/scan"))?;
@@ -62,7 +63,8 @@ mod tests {
             hold::flush();
             let drm = DrmRef::new(provider.drm())?;
             let (cache, shrinker) = provider.unbind();
-            // It is done when the device is unbound, as the driver may go then.
+            // The pagemap is destroyed before the unbind ends, as the driver may be unloaded
+            // afterwards.
             ensure_eq!(destroyed(), 1);
             ensure_eq!(shrinker.count(), 0);
             ensure!(cache.get_if_active().is_none());
@@ -73,19 +75,19 @@ mod tests {
         })
     }
 
-    /// Row 6: what the shrinker took out is on its way when the device is unbound.
+    /// Row 6: a pagemap that the shrinker took is being destroyed when the device is unbound.
     #[test]
     fn unbinding_waits_for_what_reclaim_took() -> Result {
         with_provider(|env, provider| {
             drop(provider.cached()?);
-            let held_up = HoldUp::new();
+            let blocked = BlockDestroy::new();
             ensure_eq!(provider.shrinker.scan(1), 1);
             let helper = Thread::spawn(&env.mm, move || {
                 sleep_ms(50);
-                drop(held_up);
+                drop(blocked);
                 Ok(())
             })?;
-            // The cache, and all else of the device, is gone after this.
+            // Dropping the provider frees the cache and all else of the device.
             drop(provider);
             let then = destroyed();
             helper.join()?;
@@ -94,7 +96,7 @@ mod tests {
         })
     }
 
-    /// Row 7: the last reference is given back after the cache is gone, and all that it was in.
+    /// Row 7: the last reference is dropped after the cache and its device are gone.
     #[test]
     fn a_pagemap_in_use_outlives_its_device() -> Result {
         with_provider(|_, provider| {
@@ -212,7 +214,7 @@ mod tests {
                     let error = found.err();
                     ensure!(error.is_none() || error == Some(ENOMEM));
                     hold::flush();
-                    // It is as unused as it was.
+                    // The pagemap is still unused.
                     ensure_eq!(provider.shrinker.count(), 1);
                     ensure_eq!((module_refs(), drm_refs(provider.drm())), (1, drm));
                     Ok(())
@@ -232,8 +234,8 @@ mod tests {
         })
     }
 
-    /// Rows 5, 6 and 7 as they happen: lookups and last references in two threads, reclaim in a
-    /// third, and the device is unbound in the midst of it.
+    /// Rows 5, 6 and 7 with concurrency: two threads look up and drop references, a third one
+    /// reclaims, and the device is unbound meanwhile.
     #[test]
     fn lookups_race_reclaim_and_unbinding() -> Result {
         for _ in 0..20 {
@@ -249,7 +251,7 @@ mod tests {
                             Err(ENODEV) => return Ok(()),
                             one => one?,
                         };
-                        // While it is used it is what the cache has, until that is closed.
+                        // Until the cache is closed, a pagemap in use is the cached one.
                         match cache.get_if_active() {
                             Some(other) => ensure!(same(&one, &other)),
                             None => ensure_eq!(cache.lookup().err(), Some(ENODEV)),
@@ -266,15 +268,16 @@ mod tests {
                     Ok(())
                 };
                 let shrinking = Thread::spawn(&env.mm, shrink)?;
-                // Reclaim had some, and there were enough lookups for all that can come together.
+                // Wait until reclaim has taken some pagemaps, and the threads have made many
+                // lookups.
                 wait(|| found.load(Relaxed) > 300 && made() > 3)?;
                 drop(provider);
                 let mut ended = Ok(());
                 for thread in threads {
                     ended = ended.and(thread.join());
                 }
-                // Nobody has any more. What is not destroyed has a hold: only then may code of the
-                // provider's run still.
+                // No references are left. A pagemap that is not destroyed still has a hold on the
+                // module, since code of the provider will run.
                 let holds = i64::from(module_refs()) - 1;
                 let left = made() - destroyed();
                 stop.store(true, Release);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages objects by themselves, mapped with a notifier of the driver's own: the mode without ranges.
+//! Tests of pages objects with a notifier of the driver, without ranges.
 
 use crate::fixture::{
     dma,
@@ -62,22 +62,23 @@ static OPS: Ops = Ops {
 };
 
 impl Watch {
-    /// Watches `span`.
+    /// Inserts a notifier for `span`.
     fn new(env: &Env, span: Range<usize>) -> Result<Pin<KBox<Self>>> {
         let watch = KBox::new(
             Self {
                 mmu: MmuIntervalNotifier::new(),
                 span: span.clone(),
-                // SAFETY: Tests drop what they make before the devices.
+                // SAFETY: Tests drop the watch before the devices.
                 pages: unsafe { env.pages() }?,
                 svm: KBox::pin_init(GpuSvm::pages_only(c"gpusvm_kunit"), GFP_KERNEL)?,
             },
             GFP_KERNEL,
         )?;
-        // SAFETY: It stays in its box, and is removed when that is dropped.
+        // SAFETY: The notifier does not move, and `drop()` removes it.
         let inserted = unsafe { watch.mmu.insert(&env.mm, span, &OPS) };
         if let Err(e) = inserted {
-            // INVARIANT: There is no watch; its drop would remove what was not inserted.
+            // INVARIANT: The notifier is not inserted: `drop()`, which would remove it, must not
+            // run.
             core::mem::forget(watch);
             return Err(e);
         }
@@ -100,7 +101,7 @@ impl Watch {
     fn get_with(&self, env: &Env, ctx: &Ctx, walk: &mut Walk) -> Result {
         let mut retry = Retry::bounded();
         let attempt = retry.next().ok_or(EINVAL)?;
-        // SAFETY: There is only this thread; the notifier is inserted, and its callback unmaps all
+        // SAFETY: No other thread gets pages; the notifier is inserted, and its callback unmaps all
         // pages. Each test maps for one kind of access only.
         unsafe {
             self.source(env, &self.span)
@@ -112,7 +113,7 @@ impl Watch {
         self.get_with(env, &Ctx::new(Access::Write), &mut Walk::new())
     }
 
-    /// A look at the page table, with all pages faulted in.
+    /// Walks the page table, and faults in all pages.
     fn walk(&self) -> Result<Walk> {
         let mut walk = Walk::new();
         // SAFETY: The notifier is inserted, and the process has users.
@@ -130,7 +131,8 @@ impl Watch {
 
     /// Runs `f` with the notifier lock held for writing.
     fn locked<R>(&self, f: impl FnOnce() -> R) -> R {
-        // SAFETY: The lock is initialized; the driver's own notifier is what takes it for writing.
+        // SAFETY: The lock is initialized; without ranges it is the driver that takes it for
+        // writing.
         unsafe {
             let lock = &raw mut (*self.svm.as_raw()).notifier_lock;
             bindings::down_write(lock);
@@ -143,32 +145,35 @@ impl Watch {
     fn unmap(&self) {
         self.locked(|| {
             for pages in self.pages() {
-                // SAFETY: The notifier lock is held for writing, and nobody uses the addresses.
+                // SAFETY: The notifier lock is held for writing, and no device uses the addresses.
                 unsafe { pages.unmap() };
             }
         });
     }
 
-    /// What the allocator gave for the addresses of the first device, in bytes, or nothing.
+    /// Returns the size of the allocation for the addresses of the first device, in bytes; 0 if
+    /// there is none.
     fn memory(&self) -> Result<usize> {
         let pages: *const Pages = &raw const self.pages()[0];
-        // SAFETY: Pages have the layout of the C structure, and the notifier lock is held.
+        // SAFETY: `Pages` has the layout of the C structure, and the notifier lock is held.
         let array = self.locked(|| unsafe { (*pages.cast::<ext::drm_gpusvm_pages>()).dma_addr });
-        // SAFETY: Compares addresses. What is so small is kmalloc()'s, unless memory is short.
+        // SAFETY: Compares addresses only. Small arrays are from kmalloc(), unless memory is short.
         ensure!(!unsafe { bindings::is_vmalloc_addr(array.cast()) });
-        // SAFETY: Null, or from kmalloc(), and there is nobody who would free it.
+        // SAFETY: The pointer is null, or from kmalloc(), and no other thread frees it.
         Ok(unsafe { bindings::ksize(array.cast()) })
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants; no lock is held.
+        // SAFETY: By the type invariants the notifier is inserted; no lock is held.
         unsafe { self.mmu.remove() };
         self.unmap();
     }
 }
 
+/// The `invalidate` callback.
+///
 /// # Safety
 ///
 /// `mni` must be the `mmu` field of a [`Watch`].
@@ -180,10 +185,11 @@ unsafe extern "C" fn invalidate(
     // SAFETY: By this function's requirements; `mmu` is the first field.
     let this = unsafe { &*mni.cast::<Watch>() };
     this.locked(|| {
-        // SAFETY: Called from the callback, under the lock that readers retry under.
+        // SAFETY: This is the callback, and it holds the lock under which readers call
+        // `read_retry()`.
         unsafe { ext::mmu_interval_set_seq(mni, seq) };
         for pages in this.pages() {
-            // SAFETY: The notifier lock is held for writing, and nobody uses the addresses.
+            // SAFETY: The notifier lock is held for writing, and no device uses the addresses.
             unsafe { pages.unmap() };
         }
     });
@@ -201,7 +207,7 @@ mod tests {
             mm::map(&span, Prot::Write)?;
             let watch = Watch::new(env, span.clone())?;
             let pages = &watch.pages()[0];
-            // New.
+            // New pages.
             ensure!(!pages.is_valid());
             ensure_eq!(watch.memory()?, 0);
             ensure_eq!(pages.notifier_seq(), isize::MAX as usize);
@@ -213,7 +219,7 @@ mod tests {
                 ensure!(!pages.has(flag));
             }
             for _ in 0..3 {
-                // Mapped.
+                // Mapped pages.
                 watch.get(env)?;
                 ensure!(pages.is_valid());
                 ensure!(pages.has(PagesFlag::HasDmaMapping));
@@ -221,12 +227,12 @@ mod tests {
                 ensure_eq!(dma::mapped(), SZ_64K as i64);
                 ensure_eq!(watch.memory()?, 16 * 16);
                 ensure!(!watch.mmu.read_retry(pages.notifier_seq()));
-                // Unmapped, by the CPU.
+                // The CPU unmaps them.
                 mm::drop_pages(&span)?;
                 ensure!(!pages.is_valid());
                 ensure_eq!(dma::mapped(), 0);
                 ensure!(watch.mmu.read_retry(pages.notifier_seq()));
-                // And by the driver.
+                // The driver unmaps them.
                 watch.get(env)?;
                 watch.unmap();
                 ensure!(!pages.is_valid());
@@ -246,7 +252,7 @@ mod tests {
             let watch = Watch::new(env, span)?;
             watch.get(env)?;
             watch.locked(|| watch.pages()[0].set_unmapped());
-            // What is mapped is still right, but nobody may map it again.
+            // The mapping is still valid, but must not be renewed.
             let walks = hmm::walks();
             ensure_eq!(watch.get(env), Err(EFAULT));
             watch.unmap();
@@ -265,7 +271,8 @@ mod tests {
             mm::map(&span, Prot::Write)?;
             mm::fill(&span)?;
             let watch = Watch::new(env, span)?;
-            // As by who has the lock while the mapping lets it go.
+            // As a thread does that takes the lock while the mapping has released it between two
+            // batches.
             let see = |call| {
                 if call == Call::Map {
                     watch.pages()[0].set_unmapped();
@@ -289,14 +296,14 @@ mod tests {
             mm::fill(&span)?;
             let watch = Watch::new(env, span.clone())?;
             let ctx = Ctx::new(Access::Write);
-            // A fresh one is used.
+            // A valid result of a walk is used.
             let mut walk = watch.walk()?;
             let walks = hmm::walks();
             watch.get_with(env, &ctx, &mut walk)?;
             ensure_eq!(hmm::walks(), walks);
             watch.unmap();
 
-            // One from before a change is not, and nothing is mapped by it.
+            // One from before a change is not used, and nothing is mapped.
             let mut walk = watch.walk()?;
             let (walks, maps) = (hmm::walks(), dma::maps());
             mm::drop_pages(&pages(15, 1))?;
@@ -304,7 +311,7 @@ mod tests {
             ensure_eq!(hmm::walks(), walks);
             ensure_eq!(dma::maps(), maps);
             ensure!(!watch.pages()[0].is_valid());
-            // It is forgotten, so that the next attempt looks again.
+            // The old result is dropped, so that the next attempt walks again.
             watch.get_with(env, &ctx, &mut walk)?;
             ensure_eq!(hmm::walks(), walks + 1);
             ensure!(watch.pages()[0].is_valid());
@@ -320,26 +327,26 @@ mod tests {
             let watch = Watch::new(env, pages(0, 16))?;
             let ctx = Ctx::new(Access::Write);
             let mut walk = watch.walk()?;
-            let nobody = core::ptr::null_mut();
-            ensure!(walk.answers(&pages(0, 16), HmmRequest::Write, nobody));
-            ensure!(walk.answers(&pages(0, 16), HmmRequest::Read, nobody));
-            ensure!(!walk.answers(&pages(0, 8), HmmRequest::Write, nobody));
-            ensure!(!walk.answers(&pages(16, 16), HmmRequest::Write, nobody));
+            let no_owner = core::ptr::null_mut();
+            ensure!(walk.answers(&pages(0, 16), HmmRequest::Write, no_owner));
+            ensure!(walk.answers(&pages(0, 16), HmmRequest::Read, no_owner));
+            ensure!(!walk.answers(&pages(0, 8), HmmRequest::Write, no_owner));
+            ensure!(!walk.answers(&pages(16, 16), HmmRequest::Write, no_owner));
             let other = (&raw const *watch).cast_mut().cast();
             ensure!(!walk.answers(&pages(0, 16), HmmRequest::Write, other));
             walk.forget();
-            ensure!(!walk.answers(&pages(0, 16), HmmRequest::Read, nobody));
+            ensure!(!walk.answers(&pages(0, 16), HmmRequest::Read, no_owner));
             ensure!(walk.pfns().is_empty());
             watch.get_with(env, &ctx, &mut walk)?;
 
-            // What was seen for reading is no answer for a write, where it may not be written.
+            // The result of a walk for reading is not used for writing if pages are not writable.
             watch.unmap();
             mm::drop_pages(&span)?;
             let mut walk = Walk::new();
             // SAFETY: The notifier is inserted, and the process has users.
-            unsafe { walk.fault(&watch.mmu, &pages(0, 16), HmmRequest::Read, nobody, 1000) }?;
-            ensure!(walk.answers(&pages(0, 16), HmmRequest::Read, nobody));
-            ensure!(!walk.answers(&pages(0, 16), HmmRequest::Write, nobody));
+            unsafe { walk.fault(&watch.mmu, &pages(0, 16), HmmRequest::Read, no_owner, 1000) }?;
+            ensure!(walk.answers(&pages(0, 16), HmmRequest::Read, no_owner));
+            ensure!(!walk.answers(&pages(0, 16), HmmRequest::Write, no_owner));
             watch.get_with(env, &ctx, &mut walk)?;
             Ok(())
         })
@@ -355,10 +362,10 @@ mod tests {
             watch.get(env)?;
             ensure_eq!(dma::maps(), 1);
             ensure_eq!(dma::mapped(), SZ_2M as i64);
-            // All that a device's mapping of 2 MiB takes.
+            // This is all memory for a device's mapping of 2 MiB.
             ensure!(watch.memory()? + size_of::<Pages>() < 256);
 
-            // In proportion to the segments: 512 pages, an entry each, and nothing besides.
+            // The memory is proportional to the segments: 512 pages have an entry each.
             drop(watch);
             mm::map(&span, Prot::Write)?;
             mm::fill(&span)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How much a fault of the device populates.
+//! Tests of how much memory a fault of the device populates.
 
 use crate::fixture::{
     driver::{fault_with, Mirror, Served},
@@ -28,26 +28,26 @@ use kernel_ext::mm::hmm::{
     Walk, //
 };
 
-/// A huge page, in pages.
+/// The number of pages of a huge page.
 const HUGE: usize = SZ_2M / PAGE_SIZE;
-/// What a fault may populate, in pages.
+/// The number of pages that a fault may populate.
 const AROUND: usize = SZ_64K / PAGE_SIZE;
 
 fn ctx(access: Access) -> Ctx {
     Ctx::new(access).with_fault_around(SZ_64K, None)
 }
 
-/// A fault on the page with this number, behind [`BASE`].
+/// Handles a fault on the page with the number `page` behind [`BASE`].
 fn fault(svm: &Svm<Mirror>, page: usize, access: Access) -> Result<Served> {
     fault_with(svm, pages(page, 1).start, &ctx(access))
 }
 
-/// How many pages of `span` the process has for itself: neither holes nor the zero page. The notifier of the
-/// first range includes the span.
+/// Returns how many pages of `span` belong to the process: neither holes nor the zero page. `span`
+/// must be in the interval of the first range's notifier.
 fn populated(svm: &Svm<Mirror>, span: Range<usize>) -> Result<usize> {
     let _guard = svm.lock();
     let mut walk = Walk::new();
-    // SAFETY: The driver's lock is held, so that the notifier stays; the process has users.
+    // SAFETY: The SVM lock is held, so that the notifier exists; the process has users.
     unsafe {
         let notifier = svm.core().notifier_find(span.clone()).ok_or(EINVAL)?;
         let mmu = notifier.as_ref().mmu();
@@ -72,7 +72,7 @@ mod tests {
             ensure!(!is_dense(&[own, none, none], access));
             ensure!(!is_dense(&[none], access));
         }
-        // A write would make a page of its own.
+        // A write would copy the shared pages.
         ensure!(is_dense(&[shared, shared, own], Access::Read));
         ensure!(!is_dense(&[shared, shared, own], Access::Write));
         Ok(())
@@ -114,7 +114,7 @@ mod tests {
         with_device(|env| {
             mm::map(&pages(0, 2 * HUGE), Prot::Write)?;
             let svm = env.svm()?;
-            // One page short of half.
+            // One page less than half is populated.
             mm::fill(&pages(0, HUGE / 2 - 1))?;
             ensure_eq!(fault(&svm, HUGE - 1, Access::Write)?.span.len(), SZ_64K);
             ensure_eq!(populated(&svm, pages(0, HUGE))?, HUGE / 2 - 1 + AROUND);
@@ -135,7 +135,8 @@ mod tests {
             let svm = env.svm()?;
             let walks = hmm::walks();
             ensure_eq!(fault(&svm, 77, Access::Write)?.span, pages(0, HUGE));
-            // One entry is looked at, then all of them, once: the look that chose the range is used.
+            // The first walk checks one entry, the second one all of them; its result, which chose
+            // the range, also serves to map it.
             ensure_eq!(hmm::walks() - walks, 2);
             Ok(())
         })
@@ -146,11 +147,11 @@ mod tests {
         with_device(|env| {
             mm::map_huge(&pages(0, 2 * HUGE))?;
             let svm = env.svm()?;
-            // Nothing is there: the CPU would take a huge page, and so does the device.
+            // Nothing is populated: the CPU would allocate a huge page, and so does the device.
             let served = fault(&svm, 3, Access::Write)?;
             ensure_eq!(served.span, pages(0, HUGE));
             if served.seen.segments != 1 {
-                crate::check::skip("no huge page to be had");
+                crate::check::skip("no huge page is available");
                 return Ok(());
             }
             mm::write(pages(HUGE, 1).start, 1)?;
@@ -180,12 +181,12 @@ mod tests {
     fn a_write_copies_little() -> Result {
         with_device(|env| {
             mm::map(&pages(0, HUGE), Prot::Write)?;
-            // The zero page, everywhere.
+            // Map the zero page everywhere.
             for addr in pages(0, HUGE).step_by(PAGE_SIZE) {
                 ensure_eq!(mm::read(addr)?, 0);
             }
             let svm = env.svm()?;
-            // For a read all is there; a write has to copy it.
+            // For a read all pages are populated; a write would have to copy them.
             ensure_eq!(fault(&svm, 100, Access::Read)?.span.len(), SZ_2M);
             ensure_eq!(fault(&svm, 100, Access::Write)?.span.len(), SZ_64K);
             ensure_eq!(populated(&svm, pages(0, HUGE))?, AROUND);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The CPU changes its mappings at each step of a fault.
+//! Tests with a change of the CPU's mappings at each step of a fault.
 //!
-//! Between the steps the test itself does it. In the middle of a mapping another thread does, which
-//! waits for the notifier lock: the test is called back before each segment is mapped, and goes on
-//! only after the other thread has had every chance that it will get.
+//! Between two steps the test changes the mappings itself. During `get()` another thread does,
+//! which waits for the notifier lock: the hook of the test runs before each segment is mapped, and
+//! sleeps there, so that the other thread has time to wait for the lock.
 
 use crate::fixture::{
     dma,
@@ -44,10 +44,10 @@ use kernel_ext::{
 
 const ALL: Range<usize> = 0..usize::MAX;
 
-/// What the process does to a span of its memory.
+/// A change that the process makes to a span of its memory.
 type Change = fn(&Range<usize>) -> Result;
 
-/// A thread of the process that changes `span` when it is told to.
+/// Starts a thread of the process that changes `span` once the returned flag is set.
 fn changer(env: &Env, span: Range<usize>, change: Change) -> Result<(Thread, Arc<Atomic<bool>>)> {
     let go = Arc::new(Atomic::new(false), GFP_KERNEL)?;
     let may_go = go.clone();
@@ -60,9 +60,9 @@ fn changer(env: &Env, span: Range<usize>, change: Change) -> Result<(Thread, Arc
     Ok((thread, go))
 }
 
-/// Maps 2 MiB of small pages at [`BASE`] for the device, and has `other` changed by another thread
-/// from the first segment on. Returns the result, and at which segment the other thread was done, if
-/// it was before the end.
+/// Maps 2 MiB of small pages at [`BASE`] for the device, while another thread changes `other` from
+/// the first segment on. Returns the result, and the segment at which the other thread was done,
+/// unless it was done after the last.
 fn change_while_mapping(
     env: &Env,
     other: Range<usize>,
@@ -73,7 +73,7 @@ fn change_while_mapping(
     mm::map(&other, Prot::Write)?;
     mm::fill(&span)?;
     let svm = env.svm()?;
-    // So that changing it is an invalidation of this SVM.
+    // A range at `other` makes the change an invalidation of this SVM.
     if !span.contains(&other.start) {
         fault(&svm, other.start, Access::Write)?;
     }
@@ -86,8 +86,8 @@ fn change_while_mapping(
             if done_at.get().is_none() && thread.is_done() {
                 done_at.set(Some(segment.get()));
             }
-            // Now the other thread comes to wait for the lock, and has waited so long that nobody
-            // may overtake it.
+            // The other thread waits for the lock meanwhile, long enough that no reader may take
+            // the lock before it any more.
             if segment.get() % (BATCH / 4) == 0 {
                 sleep_ms(10);
             }
@@ -132,12 +132,13 @@ mod tests {
             let attempt = retry.next().ok_or(EINVAL)?;
             let mut found = guard.find_or_insert(BASE, ALL, &ctx, &attempt)?;
             mm::unmap(&span)?;
-            // Look again, is the answer: something may be there by now.
+            // The caller must look up the range again, since new memory may be mapped there.
             ensure_eq!(found.get(&ctx, &attempt), Err(EAGAIN));
             ensure_eq!(found.commit(|_, _| ()), Err(Stale));
             ensure_eq!(dma::maps(), 0);
             ensure_eq!(svm.vm().garbage(), 1);
-            // Nothing had been shown to the driver that it would have to let go of.
+            // The range was not mapped in the driver's page table, so that the driver was not
+            // called.
             ensure_eq!(svm.vm().invalidations(), 0);
             drop(guard);
             ensure_eq!(fault(&svm, BASE, Access::Write).err(), Some(ENOENT));
@@ -158,7 +159,7 @@ mod tests {
             let mut retry = Retry::bounded();
             let attempt = retry.next().ok_or(EINVAL)?;
             let mut found = guard.find_or_insert(span.start, ALL, &ctx, &attempt)?;
-            // At every moment the process has memory there.
+            // The process has memory there at any time.
             mm::map(&span, Prot::Write)?;
             mm::fill(&span)?;
             ensure_eq!(found.get(&ctx, &attempt), Err(EAGAIN));
@@ -178,7 +179,7 @@ mod tests {
             mm::fill(&span)?;
             let svm = env.svm()?;
             let mut guard = svm.lock();
-            // The choice of the chunk looks at the pages, and what it saw is used to map them.
+            // The walk for the choice of the chunk also serves to map the pages.
             let ctx = ctx_with(Access::Write, |ctx| ctx.check_pages_threshold = SZ_2M);
             let mut retry = Retry::bounded();
             let attempt = retry.next().ok_or(EINVAL)?;
@@ -216,7 +217,7 @@ mod tests {
                 } else {
                     mm::drop_pages(&pages(7, 1))?;
                 }
-                // No address is to be seen.
+                // The closure is not called.
                 ensure_eq!(found.commit(|_, _| ()), Err(Stale));
                 ensure_eq!(dma::mapped(), 0);
                 ensure_eq!(guard.collect_garbage(), usize::from(unmap));
@@ -228,13 +229,13 @@ mod tests {
 
     #[test]
     fn changed_while_it_is_being_mapped() -> Result {
-        // Unmapped, and only taken away for now: there is memory all the time.
+        // Unmap the pages, or drop them, which leaves the mapping.
         for change in [mm::unmap as Change, mm::drop_pages] {
             with_device(|env| {
-                // A part of the very range that is being mapped.
+                // Change a part of the range that is being mapped.
                 let (result, done_at) = change_while_mapping(env, pages(256, 256), change)?;
                 ensure_eq!(result, Err(EAGAIN));
-                // It did not even try to go on.
+                // The mapping ended before the change was complete.
                 ensure!(done_at.is_none());
                 ensure!(dma::maps() as usize <= 3 * BATCH);
                 ensure_eq!(dma::mapped(), 0);
@@ -247,11 +248,11 @@ mod tests {
     #[test]
     fn a_writer_waits_for_a_few_batches_only() -> Result {
         with_device(|env| {
-            // Memory that has nothing to do with the range.
+            // Change memory outside of the range.
             let (result, done_at) = change_while_mapping(env, pages(2048, 16), mm::unmap)?;
             ensure_eq!(result, Ok(()));
-            // The writer came when the mapping began. When the lock is let go for the first time
-            // whoever reads may overtake it once more.
+            // The writer waits from the first segment on. When the lock is released for the first
+            // time, the reader may take it again before the writer once.
             let done_at = done_at.ok_or(ETIME)?;
             ensure!(done_at <= 3 * BATCH);
             Ok(())
@@ -266,7 +267,7 @@ mod tests {
             mm::fill(&span)?;
             let svm = env.svm()?;
             let ctx = Ctx::new(Access::Write);
-            // Sixteen for each of two devices.
+            // Sixteen segments for each of two devices.
             for nth in 0..33 {
                 let mut guard = svm.lock();
                 let mut retry = Retry::bounded();
@@ -303,7 +304,7 @@ mod tests {
             mm::protect(&pages(8, 8), Prot::Read)?;
             ensure_eq!(found.get(&ctx, &attempt), Err(EPERM));
             ensure_eq!(dma::mapped(), 0);
-            // A smaller range may do, and for this address does.
+            // A smaller range may succeed, and does at this address.
             ensure!(attempt.narrow(BASE, found.span()));
             drop(guard);
             fault(&svm, BASE, Access::Write)?;
@@ -322,7 +323,7 @@ mod tests {
             let svm = env.svm()?;
             fault(&svm, BASE, Access::Write)?;
             mm::unmap(&pages(0, 1))?;
-            // A fault in what is left of it, by a driver that forgets the garbage.
+            // Fault in the rest of the range, without collecting the garbage.
             let mut guard = svm.lock();
             let ctx = Ctx::new(Access::Write);
             let mut retry = Retry::bounded();
@@ -366,7 +367,7 @@ mod tests {
                     Err(e) if e == EBUSY => {}
                     Err(e) => result = Err(e),
                 }
-                // The time of the attempts, and of the last that began in it.
+                // The attempts may take the time-out, and the last one may begin just before it.
                 if jiffies::since(begun) > msecs_to_jiffies(3 * TIMEOUT_MS) {
                     result = Err(ETIME);
                 }

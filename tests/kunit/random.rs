@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Numbers that look random and are the same in every run.
+//! Pseudo-random numbers, the same in each run.
 
 /// A xorshift generator.
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// `seed` must not be 0.
+    /// Returns a generator. `seed` must not be 0.
     pub(crate) const fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -18,18 +18,18 @@ impl Random {
         self.0
     }
 
-    /// A number below `bound`, which must not be 0.
+    /// Returns a number below `bound`, which must not be 0.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         // CAST: The remainder is below `bound`.
         (self.next() % bound as u64) as usize
     }
 
-    /// A number with any bit set or not.
+    /// Returns a random number of 64 bits.
     pub(crate) fn any(&mut self) -> u64 {
         self.next()
     }
 
-    /// Yes or no.
+    /// Returns a random boolean.
     pub(crate) fn flip(&mut self) -> bool {
         self.next() & 1 != 0
     }

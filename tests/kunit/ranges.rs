@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Ranges: found, made, looked up in order, and removed.
+//! Tests of the lookup, creation, iteration and removal of ranges.
 
 use crate::fixture::{
     driver::{alive, ctx_with, Mirror},
@@ -36,15 +36,15 @@ fn insert(guard: &mut Guard<'_, Mirror>, addr: usize) -> Result<Range<usize>> {
     insert_with(guard, addr, ALL, &Ctx::new(Access::Write))
 }
 
-/// The range at `addr` is found, and no other.
+/// Returns the addresses of the range at `addr`, if there is one.
 fn lookup(guard: &mut Guard<'_, Mirror>, addr: usize) -> Option<Range<usize>> {
     guard.find(addr).map(|found| found.span())
 }
 
-/// Whether any notifier watches `span`.
-fn is_watched(svm: &Svm<Mirror>, span: Range<usize>) -> bool {
+/// Returns whether there is a notifier that overlaps `span`.
+fn has_notifier(svm: &Svm<Mirror>, span: Range<usize>) -> bool {
     let _guard = svm.lock();
-    // SAFETY: The driver's lock is held.
+    // SAFETY: The SVM lock is held.
     unsafe { svm.core().notifier_find(span) }.is_some()
 }
 
@@ -87,7 +87,8 @@ mod tests {
     #[test]
     fn a_range_stays_inside_its_vma() -> Result {
         with_device(|env| {
-            // One page more than a chunk of 2 MiB on one side, one less on the other.
+            // The VMA has one page more than a chunk of 2 MiB at its start, and one less at its
+            // end.
             mm::map(&pages(511, 512), Prot::Write)?;
             let svm = env.svm()?;
             let mut guard = svm.lock();
@@ -147,7 +148,7 @@ mod tests {
             let svm = env.svm()?;
             let mut guard = svm.lock();
             let ctx = Ctx::new(Access::Write);
-            // A page in the middle takes the chunks around it.
+            // A range of one page limits the chunks around it.
             let middle = pages(40, 1);
             insert_with(&mut guard, middle.start, middle.clone(), &ctx)?;
             ensure_eq!(insert(&mut guard, pages(0, 1).start)?, pages(0, 16));
@@ -163,8 +164,8 @@ mod tests {
     #[test]
     fn addresses_outside_are_refused() -> Result {
         with_device(|env| {
-            // Memory ends with the address space: an end that was let in would be missed there, and
-            // not be refused.
+            // The memory ends where the SVM's address space ends: there an address that is wrongly
+            // accepted would fail with another error.
             mm::map(&pages(0, 32), Prot::Write)?;
             let svm = env.svm_with(Config {
                 start: pages(16, 1).start,
@@ -174,27 +175,27 @@ mod tests {
             let inside = pages(16, 16);
             let mut guard = svm.lock();
             let ctx = Ctx::new(Access::Write);
-            // The end is outside, of the address space and of the window.
+            // Addresses outside of the SVM's address space, whose end is exclusive.
             for addr in [0, inside.start - 1, inside.end, usize::MAX - 1, usize::MAX] {
                 ensure_eq!(insert(&mut guard, addr).err(), Some(EINVAL));
             }
-            // Nor is there any at the end of the window.
+            // Addresses outside of the window.
             let window = pages(18, 2);
             mm::unmap(&pages(20, 1))?;
             for addr in [window.start - 1, window.end, inside.end - 1] {
                 let made = insert_with(&mut guard, addr, window.clone(), &ctx);
                 ensure_eq!(made.err(), Some(EINVAL));
             }
-            // Not even a page fits.
+            // A window that is smaller than a page.
             let window = window.start..window.start + PAGE_SIZE - 1;
             let made = insert_with(&mut guard, window.start, window, &ctx);
             ensure_eq!(made.err(), Some(EINVAL));
             ensure!(!guard.has_mapping(ALL));
             ensure_eq!(alive(), (1, 0));
             drop(guard);
-            ensure!(!is_watched(&svm, ALL));
+            ensure!(!has_notifier(&svm, ALL));
 
-            // The last address is as good as any.
+            // The last address of the SVM is accepted.
             mm::map(&pages(20, 1), Prot::Write)?;
             let mut guard = svm.lock();
             ensure_eq!(insert(&mut guard, inside.end - 1)?, inside);
@@ -223,14 +224,14 @@ mod tests {
                 ensure_eq!(made.err(), Some(EIO));
                 Ok(())
             })?;
-            // Nothing was left behind by any of that, the notifier neither.
+            // The failures left nothing behind, including the notifier.
             ensure_eq!(alive(), (1, 0));
-            ensure!(!is_watched(&svm, ALL));
+            ensure!(!has_notifier(&svm, ALL));
             ensure_eq!(
                 insert_with(&mut svm.lock(), BASE, ALL, &read)?,
                 pages(0, 16)
             );
-            // A write to what may only be read is refused when there is a range, too.
+            // A write to read-only memory is refused at an existing range, too.
             ensure_eq!(insert(&mut svm.lock(), BASE).err(), Some(EPERM));
             ensure_eq!(alive(), (1, 1));
             Ok(())
@@ -244,7 +245,7 @@ mod tests {
             let svm = env.svm()?;
             let mut guard = svm.lock();
             ensure_eq!(insert(&mut guard, BASE)?, pages(0, 16));
-            // Both halves are still there, but no longer as one.
+            // Both halves are still mapped, but in two VMAs.
             mm::protect(&pages(8, 8), Prot::Read)?;
             ensure_eq!(insert(&mut guard, BASE).err(), Some(EAGAIN));
             ensure_eq!(guard.collect_garbage(), 1);
@@ -261,7 +262,7 @@ mod tests {
                 ..CONFIG
             })?;
             let mut guard = svm.lock();
-            // Single pages, in several notifiers, two of them in one.
+            // Ranges of a page, in several notifiers, of which some have two.
             const PLACES: [usize; 7] = [3, 9, 511, 512, 1024 + 17, 4096, 5000];
             for order in [4, 1, 6, 0, 3, 5, 2] {
                 let span = pages(PLACES[order], 1);
@@ -281,7 +282,7 @@ mod tests {
             visit(&guard, pages(513, 4487), &[1024 + 17, 4096])?;
             visit(&guard, pages(4096, 10000), &[4096, 5000])?;
             visit(&guard, pages(5001, 10000), &[])?;
-            // Spans that begin or end in the middle of a page.
+            // The span begins and ends within a page.
             let odd = pages(3, 1).end - 1..pages(9, 1).start + 1;
             visit(&guard, odd, &[3, 9])?;
             visit(&guard, pages(3, 1).end..pages(9, 1).start, &[])?;
@@ -301,14 +302,14 @@ mod tests {
                 insert_with(&mut guard, span.start, span, &ctx)?;
             }
             drop(guard);
-            ensure!(is_watched(&svm, ALL));
+            ensure!(has_notifier(&svm, ALL));
             ensure_eq!(svm.lock().remove_all(pages(0, 3)), 1);
-            ensure!(is_watched(&svm, ALL));
+            ensure!(has_notifier(&svm, ALL));
             ensure_eq!(svm.lock().remove_all(pages(2, 3)), 0);
             ensure_eq!(svm.lock().remove_all(ALL), 1);
-            ensure!(!is_watched(&svm, ALL));
+            ensure!(!has_notifier(&svm, ALL));
             ensure_eq!(alive(), (1, 0));
-            // And comes again.
+            // The notifier is created again.
             ensure_eq!(insert(&mut svm.lock(), BASE)?, pages(0, 16));
             Ok(())
         })
@@ -321,15 +322,15 @@ mod tests {
             let svm = env.svm()?;
             let mut guard = svm.lock();
             insert(&mut guard, BASE)?;
-            // SAFETY: The driver's lock is held, and a reference taken before the range is removed.
+            // SAFETY: The SVM lock is held; a reference is taken before the range is removed.
             let range = unsafe { svm.core().range_find(ALL) }.ok_or(EINVAL)?;
             // SAFETY: As above.
             unsafe { range.as_ref() }.get();
             ensure_eq!(guard.remove_all(ALL), 1);
             let left = alive().1;
-            // SAFETY: The reference is ours.
+            // SAFETY: The reference taken above keeps the range.
             let span = unsafe { range.as_ref() }.span();
-            // SAFETY: The reference is ours, and given up; the SVM exists.
+            // SAFETY: This gives up the reference taken above; the SVM exists.
             unsafe { SvmRange::put(range) };
             ensure_eq!(left, 1);
             ensure_eq!(span, pages(0, 16));
@@ -345,13 +346,13 @@ mod tests {
             mm::map(&pages(30, 10), Prot::None)?;
             let svm = env.svm()?;
             let at = |page| Some(pages(page, 1).start);
-            // A VMA that begins below the span is there from the span's start on.
+            // For a VMA that begins below the span, the result is the start of the span.
             ensure_eq!(svm.find_vma_start(pages(15, 20)), at(15));
             ensure_eq!(svm.find_vma_start(pages(19, 1)), at(19));
             ensure_eq!(svm.find_vma_start(pages(10, 1)), at(10));
             ensure_eq!(svm.find_vma_start(pages(2, 20)), at(10));
             ensure_eq!(svm.find_vma_start(pages(20, 11)), at(30));
-            // The end is exclusive.
+            // The end of the span is exclusive.
             ensure_eq!(svm.find_vma_start(pages(20, 10)), None);
             ensure_eq!(svm.find_vma_start(pages(2, 8)), None);
             ensure_eq!(svm.find_vma_start(pages(40, 100)), None);
@@ -375,13 +376,14 @@ mod tests {
                 ensure_eq!(guard.remove_all(ALL), 1);
                 Ok(span.len())
             };
-            // Nothing is there: the smallest, where a check is asked for.
+            // No page is present: the check, where the threshold asks for it, selects the smallest
+            // chunk.
             ensure_eq!(choose(SZ_2M)?, PAGE_SIZE);
             ensure_eq!(choose(SZ_64K)?, SZ_2M);
             ensure_eq!(choose(SZ_2M - 1)?, SZ_2M);
             ensure_eq!(choose(PAGE_SIZE)?, SZ_2M);
             ensure_eq!(choose(0)?, SZ_2M);
-            // All pages of the chunk of 64 KiB but the last, then all.
+            // All pages of the chunk of 64 KiB except the last one; then all of them.
             mm::fill(&pages(16, 15))?;
             ensure_eq!(choose(SZ_2M)?, PAGE_SIZE);
             mm::fill(&pages(31, 1))?;

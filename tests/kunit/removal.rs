@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! No range leaves the tree while it is mapped, and nothing is unmapped that the driver has not let
-//! go of; the account of each test says so for every unmapping that it does.
+//! Tests of the removal and invalidation of ranges: no range leaves the tree while it is mapped,
+//! and no memory is unmapped while the driver still has it in its page table. The counters of each
+//! test check that for each unmapping.
 
 use crate::fixture::{
     dma,
@@ -35,7 +36,8 @@ use kernel_ext::{
 
 const ALL: Range<usize> = 0..usize::MAX;
 
-/// Nothing is bound in the driver of [`a_removed_range_is_not_mapped_again`].
+/// The callback of the driver of [`tests::a_removed_range_is_not_mapped_again`], which has no page
+/// table.
 ///
 /// # Safety
 ///
@@ -52,7 +54,8 @@ static NOTHING_BOUND: Ops = Ops {
     ..pin_init::zeroed()
 };
 
-/// An SVM with so many ranges of a page, all mapped, at every other page from [`BASE`] on.
+/// Returns an SVM with `ranges` ranges of one page, all mapped, at every other page from [`BASE`]
+/// on.
 fn many(env: &Env, ranges: usize) -> Result<Pin<KBox<Svm<Mirror>>>> {
     let svm = env.svm()?;
     for i in 0..ranges {
@@ -78,18 +81,18 @@ mod tests {
             let mut guard = svm.lock();
             guard.find(BASE).ok_or(EINVAL)?.remove();
             ensure_eq!(svm.vm().invalidations(), 1);
-            let told = svm.vm().last();
-            ensure!(told.locked);
-            ensure_eq!((told.ranges, told.bound), (1, 1));
-            ensure_eq!(told.span, (span.start, span.end));
+            let received = svm.vm().last();
+            ensure!(received.locked);
+            ensure_eq!((received.ranges, received.bound), (1, 1));
+            ensure_eq!(received.span, (span.start, span.end));
             // The CPU did not unmap it.
-            ensure!(!told.is_unmap);
+            ensure!(!received.is_unmap);
             ensure_eq!(svm.vm().garbage(), 0);
             ensure_eq!(dma::mapped(), 0);
             ensure!(!guard.has_mapping(ALL));
             ensure_eq!(alive(), (1, 0));
             drop(guard);
-            // It is made again when it is needed again.
+            // A fault creates the range again.
             ensure_eq!(fault(&svm, BASE, Access::Write)?.span, span);
             Ok(())
         })
@@ -126,7 +129,7 @@ mod tests {
         })
     }
 
-    /// More ranges than are unmapped in one hold of the notifier lock.
+    /// There are more ranges than one hold of the notifier lock unmaps.
     #[test]
     fn a_shut_svm_maps_nothing() -> Result {
         with_devices(2, |env| {
@@ -138,7 +141,7 @@ mod tests {
                 fault(&svm, page(i).start, Access::Write)?;
             }
             ensure_eq!(dma::mapped(), (2 * RANGES * PAGE_SIZE) as i64);
-            // Who has the SVM lock is not waited for.
+            // `shut()` does not wait for the SVM lock.
             let guard = svm.lock();
             svm.shut();
             ensure_eq!(dma::mapped(), 0);
@@ -146,7 +149,7 @@ mod tests {
             ensure_eq!(guard.ranges(ALL).count(), RANGES);
             ensure!(!guard.ranges(ALL).any(|range| range.is_mapped()));
             drop(guard);
-            // Neither what there is, nor what is new.
+            // Neither an existing nor a new range can be mapped.
             ensure_eq!(fault(&svm, page(0).start, Access::Read).err(), Some(EFAULT));
             mm::map(&page(RANGES), Prot::Write)?;
             ensure_eq!(
@@ -166,9 +169,12 @@ mod tests {
             let svm = env.svm()?;
             fault(&svm, BASE, Access::Write)?;
             mm::unmap(&span)?;
-            let told = svm.vm().last();
-            ensure!(told.is_unmap && told.locked);
-            ensure_eq!((told.bound, told.changed), (1, (span.start, span.end)));
+            let received = svm.vm().last();
+            ensure!(received.is_unmap && received.locked);
+            ensure_eq!(
+                (received.bound, received.changed),
+                (1, (span.start, span.end))
+            );
             ensure_eq!(dma::mapped(), 0);
             ensure_eq!(svm.vm().garbage(), 1);
             let mut guard = svm.lock();
@@ -199,7 +205,7 @@ mod tests {
             for page in [0, 9, 15] {
                 mm::unmap(&pages(page, 1))?;
             }
-            // The driver let go the first time.
+            // The first unmap invalidated the driver's mapping.
             ensure_eq!(svm.vm().invalidations(), 1);
             let mut guard = svm.lock();
             let partial = guard
@@ -208,7 +214,8 @@ mod tests {
             ensure!(partial);
             ensure_eq!(guard.collect_garbage(), 1);
             drop(guard);
-            // What is left works, in ranges that fit it; what is gone does not.
+            // Faults on the remaining pages succeed, with ranges that fit; those on unmapped pages
+            // fail.
             for page in 0..16 {
                 let served = fault(&svm, pages(page, 1).start, Access::Write);
                 match page {
@@ -250,14 +257,14 @@ mod tests {
             let mut guard = svm.lock();
             guard.invalidate(pages(20, 20));
             ensure_eq!(svm.vm().invalidations(), 1);
-            let told = svm.vm().last();
-            ensure_eq!((told.ranges, told.bound), (2, 2));
-            ensure!(told.locked && !told.is_unmap);
-            ensure_eq!(told.span, (pages(16, 1).start, pages(48, 1).start));
+            let received = svm.vm().last();
+            ensure_eq!((received.ranges, received.bound), (2, 2));
+            ensure!(received.locked && !received.is_unmap);
+            ensure_eq!(received.span, (pages(16, 1).start, pages(48, 1).start));
             ensure_eq!(dma::mapped(), one);
             ensure_eq!(guard.ranges(ALL).count(), 3);
             ensure_eq!(guard.collect_garbage(), 0);
-            // Nothing is there to let go of any more.
+            // No range there is mapped any more.
             guard.invalidate(pages(20, 20));
             guard.invalidate(pages(64, 1000));
             ensure_eq!(svm.vm().invalidations(), 1);
@@ -276,16 +283,16 @@ mod tests {
             let asked = Cell::new(0);
             let go_on = || {
                 asked.set(asked.get() + 1);
-                let told = svm.vm().last();
-                ensure!(told.locked);
-                ensure_eq!((told.ranges, told.bound), (BATCH, BATCH));
-                // What the CPU changes is invalidated under the notifier lock, which nobody has.
+                let received = svm.vm().last();
+                ensure!(received.locked);
+                ensure_eq!((received.ranges, received.bound), (BATCH, BATCH));
+                // This change needs the notifier lock, which is not held between batches.
                 mm::drop_pages(&last)
             };
             let done = svm.lock().invalidate_while(ALL, go_on);
             ensure_eq!(done, Ok(()));
             ensure_eq!(asked.get(), 2);
-            // The last range was let go of for the CPU.
+            // The last range was invalidated for this change.
             ensure_eq!(svm.vm().invalidations(), 4);
             ensure_eq!(svm.vm().last().ranges, 9);
             ensure_eq!(dma::mapped(), 0);
@@ -310,7 +317,7 @@ mod tests {
             ensure_eq!(guard.ranges(ALL).count(), 2 * BATCH);
             ensure!(guard.ranges(ALL).all(|range| range.is_mapped()));
 
-            // What the CPU unmapped is shown, and goes; the rest is for who has the lock next.
+            // One batch is shown to the closure and removed; the rest stays on the garbage list.
             mm::unmap(&pages(0, 6 * BATCH))?;
             let mut shown = 0;
             let collected = guard.collect_garbage_while(enough, |_| {
@@ -336,15 +343,15 @@ mod tests {
             mm::map(&pages(0, 32), Prot::Write)?;
             let init = GpuSvm::new(c"gpusvm_kunit", &env.mm, CONFIG, &NOTHING_BOUND);
             let svm = KBox::pin_init(init, GFP_KERNEL)?;
-            // SAFETY: They go before the devices.
+            // SAFETY: The pages are dropped before the devices.
             let (set, others) = unsafe { (env.pages()?, env.pages()?) };
             let ctx = Ctx::new(Access::Write);
             let mut retry = Retry::bounded();
             let attempt = retry.next().ok_or(EINVAL)?;
             let mut walk = Walk::new();
-            // SAFETY: There is only this thread, so that no lock is needed to keep others off. The
-            // process does not change the memory that is mapped. The ranges are removed below,
-            // and the second keeps the notifier until after the last use of it.
+            // SAFETY: No other thread uses the SVM, so that no lock is necessary. The process does
+            // not change the memory that is mapped. The ranges are removed below; the second one
+            // keeps the notifier until its last use.
             unsafe {
                 let made =
                     svm.find_or_insert(BASE, one.clone(), &ctx, &attempt, &mut walk, |_| false)?;
@@ -366,23 +373,23 @@ mod tests {
                 made.as_ref().get();
                 let got = source.get(set.as_slice(), &ctx, &attempt, &mut walk);
                 let mapped = dma::mapped();
-                let told = Cell::new(None);
-                svm.remove(made, set.as_slice(), |mapped| told.set(Some(mapped)));
+                let was_mapped = Cell::new(None);
+                svm.remove(made, set.as_slice(), |mapped| was_mapped.set(Some(mapped)));
                 let after = (
                     dma::mapped(),
                     source.get(set.as_slice(), &ctx, &attempt, &mut walk),
                 );
                 let retired = set.as_slice()[0].has(PagesFlag::Unmapped);
-                let told_of_kept = Cell::new(None);
+                let kept_was_mapped = Cell::new(None);
                 svm.remove(kept, others.as_slice(), |mapped| {
-                    told_of_kept.set(Some(mapped))
+                    kept_was_mapped.set(Some(mapped))
                 });
                 SvmRange::put(made);
                 ensure_eq!(got, Ok(()));
                 ensure_eq!(mapped, SZ_64K as i64);
-                ensure_eq!(told.get(), Some(true));
-                // Of the other range nothing ever was mapped.
-                ensure_eq!(told_of_kept.get(), Some(false));
+                ensure_eq!(was_mapped.get(), Some(true));
+                // The other range was never mapped.
+                ensure_eq!(kept_was_mapped.get(), Some(false));
                 ensure_eq!(after, (0, Err(EFAULT)));
                 ensure!(retired);
             }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Retries are bounded, in attempts and in time.
+//! Tests of the bounds of retries, in attempts and in time.
 
 use gpusvm::{
     retry::{ATTEMPTS, TIMEOUT_MS},
@@ -30,7 +30,7 @@ mod tests {
             ensure!(attempts <= ATTEMPTS);
             ensure_eq!(retry.retries(), attempts - 1);
         }
-        // It takes no time here, so that time does not end it.
+        // The attempts take no time here, so that only their number ends the loop.
         ensure_eq!(attempts, ATTEMPTS);
         ensure!(retry.next().is_none());
         ensure_eq!(retry.retries(), ATTEMPTS - 1);
@@ -45,7 +45,7 @@ mod tests {
         ensure!(first <= msecs_to_jiffies(TIMEOUT_MS));
         sleep_ms(TIMEOUT_MS / 4);
         let second = retry.next().ok_or(EINVAL)?.timeout();
-        // What one attempt took is not there for the next.
+        // The first attempt's duration is subtracted from the time for the next.
         ensure!(second <= msecs_to_jiffies(TIMEOUT_MS - TIMEOUT_MS / 4));
         sleep_ms(TIMEOUT_MS);
         ensure!(retry.next().is_none());
@@ -57,7 +57,7 @@ mod tests {
         let mut retry = Retry::bounded();
         sleep_ms(TIMEOUT_MS + 50);
         let attempt = retry.next().ok_or(EINVAL)?;
-        // HMM takes no time-out of 0.
+        // HMM does not accept a time-out of 0.
         ensure_eq!(attempt.timeout(), 1);
         ensure!(retry.next().is_none());
         Ok(())
@@ -71,10 +71,10 @@ mod tests {
         ensure!(attempt.narrow(0x1234, 0..PAGE_SIZE * 16));
         ensure_eq!(attempt.limit(0x1234), PAGE_SIZE);
         ensure_eq!(attempt.limit(0x2234), usize::MAX);
-        // It holds for the attempts to come.
+        // The limit holds for later attempts, too.
         let mut attempt = retry.next().ok_or(EINVAL)?;
         ensure_eq!(attempt.limit(0x1234), PAGE_SIZE);
-        // A page does not get smaller: trying again is no use.
+        // A range of a page cannot get smaller: another attempt is useless.
         ensure!(!attempt.narrow(0x1234, PAGE_SIZE..2 * PAGE_SIZE));
         ensure!(!attempt.narrow(0x1234, PAGE_SIZE..PAGE_SIZE));
         Ok(())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What pages at several places make together: the whole truth table.
+//! Tests of the summary of several pages' locations: the complete truth table.
 
 use gpusvm::{
     scan::{classify, Location},
@@ -17,7 +17,7 @@ const PLACES: [Location; 5] = [
     Location::Device(0xccc),
 ];
 
-/// As the documentation of [`ScanResult`] says it.
+/// Returns the result that the documentation of [`ScanResult`] specifies.
 fn expected(places: &[Location], wanted: Option<usize>) -> ScanResult {
     if places.is_empty() || places.contains(&Location::Absent) {
         return ScanResult::Unpopulated;
@@ -73,7 +73,7 @@ mod tests {
             ScanResult::MixedDevice,
             ScanResult::Mixed,
         ];
-        // The order of `enum drm_gpusvm_scan_result`.
+        // The values are those of `enum drm_gpusvm_scan_result`.
         for (value, result) in all.into_iter().enumerate() {
             ensure_eq!(result as usize, value);
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Arrays of segments: how many there may be, and what they take.
+//! Tests of the capacity of arrays of segments, and of their memory.
 
 use gpusvm::{
     segment::{Appender, Segment, SegmentArray},
@@ -20,7 +20,7 @@ fn segment(index: usize) -> Segment {
     Segment::new((index as u64) << 21, Protocol::SYSTEM, order, dir)
 }
 
-/// An array, and what is known of it.
+/// An array, with its capacity and its contents' properties.
 struct Filled {
     array: SegmentArray,
     room: usize,
@@ -29,7 +29,7 @@ struct Filled {
 }
 
 impl Filled {
-    /// With room for `room` segments.
+    /// Returns an array with room for `room` segments.
     fn new(room: usize) -> Result<Self> {
         Ok(Self {
             array: SegmentArray::new(room)?,
@@ -40,7 +40,7 @@ impl Filled {
     }
 
     fn appender(&mut self) -> Appender<'_> {
-        // SAFETY: The array was made for so many, and what is counted was added.
+        // SAFETY: The array was allocated for `room` segments, and `count` of them were added.
         unsafe {
             Appender::new(
                 &mut self.array,
@@ -56,11 +56,11 @@ impl Filled {
     }
 
     fn segments(&self) -> &[Segment] {
-        // SAFETY: So many were added.
+        // SAFETY: `count` segments were added.
         unsafe { self.array.first(self.count) }
     }
 
-    /// What the allocator gave, in bytes.
+    /// Returns the size of the allocation, in bytes.
     fn memory(&self) -> usize {
         // SAFETY: Arrays that are not large are from kmalloc().
         unsafe { bindings::ksize(self.segments().as_ptr().cast()) }
@@ -103,7 +103,7 @@ mod tests {
             }
             ensure_eq!(array.push(segment(9)), Err(ENOSPC));
             ensure!(array.segments().iter().copied().eq((0..4).map(segment)));
-            // Used again.
+            // The array is used again.
             array.count = 0;
             ensure!(array.segments().is_empty());
         }
@@ -129,8 +129,8 @@ mod tests {
 
     #[test]
     fn memory_is_in_proportion_to_segments() -> Result {
-        // The allocator has just these sizes. 2 MiB in one piece takes 16 bytes, and in single pages
-        // 8 KiB.
+        // The allocator has slabs of exactly these sizes. 2 MiB in one segment take 16 bytes, and
+        // in single pages 8 KiB.
         for segments in [4, 16, 64, 512] {
             ensure_eq!(Filled::new(segments)?.memory(), 16 * segments);
         }

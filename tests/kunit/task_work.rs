@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Errands of a thread: who waits for it to come back from one.
+//! Tests of task work, and of the worker that waits until the thread has finished it.
 
 use crate::fixture::thread::sleep_ms;
 use core::{
@@ -30,24 +30,24 @@ use kernel_ext::{
     workqueue::OwnedQueue, //
 };
 
-/// How long anything is waited for, in milliseconds.
-const PATIENCE_MS: u32 = 5000;
+/// How long the test waits for a condition, in milliseconds.
+const TIMEOUT_MS: u32 = 5000;
 
-/// What the test, the thread and the worker tell each other.
+/// State shared by the test, the thread and the worker.
 #[pin_data]
-struct Meeting {
+struct Shared {
     queue: OwnedQueue,
     #[pin]
     worker: Mutex<Option<ARef<Task>>>,
-    /// The thread may come back.
+    /// Lets the thread return from the item.
     go: Atomic<bool>,
-    /// The worker has seen it come back.
+    /// Set when the worker has seen the thread return.
     over: Atomic<bool>,
 }
 
-impl Meeting {
+impl Shared {
     fn wait(&self, until: &Atomic<bool>) {
-        for _ in 0..PATIENCE_MS {
+        for _ in 0..TIMEOUT_MS {
             if until.load(Acquire) {
                 break;
             }
@@ -56,11 +56,11 @@ impl Meeting {
     }
 }
 
-/// An item from which the thread comes back when it is told to.
-struct Late(Arc<Meeting>);
+/// An item from which the thread returns when `go` is set.
+struct Late(Arc<Shared>);
 
-/// The meeting of the item that has been run.
-static LAST: Atomic<*mut Meeting> = Atomic::new(ptr::null_mut());
+/// The shared state of the item that has run last.
+static LAST: Atomic<*mut Shared> = Atomic::new(ptr::null_mut());
 
 impl TaskWorkItem for Late {
     fn run(&self) {
@@ -68,32 +68,32 @@ impl TaskWorkItem for Late {
     }
 
     fn finish(work: Pin<KBox<TaskWork<Self>>>) {
-        // SAFETY: `run()` left a reference there, just before.
-        let meeting = unsafe { Arc::from_raw(LAST.load(Acquire)) };
-        let waiter = meeting.clone();
-        let spawned = meeting.queue.try_spawn(GFP_KERNEL, move || {
+        // SAFETY: `run()`, which was called before, left a reference there.
+        let shared = unsafe { Arc::from_raw(LAST.load(Acquire)) };
+        let waiter = shared.clone();
+        let spawned = shared.queue.try_spawn(GFP_KERNEL, move || {
             let task: &Task = current!();
             *waiter.worker.lock() = Some(task.into());
             TaskWork::run(work);
             waiter.over.store(true, Release);
         });
         if spawned.is_ok() {
-            meeting.wait(&meeting.go);
+            shared.wait(&shared.go);
         }
     }
 }
 
-/// A thread that ends at once, and runs its errands then.
+/// The function of a thread that exits at once, and runs its task work then.
 ///
 /// # Safety
 ///
-/// To be called by the kernel, as the function of a new thread.
+/// Only the kernel may call this, as the function of a new thread.
 unsafe extern "C" fn end(_data: *mut c_void) -> c_int {
     0
 }
 
 fn state(task: &Task) -> u32 {
-    // SAFETY: The task is valid; its state is a word.
+    // SAFETY: The task is valid; its state is one word.
     unsafe { (&raw const (*task.as_ptr()).__state).read_volatile() }
 }
 
@@ -103,8 +103,8 @@ mod tests {
 
     #[test]
     fn who_waits_for_a_thread_to_come_back_is_idle() -> Result {
-        let meeting = Arc::pin_init(
-            try_pin_init!(Meeting {
+        let shared = Arc::pin_init(
+            try_pin_init!(Shared {
                 queue: OwnedQueue::new_unbound(c"gpusvm_kunit")?,
                 worker <- new_mutex!(None),
                 go: Atomic::new(false),
@@ -113,10 +113,10 @@ mod tests {
             GFP_KERNEL,
         )?;
         let this = this_module::<crate::GpuSvmTests>();
-        // SAFETY: The module is this one.
+        // SAFETY: This is code of the module, which is loaded.
         let module = unsafe { ModuleRef::try_get(this.as_ptr()) }?;
-        let work = TaskWork::new(Late(meeting.clone()), module)?;
-        // SAFETY: The function takes no argument; the name is none of a format.
+        let work = TaskWork::new(Late(shared.clone()), module)?;
+        // SAFETY: The function takes no argument; the name contains no format specifiers.
         let thread = from_err_ptr(unsafe {
             bindings::kthread_create_on_node(
                 Some(end),
@@ -126,31 +126,31 @@ mod tests {
             )
         })?;
         let thread = NonNull::new(thread).ok_or(ENOMEM)?;
-        // SAFETY: The thread does not run before it is woken.
+        // SAFETY: The thread does not run, and so exists, until it is woken.
         let sent = work.send(unsafe { thread.cast().as_ref() }, Notify::Resume);
         // SAFETY: As above.
         unsafe { bindings::wake_up_process(thread.as_ptr()) };
         sent?;
         let mut seen = 0;
-        for _ in 0..PATIENCE_MS {
-            seen = meeting.worker.lock().as_ref().map_or(0, |task| state(task));
+        for _ in 0..TIMEOUT_MS {
+            seen = shared.worker.lock().as_ref().map_or(0, |task| state(task));
             if seen != 0 {
                 break;
             }
             sleep_ms(1);
         }
-        // Once more: it may have slept on the way there.
+        // Check again: the worker may have slept before it began to wait.
         sleep_ms(10);
-        seen = meeting
+        seen = shared
             .worker
             .lock()
             .as_ref()
             .map_or(seen, |task| state(task));
-        meeting.go.store(true, Release);
-        meeting.wait(&meeting.over);
-        // The queue does not go with the last reference of its own work.
-        meeting.queue.flush();
-        ensure!(meeting.over.load(Acquire));
+        shared.go.store(true, Release);
+        shared.wait(&shared.over);
+        // Its own work must not drop the last reference to the queue.
+        shared.queue.flush();
+        ensure!(shared.over.load(Acquire));
         ensure_eq!(seen, bindings::TASK_IDLE);
         Ok(())
     }

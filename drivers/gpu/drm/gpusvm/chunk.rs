@@ -1,33 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Choosing the span of a new range: logic only, no locks and no memory.
+//! The choice of a new range's span: logic only, without locks and allocations.
 //!
-//! A range is the largest chunk around the fault that its CPU VMA, its notifier, the GPU's window
-//! and the address space of the SVM all hold, that overlaps no other range, and whose pages the
-//! CPU has, where the driver asks for that.
+//! The span of a range is the largest chunk around the fault that lies in the CPU's VMA, in the
+//! notifier, in the GPU's window and in the address space of the SVM, and that overlaps no other
+//! range. If the driver asks for it, the CPU must also have mapped all pages of the chunk.
 //!
 //! C: `drm_gpusvm_range_chunk_size()`.
 
 use core::ops::Range;
 
-/// Whether `inner` lies in `outer`. Ends are exclusive.
+/// Returns whether `inner` lies in `outer`. Ends are exclusive.
 pub fn contains(outer: &Range<usize>, inner: &Range<usize>) -> bool {
     outer.start <= inner.start && inner.end <= outer.end
 }
 
-/// Whether two spans have an address in common. Ends are exclusive.
+/// Returns whether two spans have an address in common. Ends are exclusive.
 pub fn overlaps(a: &Range<usize>, b: &Range<usize>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-/// The chunk of `size` bytes, a power of two, in which `addr` lies; none if it would reach beyond
-/// the last address that can be told.
+/// Returns the chunk of `size` bytes, a power of two, in which `addr` lies; none if the chunk would
+/// end beyond the last address.
 pub fn chunk_at(addr: usize, size: usize) -> Option<Range<usize>> {
     let start = addr & !size.checked_sub(1)?;
     Some(start..start.checked_add(size)?)
 }
 
-/// Whether `sizes`, in bytes, are what chunks may be cut to: powers of two in descending order, the
+/// Returns whether `sizes`, in bytes, are valid chunk sizes: powers of two in descending order, the
 /// last of them a page.
 pub fn sizes_are_valid(sizes: &[usize], page_size: usize) -> bool {
     sizes.iter().all(|size| size.is_power_of_two())
@@ -49,7 +49,7 @@ pub struct Bounds {
     pub window: Range<usize>,
     /// The SVM's address space.
     pub svm: Range<usize>,
-    /// No larger chunk than this, in bytes.
+    /// The largest size of the chunk, in bytes.
     pub limit: usize,
 }
 
@@ -63,9 +63,9 @@ impl Bounds {
     }
 }
 
-/// The chunks around `addr` that `bounds` hold, the largest first.
+/// Returns the chunks around `addr` that lie in `bounds`, the largest first.
 ///
-/// Nothing here supposes a page size: the smallest chunk is whatever `sizes` says that it is.
+/// This function assumes no page size: the last of `sizes` is the smallest chunk.
 pub fn candidates<'a>(
     sizes: &'a [usize],
     addr: usize,

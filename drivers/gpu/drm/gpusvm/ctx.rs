@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a driver asks for: the parameters of finding and mapping a range.
+//! The parameters of finding and mapping a range.
 
 use crate::pagemap::OwnerId;
 use core::{ffi::c_void, ptr};
 use kernel::page::PAGE_SIZE;
 use kernel_ext::mm::hmm::HmmRequest;
 
-/// What a device wants to do with memory.
+/// The access that a device needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Read it. Pages are faulted in as by a read of the CPU: no copy-on-write is broken and no
-    /// file made dirty.
+    /// The device reads. Pages are faulted in as by a read of the CPU: this breaks no copy-on-write
+    /// and makes no file dirty.
     Read,
-    /// Write it, or read and write.
+    /// The device writes, or reads and writes.
     Write,
 }
 
@@ -29,45 +29,46 @@ impl From<Access> for HmmRequest {
 /// The parameters of an operation, `struct drm_gpusvm_ctx`.
 #[derive(Clone, Copy, Debug)]
 pub struct Ctx {
-    /// What the device wants to do.
+    /// The access that the device needs.
     pub access: Access,
-    /// Chunks of up to this many bytes are used only if the CPU has all of their pages; 0 asks for
-    /// no such check.
+    /// Chunks of up to this many bytes are used only if the CPU has mapped all of their pages; 0
+    /// disables the check.
     pub check_pages_threshold: usize,
-    /// New ranges may move to device memory, if their VMA can.
+    /// New ranges may migrate to device memory, if their VMA allows it.
     pub devmem_possible: bool,
-    /// Only device memory will do: system pages are an error, `EFAULT`.
+    /// All pages must be device memory: a page of system memory is an error, `EFAULT`.
     pub devmem_only: bool,
-    /// Device memory of one provider and system memory may be mixed in a range. (Without this C
-    /// refuses to mix allocations of one provider, too.)
+    /// A range may mix device memory of one provider and system memory. (Without this, C also
+    /// refuses to mix allocations of one provider.)
     pub allow_mixed: bool,
     owner: Option<OwnerId>,
     fault_around: FaultAround,
 }
 
-/// How much a fault may populate where the CPU has few pages.
+/// The limit for populating memory of which the CPU has few pages, see [`Ctx::with_fault_around`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FaultAround {
-    /// The largest chunk, in bytes, that needs no pages.
+    /// The largest size, in bytes, of a chunk that may be populated without any page.
     pub(crate) limit: usize,
-    /// Whose device-private pages count as there.
+    /// The owner whose device-private pages count as populated.
     owner: Option<OwnerId>,
 }
 
 impl FaultAround {
-    /// Whose device-private pages count as there, as HMM wants it; null for nobody's.
+    /// Returns the owner whose device-private pages count as populated, as HMM expects it; null for
+    /// none.
     pub(crate) fn owner(&self) -> *mut c_void {
         as_ptr(self.owner)
     }
 
-    /// Whether a range of `size` bytes must be populated already.
+    /// Returns whether a range of `size` bytes is used only if it is populated already.
     pub(crate) fn is_exceeded_by(&self, size: usize) -> bool {
         size > self.limit.max(PAGE_SIZE)
     }
 }
 
 impl Ctx {
-    /// Parameters for `access`, with everything else off.
+    /// Creates parameters for `access`, with everything else disabled.
     pub const fn new(access: Access) -> Self {
         Self {
             access,
@@ -83,12 +84,13 @@ impl Ctx {
         }
     }
 
-    /// The same parameters, where a fault populates at most `limit` bytes, a chunk size, of memory that is
-    /// mostly not populated: a larger range is used only if the CPU has at least half of its pages, as
-    /// `access` needs them (a page that a write would have to copy is none), or if the CPU would populate
-    /// it as a whole, by a huge page. Device-private pages of `owner` count like the CPU's.
+    /// Returns these parameters with a limit for populating sparse memory: a fault populates at
+    /// most `limit` bytes, a chunk size, of memory that is mostly not populated. A larger range is
+    /// used only if the CPU has at least half of its pages with the permission that `access` needs
+    /// (a page that a write would have to copy does not count), or if the CPU would populate the
+    /// whole range by one huge page. Device-private pages of `owner` count like the CPU's.
     ///
-    /// Without this a range may be populated as a whole whatever its size, as in C.
+    /// Without this a range of any size may be populated as a whole, as in C.
     pub const fn with_fault_around(self, limit: usize, owner: Option<OwnerId>) -> Self {
         Self {
             fault_around: FaultAround { limit, owner },
@@ -100,20 +102,21 @@ impl Ctx {
         &self.fault_around
     }
 
-    /// The same parameters, where device-private pages of `owner` need not come back to system memory:
-    /// [`Pagemap::owner`](crate::pagemap::Pagemap::owner), [`Member::owner`](crate::pagemap::Member::owner).
+    /// Returns these parameters with the owner of the device-private pages that a fault leaves in
+    /// device memory. See [`Pagemap::owner`](crate::pagemap::Pagemap::owner) and
+    /// [`Member::owner`](crate::pagemap::Member::owner).
     pub const fn with_owner(self, owner: Option<OwnerId>) -> Self {
         Self { owner, ..self }
     }
 
-    /// The owner of the device-private pages that need not come back to system memory, as HMM wants it; null says
-    /// that all of them must.
+    /// Returns the owner of the device-private pages that a fault leaves in device memory, as HMM
+    /// expects it; null if all device-private pages must migrate back to system memory.
     pub(crate) fn owner(&self) -> *mut c_void {
         as_ptr(self.owner)
     }
 }
 
-/// What HMM compares; null for no owner.
+/// Returns the pointer that HMM compares; null for no owner.
 fn as_ptr(owner: Option<OwnerId>) -> *mut c_void {
     owner.map_or(ptr::null_mut(), OwnerId::as_ptr)
 }

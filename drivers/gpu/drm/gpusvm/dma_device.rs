@@ -2,25 +2,28 @@
 
 //! Devices that ranges are mapped for.
 //!
-//! A [`DmaDevice`] is made of a device that is bound, and knows the SVMs that map for it. When the device is
-//! unbound, by its devres and so before its IOMMU domain goes, all of them are shut: what they have mapped is
-//! unmapped, and they map no more, whatever their drivers forget. So no mapping outlives the device's being bound.
+//! A [`DmaDevice`] is created for a bound device, and knows the SVMs that map pages for it. When
+//! the device is unbound, its devres shuts all of these SVMs before the IOMMU domain is detached:
+//! it unmaps all pages that they have mapped, and they cannot map any more, whatever their drivers
+//! do. So no mapping outlives the binding of the device.
 //!
-//! What keeps what:
+//! References:
 //!
-//! - The devres of the bound device keeps the DRM device, not the module of its driver, which unbinds its devices
-//!   before it goes.
-//! - An SVM keeps the DRM device and the module ([`DrmRef`]), from when it is made until it is dropped: unbound or
-//!   not, its pages refer to the device.
-//! - A [`DmaDevice`] that somebody has keeps neither. A driver may keep it where it likes, its DRM device included.
+//! - The devres of the bound device keeps the DRM device, but not the module of its driver, which
+//!   unbinds its devices before it is unloaded.
+//! - An SVM keeps the DRM device and the module ([`DrmRef`]), from its creation until it is
+//!   dropped: its pages refer to the DRM device, whether the parent is bound or not.
+//! - A [`DmaDevice`] reference keeps neither of them. A driver may store it anywhere, also in its
+//!   DRM device.
 //!
 //! # Locking
 //!
-//! A mutex protects the list of SVMs, and is held while they are shut. Inside of it are the notifier locks of these
-//! SVMs, and so what [`Driver::invalidate`] takes. It is taken by who makes or drops an SVM, and by unbinding with
-//! the device lock held; never under an SVM lock or `mmap_lock`.
+//! A mutex protects the list of SVMs, and is held while they are shut. Under it are taken the
+//! notifier locks of these SVMs, and so the locks that [`Driver::invalidate`] takes. The mutex is
+//! taken by threads that create or drop an SVM, and by the thread that unbinds the device, under
+//! the device lock; never under an SVM lock or `mmap_lock`.
 //!
-//! C has no such object: a driver has to see to all of that.
+//! C has no such object: each driver has to do this itself.
 //!
 //! [`Driver::invalidate`]: crate::driver::Driver::invalidate
 
@@ -54,22 +57,23 @@ pub struct DmaDevice {
 
 /// # Invariants
 ///
-/// The list is of [`Attachment`]s, each linked by its `link`, whose SVM is valid and all made. Without `drm` all
-/// of them are shut, and none is added.
+/// The list consists of [`Attachment`]s, linked by their `link`, whose SVMs are valid and fully
+/// initialized. If `drm` is none, all of these SVMs are shut, and no SVM is added.
 struct State {
-    /// The device, while it is bound.
+    /// The DRM device, while its parent is bound.
     drm: Option<DeviceOnly>,
-    // In a box, so that who has the lock can have the rest exclusively, and not pinned.
+    // The list head is boxed, so that the other fields need no pinning and are accessible by
+    // `&mut`.
     attached: Pin<KBox<CListHead>>,
 }
 
 impl DmaDevice {
-    /// Makes ranges mappable for `drm`, until `dev` is unbound. To be called by the driver that probes `dev`, with
-    /// its DMA mask set.
+    /// Allows SVMs to map for `drm`, until `dev` is unbound. Called by the driver that probes
+    /// `dev`, after it has set the DMA mask.
     ///
-    /// `dev` is what `drm` sits on. Fails with `EINVAL` if it is another device, and with `ENOMEM`. Fails with
-    /// `EOPNOTSUPP`, and says why in the kernel log, if the device cannot share memory with the CPU: if its DMA is
-    /// bounced, or not coherent.
+    /// `dev` is the parent of `drm`. Fails with `EINVAL` if it is not, and with `ENOMEM`. Fails
+    /// with `EOPNOTSUPP`, and logs the reason, if the device cannot share memory with the CPU: if
+    /// its DMA is bounced, or not coherent.
     pub fn new_devm(dev: &Device<Bound>, drm: &DrmDevice) -> Result<Arc<Self>> {
         check_parent(dev, drm)?;
         // SAFETY: The device is bound, and so valid.
@@ -78,9 +82,9 @@ impl DmaDevice {
             return Err(EOPNOTSUPP);
         }
         let attached = KBox::pin_init(CListHead::new(), GFP_KERNEL)?;
-        // INVARIANT: There are none.
+        // INVARIANT: The list is empty.
         let state = State {
-            // SAFETY: It is dropped by devres, in process context, before the driver's module goes.
+            // SAFETY: devres drops it in process context, before the driver's module is unloaded.
             drm: Some(unsafe { DeviceOnly::new(drm) }),
             attached,
         };
@@ -94,20 +98,21 @@ impl DmaDevice {
         Ok(this)
     }
 
-    /// The DRM device with its driver's module. Fails with `ENODEV` if the device is unbound, or the module on its
-    /// way out.
+    /// Returns the DRM device with its driver's module. Fails with `ENODEV` if the device is
+    /// unbound, or the module is being unloaded.
     fn drm(&self) -> Result<DrmRef> {
         DrmRef::new(self.state.lock().drm.as_ref().ok_or(ENODEV)?)
     }
 
-    /// Shuts all SVMs that map for the device, for good. Sleeps.
+    /// Shuts all SVMs that map for the device, and lets no other SVM attach. Sleeps.
     fn close(&self) {
         let mut state = self.state.lock();
         let drm = state.drm.take();
         let head: *const CListHead = &*state.attached;
         let mut link = state.attached.next();
         while !ptr::eq(link, head) {
-            // SAFETY: By the type invariants; the lock is held, so that the attachment stays, and its SVM.
+            // SAFETY: By the type invariants the link is that of an attachment whose SVM is valid.
+            // The mutex is held, so that both stay.
             let next = unsafe {
                 let attachment = Attachment::of(link);
                 if let Some((svm, shut)) = *attachment.svm.get() {
@@ -118,12 +123,13 @@ impl DmaDevice {
             link = next;
         }
         drop(state);
-        // The end of the device may be here, which is the driver's code, and so without the lock.
+        // Dropping the last reference to the DRM device runs the driver's code, and so is done
+        // without the mutex.
         drop(drm);
     }
 }
 
-/// Closes a [`DmaDevice`] when it is dropped, that is when the device is unbound.
+/// Closes a [`DmaDevice`] when it is dropped, which devres does when the device is unbound.
 struct Closer(Arc<DmaDevice>);
 
 impl Drop for Closer {
@@ -132,50 +138,51 @@ impl Drop for Closer {
     }
 }
 
-/// Shuts an SVM.
+/// A function that shuts an SVM.
 ///
 /// # Safety
 ///
-/// The SVM must be valid and all made, and of the type that the function is for.
+/// The SVM must be valid and fully initialized, and of the type that the function is for.
 pub(crate) type Shut = unsafe fn(NonNull<GpuSvm>);
 
-/// The place of an SVM with a device that it maps for.
+/// The entry of an SVM in the list of a device that it maps for.
 #[pin_data]
 struct Attachment {
     #[pin]
     link: CListHead,
-    /// The SVM while it is in the list. Changed under the lock of the device.
+    /// The SVM, while the entry is in the list. Changed under the device's mutex.
     svm: UnsafeCell<Option<(NonNull<GpuSvm>, Shut)>>,
     device: Arc<DmaDevice>,
     drm: DrmRef,
 }
 
-// SAFETY: What may be changed is protected by the lock of the device; the rest is for any thread.
+// SAFETY: The device's mutex protects the fields that change; any thread may use and drop the
+// others.
 unsafe impl Send for Attachment {}
 // SAFETY: As above.
 unsafe impl Sync for Attachment {}
 
 impl Attachment {
-    /// The attachment that `link` is part of.
+    /// Returns the attachment that `link` is part of.
     ///
     /// # Safety
     ///
-    /// `link` must be that of an attachment that is valid during `'a`.
+    /// `link` must be the `link` of an attachment that is valid during `'a`.
     unsafe fn of<'a>(link: &CListHead) -> &'a Self {
         let link: *const CListHead = link;
-        // SAFETY: By this function's requirements.
+        // SAFETY: The caller guarantees that `link` is part of a valid attachment.
         unsafe { &*link.byte_sub(core::mem::offset_of!(Self, link)).cast() }
     }
 }
 
-/// The devices that an SVM maps for, kept with their drivers' modules.
+/// The devices that an SVM maps for, with references to their drivers' modules.
 pub(crate) struct Attachments(KVec<Pin<KBox<Attachment>>>);
 
 impl Attachments {
-    /// Takes references to the devices; none of them knows of the SVM yet.
+    /// Takes references to the devices, without adding the SVM to their lists.
     ///
-    /// Fails with `EINVAL` for no device, with `ENODEV` for one that is unbound, or whose driver is on its way out,
-    /// and with `ENOMEM`.
+    /// Fails with `EINVAL` if `devices` is empty; with `ENODEV` if a device is unbound, or its
+    /// driver's module is being unloaded; and with `ENOMEM`.
     pub(crate) fn new(devices: &[Arc<DmaDevice>]) -> Result<Self> {
         if devices.is_empty() {
             return Err(EINVAL);
@@ -197,12 +204,13 @@ impl Attachments {
         Ok(Self(all))
     }
 
-    /// Has the devices shut `svm` when they are unbound. Fails with `ENODEV`, and has told none, if one is by now.
+    /// Adds `svm` to the lists of the devices, which shut it when they are unbound. Fails with
+    /// `ENODEV` if a device is unbound by now; then `svm` is in no list.
     ///
     /// # Safety
     ///
-    /// `svm` must be as `shut` requires until [`detach`](Self::detach) is called, which it must be. To be called
-    /// once.
+    /// `svm` must be as `shut` requires until the caller calls [`detach`](Self::detach), which it
+    /// must do. Called at most once.
     pub(crate) unsafe fn attach(&self, svm: NonNull<GpuSvm>, shut: Shut) -> Result {
         for attachment in &self.0 {
             let state = attachment.device.state.lock();
@@ -211,8 +219,9 @@ impl Attachments {
                 self.detach();
                 return Err(ENODEV);
             }
-            // INVARIANT: The SVM is as it must be, by this function's requirements.
-            // SAFETY: The lock is held, and the attachment in no list; it leaves before it goes.
+            // INVARIANT: The caller guarantees that the SVM is valid and fully initialized.
+            // SAFETY: The mutex is held, and the attachment is in no list; it is taken out before
+            // it is freed.
             unsafe {
                 *attachment.svm.get() = Some((svm, shut));
                 list::add_before(&state.attached, &attachment.link);
@@ -221,12 +230,12 @@ impl Attachments {
         Ok(())
     }
 
-    /// Has the devices forget the SVM; waits for one that is shutting it. Does nothing for those that do not know
-    /// it. To be called with nothing mapped. Sleeps.
+    /// Takes the SVM out of the devices' lists; waits for a device that is shutting it. Does
+    /// nothing for devices whose list the SVM is not in. Called when nothing is mapped. Sleeps.
     pub(crate) fn detach(&self) {
         for attachment in &self.0 {
             let _state = attachment.device.state.lock();
-            // SAFETY: The lock is held.
+            // SAFETY: The mutex is held, which protects the list and `svm`.
             unsafe {
                 list::del(&attachment.link);
                 *attachment.svm.get() = None;
@@ -234,12 +243,12 @@ impl Attachments {
         }
     }
 
-    /// How many devices there are; at least one.
+    /// Returns the number of devices; at least one.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The devices.
+    /// Returns the devices.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &DrmDevice> {
         self.0.iter().map(|attachment| &*attachment.drm)
     }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver's side: what a driver in Rust implements, and the SVM that it gets.
+//! The driver's side: the trait that a Rust driver implements, and its SVM.
 //!
-//! This is a thin, typed face of the core. A driver's SVM is locked by a token
-//! ([`Svm::lock`]), its ranges are found, mapped and removed through the token, and device addresses
-//! are seen only inside [`LockedRange::commit`](crate::guard::LockedRange::commit). There is one place where a
-//! driver lets go of what it mapped, [`Driver::invalidate`]; the core calls it before any page is
-//! unmapped, for whatever reason, so that it cannot be forgotten.
+//! This is a thin, typed layer over the MM level and the device level. A driver takes the SVM lock
+//! by [`Svm::lock`], and finds, maps and removes ranges through the guard that it returns. It sees
+//! device addresses only inside [`LockedRange::commit`](crate::guard::LockedRange::commit). It zaps
+//! its GPU page tables in one place, [`Driver::invalidate`], which the core calls before it unmaps
+//! any page, for whatever reason.
 
 use crate::{
     dma_device::{Attachments, DmaDevice},
@@ -33,50 +33,55 @@ use kernel_ext::{
     sched, //
 };
 
-/// How many ranges are unmapped in one hold of the notifier lock, where that is up to the core.
+/// How many ranges the core unmaps in one hold of the notifier lock, where it chooses the number.
 pub const BATCH: usize = 64;
 
-/// A driver that mirrors processes' address spaces. To be implemented with `#[vtable]`, which tells the core whose
-/// code the callbacks are: each SVM keeps that module from being unloaded.
+/// A driver that mirrors processes' address spaces.
 ///
-/// An [`Svm`] owns its [`Vm`](Self::Vm). Where the callbacks need what owns the SVM in turn, such as
-/// a work item of the whole VM, the `Vm` may hold a counted reference to it, but then somebody has
-/// to break the cycle: give the reference up when the VM is closed, as vxe's `Collector` does, and
-/// the SVM goes with its owner.
+/// The implementation is marked `#[vtable]`, which names the module that the callbacks belong to:
+/// each SVM keeps that module from being unloaded.
+///
+/// An [`Svm`] owns its [`Vm`](Self::Vm). If the callbacks need the object that owns the SVM, such
+/// as a work item of the whole VM, the `Vm` may hold a counted reference to that object. The driver
+/// then breaks the reference cycle: it drops the reference when the VM is closed, as vxe's
+/// `Collector` does, and the SVM is dropped with its owner.
 #[vtable]
 pub trait Driver: Sized + Send + Sync + 'static {
     /// Name of the driver's SVMs.
     const NAME: &'static CStr;
 
-    /// What the driver keeps with an SVM, and needs in the callbacks below.
+    /// The driver's data of an SVM, which the callbacks below are called with.
     type Vm: Send + Sync;
 
-    /// What the driver keeps with a range.
+    /// The driver's data of a range.
     type Range: Send + Sync;
 
-    /// Makes the driver's part of a range that may be inserted next. May sleep and allocate. The driver's SVM
-    /// lock is held.
+    /// Creates the driver's data of a range. The range may not be inserted in the end. The driver's
+    /// SVM lock is held; may sleep and allocate.
     fn new_range(vm: &Self::Vm) -> Result<Self::Range>;
 
-    /// Lets go of ranges: when this returns, no GPU may use an address that it was shown for any of
-    /// [`Invalidation::ranges`]. So mappings are zapped, and all TLBs flushed, over all of
-    /// [`Invalidation::span`].
+    /// Ends the GPU's use of ranges: when this function returns, no GPU may use an address that
+    /// [`LockedRange::commit`] gave for any of [`Invalidation::ranges`]. The driver zaps the
+    /// mappings and flushes all TLBs over all of [`Invalidation::span`].
     ///
-    /// Called with the notifier lock held for writing. It may sleep for what is sure to end, and
-    /// must not take the SVM lock, allocate memory with reclaim, or wait for GPU work that may
-    /// itself wait for a fault to be served.
+    /// Called with the notifier lock held for writing. It may sleep for events that are sure to
+    /// happen. It must not take the SVM lock, allocate memory with reclaim, or wait for GPU work
+    /// that may itself wait for a GPU fault to be served.
+    ///
+    /// [`LockedRange::commit`]: crate::guard::LockedRange::commit
     fn invalidate(vm: &Self::Vm, invalidation: &Invalidation<'_, Self>);
 
-    /// As [`invalidate`](Self::invalidate), for who may not wait: the OOM reaper, which takes memory from a
-    /// process that is being killed. What it is refused stays allocated until the process has ended, and
-    /// after a second the OOM killer turns to the next one.
+    /// Like [`invalidate`](Self::invalidate), for a caller that must not sleep: the OOM reaper,
+    /// which frees memory of a process that is being killed. Memory of ranges for which this fails
+    /// stays allocated until the process has exited, and after a second the OOM killer selects
+    /// another process.
     ///
-    /// A driver that lets go without sleeping, and without waiting for anybody who may, does so here; a
-    /// spinlock may be waited for, a mutex tried. It fails where it would have to wait for more: then it
-    /// is called again some time later, for these ranges or as `invalidate`. What it has let go of already
-    /// need not be undone.
+    /// A driver that can zap without sleeping, and without waiting for a thread that may sleep,
+    /// does so here: it may wait for a spinlock and try to lock a mutex. It fails where it would
+    /// have to wait for more; the core then calls it again later for the same ranges, or calls
+    /// `invalidate`. Zaps that it has done before it fails need not be undone.
     ///
-    /// If it is left out nobody is let go of without waiting.
+    /// The default fails for all ranges.
     fn try_invalidate(
         _vm: &Self::Vm,
         _invalidation: &Invalidation<'_, Self>,
@@ -84,16 +89,16 @@ pub trait Driver: Sized + Send + Sync + 'static {
         Err(WouldBlock)
     }
 
-    /// There are ranges that the CPU unmapped: have [`Guard::collect_garbage`] called soon. Called
-    /// with the notifier lock held: only queues the work.
+    /// Schedules a call of [`Guard::collect_garbage`]: the CPU has unmapped ranges, which must be
+    /// removed. Called with the notifier lock held, so it only queues the work.
     fn garbage(vm: &Self::Vm);
 }
 
-/// Somebody would have to be waited for, by who may not.
+/// The error of [`Driver::try_invalidate`]: the driver would have to sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WouldBlock;
 
-/// A range of a driver: the core's part, the pages for each device, and the driver's data.
+/// A range of a driver: the core's part, one pages object for each device, and the driver's data.
 #[repr(C)]
 #[pin_data]
 pub struct Range<D: Driver> {
@@ -110,7 +115,7 @@ impl<D: Driver> Range<D> {
     ///
     /// `base` must be a range of an [`Svm<D>`].
     pub(crate) unsafe fn from_base(base: NonNull<SvmRange>) -> NonNull<Self> {
-        // The base is the first field.
+        // The cast needs the base to be the first field.
         const { assert!(core::mem::offset_of!(Self, base) == 0) };
         base.cast()
     }
@@ -127,7 +132,7 @@ impl<D: Driver> Range<D> {
     ///
     /// `link` must be the link of a `Range<D>`.
     pub(crate) unsafe fn from_link(link: NonNull<CListHead>) -> NonNull<Self> {
-        // SAFETY: By this function's requirements.
+        // SAFETY: The caller guarantees that `link` is part of a `Range<D>`.
         unsafe { link.byte_sub(core::mem::offset_of!(Self, link)).cast() }
     }
 
@@ -135,40 +140,40 @@ impl<D: Driver> Range<D> {
         self.pages.as_slice()
     }
 
-    /// The addresses of the range, in bytes.
+    /// Returns the addresses of the range, in bytes.
     pub fn span(&self) -> Span<usize> {
         self.base.span()
     }
 
-    /// Size in bytes.
+    /// Returns the size in bytes.
     pub fn size(&self) -> usize {
         self.base.size()
     }
 
-    /// The driver's part.
+    /// Returns the driver's data.
     pub fn data(&self) -> &D::Range {
         &self.data
     }
 
-    /// Whether a flag of the range is set, at some recent time.
+    /// Returns whether a flag of the range was set at some recent time.
     pub fn has(&self, flag: RangeFlag) -> bool {
         self.base.has(flag)
     }
 
-    /// Whether some of what the devices have mapped is device memory, at some recent time.
+    /// Returns whether any device had device memory mapped for the range at some recent time.
     pub fn has_device_memory(&self) -> bool {
         self.pages()
             .iter()
             .any(|pages| pages.has(PagesFlag::HasDevmemPages))
     }
 
-    /// Whether all devices have all pages mapped, at some recent time.
+    /// Returns whether all devices had all pages mapped at some recent time.
     pub fn is_mapped(&self) -> bool {
         self.pages().iter().all(Pages::is_valid)
     }
 }
 
-/// Ranges that a driver has to let go of. The notifier lock is held for writing.
+/// The ranges of one [`Driver::invalidate`] call. The notifier lock is held for writing.
 pub struct Invalidation<'a, D: Driver> {
     svm: &'a Svm<D>,
     first: NonNull<SvmRange>,
@@ -179,13 +184,14 @@ pub struct Invalidation<'a, D: Driver> {
 }
 
 impl<'a, D: Driver> Invalidation<'a, D> {
-    /// The ranges of which pages are mapped and addresses change.
+    /// Returns the ranges that have mapped pages and overlap the change.
     pub fn ranges(&self) -> impl Iterator<Item = &'a Range<D>> {
         self.all()
             .filter(|range| range.pages().iter().any(Pages::is_any_mapped))
     }
 
-    /// The smallest span that includes all of [`ranges`](Self::ranges); empty if there are none.
+    /// Returns the smallest span that includes all of [`ranges`](Self::ranges); empty if there are
+    /// none.
     pub fn span(&self) -> Span<usize> {
         let mut ranges = self.ranges();
         let Some(first) = ranges.next() else {
@@ -197,19 +203,21 @@ impl<'a, D: Driver> Invalidation<'a, D> {
         first.span().start..end
     }
 
-    /// What the CPU changes. A range is let go of as a whole, even if only part of it is in here.
+    /// Returns the addresses that the CPU changes. A range is invalidated as a whole, even if only
+    /// part of it is in this span.
     pub fn changed(&self) -> Span<usize> {
         self.changed.clone()
     }
 
-    /// Whether the CPU unmaps the addresses, and not just changes what is mapped there.
+    /// Returns whether the CPU unmaps the addresses, rather than changes their pages or
+    /// permissions.
     pub fn is_unmap(&self) -> bool {
         self.event == UNMAP
     }
 
-    /// Whether the CPU changes what is mapped at addresses that stay in use, and the change may be held up
-    /// for some milliseconds, for the sake of an access that is about to be made. Never in
-    /// [`Driver::try_invalidate`].
+    /// Returns whether the CPU changes pages or permissions of addresses that stay mapped, so that
+    /// the driver may delay the change for some milliseconds, for a GPU access that is about to be
+    /// made. Never true in [`Driver::try_invalidate`].
     pub fn can_wait(&self) -> bool {
         self.deferrable && [CLEAR, PROTECTION_VMA, PROTECTION_PAGE].contains(&self.event)
     }
@@ -228,11 +236,11 @@ impl<'a, D: Driver> Invalidation<'a, D> {
     }
 }
 
-/// The SVM of a driver: a process's address space, mirrored.
+/// The SVM of a driver: the mirror of a process's address space.
 ///
-/// A driver puts it, pinned, into its VM. When it is dropped all ranges are removed as by
-/// [`Guard::remove_all`], so that [`Driver::invalidate`] is called. As long as it is there, even if it is leaked, it
-/// keeps the driver's module, and the devices that it maps for with the modules of theirs.
+/// A driver embeds it, pinned, in its VM. Dropping it removes all ranges as [`Guard::remove_all`]
+/// does, so that [`Driver::invalidate`] is called. While it exists, even if it is leaked, it keeps
+/// the driver's module, the devices that it maps for, and the modules of these devices' drivers.
 #[repr(C)]
 #[pin_data(PinnedDrop)]
 pub struct Svm<D: Driver> {
@@ -244,7 +252,7 @@ pub struct Svm<D: Driver> {
     garbage: Garbage,
     vm: D::Vm,
     devices: Attachments,
-    // Last, as all of the others may run code of the driver's when they go.
+    // Dropped last: dropping the fields above may run the driver's code.
     _module: ModuleRef,
 }
 
@@ -257,13 +265,14 @@ impl<D: Driver> Svm<D> {
         invalidate: Some(Self::invalidate),
     };
 
-    /// Mirrors `mm` for `devices` as `config` says, with the driver's `vm`: each range is mapped for all of the
-    /// devices, from one look at the CPU's page tables, or for none. When one of them is unbound the SVM is
-    /// [shut](Self::shut).
+    /// Creates an SVM that mirrors `mm` for `devices` as `config` says, with the driver's `vm`.
+    /// Each range is mapped for all of the devices, from one walk of the CPU's page tables, or for
+    /// none. When one of the devices is unbound, the SVM is [shut](Self::shut).
     ///
-    /// Fails with `EINVAL` as [`Config::check`] says and for no device; with `ENODEV` if a device is unbound, or its
-    /// driver's module or that of `D` is on its way out; and with `ENOMEM`. Sleeps; not to be called under what
-    /// [`Driver::invalidate`] takes, nor `mmap_lock`.
+    /// Fails with `EINVAL` as [`Config::check`] does and if `devices` is empty; with `ENODEV` if a
+    /// device is unbound, or if the module of its driver or of `D` is being unloaded; and with
+    /// `ENOMEM`. Sleeps; the caller must not hold `mmap_lock` or a lock that [`Driver::invalidate`]
+    /// takes.
     pub fn new<'a>(
         mm: &'a Mm,
         config: Config,
@@ -279,38 +288,40 @@ impl<D: Driver> Svm<D> {
             _module: ModuleRef::of::<D::OwnerModule>()?,
             _: {
                 #[cfg(CONFIG_LOCKDEP)]
-                // SAFETY: The lock is a field next to the core, and nobody knows the SVM yet.
+                // SAFETY: The lock is a field next to the core, and the SVM is not shared with
+                // another thread yet.
                 unsafe {
                     core.set_driver_lock(lock.dep_map())
                 };
                 core.set_nonblock();
-                // SAFETY: All of the SVM is made, and stays where it is until it is dropped, which detaches it.
+                // SAFETY: All fields are initialized, and the SVM stays where it is until it is
+                // dropped, which detaches it.
                 unsafe { devices.attach(NonNull::from(&*core), Self::shut_core) }?;
             },
         })
     }
 
-    /// What the driver keeps with the SVM.
+    /// Returns the driver's data of the SVM.
     pub fn vm(&self) -> &D::Vm {
         &self.vm
     }
 
-    /// The process's address space.
+    /// Returns the process's address space.
     pub fn mm(&self) -> Option<&Mm> {
         self.core.mm()
     }
 
-    /// The MM level.
+    /// Returns the MM level.
     ///
     /// # Safety
     ///
-    /// While a lock is held that was taken through the result, nothing else may be done with the SVM: what takes the
-    /// lock again waits for ever.
+    /// A caller that holds a lock that it took through the result must not use the SVM in any other
+    /// way: a function that takes the same lock would deadlock.
     pub unsafe fn core(&self) -> &GpuSvm {
         &self.core
     }
 
-    /// The MM level, for the core.
+    /// Returns the MM level, for the core.
     pub(crate) fn gpusvm(&self) -> &GpuSvm {
         &self.core
     }
@@ -319,30 +330,33 @@ impl<D: Driver> Svm<D> {
         &self.garbage
     }
 
-    /// Takes the driver's SVM lock: the right to find, insert, map and remove ranges. Outermost of
-    /// the locks; may sleep.
+    /// Takes the driver's SVM lock, which allows to find, insert, map and remove ranges. It is the
+    /// outermost of the locks. May sleep.
     pub fn lock(&self) -> Guard<'_, D> {
         Guard::new(self, self.lock.lock())
     }
 
-    /// As [`lock`](Self::lock), for a process that must be able to die while it waits: who has the
-    /// lock may wait for pages that this very process is to bring. Fails with `EINTR` if it does.
+    /// Like [`lock`](Self::lock), for a task that must stay killable while it waits: the holder of
+    /// the lock may wait for pages that this task's process has to provide (by userfaultfd, for
+    /// example). Fails with `EINTR` if the task is killed.
     pub fn lock_killable(&self) -> Result<Guard<'_, D>> {
         Ok(Guard::new(self, self.lock.lock_killable()?))
     }
 
-    /// As [`lock`](Self::lock), but does not wait: none if somebody else has the lock.
+    /// Like [`lock`](Self::lock), without waiting: returns none if another thread holds the lock.
     pub fn try_lock(&self) -> Option<Guard<'_, D>> {
         Some(Guard::new(self, self.lock.try_lock()?))
     }
 
-    /// Shuts the SVM: unmaps all pages of all ranges, and from now on maps none. The ranges stay until somebody
-    /// removes them.
+    /// Shuts the SVM: unmaps all pages of all ranges, and makes every later attempt to map one
+    /// fail. The ranges stay until they are removed.
     ///
-    /// This is done when one of its devices is unbound; a driver whose device goes may do it before. It needs no SVM
-    /// lock, and so waits for nobody who may wait for a page of the process. Whoever has that lock finds out when he maps ([`LockedRange::get`] fails with `EFAULT`) or
-    /// [commits][`LockedRange::commit`]. The notifier lock is let go of after a number of ranges, so that a change of
-    /// the CPU's waits a bounded time. Sleeps.
+    /// The core calls this when one of the SVM's devices is unbound; a driver may call it earlier.
+    /// It does not take the SVM lock, and so does not wait for a thread that waits for a page of
+    /// the process. The thread that holds the SVM lock notices when it maps ([`LockedRange::get`]
+    /// fails with `EFAULT`) or [commits][`LockedRange::commit`]. The notifier lock is released
+    /// after each [`BATCH`] of ranges, so that a change of the CPU's mappings waits a bounded time.
+    /// Sleeps.
     ///
     /// [`LockedRange::get`]: crate::guard::LockedRange::get
     /// [`LockedRange::commit`]: crate::guard::LockedRange::commit
@@ -361,19 +375,20 @@ impl<D: Driver> Svm<D> {
         }
     }
 
-    /// Start of the part of the first CPU VMA that lies in `span`, never below `span.start`; none if
-    /// there is no VMA or the process is gone. Takes the mmap lock.
+    /// Returns the start of the part of the first CPU VMA that lies in `span`, which is never below
+    /// `span.start`; none if `span` has no VMA or the process is gone. Takes `mmap_lock` for
+    /// reading.
     pub fn find_vma_start(&self, span: Span<usize>) -> Option<usize> {
         self.core.find_vma_start(span)
     }
 
-    /// [`shut`](Self::shut), for a device that is unbound.
+    /// Calls [`shut`](Self::shut); the callback for a device that is unbound.
     ///
     /// # Safety
     ///
-    /// `core` must be the core of an `Svm<D>` that is all made.
+    /// `core` must be the core of an `Svm<D>` that is fully initialized.
     unsafe fn shut_core(core: NonNull<GpuSvm>) {
-        // SAFETY: By this function's requirements.
+        // SAFETY: The caller guarantees that `core` is the core of a valid `Svm<D>`.
         unsafe { Self::from_core(core.as_ptr().cast()) }.shut();
     }
 
@@ -381,9 +396,10 @@ impl<D: Driver> Svm<D> {
     ///
     /// `core` must be the core of an `Svm<D>` that lives during `'a`.
     unsafe fn from_core<'a>(core: *mut ext::drm_gpusvm) -> &'a Self {
-        // The core is the first field.
+        // The cast needs the core to be the first field.
         const { assert!(core::mem::offset_of!(Self, core) == 0) };
-        // SAFETY: By this function's requirements.
+        // SAFETY: The caller guarantees that `core` is the core of an `Svm<D>` that lives during
+        // `'a`.
         unsafe { &*core.cast() }
     }
 
@@ -393,7 +409,7 @@ impl<D: Driver> Svm<D> {
     ///
     /// `core` must be the core of an `Svm<D>`.
     unsafe extern "C" fn range_alloc(core: *mut ext::drm_gpusvm) -> *mut ext::drm_gpusvm_range {
-        // SAFETY: The core calls the operations of an SVM with that SVM.
+        // SAFETY: The core calls an SVM's operations with that SVM.
         let this = unsafe { Self::from_core(core) };
         match this.new_range() {
             // SAFETY: The range is not moved until it is freed.
@@ -404,9 +420,10 @@ impl<D: Driver> Svm<D> {
 
     fn new_range(&self) -> Result<Pin<KBox<Range<D>>>> {
         let data = D::new_range(&self.vm)?;
-        // SAFETY: Ranges go before the SVM, which keeps the devices, and is shut when one is unbound.
+        // SAFETY: Ranges are freed before the SVM, which keeps the devices and is shut before one
+        // of them is unbound.
         let pages = unsafe { PageSet::new(&self.devices) }?;
-        // The core writes the base anew when it inserts the range.
+        // The core initializes the base again when it inserts the range.
         let gpusvm = (&self.core).into();
         KBox::pin_init(
             pin_init!(Range {
@@ -423,7 +440,8 @@ impl<D: Driver> Svm<D> {
     ///
     /// # Safety
     ///
-    /// `range` must be a range that `range_alloc()` made, and nobody else know it.
+    /// `range` must have been made by `range_alloc()`, and the caller must have the only pointer to
+    /// it.
     unsafe extern "C" fn range_free(range: *mut ext::drm_gpusvm_range) {
         // SAFETY: All ranges of an `Svm<D>` are made by `range_alloc()`, and freed once.
         drop(unsafe { KBox::from_raw(range.cast::<Range<D>>()) });
@@ -433,14 +451,14 @@ impl<D: Driver> Svm<D> {
     ///
     /// # Safety
     ///
-    /// `core` must be the core of an `Svm<D>`, `notifier` one of its notifiers, `mmu_range` valid, and
-    /// the notifier lock be held for writing.
+    /// `core` must be the core of an `Svm<D>`, `notifier` one of its notifiers, `mmu_range` valid,
+    /// and the notifier lock must be held for writing.
     unsafe extern "C" fn invalidate(
         core: *mut ext::drm_gpusvm,
         notifier: *mut ext::drm_gpusvm_notifier,
         mmu_range: *const bindings::mmu_notifier_range,
     ) {
-        // SAFETY: The core calls the operations of an SVM with that SVM, one of its notifiers and a
+        // SAFETY: The core calls an SVM's operations with that SVM, one of its notifiers and a
         // valid range.
         let (this, watched, changed, event, blockable, by_cpu) = unsafe {
             (
@@ -452,8 +470,8 @@ impl<D: Driver> Svm<D> {
                 (*mmu_range).owner.cast() != core,
             )
         };
-        // Each notifier is told of its own part. No range reaches beyond its notifier, so that one
-        // that is changed in part is so still.
+        // Each notifier is called with the whole change, and handles its own part. No range reaches
+        // beyond its notifier, so that a range that changes partly still does after the cut.
         let changed = changed.start.max(watched.start)..changed.end.min(watched.end);
         let zap = if blockable {
             Self::invalidate_all
@@ -466,24 +484,25 @@ impl<D: Driver> Svm<D> {
         }
     }
 
-    /// [`Driver::invalidate`], which does not fail.
+    /// Calls [`Driver::invalidate`], which does not fail.
     fn invalidate_all(vm: &D::Vm, invalidation: &Invalidation<'_, D>) -> Result<(), WouldBlock> {
         D::invalidate(vm, invalidation);
         Ok(())
     }
 
-    /// Has the driver let go of the ranges that overlap `changed`, and unmaps their pages, as the core wants.
+    /// Zaps the ranges that overlap `changed` by [`Driver::invalidate`], and unmaps their pages.
     ///
     /// # Safety
     ///
     /// The notifier lock must be held for writing.
     pub(crate) unsafe fn zap(&self, changed: Span<usize>, event: Event) {
-        // SAFETY: By this function's requirements. It does not fail.
+        // SAFETY: The caller holds the notifier lock for writing. `Driver::invalidate()` does not
+        // fail.
         let _ = unsafe { self.zap_with(changed, event, false, Self::invalidate_all) };
     }
 
-    /// As [`zap`](Self::zap) of the first [`BATCH`] ranges in `changed`. Returns the address after these,
-    /// which is the end of `changed` if that was all.
+    /// Like [`zap`](Self::zap), for the first [`BATCH`] ranges in `changed`. Returns the address
+    /// after these, which is the end of `changed` if no range is left.
     ///
     /// # Safety
     ///
@@ -491,18 +510,19 @@ impl<D: Driver> Svm<D> {
     pub(crate) unsafe fn zap_batch(&self, changed: Span<usize>, event: Event) -> usize {
         // SAFETY: The notifier lock is held.
         let end = unsafe { self.end_of_batch(&changed) };
-        // SAFETY: By this function's requirements.
+        // SAFETY: The caller holds the notifier lock for writing.
         unsafe { self.zap(changed.start..end, event) };
         end
     }
 
-    /// Where the first range in `span` begins that is not one of the first [`BATCH`]; else its end.
+    /// Returns the start of the first range in `span` after the first [`BATCH`]; if there is none,
+    /// the end of `span`.
     ///
     /// # Safety
     ///
     /// The notifier lock must be held.
     unsafe fn end_of_batch(&self, span: &Span<usize>) -> usize {
-        // A range has a page, at least.
+        // A range has at least one page.
         if span.end.saturating_sub(span.start) <= BATCH * PAGE_SIZE {
             return span.end;
         }
@@ -517,11 +537,12 @@ impl<D: Driver> Svm<D> {
         next.map_or(span.end, |range| unsafe { range.as_ref() }.span().start)
     }
 
-    /// As [`zap`](Self::zap), by `zap`; fails as that does, with nothing unmapped. A change that is
-    /// `deferrable` is one of the CPU's, which may sleep.
+    /// Like [`zap`](Self::zap), with `zap` for [`Driver::invalidate`]; fails as `zap` does, and
+    /// then unmaps nothing. `deferrable` says that the CPU makes the change, and that its thread
+    /// may sleep.
     ///
-    /// Nothing else in here sleeps: to unmap a page from a device, or to give up a pagemap, may be done in
-    /// any context.
+    /// Apart from `zap` nothing here sleeps: a page may be unmapped from a device, and a pagemap
+    /// reference dropped, in any context.
     ///
     /// # Safety
     ///
@@ -551,7 +572,8 @@ impl<D: Driver> Svm<D> {
         let mut garbage = false;
         for range in invalidation.all() {
             for pages in range.pages() {
-                // SAFETY: The notifier lock is held for writing, and the driver let go.
+                // SAFETY: The notifier lock is held for writing, and the driver has ended its use
+                // of the pages.
                 unsafe { pages.unmap() };
                 if event == UNMAP {
                     pages.set_unmapped();
@@ -559,7 +581,8 @@ impl<D: Driver> Svm<D> {
             }
             if event == UNMAP {
                 range.base.set_unmapped(&changed);
-                // SAFETY: The range leaves the list before it is freed, when it is removed.
+                // SAFETY: The removal of the range takes it out of the list before the range is
+                // freed.
                 garbage |= unsafe { self.garbage.add(range.link()) };
             }
         }
@@ -574,7 +597,7 @@ impl<D: Driver> Svm<D> {
 impl<D: Driver> PinnedDrop for Svm<D> {
     fn drop(self: Pin<&mut Self>) {
         self.lock().remove_all(0..usize::MAX);
-        // Nothing is mapped, and nobody can map: a device need not know the SVM any more.
+        // No range is left and none can be mapped: the devices need not shut the SVM any more.
         self.devices.detach();
     }
 }

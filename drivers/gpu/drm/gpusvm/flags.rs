@@ -2,10 +2,10 @@
 
 //! The flag words of ranges and of pages.
 //!
-//! A range's flags are facts of the CPU's address space, a pages object's flags facts of one
-//! device's mapping. Each word is read without a lock for opportunistic checks, and written as a
-//! whole, so that no reader ever sees half an update; all writers hold the notifier lock, the
-//! first of them before anyone else knows the object.
+//! A range's flags describe the CPU's address space, a pages object's flags one device's mapping.
+//! Readers may read a word without a lock, for opportunistic checks. A word is written as a whole,
+//! so that no reader sees half an update. Writers hold the notifier lock, except before the object
+//! is shared with another thread.
 //!
 //! C: `struct drm_gpusvm_range_flags`, `struct drm_gpusvm_pages_flags`, whose bit-fields are
 //! laid out from the lowest bit.
@@ -19,7 +19,7 @@ compile_error!("the bits of C's bit-fields are known for little-endian machines 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i16)]
 pub enum RangeFlag {
-    /// The range may move to device memory. Set upon creation.
+    /// The range may migrate to device memory. Set when the range is created.
     MigrateDevmem = 1 << 0,
     /// The CPU unmapped the range, or part of it.
     Unmapped = 1 << 1,
@@ -31,11 +31,11 @@ pub enum RangeFlag {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i16)]
 pub enum PagesFlag {
-    /// The range was unmapped or removed: the pages may not be mapped again.
+    /// The CPU unmapped the range, or the range was removed: the pages may not be mapped again.
     Unmapped = 1 << 0,
     /// Some of the mapped pages are device memory.
     HasDevmemPages = 1 << 1,
-    /// The pages are mapped, all of them.
+    /// All pages are mapped.
     HasDmaMapping = 1 << 2,
 }
 
@@ -46,18 +46,18 @@ macro_rules! flag_word {
         pub struct $word(Atomic<i16>);
 
         impl $word {
-            /// A word with no flag set.
+            /// Creates a word with no flag set.
             pub const fn new() -> Self {
                 Self(Atomic::new(0))
             }
 
-            /// Whether `flag` is set, at some recent time.
+            /// Returns whether `flag` was set at some recent time.
             pub fn has(&self, flag: $flag) -> bool {
                 self.0.load(Relaxed) & flag as i16 != 0
             }
 
-            /// Sets `set` and clears `clear` at once. The caller holds the notifier lock, or is
-            /// the only one who knows the object.
+            /// Clears `clear` and sets `set` at once. The caller holds the notifier lock, or the
+            /// object is not shared with another thread yet.
             pub fn update(&self, set: &[$flag], clear: &[$flag]) {
                 let mut word = self.0.load(Relaxed);
                 for &flag in clear {

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Ranges that the CPU unmapped, waiting to be removed.
+//! Ranges that the CPU unmapped, until the driver's garbage collector removes them.
 //!
-//! An invalidation cannot remove a range: removal needs the driver's SVM lock, which is taken
-//! outside of all that an invalidation runs in. So it adds the range to a list, which whoever has
-//! the SVM lock next empties.
+//! An invalidation cannot remove a range: the removal needs the driver's SVM lock, which is taken
+//! before `mmap_lock` and the notifier lock, with which an invalidation runs. So the invalidation
+//! adds the range to a list, and the next holder of the SVM lock removes the ranges on the list.
 //!
 //! # Locking
 //!
-//! The list has a spinlock of its own, which is a leaf. Ranges are added under the notifier lock,
-//! held for writing, and taken out under the driver's SVM lock, before their removal.
+//! A spinlock protects the list; no other lock is taken under it. Ranges are added under the
+//! notifier lock, held for writing, and taken out under the driver's SVM lock, when they are
+//! removed.
 
 use core::ptr::NonNull;
 use kernel::{
@@ -19,7 +20,7 @@ use kernel::{
 };
 use kernel_ext::{list, lock_name};
 
-/// The list. A range's place in it is a [`CListHead`] of its own, which is in this list or in none.
+/// The list of ranges to remove. A range's `link` is in this list or in none.
 #[pin_data]
 pub(crate) struct Garbage {
     #[pin]
@@ -29,7 +30,8 @@ pub(crate) struct Garbage {
 }
 
 impl Garbage {
-    // Not generic, so that all drivers' locks are of the one class that is defined here.
+    // This function is not generic, so that the locks of all drivers share the lock class defined
+    // here.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             lock <- SpinLock::new((), lock_name!(c"gpusvm.garbage"), static_lock_class!()),
@@ -37,29 +39,30 @@ impl Garbage {
         })
     }
 
-    /// Adds a range; false if it is in the list already.
+    /// Adds a range; returns false if it is in the list already.
     ///
     /// # Safety
     ///
-    /// `link` must be that of a range, and stay where it is until it is [removed](Self::remove).
+    /// `link` must be part of a range, and stay where it is until it is [removed](Self::remove).
     pub(crate) unsafe fn add(&self, link: &CListHead) -> bool {
         let _lock = self.lock.lock();
         if link.is_linked() {
             return false;
         }
-        // SAFETY: The spinlock protects all entries of the list, and those that are in none.
+        // SAFETY: The spinlock is held, which protects all entries of the list and all links in no
+        // list.
         unsafe { list::add_before(&self.head, link) };
         true
     }
 
-    /// Takes a range out, if it is in the list.
+    /// Takes a range out of the list, if it is in it.
     pub(crate) fn remove(&self, link: &CListHead) {
         let _lock = self.lock.lock();
-        // SAFETY: The spinlock protects all entries of the list.
+        // SAFETY: The spinlock is held, which protects all entries of the list.
         unsafe { list::del(link) };
     }
 
-    /// The first range's link.
+    /// Returns the link of the first range.
     pub(crate) fn first(&self) -> Option<NonNull<CListHead>> {
         let _lock = self.lock.lock();
         self.head

@@ -3,17 +3,19 @@
 //! GPU shared virtual memory: a GPU uses a process's addresses directly.
 //!
 //! Pages are mapped for the device when it faults, and unmapped when the CPU changes its mappings.
-//! This crate is the core, in three levels. The first two keep no objects of each other; where an
-//! operation concerns both, such as removing a range and unmapping its pages under one
-//! lock, the caller brings them together:
+//! This crate is the core, in three levels. The objects of the first two do not refer to each
+//! other; an operation on both, such as removing a range and unmapping its pages under one lock,
+//! gets them from its caller:
 //!
-//! - the *MM level*, [`svm`], [`notifier`] and [`range`](mod@range): an address space, who watches it,
-//!   and the spans that are mirrored;
-//! - the *device level*, [`dma_device`], [`pages`] and [`get_pages`]: a device, and its mapping of the pages of a span;
-//! - the *provider level*, [`pagemap`]: the memory of devices, which ranges may live in.
+//! - the *MM level*, [`svm`], [`notifier`] and [`range`](mod@range): an address space, the MMU
+//!   interval notifiers that watch it, and the spans that are mirrored;
+//! - the *device level*, [`dma_device`], [`pages`] and [`get_pages`]: a device, and its mapping of
+//!   the pages of a span;
+//! - the *provider level*, [`pagemap`]: the memory of devices, to which pages of ranges can
+//!   migrate.
 //!
-//! A Rust driver implements [`driver::Driver`] and works with an [`driver::Svm`], without unsafe code.
-//! The objects of all levels have the layout of the C structures in `drm/drm_gpusvm.h` and
+//! A Rust driver implements [`driver::Driver`] and uses a [`driver::Svm`], without unsafe code. The
+//! objects of all levels have the layout of the C structures in `drm/drm_gpusvm.h` and
 //! `drm/drm_pagemap.h`, see [`layout`].
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
@@ -62,7 +64,7 @@ module! {
     params: {
         huge_device_pages: u8 {
             default: 0,
-            description: "Move huge pages to devices as such: not safe on Linux 7.3",
+            description: "Migrate huge pages to devices without splitting them: not safe on Linux 7.3",
         },
     },
 }
@@ -71,7 +73,7 @@ struct GpuSvmModule;
 
 impl kernel::Module for GpuSvmModule {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        // SAFETY: This is where the module is loaded.
+        // SAFETY: This is called once, when the module is loaded.
         unsafe { pagemap::init() }?;
         pagemap::to_device::allow_huge_pages(module_parameters::huge_device_pages.value() != 0);
         Ok(Self)

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver's SVM lock as a token, and what can be done with it.
+//! The driver's SVM lock as a guard, and the operations that need the lock.
 //!
-//! Work on many ranges holds the notifier lock, for which the process's page faults and `munmap()` wait, for up
-//! to [`BATCH`] of them at a time. After as many it lets others run, and asks its caller whether to go on: where
-//! it does not, what is done is done, and the rest is as it was.
+//! The process's page faults and `munmap()` wait for the notifier lock. So operations on many
+//! ranges hold it for at most [`BATCH`] ranges at a time. After each batch they reschedule, and
+//! call the caller's `go_on`; if that fails they return its error, and leave the remaining ranges
+//! as they are.
 
 use crate::{
     ctx::Ctx,
@@ -37,7 +38,7 @@ use kernel_ext::{
     sync::mutex, //
 };
 
-/// The driver's SVM lock. Its class is defined here, once for all drivers.
+/// The driver's SVM lock. Its lock class is defined here, so that all drivers share it.
 #[pin_data]
 pub(crate) struct DriverLock {
     #[pin]
@@ -51,7 +52,7 @@ impl DriverLock {
         })
     }
 
-    /// What lockdep knows the lock by.
+    /// Returns lockdep's map of the lock.
     #[cfg(CONFIG_LOCKDEP)]
     pub(crate) fn dep_map(&self) -> *mut kernel::bindings::lockdep_map {
         // SAFETY: The mutex is initialized; no reference is made.
@@ -62,7 +63,7 @@ impl DriverLock {
         self.mutex.lock()
     }
 
-    /// Fails with `EINTR` if the caller is killed before it has the lock.
+    /// Fails with `EINTR` if the caller is killed while it waits for the lock.
     pub(crate) fn lock_killable(&self) -> Result<lock::Guard<'_, (), lock::mutex::MutexBackend>> {
         mutex::lock_killable(&self.mutex)
     }
@@ -72,38 +73,39 @@ impl DriverLock {
     }
 }
 
-/// The pace of work on many ranges, one after the other.
-struct Pace<F> {
-    begun: usize,
+/// Counts the ranges that an operation has worked on, and pauses it after each [`BATCH`].
+struct Batches<F> {
+    count: usize,
     go_on: F,
 }
 
-impl<E, F: FnMut() -> Result<(), E>> Pace<F> {
+impl<E, F: FnMut() -> Result<(), E>> Batches<F> {
     fn new(go_on: F) -> Self {
-        Self { begun: 0, go_on }
+        Self { count: 0, go_on }
     }
 
-    /// Before each range: lets others have their turn if it is that, and fails if it is not to go on.
+    /// Called before each range. After each [`BATCH`] reschedules, and fails if `go_on` does.
     fn step(&mut self) -> Result<(), E> {
-        if self.begun != 0 && self.begun % BATCH == 0 {
+        if self.count != 0 && self.count % BATCH == 0 {
             sched::cond_resched();
             (self.go_on)()?;
         }
-        self.begun += 1;
+        self.count += 1;
         Ok(())
     }
 }
 
-/// Goes on to the end.
+/// A `go_on` that never fails.
 fn always() -> Result<(), Infallible> {
     Ok(())
 }
 
-/// What is returned when pages are no longer valid: the CPU changed its mappings. Map them again.
+/// The error for pages that are no longer valid, as the CPU changed its mappings. The caller maps
+/// them again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stale;
 
-/// The driver's SVM lock, held.
+/// Proof that the driver's SVM lock is held.
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct Guard<'a, D: Driver> {
     svm: &'a Svm<D>,
@@ -122,35 +124,36 @@ impl<'a, D: Driver> Guard<'a, D> {
         self.svm.gpusvm()
     }
 
-    /// Removes all ranges that the CPU unmapped, and says how many they were. To be called first by
-    /// whoever takes the lock to look for ranges.
+    /// Removes all ranges that the CPU unmapped, and returns their number. A driver calls it first
+    /// when it has taken the lock to find ranges.
     pub fn collect_garbage(&mut self) -> usize {
         let Ok(removed) = self.collect_garbage_while(always, |_| Ok(()));
         removed
     }
 
-    /// As [`collect_garbage`](Self::collect_garbage), with each range shown to `each` before it goes, and as long
-    /// as neither `each` fails nor `go_on`, which is asked after each [`BATCH`]. If one does, with that error; the
-    /// range and all others are for who collects next.
+    /// Like [`collect_garbage`](Self::collect_garbage), with `each` called for each range before
+    /// its removal, and `go_on` after each [`BATCH`]. If one of them fails its error is returned;
+    /// the range and those after it stay on the list, for the next call.
     pub fn collect_garbage_while<E>(
         &mut self,
         go_on: impl FnMut() -> Result<(), E>,
         mut each: impl FnMut(&Range<D>) -> Result<(), E>,
     ) -> Result<usize, E> {
-        let mut pace = Pace::new(go_on);
+        let mut batches = Batches::new(go_on);
         while let Some(link) = self.svm.garbage().first() {
-            pace.step()?;
+            batches.step()?;
             // SAFETY: All links in the list are those of ranges of this SVM, which leave the list
-            // when they are removed, under the lock that is held.
+            // when they are removed, under the SVM lock that is held.
             let range = unsafe { Range::from_link(link) };
             // SAFETY: The driver's SVM lock keeps the range in its tree.
             each(unsafe { range.as_ref() })?;
             self.remove_range(range);
         }
-        Ok(pace.begun)
+        Ok(batches.count)
     }
 
-    /// The range at `addr`, made if there is none; see [`GpuSvm::find_or_insert`] for the errors.
+    /// Returns the range at `addr`, and creates it if there is none; see [`GpuSvm::find_or_insert`]
+    /// for the errors.
     ///
     /// `window` is the part of the GPU's address space around `addr` that mirrors the CPU's.
     pub fn find_or_insert(
@@ -162,7 +165,8 @@ impl<'a, D: Driver> Guard<'a, D> {
     ) -> Result<LockedRange<'_, 'a, D>> {
         let mut walk = Walk::new();
         let is_mapped = |range| {
-            // SAFETY: All ranges of an `Svm<D>` are `Range<D>`; the driver's SVM lock keeps it.
+            // SAFETY: All ranges of an `Svm<D>` are `Range<D>`; the driver's SVM lock keeps the
+            // range.
             let range: &Range<D> = unsafe { Range::from_base(range).as_ref() };
             let _lock = self.core().read_lock();
             let mut pages = range.pages().iter();
@@ -177,7 +181,7 @@ impl<'a, D: Driver> Guard<'a, D> {
         Ok(self.found(range, walk))
     }
 
-    /// The range at `addr`, if there is one.
+    /// Returns the range at `addr`, if there is one.
     pub fn find(&mut self, addr: usize) -> Option<LockedRange<'_, 'a, D>> {
         // SAFETY: The driver's SVM lock is held, and as long as the result is used.
         let range = unsafe { self.core().range_find(addr..addr.checked_add(1)?) }?;
@@ -193,13 +197,13 @@ impl<'a, D: Driver> Guard<'a, D> {
         }
     }
 
-    /// Whether any range overlaps `span`.
+    /// Returns whether any range overlaps `span`.
     pub fn has_mapping(&self, span: Span<usize>) -> bool {
         // SAFETY: The driver's SVM lock is held.
         unsafe { self.core().has_mapping(span) }
     }
 
-    /// The ranges that overlap `span`, in ascending order.
+    /// Returns the ranges that overlap `span`, in ascending order.
     pub fn ranges(&self, span: Span<usize>) -> impl Iterator<Item = &Range<D>> {
         let core = self.core();
         // SAFETY: The driver's SVM lock is held, and as long as the result is used.
@@ -213,30 +217,30 @@ impl<'a, D: Driver> Guard<'a, D> {
         })
     }
 
-    /// Removes all ranges that overlap `span`, and says how many they were.
+    /// Removes all ranges that overlap `span`, and returns their number.
     pub fn remove_all(&mut self, span: Span<usize>) -> usize {
         let Ok(removed) = self.remove_all_while(span, always);
         removed
     }
 
-    /// As [`remove_all`](Self::remove_all), as long as `go_on` does not fail, which is asked after each
-    /// [`BATCH`]. If it does, with that error; the ranges that are left stay as they are.
+    /// Like [`remove_all`](Self::remove_all), with `go_on` called after each [`BATCH`]. If it fails
+    /// its error is returned; the ranges that are left stay as they are.
     pub fn remove_all_while<E>(
         &mut self,
         span: Span<usize>,
         go_on: impl FnMut() -> Result<(), E>,
     ) -> Result<usize, E> {
-        let mut pace = Pace::new(go_on);
+        let mut batches = Batches::new(go_on);
         // SAFETY: The driver's SVM lock is held, and as long as the result is used.
         while let Some(range) = unsafe { self.core().range_find(span.clone()) } {
-            pace.step()?;
+            batches.step()?;
             // SAFETY: All ranges of an `Svm<D>` are `Range<D>`.
             self.remove_range(unsafe { Range::from_base(range) });
         }
-        Ok(pace.begun)
+        Ok(batches.count)
     }
 
-    /// Removes the lowest range that overlaps `span`; false if there is none.
+    /// Removes the lowest range that overlaps `span`; returns false if there is none.
     pub fn remove_first(&mut self, span: Span<usize>) -> bool {
         // SAFETY: The driver's SVM lock is held, and as long as the result is used.
         let Some(range) = (unsafe { self.core().range_find(span) }) else {
@@ -247,14 +251,14 @@ impl<'a, D: Driver> Guard<'a, D> {
         true
     }
 
-    /// Has the driver let go of all ranges that overlap `span`, and unmaps their pages; the ranges
-    /// stay, for a later fault to map them anew.
+    /// Zaps all ranges that overlap `span` by [`Driver::invalidate`], and unmaps their pages. The
+    /// ranges stay, and a later fault maps them again.
     pub fn invalidate(&mut self, span: Span<usize>) {
         let Ok(()) = self.invalidate_while(span, always);
     }
 
-    /// As [`invalidate`](Self::invalidate), as long as `go_on` does not fail, which is asked after each
-    /// [`BATCH`], without the notifier lock. If it does, with that error; the other ranges stay mapped.
+    /// Like [`invalidate`](Self::invalidate), with `go_on` called after each [`BATCH`], without the
+    /// notifier lock. If it fails its error is returned; the other ranges stay mapped.
     pub fn invalidate_while<E>(
         &mut self,
         mut span: Span<usize>,
@@ -279,9 +283,10 @@ impl<'a, D: Driver> Guard<'a, D> {
         // SAFETY: The driver's SVM lock keeps the range in its tree.
         let this = unsafe { range.as_ref() };
         let (svm, span) = (self.svm, this.span());
-        // SAFETY: The lock is held, the range is in its tree, and these are all of its pages. In the
-        // closure the notifier lock is held for writing; after it the range is in no tree, so that
-        // nobody adds it to the garbage again.
+        // SAFETY: The SVM lock is held, the range is in its tree, and these are all of its pages.
+        // The closure runs with the notifier lock held for writing. After it the range leaves the
+        // tree under the same hold of the lock, so that no invalidation adds it to the garbage list
+        // again.
         unsafe {
             svm.gpusvm().remove(range.cast(), this.pages(), |mapped| {
                 if mapped {
@@ -293,7 +298,7 @@ impl<'a, D: Driver> Guard<'a, D> {
     }
 }
 
-/// A range, as long as the driver's SVM lock is held.
+/// A range, borrowed from the [`Guard`] of the driver's SVM lock.
 pub struct LockedRange<'g, 'a, D: Driver> {
     guard: &'g mut Guard<'a, D>,
     range: NonNull<Range<D>>,
@@ -302,7 +307,7 @@ pub struct LockedRange<'g, 'a, D: Driver> {
 
 impl<D: Driver> LockedRange<'_, '_, D> {
     fn range(&self) -> &Range<D> {
-        // SAFETY: The driver's SVM lock keeps the range; `remove()` takes this object away.
+        // SAFETY: The driver's SVM lock keeps the range; `remove()` consumes this object.
         unsafe { self.range.as_ref() }
     }
 
@@ -310,33 +315,33 @@ impl<D: Driver> LockedRange<'_, '_, D> {
         self.range().pages()
     }
 
-    /// The addresses of the range, in bytes.
+    /// Returns the addresses of the range, in bytes.
     pub fn span(&self) -> Span<usize> {
         self.range().span()
     }
 
-    /// Size in bytes.
+    /// Returns the size in bytes.
     pub fn size(&self) -> usize {
         self.range().size()
     }
 
-    /// The process's address space.
+    /// Returns the process's address space.
     pub fn mm(&self) -> Option<&Mm> {
         self.guard.core().mm()
     }
 
-    /// The driver's part of the range.
+    /// Returns the driver's data of the range.
     pub fn data(&self) -> &D::Range {
         self.range().data()
     }
 
-    /// Whether a flag of the range is set, at some recent time.
+    /// Returns whether a flag of the range was set at some recent time.
     pub fn has(&self, flag: RangeFlag) -> bool {
         self.range().has(flag)
     }
 
-    /// Moves what is in the range to the memory of `pagemap`, as far as it can; see
-    /// [`DeviceMemory::populate_from`]. Fails as that does.
+    /// Moves as many pages of the range as it can to the memory of `pagemap`; see
+    /// [`DeviceMemory::populate_from`], also for the errors.
     pub fn populate<P: Provider>(
         &mut self,
         pagemap: &DeviceMemory<P>,
@@ -344,25 +349,25 @@ impl<D: Driver> LockedRange<'_, '_, D> {
         timeslice_ms: u32,
     ) -> Result<Moved> {
         let mm = self.guard.core().mm().ok_or(EINVAL)?;
-        // What was seen of the pages is about to be wrong.
+        // The migration changes the pages: the result of an earlier walk is of no use.
         self.walk.forget();
         pagemap.populate_from(sources, mm, self.span(), timeslice_ms)
     }
 
-    /// The same, for the memory of whatever driver, which does not tell how much moved; see
-    /// [`Pagemap::populate`].
+    /// Like [`populate`](Self::populate), for the memory of any driver; it does not return how much
+    /// moved. See [`Pagemap::populate`].
     pub fn populate_any(&mut self, memory: &Pagemap, timeslice_ms: u32) -> Result {
         let mm = self.guard.core().mm().ok_or(EINVAL)?;
         self.walk.forget();
         memory.populate(mm, self.span(), timeslice_ms)
     }
 
-    /// Maps all pages of the range for all of its devices, or none, as [`Source::get`] says; its
-    /// errors are returned, but for a range that the CPU unmaps meanwhile, and for `EBUSY` while there is
-    /// time for a further attempt: these are `EAGAIN`.
+    /// Maps all pages of the range for all of its devices, or none, as [`Source::get`] does.
     ///
-    /// Pages that are mapped, but not for this access (a write to what was mapped for reads), are
-    /// let go of first.
+    /// Fails as that does, with two exceptions, which are `EAGAIN`: the CPU unmapped the range
+    /// meanwhile, and `EBUSY` while there is time for another attempt.
+    ///
+    /// Pages that are mapped for reading only are invalidated first if `ctx` asks for write access.
     pub fn get(&mut self, ctx: &Ctx, attempt: &Attempt<'_>) -> Result {
         let svm = self.guard.svm.gpusvm();
         let mm = svm.mm().ok_or(EINVAL)?;
@@ -387,27 +392,29 @@ impl<D: Driver> LockedRange<'_, '_, D> {
             notifier: unsafe { range.base().notifier() }.mmu(),
             span: range.span(),
         };
-        // SAFETY: The driver's SVM lock is held and the notifier lock is not; the notifier's callback
-        // unmaps all pages of the ranges that it hits; what was valid for another access was just
-        // invalidated.
+        // SAFETY: The driver's SVM lock is held and the notifier lock is not. The notifier's
+        // callback unmaps all pages of the ranges that an invalidation overlaps. Pages that were
+        // valid for another access were invalidated above.
         let result = unsafe { source.get(self.pages(), ctx, attempt, &mut walk) };
         self.walk = walk;
         match result {
-            // The CPU unmapped the range, or part of it, meanwhile. What is there now is for a new
-            // range to find out.
+            // The CPU unmapped the range, or part of it, meanwhile. The caller looks the address up
+            // again.
             Err(EFAULT) if self.range().has(RangeFlag::Unmapped) => Err(EAGAIN),
-            // The walk was lost too often, but there is time for another: for a smaller range, maybe.
+            // The CPU kept changing its mappings during the walk, but there is time for another
+            // attempt, which may be for a smaller range.
             Err(EBUSY) if !attempt.is_last() => Err(EAGAIN),
             result => result,
         }
     }
 
-    /// Calls `f` with the device addresses of the range, and the range, if its pages still are valid: with the
-    /// notifier lock held for reading, so that they stay so until it returns.
+    /// Calls `f` with the device addresses of the range, and the range, if its pages are still
+    /// valid. The notifier lock is held for reading until `f` returns, so that they stay valid
+    /// meanwhile.
     ///
-    /// `f` writes GPU page tables. It must not allocate memory with reclaim, fault user pages in, or
-    /// wait for the GPU; nor may it take the lock of an SVM, or shut or drop one. (That it does not use this range in
-    /// another way is for the compiler to see to: it is borrowed.)
+    /// `f` writes GPU page tables. It must not allocate memory with reclaim, fault in user pages,
+    /// or wait for the GPU; nor may it take the lock of an SVM, or shut or drop an SVM. (The borrow
+    /// of `self` keeps it from using this range in another way.)
     pub fn commit<R>(&mut self, f: impl FnOnce(View<'_>, &Range<D>) -> R) -> Result<R, Stale> {
         let _lock = self.guard.core().read_lock();
         let pages = self.pages();
@@ -419,25 +426,25 @@ impl<D: Driver> LockedRange<'_, '_, D> {
         Ok(f(unsafe { View::new(self.span(), pages) }, self.range()))
     }
 
-    /// Removes the range: the driver lets go of it, its pages are unmapped, and it leaves the tree,
-    /// all in one hold of the notifier lock.
+    /// Removes the range: zaps it by [`Driver::invalidate`], unmaps its pages and takes it out of
+    /// the tree, all in one hold of the notifier lock for writing.
     pub fn remove(self) {
         self.guard.remove_range(self.range);
     }
 
-    /// Brings pages in device memory back to system memory; see [`GpuSvm::evict`].
+    /// Moves the pages that are in device memory back to system memory; see [`GpuSvm::evict`].
     pub fn evict(&self, attempt: &Attempt<'_>) -> Result {
         // SAFETY: The driver's SVM lock is held, and the notifier lock is not.
         unsafe { self.guard.core().evict(self.range().base(), attempt) }
     }
 
-    /// Where the pages are, without device memory of any provider; see [`GpuSvm::scan`].
+    /// Returns where the pages are, with all device memory as if absent; see [`GpuSvm::scan`].
     pub fn scan(&mut self, attempt: &Attempt<'_>) -> ScanResult {
         self.scan_with(ptr::null_mut(), ptr::null(), attempt)
     }
 
-    /// Where the pages are: whether [all of them](ScanResult::Equal) are in the memory of `pagemap`,
-    /// in particular; see [`GpuSvm::scan`].
+    /// Returns where the pages are, and in particular whether [all of them](ScanResult::Equal) are
+    /// in the memory of `pagemap`; see [`GpuSvm::scan`].
     pub fn scan_for(&mut self, pagemap: &Pagemap, attempt: &Attempt<'_>) -> ScanResult {
         self.scan_with(pagemap.owner_ptr(), pagemap.dev_pagemap(), attempt)
     }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The layout of the core's objects is that of the C structures.
+//! Compile-time checks that the core's objects have the layout of the C structures.
 //!
-//! So the C interface is a cast. This is checked at compile time against bindgen's output for the
-//! kernel being built: where a structure has moved the build fails, and names the field, instead of
-//! corrupting memory.
+//! The C interface relies on that: it casts pointers. The checks compare with bindgen's output for
+//! the kernel being built. If a field of a structure has moved, the build fails with an error that
+//! names the field.
 
 use crate::{
     flags::{PagesFlag, PagesFlags, RangeFlag, RangeFlags},
@@ -32,8 +32,8 @@ use kernel_ext::{
     sync::rwsem::RwSemaphore, //
 };
 
-/// Asserts that two types have the same size and alignment, and that their fields, in the order
-/// that is given, have the same offsets.
+/// Asserts that two types have the same size and alignment, and that the given pairs of fields have
+/// the same offsets.
 macro_rules! same_layout {
     ($rust:ty, $c:ty $(, $field:ident = $c_field:ident)* $(,)?) => {
         const _: () = {
@@ -142,7 +142,8 @@ same_layout!(PagesFlags, ext::drm_gpusvm_pages_flags);
 same_layout!(RwSemaphore, kernel::bindings::rw_semaphore);
 same_layout!(MmuIntervalNotifier, kernel::bindings::mmu_interval_notifier);
 
-// A node is a tree node with the list entry behind it, a tree a root with the list head behind it.
+// A `Node` is an interval tree node followed by a list entry; a `Tree` is a root followed by a list
+// head.
 const _: () = {
     assert!(
         size_of::<Node>()
@@ -165,10 +166,11 @@ const _: () = {
     );
 };
 
-/// What C's bit-fields say about flags and segments that are made here. No constant expression can
-/// tell, as bindgen's accessors are not `const`; the KUnit suite `gpusvm_layout` calls this.
+/// Checks that C's bit-fields agree with the flags and segments of this crate. bindgen's accessors
+/// are not `const`, so that no constant expression can check it; the KUnit suite `gpusvm_layout`
+/// calls this.
 ///
-/// Returns the name of the first disagreement.
+/// Returns the name of the first field that disagrees.
 pub fn check_bit_fields() -> Result<(), &'static str> {
     fn test(ok: bool, name: &'static str) -> Result<(), &'static str> {
         ok.then_some(()).ok_or(name)
@@ -176,13 +178,13 @@ pub fn check_bit_fields() -> Result<(), &'static str> {
     fn range(flag: RangeFlag) -> ext::drm_gpusvm_range_flags {
         let word = RangeFlags::new();
         word.update(&[flag], &[]);
-        // SAFETY: Both are two bytes, in which every value is valid.
+        // SAFETY: Both types are two bytes, in which every value is valid.
         unsafe { core::mem::transmute::<RangeFlags, ext::drm_gpusvm_range_flags>(word) }
     }
     fn pages(flag: PagesFlag) -> ext::drm_gpusvm_pages_flags {
         let word = PagesFlags::new();
         word.update(&[flag], &[]);
-        // SAFETY: Both are two bytes, in which every value is valid.
+        // SAFETY: Both types are two bytes, in which every value is valid.
         unsafe { core::mem::transmute::<PagesFlags, ext::drm_gpusvm_pages_flags>(word) }
     }
     macro_rules! bit {
@@ -201,7 +203,7 @@ pub fn check_bit_fields() -> Result<(), &'static str> {
     bit!(pages, PagesFlag::HasDmaMapping, has_dma_mapping);
     for dir in [Direction::Bidirectional, Direction::ToDevice] {
         let segment = Segment::new(0x1234_5000, Protocol::SYSTEM, 9, dir);
-        // SAFETY: Both are 16 bytes of integers.
+        // SAFETY: Both types are 16 bytes of integers.
         let c = unsafe { core::mem::transmute::<Segment, ext::drm_pagemap_addr>(segment) };
         test(c.addr == 0x1234_5000, "addr")?;
         test(c.proto() == 0, "proto")?;

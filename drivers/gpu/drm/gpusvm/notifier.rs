@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Notifiers: one MMU interval notifier for a wide, aligned span of addresses, with the ranges in
-//! it.
+//! Notifiers: one MMU interval notifier for a large, aligned span of addresses, with the ranges in
+//! the span.
 //!
-//! A notifier is made with the first range of its span and goes with the last. It is looked up
-//! and changed under the driver's SVM lock; its ranges are looked up under that lock or the
+//! A notifier is created with the first range of its span and freed with the last. It is looked up
+//! and changed under the driver's SVM lock. Its ranges are looked up under that lock or the
 //! notifier lock, and changed under both, the latter held for writing.
 //!
 //! C: `struct drm_gpusvm_notifier`.
@@ -51,13 +51,13 @@ pub struct Notifier {
 
 const REMOVED: u32 = 1;
 
-/// The one set of operations of all notifiers.
+/// The MMU notifier operations of all notifiers.
 static MMU_OPS: mmu_notifier::Ops = mmu_notifier::Ops {
     invalidate: Some(invalidate),
     ..pin_init::zeroed()
 };
 
-/// The span, `size` bytes, of the notifier in which `addr` lies.
+/// Returns the span, of `size` bytes, of the notifier for `addr`.
 pub fn span_at(addr: usize, size: usize) -> Option<Range<usize>> {
     chunk::chunk_at(addr, size)
 }
@@ -73,7 +73,7 @@ impl Notifier {
         })
     }
 
-    /// The notifier that `node` is part of.
+    /// Returns the notifier that `node` is part of.
     pub(crate) fn from_node(node: *mut Node) -> Option<NonNull<Self>> {
         let offset = core::mem::offset_of!(Self, node);
         NonNull::new(node).map(|node| {
@@ -82,12 +82,12 @@ impl Notifier {
         })
     }
 
-    /// The addresses that are watched, in bytes.
+    /// Returns the addresses that the notifier watches, in bytes.
     pub fn span(&self) -> Range<usize> {
         self.node.start()..self.node.end()
     }
 
-    /// The MMU interval notifier.
+    /// Returns the MMU interval notifier.
     pub fn mmu(&self) -> &MmuIntervalNotifier {
         &self.mmu
     }
@@ -100,41 +100,42 @@ impl Notifier {
         &self.ranges
     }
 
-    /// The lowest range that overlaps `span`. C: `drm_gpusvm_range_find()`.
+    /// Returns the lowest range that overlaps `span`. C: `drm_gpusvm_range_find()`.
     ///
     /// # Safety
     ///
     /// The caller must hold the driver's SVM lock or the notifier lock while it uses the result.
     pub unsafe fn find(&self, span: Range<usize>) -> Option<NonNull<SvmRange>> {
-        // SAFETY: The tree changes only under both locks.
+        // SAFETY: The tree changes only under both locks, of which the caller holds one.
         SvmRange::from_node(unsafe { self.ranges.first(span) })
     }
 
-    /// Whether no range is left.
+    /// Returns whether the notifier has no range.
     ///
     /// # Safety
     ///
     /// The caller must hold the driver's SVM lock or the notifier lock.
     pub unsafe fn is_empty(&self) -> bool {
-        // SAFETY: The tree changes only under both locks.
+        // SAFETY: The tree changes only under both locks, of which the caller holds one.
         unsafe { self.ranges.is_empty() }
     }
 }
 
-/// A notifier that watches already, but is not in the tree of its [`GpuSvm`] yet.
+/// A notifier that is registered with the mm, but not yet in the tree of its [`GpuSvm`].
 ///
-/// Dropped, it is removed and freed; no range can have been put in.
+/// Dropping it unregisters and frees the notifier, which cannot have ranges yet.
 pub(crate) struct NewNotifier(NonNull<Notifier>);
 
 impl NewNotifier {
-    /// Makes a notifier for the span around `addr` and begins to watch. May sleep, and take the
-    /// mmap lock. Fails with `ENOMEM`, or `EINVAL` for a span that cannot be told.
+    /// Creates a notifier for the span around `addr` and registers it with `mm`. May sleep, and
+    /// takes `mmap_lock`. Fails with `ENOMEM`, and with `EINVAL` if the span would end beyond the
+    /// last address.
     pub(crate) fn new(gpusvm: &GpuSvm, mm: &MmWithUser, addr: usize) -> Result<Self> {
         let span = span_at(addr, gpusvm.notifier_size()).ok_or(EINVAL)?;
         let init = Notifier::init(gpusvm.into(), span.clone());
         let notifier = match gpusvm.ops().notifier_alloc {
             Some(alloc) => {
-                // SAFETY: The driver's operation allocates memory for a notifier.
+                // SAFETY: The driver's operation allocates memory for a notifier, or returns null.
                 let slot = NonNull::new(unsafe { alloc() })
                     .ok_or(ENOMEM)?
                     .cast::<Notifier>();
@@ -144,7 +145,7 @@ impl NewNotifier {
             }
             None => {
                 let boxed = KBox::pin_init(init, GFP_KERNEL_ACCOUNT)?;
-                // SAFETY: It is not moved until it is freed.
+                // SAFETY: The notifier is not moved until it is freed.
                 let ptr = KBox::into_raw(unsafe { Pin::into_inner_unchecked(boxed) });
                 // SAFETY: A box is never null.
                 unsafe { NonNull::new_unchecked(ptr) }
@@ -153,7 +154,7 @@ impl NewNotifier {
         // SAFETY: The notifier is initialized, pinned and not inserted; `remove_and_free()` removes
         // it before it is freed.
         if let Err(e) = unsafe { notifier.as_ref().mmu.insert(mm, span, &MMU_OPS) } {
-            // SAFETY: Nobody else knows the notifier.
+            // SAFETY: No other thread knows the notifier, which is not inserted.
             unsafe { free(gpusvm, notifier) };
             return Err(e);
         }
@@ -164,7 +165,7 @@ impl NewNotifier {
         self.0
     }
 
-    /// Hands the notifier over to its tree.
+    /// Releases the notifier, which the caller then inserts in the tree.
     pub(crate) fn into_inner(self) -> NonNull<Notifier> {
         let ptr = self.0;
         core::mem::forget(self);
@@ -174,64 +175,70 @@ impl NewNotifier {
 
 impl Drop for NewNotifier {
     fn drop(&mut self) {
-        // SAFETY: The notifier is inserted, in no tree, and known to nobody else; its callback
-        // takes only the notifier lock, which whoever holds a new notifier does not hold.
+        // SAFETY: The notifier is inserted, in no tree, and known to no other thread. Its callback
+        // takes only the notifier lock, which the owner of a new notifier does not hold.
         unsafe { remove_and_free(self.0) }
     }
 }
 
-/// Ends the watch of a notifier, if it did not end yet.
+/// Unregisters a notifier from the mm, unless it was unregistered before.
 ///
 /// # Safety
 ///
 /// The caller must hold the driver's SVM lock, and not the notifier lock.
 pub(crate) unsafe fn remove(notifier: NonNull<Notifier>) {
-    // SAFETY: The driver's lock keeps the notifier.
+    // SAFETY: The caller holds the driver's SVM lock, which keeps the notifier.
     let this = unsafe { notifier.as_ref() };
     if this.removed.load(Relaxed) & REMOVED == 0 {
-        // SAFETY: Inserted and not removed yet; the callback's lock is not held.
+        // SAFETY: The notifier is inserted and not removed yet. The caller does not hold the
+        // notifier lock, which the callback takes.
         unsafe { this.mmu.remove() };
         this.removed.store(REMOVED, Relaxed);
     }
 }
 
-/// Ends the watch of a notifier and frees it.
+/// Unregisters a notifier from the mm and frees it.
 ///
 /// # Safety
 ///
 /// As for [`remove`]; the notifier must have no ranges and be in no tree.
 pub(crate) unsafe fn remove_and_free(notifier: NonNull<Notifier>) {
-    // SAFETY: By this function's requirements.
+    // SAFETY: The caller holds the driver's SVM lock, and not the notifier lock.
     let gpusvm = unsafe {
         remove(notifier);
         notifier.as_ref().gpusvm
     };
-    // SAFETY: The SVM outlives its notifiers; no callback runs any more.
+    // SAFETY: The SVM outlives its notifiers. The notifier is unregistered, so that its callback
+    // does not run any more, and in no tree.
     unsafe { free(gpusvm.as_ref(), notifier) };
 }
 
+/// Frees a notifier.
+///
 /// # Safety
 ///
-/// `notifier` must be known to nobody else.
+/// The caller must have the only pointer to `notifier`, which must not be registered with the mm.
 unsafe fn free(gpusvm: &GpuSvm, notifier: NonNull<Notifier>) {
     match gpusvm.ops().notifier_free {
-        // SAFETY: The driver allocated it, and nobody else knows it.
+        // SAFETY: The driver allocated the notifier, and no other pointer to it is left.
         Some(free) => unsafe { free(notifier.as_ptr().cast()) },
-        // SAFETY: It came from `KBox::into_raw()`.
+        // SAFETY: The notifier came from `KBox::into_raw()`, and no other pointer to it is left.
         None => drop(unsafe { KBox::from_raw(notifier.as_ptr()) }),
     }
 }
 
-/// The CPU changes its mappings. C: `drm_gpusvm_notifier_invalidate()`.
+/// Invalidates the ranges that overlap a change of the CPU's mappings; the callback of MMU interval
+/// notifiers. C: `drm_gpusvm_notifier_invalidate()`.
 ///
-/// A caller that may not wait (the OOM reaper) is sent away only if it would have to: where the lock is
-/// taken, or there are ranges of which the driver cannot let go [at once]. It comes again then.
+/// For a caller that must not sleep (the OOM reaper) this returns false where it would have to: if
+/// another thread holds the notifier lock, or if there are ranges for which
+/// [`Driver::try_invalidate`] fails. The caller tries again later.
 ///
-/// [at once]: crate::Driver::try_invalidate
+/// [`Driver::try_invalidate`]: crate::Driver::try_invalidate
 ///
 /// # Safety
 ///
-/// `mni` must be the `mmu` field of a notifier, `mmu_range` valid.
+/// `mni` must be the `mmu` field of a notifier, and `mmu_range` must be valid.
 unsafe extern "C" fn invalidate(
     mni: *mut bindings::mmu_interval_notifier,
     mmu_range: *const bindings::mmu_notifier_range,
@@ -243,7 +250,7 @@ unsafe extern "C" fn invalidate(
     let this = unsafe { &*mni.byte_sub(offset).cast::<Notifier>() };
     // SAFETY: The SVM outlives its notifiers.
     let gpusvm = unsafe { this.gpusvm.as_ref() };
-    // SAFETY: The MMU's core passes a valid range.
+    // SAFETY: The MMU notifier core passes a valid range.
     let (span, blockable) = unsafe {
         (
             (*mmu_range).start..(*mmu_range).end,
@@ -261,8 +268,9 @@ unsafe extern "C" fn invalidate(
     };
     // SAFETY: The notifier lock is held.
     let hit = unsafe { this.find(span) }.is_some();
-    // SAFETY: Called from the invalidate callback, under the lock that readers retry under. Where nothing
-    // is invalidated in the end, they only look once more.
+    // SAFETY: This is the invalidate callback, which holds the lock under which readers call
+    // `mmu_interval_read_retry()`. If no range is invalidated in the end, readers only repeat their
+    // walk.
     unsafe { ext::mmu_interval_set_seq(mni, seq) };
     match (hit, blockable) {
         (false, _) => true,

@@ -2,9 +2,9 @@
 
 //! Ranges: spans of a process's addresses that devices map.
 //!
-//! A range knows an mm and addresses, no device. From its insertion to its removal it is in the
-//! tree of its notifier; in between, its span does not change. Who holds a reference to a removed
-//! range may look at it, and no more.
+//! A range knows an mm and addresses, but no device. It is in the tree of its notifier from its
+//! insertion to its removal, and its span does not change meanwhile. A reference to a removed range
+//! allows nothing but reading its fields.
 //!
 //! C: `struct drm_gpusvm_range`.
 
@@ -53,7 +53,7 @@ impl SvmRange {
         })
     }
 
-    /// The range that `node` is part of.
+    /// Returns the range that `node` is part of.
     pub(crate) fn from_node(node: *mut Node) -> Option<NonNull<Self>> {
         let offset = core::mem::offset_of!(Self, node);
         NonNull::new(node).map(|node| {
@@ -66,39 +66,40 @@ impl SvmRange {
         (&raw const self.node).cast_mut()
     }
 
-    /// The addresses of the range, in bytes.
+    /// Returns the addresses of the range, in bytes.
     pub fn span(&self) -> Range<usize> {
         self.node.start()..self.node.end()
     }
 
-    /// Size in bytes.
+    /// Returns the size in bytes.
     pub fn size(&self) -> usize {
         self.node.end().wrapping_sub(self.node.start())
     }
 
-    /// Whether `flag` is set, at some recent time.
+    /// Returns whether `flag` was set at some recent time.
     pub fn has(&self, flag: RangeFlag) -> bool {
         self.flags.has(flag)
     }
 
-    /// The notifier of the range.
+    /// Returns the notifier of the range.
     ///
     /// # Safety
     ///
-    /// The range must be in its tree, and the caller keep it there, by the driver's SVM lock or
-    /// the notifier lock.
+    /// The range must be in its tree, and the caller must keep it there, by holding the driver's
+    /// SVM lock or the notifier lock.
     pub unsafe fn notifier(&self) -> &Notifier {
-        // SAFETY: A notifier lives while it has ranges.
+        // SAFETY: The range is in its tree, and a notifier is not freed while it has ranges.
         unsafe { self.notifier.as_ref() }
     }
 
-    /// The range after this one in the same notifier, if any.
+    /// Returns the range after this one in the same notifier, if any.
     ///
     /// # Safety
     ///
     /// As for [`notifier`](Self::notifier).
     pub unsafe fn next(&self) -> Option<NonNull<SvmRange>> {
-        // SAFETY: The node is linked in the tree of the notifier, which is stable.
+        // SAFETY: The node is linked in the tree of the notifier, and the caller's lock keeps the
+        // tree from changing.
         SvmRange::from_node(unsafe { self.notifier().ranges().next(self.node()) })
     }
 
@@ -107,34 +108,34 @@ impl SvmRange {
         self.refcount.inc();
     }
 
-    /// Gives a reference back, and frees the range with the last.
-    /// C: `drm_gpusvm_range_put()`.
+    /// Drops a reference, and frees the range with the last. C: `drm_gpusvm_range_put()`.
     ///
     /// # Safety
     ///
-    /// The caller must have a reference, which it gives up. The [`GpuSvm`] must still exist.
+    /// The caller must own a reference, which it gives up. The [`GpuSvm`] must still exist.
     pub unsafe fn put(this: NonNull<Self>) {
         // SAFETY: The caller's reference keeps the range.
         if !unsafe { this.as_ref() }.refcount.dec_and_test() {
             return;
         }
-        // SAFETY: The SVM exists, by this function's requirements.
+        // SAFETY: The caller guarantees that the SVM exists.
         let ops = unsafe { this.as_ref().gpusvm.as_ref().ops() };
         match ops.range_free {
-            // SAFETY: The driver allocated the range, and nobody knows it any more.
+            // SAFETY: The driver allocated the range, whose last reference is gone.
             Some(free) => unsafe { free(this.as_ptr().cast()) },
-            // SAFETY: It came from `KBox::into_raw()`, see `RangeMemory`.
+            // SAFETY: The range came from `KBox::into_raw()`, see `RangeMemory`; its last reference
+            // is gone.
             None => drop(unsafe { KBox::from_raw(this.as_ptr()) }),
         }
     }
 
-    /// Marks the range as unmapped by the CPU, partly if `by` does not include all of it.
+    /// Marks the range as unmapped by the CPU, and as partly unmapped if `by` does not include all
+    /// of it. C: `drm_gpusvm_range_set_unmapped()`.
     ///
-    /// C: `drm_gpusvm_range_set_unmapped()`. The notifier lock must be held for writing; the pages
-    /// of the range are to be marked with it, see
-    /// [`Pages::set_unmapped`](crate::pages::Pages::set_unmapped).
+    /// The caller holds the notifier lock for writing, and marks the pages of the range by
+    /// [`Pages::set_unmapped`](crate::pages::Pages::set_unmapped) under the same hold.
     pub fn set_unmapped(&self, by: &Range<usize>) {
-        // SAFETY: A range never outlives its SVM.
+        // SAFETY: The SVM outlives its ranges.
         unsafe { self.gpusvm.as_ref() }
             .notifier_lock()
             .assert_held_write();
@@ -148,19 +149,20 @@ impl SvmRange {
     }
 }
 
-/// Memory of a driver's range, allocated before any lock is taken.
+/// The memory of a new range, allocated before `mmap_lock` and the notifier lock are taken.
 pub(crate) struct RangeMemory<'a> {
     gpusvm: &'a GpuSvm,
     slot: NonNull<SvmRange>,
 }
 
 impl<'a> RangeMemory<'a> {
-    /// Fails with `ENOMEM`, or with the error pointer that the driver's operation returns, which
-    /// may also return null for `ENOMEM`, as with the C code. May sleep.
+    /// Allocates memory by the driver's operation. Fails with the error pointer that the operation
+    /// returns, or with `ENOMEM` if that returns null, as in C. May sleep.
     pub(crate) fn new(gpusvm: &'a GpuSvm) -> Result<Self> {
         let slot = match gpusvm.ops().range_alloc {
             Some(alloc) => {
-                // SAFETY: The driver's operation allocates a range.
+                // SAFETY: The driver's operation allocates memory for a range, or returns null or
+                // an error pointer.
                 let range = from_err_ptr(unsafe { alloc(gpusvm.as_raw()) })?;
                 NonNull::new(range).ok_or(ENOMEM)?.cast()
             }
@@ -171,19 +173,19 @@ impl<'a> RangeMemory<'a> {
             }
         };
         let this = Self { gpusvm, slot };
-        // A range that is never inserted is freed by the same operation as all others, and so has
-        // to be a range.
+        // If the range is never inserted, it is freed by the same operation as all others, and so
+        // must be initialized.
         this.write(NonNull::dangling(), 0..0, false);
         Ok(this)
     }
 
     fn write(&self, notifier: NonNull<Notifier>, span: Range<usize>, migrate_devmem: bool) {
         let init = SvmRange::init(self.gpusvm.into(), notifier, span, migrate_devmem);
-        // SAFETY: `slot` is memory for a range that nobody knows and that does not move.
+        // SAFETY: `slot` is memory for a range that no other thread knows and that does not move.
         unsafe { pin_init::raw_init(self.slot.as_ptr(), init) };
     }
 
-    /// The range, with one reference.
+    /// Returns the range, with one reference.
     pub(crate) fn into_range(
         self,
         notifier: NonNull<Notifier>,
@@ -199,7 +201,7 @@ impl<'a> RangeMemory<'a> {
 
 impl Drop for RangeMemory<'_> {
     fn drop(&mut self) {
-        // SAFETY: The range has one reference, which is ours.
+        // SAFETY: The range has one reference, which this object owns.
         unsafe { SvmRange::put(self.slot) }
     }
 }

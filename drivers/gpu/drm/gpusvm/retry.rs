@@ -2,9 +2,9 @@
 
 //! Bounded retries.
 //!
-//! Whatever is done again because the CPU changed its mappings is bounded twice, in attempts and in
-//! time, however many loops are inside each other: the outermost makes a [`Retry`], and hands its
-//! [`Attempt`]s down.
+//! A fault starts over when the CPU changes its mappings meanwhile. A [`Retry`] bounds that, in
+//! attempts and in time, for all nested loops together: the outermost loop creates it, and passes
+//! its [`Attempt`]s to the functions that it calls.
 
 use core::ops::Range;
 use kernel::{
@@ -14,26 +14,26 @@ use kernel::{
 };
 use kernel_ext::time::jiffies;
 
-/// How often a fault is tried.
+/// The number of attempts for a fault.
 pub const ATTEMPTS: u32 = 64;
 
-/// How long a fault is tried, in milliseconds. As long as HMM waits for one span,
-/// `HMM_RANGE_DEFAULT_TIMEOUT`.
+/// The time for the attempts of a fault, in milliseconds: as long as HMM waits for one span
+/// (`HMM_RANGE_DEFAULT_TIMEOUT`).
 pub const TIMEOUT_MS: u32 = 1000;
 
 /// A bounded number of attempts in a bounded time.
-#[must_use = "without its attempts nothing is tried"]
+#[must_use = "a `Retry` does nothing until its attempts are taken"]
 pub struct Retry {
     left: u32,
-    /// When the first attempt was made, in jiffies.
+    /// The time of the first attempt, in jiffies.
     begun: usize,
-    /// The span around which ranges are kept small, and their largest size in bytes.
+    /// The address around which ranges are kept small, and their largest size in bytes.
     narrow: Option<(usize, usize)>,
 }
 
 impl Retry {
-    /// [`ATTEMPTS`] attempts in [`TIMEOUT_MS`] milliseconds, whichever ends first. The first attempt
-    /// is always made.
+    /// Allows [`ATTEMPTS`] attempts in [`TIMEOUT_MS`] milliseconds, whichever ends first. The first
+    /// attempt is always made.
     pub fn bounded() -> Self {
         Self {
             left: ATTEMPTS,
@@ -42,8 +42,8 @@ impl Retry {
         }
     }
 
-    /// The next attempt, or none when attempts or time are spent. (No [`Iterator`]: an attempt
-    /// borrows its [`Retry`], so that there is only one at a time.)
+    /// Returns the next attempt, or none when attempts or time are spent. (This is no [`Iterator`]:
+    /// an attempt borrows its [`Retry`], so that there is only one at a time.)
     #[expect(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Option<Attempt<'_>> {
         let first = self.left == ATTEMPTS;
@@ -59,17 +59,17 @@ impl Retry {
         Some(Attempt { retry: self })
     }
 
-    /// How many attempts were made after the first.
+    /// Returns the number of attempts after the first.
     pub fn retries(&self) -> u32 {
         (ATTEMPTS - self.left).saturating_sub(1)
     }
 
-    /// The error of a loop whose attempts are spent: `EBUSY`, as the C code gives it.
+    /// Returns the error of a loop whose attempts are spent: `EBUSY`, as in C.
     pub fn spent() -> Error {
         EBUSY
     }
 
-    /// The time left, in jiffies.
+    /// Returns the time left, in jiffies.
     fn remaining(&self) -> usize {
         msecs_to_jiffies(TIMEOUT_MS).saturating_sub(jiffies::since(self.begun))
     }
@@ -81,23 +81,25 @@ pub struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    /// The time for which a walk that is lost to the CPU is done again, in jiffies, at least 1: what is left,
-    /// but no more than a sixteenth of all, so that there is time left for smaller ranges.
+    /// Returns the time, in jiffies, for which a walk of the CPU's page tables is repeated when the
+    /// CPU changes its mappings: the time that is left, at most a sixteenth of [`TIMEOUT_MS`], so
+    /// that there is time for attempts with smaller ranges, and at least 1.
     pub fn timeout(&self) -> usize {
         let share = msecs_to_jiffies(TIMEOUT_MS / 16);
         self.retry.remaining().min(share).max(1)
     }
 
-    /// Whether all time is spent, so that there is no further attempt.
+    /// Returns whether all time is spent, so that there is no further attempt.
     pub(crate) fn is_last(&self) -> bool {
         self.retry.remaining() == 0
     }
 
-    /// Says that the range `span` could not be mapped as a whole, with `EFAULT` or `EPERM`: part of
-    /// it may be beyond the end of a file, or have lost its permission. Further attempts for `addr`
-    /// use the smallest range there is.
+    /// Keeps ranges small in further attempts for `addr`, as the range `span` could not be mapped
+    /// as a whole, with `EFAULT` or `EPERM`: part of it may be beyond the end of a file, or have
+    /// lost its permission.
     ///
-    /// Returns whether that makes a difference, and so whether to try again.
+    /// Returns whether `span` is larger than the smallest range, so that another attempt makes
+    /// sense.
     #[must_use = "if the range cannot get smaller, trying again gives the same error"]
     pub fn narrow(&mut self, addr: usize, span: Range<usize>) -> bool {
         if span.end.saturating_sub(span.start) <= PAGE_SIZE {
@@ -107,7 +109,7 @@ impl Attempt<'_> {
         true
     }
 
-    /// The largest size in bytes of a range around `addr`.
+    /// Returns the largest size, in bytes, of a range around `addr`.
     pub fn limit(&self, addr: usize) -> usize {
         match self.retry.narrow {
             Some((at, limit)) if at == addr => limit,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Looking at where the pages of a range are, and bringing them back to system memory.
+//! Finds out where the pages of a range are, and migrates them back to system memory.
 //!
 //! C: `drm_gpusvm_scan_mm()`, `drm_gpusvm_range_evict()`.
 
@@ -33,9 +33,9 @@ use kernel_ext::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ScanResult {
-    /// At least one page is not there, or cannot be had.
+    /// At least one page is not present, or not accessible.
     Unpopulated = ext::drm_gpusvm_scan_result_DRM_GPUSVM_SCAN_UNPOPULATED,
-    /// All pages belong to the provider that was asked about.
+    /// All pages belong to the provider that the caller asked for.
     Equal = ext::drm_gpusvm_scan_result_DRM_GPUSVM_SCAN_EQUAL,
     /// All pages belong to one other provider.
     Other = ext::drm_gpusvm_scan_result_DRM_GPUSVM_SCAN_OTHER,
@@ -47,18 +47,18 @@ pub enum ScanResult {
     Mixed = ext::drm_gpusvm_scan_result_DRM_GPUSVM_SCAN_MIXED,
 }
 
-/// Where one page is, as far as a scan tells providers apart.
+/// Where one page is; the providers are told apart by their addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Location {
-    /// Nowhere, or not to be had.
+    /// No page is present, or it is not accessible.
     Absent,
-    /// System memory.
+    /// The page is in system memory.
     System,
-    /// Memory of the provider with this address.
+    /// The page is in the memory of the provider with this address.
     Device(usize),
 }
 
-/// What pages at `places` make together, for a scan that asks about the provider `wanted`.
+/// Combines the locations of a range's pages, for a caller that asks for the provider `wanted`.
 pub fn classify(places: impl Iterator<Item = Location>, wanted: Option<usize>) -> ScanResult {
     let mut system = false;
     let mut equal = false;
@@ -85,16 +85,16 @@ pub fn classify(places: impl Iterator<Item = Location>, wanted: Option<usize>) -
     }
 }
 
-/// Where a page is.
+/// Returns where a page is.
 ///
 /// # Safety
 ///
-/// The page must be known to be the CPU's still.
+/// The CPU must still have the page mapped: the walk is valid, and the notifier lock is held.
 unsafe fn place(pfn: Pfn) -> Location {
     if !pfn.is_valid() {
         return Location::Absent;
     }
-    // SAFETY: The page exists, by this function's requirements.
+    // SAFETY: The caller guarantees that the CPU has the page mapped, so that it exists.
     let pagemap = unsafe { ext::device_page_pgmap(pfn.page()) };
     if pagemap.is_null() {
         Location::System
@@ -103,49 +103,49 @@ unsafe fn place(pfn: Pfn) -> Location {
     }
 }
 
-/// The first VMA that overlaps `span`.
+/// Returns the first VMA that overlaps `span`.
 pub(crate) fn first_vma<'a>(
     _mmap: &'a MmapReadGuard<'_>,
     mm: &MmWithUser,
     span: Range<usize>,
 ) -> Option<&'a VmaRef> {
-    // SAFETY: The mmap lock is held.
+    // SAFETY: `mmap_lock` is held, as `_mmap` proves.
     unsafe { first_vma_locked(mm, span) }
 }
 
-/// The first VMA that overlaps `span`.
+/// Returns the first VMA that overlaps `span`.
 ///
 /// # Safety
 ///
-/// The mmap lock must be held during `'a`.
+/// `mmap_lock` must be held during `'a`.
 pub(crate) unsafe fn first_vma_locked<'a>(mm: &Mm, span: Range<usize>) -> Option<&'a VmaRef> {
     if span.start >= span.end {
         return None;
     }
-    // SAFETY: By this function's requirements.
+    // SAFETY: The caller holds `mmap_lock`.
     let vma = unsafe {
         ext::find_vma_intersection(mm.as_raw(), span.start as c_ulong, span.end as c_ulong)
     };
     if vma.is_null() {
         return None;
     }
-    // SAFETY: Valid as long as the mmap lock is held.
+    // SAFETY: The VMA is valid as long as `mmap_lock` is held.
     Some(unsafe { VmaRef::from_raw(vma) })
 }
 
 impl GpuSvm {
-    /// Where the pages of `range` are now. Advice only: it may be wrong when the caller reads it.
+    /// Returns where the pages of `range` are. The answer may be outdated when the caller reads it.
     ///
-    /// Looks again, within the bounds of `attempt`, when the CPU changes its mappings meanwhile;
-    /// after that the answer is [`ScanResult::Unpopulated`]. Faults nothing in; takes the mmap lock.
-    /// What it saw stays in `walk`.
+    /// If the CPU changes its mappings meanwhile the walk is repeated, within the bounds of
+    /// `attempt`; when these are spent the answer is [`ScanResult::Unpopulated`]. Faults in no
+    /// page; takes `mmap_lock`. The result of the walk stays in `walk`.
     ///
-    /// Device memory of others than `owner` looks as if nothing were there. Without a provider that is
-    /// `wanted`, nothing is [`Equal`](ScanResult::Equal): C says that of system memory then.
+    /// Device memory of an owner other than `owner` counts as absent. If `wanted` is null the
+    /// answer is never [`Equal`](ScanResult::Equal); C returns that for system memory then.
     ///
     /// # Safety
     ///
-    /// The caller must hold the driver's SVM lock, and not the notifier lock; `owner` must be null
+    /// The caller must hold the driver's SVM lock, and not the notifier lock. `owner` must be null
     /// or an owner of device-private pages.
     pub unsafe fn scan(
         &self,
@@ -158,10 +158,11 @@ impl GpuSvm {
         let Some(_mm) = self.mm().and_then(|mm| live_mm::get(mm, 0).ok()) else {
             return ScanResult::Unpopulated;
         };
-        // SAFETY: The driver's lock keeps the range in its tree.
+        // SAFETY: The caller holds the driver's SVM lock, which keeps the range in its tree.
         let notifier = unsafe { range.notifier() }.mmu();
-        // One try: the walk itself goes on until the time of the attempt is spent.
-        // SAFETY: The notifier is inserted, includes the span, and the process has users.
+        // The walk is called once: it repeats itself until the time of the attempt is spent.
+        // SAFETY: The notifier is inserted and includes the span, and `_mm` keeps the process's
+        // address space.
         let seen = unsafe {
             walk.fault(
                 notifier,
@@ -185,12 +186,12 @@ impl GpuSvm {
         )
     }
 
-    /// Brings all pages of `range` that are device memory back to system memory.
+    /// Migrates all pages of `range` that are in device memory back to system memory.
     ///
-    /// Parts of the range without a VMA, or that cannot be had, are passed over, and what is behind
-    /// them is still brought back, while there is time; the first error of a part that has a VMA is returned at
-    /// the end. Takes the mmap lock. `ETIME` says that the CPU kept changing its mappings, `EFAULT` also that
-    /// the process is gone or exiting.
+    /// Skips parts of the range without a VMA, and parts whose pages cannot be faulted in, and goes
+    /// on behind them while there is time; returns the first error of a part that has a VMA at the
+    /// end. Takes `mmap_lock`. Fails with `ETIME` if the CPU kept changing its mappings, and with
+    /// `EFAULT` also if the process is gone or exiting.
     ///
     /// # Safety
     ///
@@ -198,7 +199,7 @@ impl GpuSvm {
     pub unsafe fn evict(&self, range: &SvmRange, attempt: &Attempt<'_>) -> Result {
         let pages = range.size() >> PAGE_SHIFT;
         let mm = live_mm::get(self.mm().ok_or(EFAULT)?, pages)?;
-        // SAFETY: The driver's lock keeps the range in its tree.
+        // SAFETY: The caller holds the driver's SVM lock, which keeps the range in its tree.
         let notifier = unsafe { range.notifier() }.mmu();
         let mut walk = Walk::new();
         let mut rest = range.span();
@@ -212,7 +213,8 @@ impl GpuSvm {
                 vma.start().max(rest.start)..vma.end().min(rest.end)
             };
             rest.start = part.end;
-            // SAFETY: The notifier is inserted, includes the span, and the process has users.
+            // SAFETY: The notifier is inserted and includes the span, and `mm` keeps the process's
+            // address space.
             let done = unsafe {
                 walk.fault(
                     notifier,
@@ -227,7 +229,7 @@ impl GpuSvm {
                 Err(e) => {
                     kernel_ext::debug!("evicting {part:#x?} failed: {e:?}");
                     result = result.and(Err(if e == EBUSY { ETIME } else { e }));
-                    // There is no time for what is behind it, either.
+                    // The time is spent: the parts behind this one cannot be faulted in, either.
                     if e == EBUSY && attempt.is_last() {
                         break;
                     }

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The MM level: an address space of a process, the notifiers that watch it, and their ranges.
+//! The MM level: a process's address space, the MMU interval notifiers that watch it, and their
+//! ranges.
 //!
-//! Nothing here knows a device. What a driver does is behind an operations table, C's
-//! `struct drm_gpusvm_ops`, whether the driver is written in C or in Rust.
+//! No type of this module knows a device. A driver is called through an operations table, C's
+//! `struct drm_gpusvm_ops`, whether it is written in C or in Rust.
 //!
 //! # Locking
 //!
 //! Outermost first: the driver's SVM lock, `mmap_lock` for reading, the notifier lock.
 //!
-//! - The *driver's SVM lock* serializes everything that finds, inserts, removes or maps ranges.
+//! - The *driver's SVM lock* serializes all callers that find, insert, remove or map ranges.
 //!   Functions that need it are `unsafe` here; [`Svm`](crate::driver::Svm) makes them safe by a
-//!   token.
-//! - The *notifier lock* is taken for writing to invalidate, and to change a tree; for reading to
-//!   map, to commit and to look up. No memory is allocated under it.
+//!   lock guard.
+//! - The *notifier lock* is taken for writing to invalidate ranges and to change a tree, and for
+//!   reading to map pages, to commit GPU page tables and to look ranges up. No memory is allocated
+//!   under it.
 //!
 //! C: `struct drm_gpusvm`.
 
@@ -51,12 +53,12 @@ use kernel_ext::{
 
 pub use kernel_ext::bindings::drm_gpusvm_ops as Ops;
 
-/// An address space whose mappings devices share; it has the layout of `struct drm_gpusvm`.
+/// An address space that is mirrored by devices; it has the layout of `struct drm_gpusvm`.
 ///
 /// # Invariants
 ///
-/// `ops` is null or points to operations that outlive the object. `chunk_sizes` points to
-/// `num_chunks` sizes that outlive it, if `num_chunks` is not 0.
+/// `ops` is null or points to operations that outlive the object. If `num_chunks` is not 0,
+/// `chunk_sizes` points to `num_chunks` sizes that outlive the object.
 #[repr(C)]
 #[pin_data]
 pub struct GpuSvm {
@@ -68,8 +70,8 @@ pub struct GpuSvm {
     pub(crate) ops: *const Ops,
     pub(crate) chunk_sizes: *const usize,
     pub(crate) num_chunks: c_int,
-    /// What `invalidate` can do for who may not wait, and whether anything may be mapped; padding in C.
-    /// Changed only under the notifier lock, held for writing.
+    /// [`NONBLOCK`], [`REFUSED`] and [`SHUT`]; padding in C. Written only under the notifier lock,
+    /// held for writing, or before the SVM is shared with another thread.
     state: Atomic<u32>,
     #[pin]
     pub(crate) notifier_lock: RwSemaphore,
@@ -79,27 +81,29 @@ pub struct GpuSvm {
     pub(crate) lock_dep_map: Cell<*mut bindings::lockdep_map>,
 }
 
-// SAFETY: An SVM may be used and torn down from any thread.
+// SAFETY: No field is bound to the thread that made the SVM: an `mm` reference may be dropped by
+// any thread.
 unsafe impl Send for GpuSvm {}
-// SAFETY: Its fields are immutable, or protected as the module's documentation says.
+// SAFETY: The fields are immutable, or protected as the module's documentation says.
 unsafe impl Sync for GpuSvm {}
 
-/// What a full SVM is made of; see [`GpuSvm::new`].
+/// The parameters of a [`GpuSvm`] with ranges; see [`GpuSvm::new`].
 #[derive(Clone, Copy)]
 pub struct Config {
     /// First address, in bytes.
     pub start: usize,
     /// Size of the address space, in bytes; `start + size` must not overflow.
     pub size: usize,
-    /// Span of one notifier: a power of two, in bytes, not smaller than the largest chunk.
+    /// Size of the span of one notifier, in bytes: a power of two, not smaller than the largest
+    /// chunk.
     pub notifier_size: usize,
-    /// The sizes of ranges: powers of two, in bytes, in descending order, the last of them
+    /// The sizes of ranges, in bytes: powers of two in descending order, the last of them
     /// `PAGE_SIZE`.
     pub chunk_sizes: &'static [usize],
 }
 
 impl Config {
-    /// Whether the parts fit together.
+    /// Fails with `EINVAL` unless the sizes are as the fields' documentation demands.
     pub fn check(&self) -> Result {
         let largest = *self.chunk_sizes.first().ok_or(EINVAL)?;
         if !chunk::sizes_are_valid(self.chunk_sizes, PAGE_SIZE)
@@ -108,23 +112,24 @@ impl Config {
             || self.size == 0
             || self.start.checked_add(self.size).is_none()
         {
-            kernel_ext::debug!("refused a configuration whose sizes do not fit together");
+            kernel_ext::debug!("refused a configuration with invalid sizes");
             return Err(EINVAL);
         }
         Ok(())
     }
 }
 
-/// The driver's `invalidate` can be called for who may not wait.
+/// Flag of `GpuSvm::state`: the driver's `invalidate` supports ranges that are not blockable.
 const NONBLOCK: u32 = 1;
-/// It was, and would have to wait.
+/// Flag of `GpuSvm::state`: the `invalidate` call under way would have to sleep.
 const REFUSED: u32 = 2;
-/// Nothing is mapped any more.
+/// Flag of `GpuSvm::state`: no page of any range may be mapped any more.
 const SHUT: u32 = 4;
 
 impl GpuSvm {
-    /// A full SVM of `mm`, `drm_gpusvm_init()`. Fails with `EINVAL` as [`Config::check`] says, or
-    /// for operations without `invalidate`.
+    /// Creates an SVM with ranges for `mm`. C: `drm_gpusvm_init()`.
+    ///
+    /// Fails with `EINVAL` as [`Config::check`] does, and if `ops` has no `invalidate`.
     pub fn new(
         name: &'static CStr,
         mm: &Mm,
@@ -141,7 +146,7 @@ impl GpuSvm {
         })
     }
 
-    /// An SVM for [`Pages`] that a driver maps with notifiers of its own, and no ranges.
+    /// Creates an SVM without ranges, for [`Pages`] that a driver maps under notifiers of its own.
     pub fn pages_only(name: &'static CStr) -> impl PinInit<Self, Error> {
         let config = Config {
             start: 0,
@@ -181,30 +186,31 @@ impl GpuSvm {
         })
     }
 
-    /// The C object.
+    /// Returns a raw pointer to the C object.
     pub fn as_raw(&self) -> *mut ext::drm_gpusvm {
         (&raw const *self).cast_mut().cast()
     }
 
-    /// A reference to an SVM that was made by [`new`](Self::new) or [`pages_only`](Self::pages_only).
+    /// Returns a reference to an SVM that [`new`](Self::new) or [`pages_only`](Self::pages_only)
+    /// created.
     ///
     /// # Safety
     ///
-    /// `ptr` must be such an object, and stay one during `'a`.
+    /// `ptr` must point to such an SVM, which must stay valid during `'a`.
     pub unsafe fn from_raw<'a>(ptr: *mut ext::drm_gpusvm) -> &'a Self {
-        // SAFETY: By this function's requirements.
+        // SAFETY: The caller guarantees that `ptr` is a valid SVM during `'a`.
         unsafe { &*ptr.cast() }
     }
 
-    /// The process's address space; none of a pages-only SVM.
+    /// Returns the process's address space; none for a pages-only SVM.
     pub fn mm(&self) -> Option<&Mm> {
         self.mm.as_deref()
     }
 
-    /// The driver's operations; an empty table of a pages-only SVM.
+    /// Returns the driver's operations; an empty table for a pages-only SVM.
     pub(crate) fn ops(&self) -> &Ops {
         static NONE: Ops = pin_init::zeroed();
-        // SAFETY: By the type invariants.
+        // SAFETY: By the type invariants `ops` is null or valid.
         unsafe { self.ops.as_ref() }.unwrap_or(&NONE)
     }
 
@@ -216,16 +222,17 @@ impl GpuSvm {
         if self.num_chunks <= 0 {
             return &[];
         }
-        // SAFETY: By the type invariants.
+        // SAFETY: By the type invariants `chunk_sizes` points to `num_chunks` sizes.
         unsafe { core::slice::from_raw_parts(self.chunk_sizes, self.num_chunks as usize) }
     }
 
-    /// The addresses of the SVM, in bytes.
+    /// Returns the addresses of the SVM, in bytes.
     pub fn span(&self) -> Range<usize> {
         self.mm_start..self.mm_start.saturating_add(self.mm_range)
     }
 
-    /// The notifier lock. Take it for reading; writing is the core's.
+    /// Returns the notifier lock. Drivers take it for reading only; the core alone takes it for
+    /// writing.
     pub(crate) fn notifier_lock(&self) -> &RwSemaphore {
         &self.notifier_lock
     }
@@ -235,28 +242,29 @@ impl GpuSvm {
         self.notifier_lock.read()
     }
 
-    /// Tells which lock is the driver's SVM lock: from now on a debug kernel warns where it is not
-    /// held. C: `drm_gpusvm_driver_set_lock()`.
+    /// Registers the driver's SVM lock: a kernel with lockdep then warns when a function that needs
+    /// the lock is called without it. C: `drm_gpusvm_driver_set_lock()`.
     ///
     /// # Safety
     ///
-    /// `map` must be of a lock that outlives the SVM. Nobody else may know the SVM yet.
+    /// `map` must belong to a lock that outlives the SVM. The SVM must not be shared with another
+    /// thread yet.
     #[cfg(CONFIG_LOCKDEP)]
     pub unsafe fn set_driver_lock(&self, map: *mut bindings::lockdep_map) {
         self.lock_dep_map.set(map);
     }
 
-    /// Warns, on a debug kernel, unless the driver's SVM lock is held, for a driver that told it by
-    /// [`set_driver_lock`](Self::set_driver_lock).
+    /// Warns, on a kernel with lockdep, unless the caller holds the driver's SVM lock. Does nothing
+    /// if the driver has not called [`set_driver_lock`](Self::set_driver_lock).
     pub(crate) fn assert_driver_lock(&self) {
         #[cfg(CONFIG_LOCKDEP)]
-        // SAFETY: Null, or the map of a lock that outlives the SVM.
+        // SAFETY: The pointer is null, or the map of a lock that outlives the SVM.
         unsafe {
             ext::lockdep_assert_map_held(self.lock_dep_map.get())
         }
     }
 
-    /// Calls the driver's `invalidate` for `range`. The notifier lock is held for writing.
+    /// Calls the driver's `invalidate` for `range`. The caller holds the notifier lock for writing.
     pub(crate) fn call_invalidate(
         &self,
         notifier: &Notifier,
@@ -265,31 +273,33 @@ impl GpuSvm {
         self.notifier_lock.assert_held_write();
         if let Some(invalidate) = self.ops().invalidate {
             let notifier = (&raw const *notifier).cast_mut().cast();
-            // SAFETY: The driver's operation is called as it is by C: with the notifier lock held.
+            // SAFETY: The notifier lock is held for writing, as the operation requires; `notifier`
+            // belongs to this SVM.
             unsafe { invalidate(self.as_raw(), notifier, range) }
         }
     }
 
-    /// Says that the driver's `invalidate` heeds whether a range is blockable, and calls
-    /// [`refuse`](Self::refuse) where it would have to wait; C's has no way to say that. Before anybody else
-    /// knows the SVM.
+    /// Declares that the driver's `invalidate` supports ranges that are not blockable: it calls
+    /// [`refuse`](Self::refuse) where it would have to sleep. A C driver's `invalidate` cannot do
+    /// that. Called before the SVM is shared with another thread.
     pub(crate) fn set_nonblock(&self) {
         self.change_state(0, NONBLOCK);
     }
 
-    /// Says, in `invalidate`, that it would have to wait, so that the pages may be in use still.
+    /// Called by `invalidate` that would have to sleep for a range that is not blockable: pages of
+    /// that range may still be in use.
     pub(crate) fn refuse(&self) {
         self.change_state(0, REFUSED);
     }
 
-    /// From now on no page is mapped: whoever tries fails with `EFAULT`. What is mapped is the
-    /// caller's to unmap.
+    /// Makes every later attempt to map a page fail with `EFAULT`. The caller unmaps the pages that
+    /// are mapped already.
     pub(crate) fn shut(&self) {
         self.notifier_lock.assert_held_write();
         self.change_state(0, SHUT);
     }
 
-    /// Whether it is [`shut`](Self::shut), for who holds the notifier lock.
+    /// Returns whether the SVM is [`shut`](Self::shut). The caller holds the notifier lock.
     pub(crate) fn is_shut(&self) -> bool {
         self.state.load(Relaxed) & SHUT != 0
     }
@@ -299,8 +309,9 @@ impl GpuSvm {
         self.state.store(state & !clear | set, Relaxed);
     }
 
-    /// As [`call_invalidate`](Self::call_invalidate), for a range that is not blockable. Returns whether the
-    /// driver let go; if not, the pages of some ranges may be mapped still.
+    /// Like [`call_invalidate`](Self::call_invalidate), for a `range` that is not blockable.
+    /// Returns whether the driver has ended its use of all pages; if not, pages of some ranges may
+    /// still be mapped.
     pub(crate) fn try_call_invalidate(
         &self,
         notifier: &Notifier,
@@ -310,17 +321,18 @@ impl GpuSvm {
             return false;
         }
         self.call_invalidate(notifier, range);
-        // The notifier lock is held for writing: it was this call that refused.
+        // The notifier lock is held for writing, so that only the call above can have set the flag.
         let done = self.state.load(Relaxed) & REFUSED == 0;
         self.change_state(REFUSED, 0);
         done
     }
 
-    /// Invalidates `range` as if the CPU had changed its mappings, by an event of the kind `event`.
+    /// Calls the driver's `invalidate` for `range` as for a change of the CPU's mappings of kind
+    /// `event`.
     ///
-    /// This is how anything but a change by the CPU makes a driver let go of a range: a permission
-    /// to be raised ([`PROTECTION_PAGE`]), a range to be cut ([`UNMAP`]). A driver has one way to
-    /// let go, and cannot tell the difference.
+    /// The core uses it to raise the permission of mapped pages ([`PROTECTION_PAGE`]) and to have a
+    /// range replaced by a smaller one ([`UNMAP`]). The driver handles both like a change by the
+    /// CPU.
     ///
     /// # Safety
     ///
@@ -334,31 +346,32 @@ impl GpuSvm {
             end: span.end as c_ulong,
             flags: bindings::MMU_NOTIFIER_RANGE_BLOCKABLE,
             event,
-            // Tells it from a change by the CPU.
+            // The owner tells this call from a change by the CPU.
             owner: self.as_raw().cast(),
         };
         let _lock = self.notifier_lock.write();
-        // SAFETY: The driver's lock keeps the range in its tree.
+        // SAFETY: The caller holds the driver's SVM lock, which keeps the range in its tree.
         self.call_invalidate(unsafe { range.notifier() }, &raw const mmu_range);
     }
 
-    /// The lowest notifier that overlaps `span`. C: `drm_gpusvm_notifier_find()`.
+    /// Returns the lowest notifier that overlaps `span`. C: `drm_gpusvm_notifier_find()`.
     ///
     /// # Safety
     ///
     /// The caller must hold the driver's SVM lock or the notifier lock while it uses the result.
     pub unsafe fn notifier_find(&self, span: Range<usize>) -> Option<NonNull<Notifier>> {
-        // SAFETY: The tree changes only under both locks.
+        // SAFETY: The tree changes only under both locks, of which the caller holds one.
         Notifier::from_node(unsafe { self.notifiers.first(span) })
     }
 
-    /// The lowest range that overlaps `span`, in whatever notifier.
+    /// Returns the lowest range that overlaps `span`, in any notifier.
     ///
     /// # Safety
     ///
     /// The caller must hold the driver's SVM lock or the notifier lock while it uses the result.
     pub unsafe fn range_find(&self, span: Range<usize>) -> Option<NonNull<SvmRange>> {
-        // SAFETY: As this function requires, here and below; notifiers of the tree are valid.
+        // SAFETY: The caller holds one of the two locks, here and below; notifiers of the tree are
+        // valid.
         let mut notifier = unsafe { self.notifier_find(span.clone()) };
         while let Some(ptr) = notifier {
             // SAFETY: As above.
@@ -376,37 +389,39 @@ impl GpuSvm {
         None
     }
 
-    /// The range after `range` that begins below `end`, in this notifier or a later one.
+    /// Returns the range after `range` that begins below `end`, in the same notifier or a later
+    /// one.
     ///
     /// # Safety
     ///
     /// As for [`range_find`](Self::range_find); `range` must be in its tree.
     pub unsafe fn range_next(&self, range: &SvmRange, end: usize) -> Option<NonNull<SvmRange>> {
-        // SAFETY: As this function requires.
+        // SAFETY: The caller holds one of the two locks, and `range` is in its tree.
         let next = match unsafe { range.next() } {
             Some(next) => Some(next),
-            // SAFETY: As this function requires.
+            // SAFETY: As above.
             None => unsafe { self.range_find(range.notifier().span().end..end) },
         };
-        // SAFETY: Ranges of the tree are valid.
+        // SAFETY: Ranges of the tree are valid while one of the two locks is held.
         next.filter(|next| unsafe { next.as_ref() }.span().start < end)
     }
 
-    /// Whether any range overlaps `span`. C: `drm_gpusvm_has_mapping()`.
+    /// Returns whether any range overlaps `span`. C: `drm_gpusvm_has_mapping()`.
     ///
     /// # Safety
     ///
     /// The caller must hold the driver's SVM lock or the notifier lock.
     pub unsafe fn has_mapping(&self, span: Range<usize>) -> bool {
-        // SAFETY: As this function requires.
+        // SAFETY: The caller holds one of the two locks.
         unsafe { self.range_find(span) }.is_some()
     }
 
-    /// Start of the part of the first CPU VMA that lies in `span`, so never below `span.start`;
-    /// none if there is no VMA or the process is gone. Takes the mmap lock.
+    /// Returns the start of the part of the first CPU VMA that lies in `span`, which is never below
+    /// `span.start`; none if `span` has no VMA or the process is gone. Takes `mmap_lock` for
+    /// reading.
     ///
-    /// C: `drm_gpusvm_find_vma_start()`, which gives the start of the VMA even if that is below the
-    /// span.
+    /// C: `drm_gpusvm_find_vma_start()`, which returns the start of the VMA even if that is below
+    /// the span.
     pub fn find_vma_start(&self, span: Range<usize>) -> Option<usize> {
         let mm = live_mm::get(self.mm()?, 0).ok()?;
         let mmap = mm.mmap_read_lock();
@@ -414,29 +429,31 @@ impl GpuSvm {
         Some(vma.start().max(span.start))
     }
 
-    /// Takes a range out of its tree, after `zap` and the unmapping of all of `pages`, under one
-    /// hold of the notifier lock; gives up the tree's reference. C: `drm_gpusvm_range_remove()`.
+    /// Removes a range from its tree, and gives up the tree's reference. C:
+    /// `drm_gpusvm_range_remove()`.
     ///
-    /// Nobody can see the range out of the tree and still mapped. `zap` runs with the notifier
-    /// lock held for writing, and is told whether any page is mapped: then it must end every use of
-    /// the pages' addresses. The notifier goes with its last range.
+    /// `zap` runs first, then all of `pages` are unmapped, then the range leaves the tree, all
+    /// under one hold of the notifier lock for writing: no thread finds the range outside of its
+    /// tree and still mapped. `zap` is told whether any page is mapped; if so, it must end the
+    /// device's use of the pages' addresses. The notifier is freed with its last range.
     ///
     /// # Safety
     ///
     /// The caller must hold the driver's SVM lock, and not the notifier lock. `range` must be in
-    /// its tree, and `pages` all the pages objects that are mapped for it.
+    /// its tree, and `pages` must be all pages objects that are mapped for it.
     pub unsafe fn remove(&self, range: NonNull<SvmRange>, pages: &[Pages], zap: impl FnOnce(bool)) {
         self.assert_driver_lock();
-        // SAFETY: The driver's lock keeps the range and its notifier.
+        // SAFETY: The caller holds the driver's SVM lock, which keeps the range and its notifier.
         let (this, notifier) = unsafe { (range.as_ref(), range.as_ref().notifier()) };
         let last = {
             let _lock = self.notifier_lock.write();
             zap(pages.iter().any(Pages::is_any_mapped));
             for pages in pages {
-                // SAFETY: The notifier lock is held for writing.
+                // SAFETY: The notifier lock is held for writing; `zap` has ended the device's use
+                // of the pages.
                 unsafe { pages.retire() };
             }
-            // SAFETY: Both locks are held, and the range is linked here.
+            // SAFETY: Both locks are held, and the range is linked in this tree.
             unsafe {
                 notifier.ranges().remove(this.node());
                 let last = notifier.is_empty();
@@ -447,21 +464,21 @@ impl GpuSvm {
             }
         };
         let notifier = NonNull::from(notifier);
-        // SAFETY: The tree's reference is given up; the SVM exists.
+        // SAFETY: The range has left the tree, whose reference is given up; the SVM exists.
         unsafe { SvmRange::put(range) };
         if last {
-            // SAFETY: The driver's lock is held and the notifier lock is not; the notifier has no
-            // ranges and is in no tree.
+            // SAFETY: The driver's SVM lock is held and the notifier lock is not; the notifier has
+            // no ranges and is in no tree.
             unsafe { notifier::remove_and_free(notifier) };
         }
     }
 }
 
-/// Kinds of change, `enum mmu_notifier_event`.
+/// The kind of a change of the CPU's mappings, `enum mmu_notifier_event`.
 pub type Event = bindings::mmu_notifier_event;
 /// The CPU unmapped the span.
 pub const UNMAP: Event = bindings::mmu_notifier_event_MMU_NOTIFY_UNMAP;
-/// Pages are taken from the span.
+/// The kernel replaces or reclaims pages of the span.
 pub const CLEAR: Event = bindings::mmu_notifier_event_MMU_NOTIFY_CLEAR;
 /// The permission of the VMA changes.
 pub const PROTECTION_VMA: Event = bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_VMA;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Device addresses, as long as they are known to be right.
+//! Device addresses, while they are known to be valid.
 //!
-//! A [`View`] exists only inside [`LockedRange::commit`](crate::guard::LockedRange::commit): while the notifier
-//! lock is held, after the pages were seen to be valid. Nothing that it gives out outlives it: neither its
-//! [`Segments`] nor a [`Mapped`] leave the closure. The number in a `Mapped` can be copied from it, as it must be
-//! to get into the driver's own page tables; and [`Driver::invalidate`] has to clear it there.
+//! A [`View`] exists only inside [`LockedRange::commit`](crate::guard::LockedRange::commit): the
+//! notifier lock is held, and the pages have been checked to be valid. The borrow checker keeps
+//! [`Segments`] and [`Mapped`] from leaving the closure. A driver copies the address out of a
+//! `Mapped` into its GPU page tables, and [`Driver::invalidate`] must remove it there.
 //!
 //! [`Driver::invalidate`]: crate::driver::Driver::invalidate
 
@@ -31,30 +31,30 @@ pub struct View<'v> {
 impl<'v> View<'v> {
     /// # Safety
     ///
-    /// The notifier lock must be held during `'v`, and all of `pages` be valid, for `span`.
+    /// The notifier lock must be held during `'v`, and all of `pages` must be valid, for `span`.
     pub(crate) unsafe fn new(span: Range<usize>, pages: &'v [Pages]) -> Self {
         Self { span, pages }
     }
 
-    /// The addresses of the range, in bytes.
+    /// Returns the addresses of the range, in bytes.
     pub fn span(&self) -> Range<usize> {
         self.span.clone()
     }
 
-    /// How many devices the range is mapped for; at least one.
+    /// Returns the number of devices that the range is mapped for; at least one.
     pub fn devices(&self) -> usize {
         self.pages.len()
     }
 
-    /// The segments of the first device, or the only one.
+    /// Returns the segments of the first device, or the only one.
     pub fn segments(&self) -> Segments<'v> {
         self.of(0)
     }
 
-    /// The segments of the device with this index; none if there is no such device.
+    /// Returns the segments of the device with the index `device`; none if there is no such device.
     pub fn of(&self, device: usize) -> Segments<'v> {
         let rest = match self.pages.get(device) {
-            // SAFETY: By `new()`'s requirements the notifier lock is held during `'v`.
+            // SAFETY: The caller of `new()` guarantees that the notifier lock is held during `'v`.
             Some(pages) => unsafe { pages.mapped() },
             None => &[],
         };
@@ -64,13 +64,13 @@ impl<'v> View<'v> {
         }
     }
 
-    /// The device with this index.
+    /// Returns the device with the index `device`.
     pub fn device(&self, device: usize) -> Option<&'v DrmDevice> {
         self.pages.get(device).map(Pages::device)
     }
 }
 
-/// A piece of a range, as a device addresses it while the view is there.
+/// A contiguous piece of a range, with its device address, valid as long as the view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapped<'v> {
     /// The process's address, in bytes, which is also the GPU's.
@@ -79,9 +79,9 @@ pub struct Mapped<'v> {
     pub addr: u64,
     /// Size in bytes.
     pub len: usize,
-    /// Whether the device may write.
+    /// Whether the device may write to it.
     pub writable: bool,
-    /// What kind of address it is.
+    /// The kind of `addr`.
     pub proto: Protocol,
     _view: PhantomData<&'v Segment>,
 }
