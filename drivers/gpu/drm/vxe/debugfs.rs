@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The files of a device in debugfs, below `dri/<device>`:
+//! The debugfs files of a device, below `dri/<device>`:
 //!
-//! - `vms`: the open VMs, each with its VMAs, its ranges and their state;
-//! - `objects`: how many objects there are, see [`objects`](crate::objects);
+//! - `vms`: the VMs, each with its VMAs, its ranges and their state;
+//! - `objects`: the numbers of objects, see [`objects`](crate::objects);
 //! - `gt0/stats`: the counters, see [`stats`](crate::stats).
 
 use crate::driver::Device;
@@ -15,7 +15,7 @@ use kernel::{
 };
 use vxe_sim::debugfs::{Content, Tree};
 
-/// Makes the files of `dev`.
+/// Creates the files of `dev`.
 pub(crate) fn init(tree: &mut Tree, dev: &Device) -> Result {
     tree.file(None, c"vms", Vms(dev.into()))?;
     tree.file(None, c"objects", Objects(dev.into()))?;

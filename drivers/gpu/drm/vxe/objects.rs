@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How many objects of each kind a device has, for debugfs: from when one is made until it is freed,
-//! whoever knows of it. What leaks is counted for ever.
+//! Counts of a device's objects, for debugfs. An object is counted from its creation until it is
+//! freed, so a leak shows as a count that never goes down.
 
 use kernel::{
     prelude::*,
@@ -18,7 +18,7 @@ use kernel::{
     }, //
 };
 
-/// What is counted.
+/// A kind of object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// VMs.
@@ -29,7 +29,7 @@ pub(crate) enum Kind {
     Buffer,
 }
 
-/// The numbers of a device's objects.
+/// Counts the objects of a device.
 pub(crate) struct Objects {
     vms: Atomic<usize>,
     queues: Atomic<usize>,
@@ -37,7 +37,7 @@ pub(crate) struct Objects {
 }
 
 impl Objects {
-    /// None of any kind. Fails with `ENOMEM`.
+    /// Creates counters that are zero. Fails with `ENOMEM`.
     pub(crate) fn new() -> Result<Arc<Self>> {
         let none = Self {
             vms: Atomic::new(0),
@@ -55,7 +55,7 @@ impl Objects {
         }
     }
 
-    /// One more object, which keeps the result.
+    /// Counts one more object, until the result is dropped.
     pub(crate) fn count(self: &Arc<Self>, kind: Kind) -> Counted {
         self.of(kind).add(1, Relaxed);
         Counted {
@@ -72,7 +72,7 @@ impl Objects {
     }
 }
 
-/// An object that is counted; dropped, it is not any more.
+/// Counts one object until it is dropped.
 pub(crate) struct Counted {
     objects: Arc<Objects>,
     kind: Kind,

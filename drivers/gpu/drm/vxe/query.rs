@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! DEVICE_QUERY: what the device is.
+//! DEVICE_QUERY: the properties of the device.
 //!
-//! A program asks twice: first with size 0, to learn the size of the answer, then with a buffer of
-//! exactly that size.
+//! A program calls it twice: with size 0, which returns the size of the answer, and then with a
+//! buffer of exactly that size.
 
 use crate::{
     check::ensure,
@@ -26,37 +26,37 @@ use kernel::{
 };
 use vxe_sim::sysinfo::Clock;
 
-/// The clock of the GT, in Hz: as on the device that this one looks like.
+/// The reference clock of the GT in Hz, that of a Battlemage G21.
 const REFERENCE_CLOCK: u32 = 19_200_000;
 
 /// The graphics IP of the GT: Xe2.
 const IP_VERSION: (u16, u16, u16) = (20, 1, 4);
 
-/// The bytes of a mask of subslices, as xe has it. There are none, in a GPU that only copies.
+/// The size of a mask of subslices in xe, in bytes. The device has no subslices, as it only copies.
 const DSS_MASK: [u8; 16] = [0; 16];
-/// The bytes of a mask of execution units in a subslice.
+/// The size of a mask of execution units in a subslice, in bytes.
 const EU_MASK: [u8; 8] = [0; 8];
 
-/// An answer in the making.
+/// An answer that is being built.
 #[derive(Default)]
 struct Answer(KVec<u8>);
 
 impl Answer {
-    /// Puts a value behind what is there.
+    /// Appends a value. Fails with `ENOMEM`.
     fn push<T: AsBytes>(&mut self, value: &T) -> Result {
         Ok(self.0.extend_from_slice(value.as_bytes(), GFP_KERNEL)?)
     }
 
-    /// The count that many answers begin with.
+    /// Appends the count that many answers begin with, and its padding.
     fn push_count(&mut self, count: u32) -> Result {
         self.push(&count)?;
         self.push(&0u32)
     }
 
-    /// Tells the size, or copies the answer out.
+    /// Returns the size in `query`, or copies the answer to userspace.
     ///
-    /// Fails with `EINVAL` unless the buffer has that size, and with `fault` unless it can be
-    /// written.
+    /// Fails with `EINVAL` unless the buffer has exactly the size of the answer, and with `fault`
+    /// if it cannot be written.
     fn give(
         self,
         ioctl: &mut Ioctl<'_>,
@@ -73,9 +73,9 @@ impl Answer {
     }
 }
 
-/// Tells the size of an answer, if that is what is asked; then it is all, and the result is true.
+/// Stores the size of an answer in `query` if userspace asked for it, and returns whether it did.
 ///
-/// Fails with `EINVAL` if the size is another.
+/// Fails with `EINVAL` if userspace passed another size.
 fn tell_size(dev: &Device, query: &mut uapi::drm_xe_device_query, size: usize) -> Result<bool> {
     let size = u32::try_from(size)?;
     let asked = query.size == 0;
@@ -88,8 +88,8 @@ fn tell_size(dev: &Device, query: &mut uapi::drm_xe_device_query, size: usize) -
 
 /// `DRM_IOCTL_XE_DEVICE_QUERY`.
 ///
-/// Fails with `EINVAL`; with `EFAULT` (`ENOSPC` for memory regions, as with xe) for a bad buffer; and
-/// with `ENODEV` for what this device has not: firmware, protected content and sampling.
+/// Fails with `EINVAL`; with `EFAULT` for a bad buffer (`ENOSPC` for memory regions, as in xe); and
+/// with `ENODEV` for firmware, protected content and sampling, which the device does not have.
 pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query) -> Result<u32> {
     let dev = ioctl.dev();
     ensure!(dev, query.extensions == 0, EINVAL);
@@ -99,7 +99,7 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query
         uapi::DRM_XE_DEVICE_QUERY_MEM_REGIONS => mem_regions(dev)?.give(ioctl, query, ENOSPC)?,
         uapi::DRM_XE_DEVICE_QUERY_CONFIG => config(dev)?.give(ioctl, query, EFAULT)?,
         uapi::DRM_XE_DEVICE_QUERY_GT_LIST => gt_list(dev)?.give(ioctl, query, EFAULT)?,
-        // A table of the firmware's, which is empty.
+        // The table of the firmware, which is empty.
         uapi::DRM_XE_DEVICE_QUERY_HWCONFIG => Answer::default().give(ioctl, query, EFAULT)?,
         uapi::DRM_XE_DEVICE_QUERY_GT_TOPOLOGY => gt_topology()?.give(ioctl, query, EFAULT)?,
         uapi::DRM_XE_DEVICE_QUERY_ENGINE_CYCLES => engine_cycles(ioctl, query)?,
@@ -116,7 +116,7 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query
     Ok(0)
 }
 
-/// The engines: one, that copies.
+/// The engines: one copy engine.
 fn engines() -> Result<Answer> {
     let mut answer = Answer::default();
     answer.push_count(1)?;
@@ -150,7 +150,7 @@ fn mem_regions(dev: &Device) -> Result<Answer> {
     Ok(answer)
 }
 
-/// The numbers that describe the device.
+/// The configuration of the device.
 fn config(dev: &Device) -> Result<Answer> {
     let mut flags = uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_LOW_LATENCY
         | uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_CPU_ADDR_MIRROR
@@ -158,7 +158,7 @@ fn config(dev: &Device) -> Result<Answer> {
     if dev.regions.has_vram() {
         flags |= uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_VRAM;
     }
-    // In the order of the uAPI's numbers.
+    // In the order of the uAPI's indices.
     let info: [u64; 5] = [
         u64::from(DEVICE_ID) | u64::from(REVISION) << 16,
         u64::from(flags),
@@ -213,7 +213,7 @@ fn gt_topology() -> Result<Answer> {
     Ok(answer)
 }
 
-/// The units for observation: none.
+/// The observation units: none.
 fn oa_units() -> Result<Answer> {
     let mut answer = Answer::default();
     answer.push(&0u64)?;
@@ -221,7 +221,7 @@ fn oa_units() -> Result<Answer> {
     Ok(answer)
 }
 
-/// The time of an engine, beside that of a CPU clock of the caller's choice.
+/// The timestamp of an engine, with that of the CPU clock that the caller names.
 fn engine_cycles(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query) -> Result {
     let dev = ioctl.dev();
     let size = size_of::<uapi::drm_xe_query_engine_cycles>();
@@ -238,19 +238,19 @@ fn engine_cycles(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query) -
     let before = Clock::Monotonic.now_ns();
     let cpu = clock.now_ns();
     let delta = Clock::Monotonic.now_ns().saturating_sub(before);
-    // The engine counts since the system booted.
+    // The engine counts from boot.
     let (seconds, ns) = (before / NSEC_PER_SEC, before % NSEC_PER_SEC);
     let clock = i64::from(REFERENCE_CLOCK);
     let engine = seconds.saturating_mul(clock) + ns * clock / NSEC_PER_SEC;
     cycles.width = 64;
-    // CAST: Times since the epoch of a clock are positive.
+    // CAST: The clocks are not negative.
     cycles.engine_cycles = engine as u64;
     cycles.cpu_timestamp = cpu as u64;
     cycles.cpu_delta = delta as u64;
     ioctl.write(query.data, &cycles)
 }
 
-/// The version of firmware, of which there is none.
+/// The version of a firmware; the device has none.
 fn uc_fw_version(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query) -> Result {
     let dev = ioctl.dev();
     const GUC: u32 = uapi::XE_QUERY_UC_TYPE_GUC_SUBMISSION;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How much of what is closed goes at once.
+//! A budget for tearing down VMs.
 
 use kernel::{
     prelude::*,
@@ -10,20 +10,21 @@ use kernel::{
     }, //
 };
 
-/// How many ranges and VMAs whoever closes VMs takes out himself: what is left is for workers, so that it takes
-/// a few milliseconds, however many VMs there are and whatever is in them. All VMs that go with a file have one
-/// of these.
+/// How many ranges and VMAs a thread that closes VMs still removes itself. The collection work
+/// removes the rest, so that closing takes a few milliseconds, whatever the VMs contain. All VMs of
+/// a closed file share one budget.
 pub(crate) struct AtOnce(Atomic<usize>);
 
 impl AtOnce {
     const PIECES: usize = 2048;
 
-    /// Nothing was taken out yet.
+    /// Creates an unused budget.
     pub(crate) fn new() -> Self {
         Self(Atomic::new(Self::PIECES))
     }
 
-    /// Whether one more may be taken out now. To be asked by one thread at a time.
+    /// Takes one range or VMA from the budget. Returns whether there was one left. Called by one
+    /// thread at a time.
     pub(super) fn take(&self) -> bool {
         let left = self.0.load(Relaxed);
         self.0.store(left.saturating_sub(1), Relaxed);

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a VM_BIND asks for, checked.
+//! The checked operations of a VM_BIND.
 //!
-//! An [`Op`] exists only for an operation that makes sense by itself: its flags go together, and its
-//! addresses are pages of the VM. What depends on the state of the VM comes later, in
-//! [`bind`](super::bind).
+//! An [`Op`] is valid by itself: its flags are consistent, and its addresses are pages of the VM.
+//! [`bind`](super::bind) makes the checks that depend on the state of the VM.
 
 use super::{
     attributes::PatIndex,
@@ -38,7 +37,7 @@ use kernel::{
     }, //
 };
 
-/// The flags that there are; those that change nothing here are accepted as well.
+/// The accepted flags, including those that have no effect here.
 const FLAGS: u32 = uapi::DRM_XE_VM_BIND_FLAG_READONLY
     | uapi::DRM_XE_VM_BIND_FLAG_IMMEDIATE
     | uapi::DRM_XE_VM_BIND_FLAG_NULL
@@ -48,73 +47,73 @@ const FLAGS: u32 = uapi::DRM_XE_VM_BIND_FLAG_READONLY
     | uapi::DRM_XE_VM_BIND_FLAG_MADVISE_AUTORESET
     | uapi::DRM_XE_VM_BIND_FLAG_DECOMPRESS;
 
-/// The region that stands for what was advised.
+/// The region number that stands for the advised location.
 // CAST: -1, in an unsigned field.
 const ADVISED: u32 = uapi::DRM_XE_CONSULT_MEM_ADVISE_PREF_LOC as u32;
 
-/// A buffer by its handle, as userspace names it.
+/// A buffer by the GEM handle that userspace passed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Handle(u32);
 
-/// An operation. `B` is how buffers are named: by [`Handle`], and then by reference.
+/// An operation. `B` is how it names buffers: by [`GemHandle`], or by reference once looked up.
 pub(crate) enum Op<B> {
     /// Mirror the process.
     Mirror {
-        /// Where.
+        /// The addresses.
         span: Span,
-        /// What a mirror has besides.
+        /// The attributes of the mapping.
         with: With,
-        /// Attributes go back to their defaults where the CPU unmaps.
+        /// Reset attributes to their defaults where the CPU unmaps.
         autoreset: bool,
     },
     /// Map a buffer.
     Buffer {
-        /// Where.
+        /// The addresses.
         span: Span,
-        /// What a mapping has besides.
+        /// The attributes of the mapping.
         with: With,
         /// The buffer.
         bo: B,
-        /// From where in the buffer on, in bytes.
+        /// The offset in the buffer, in bytes.
         offset: u64,
-        /// Write the page table now.
+        /// Write the page table in this call.
         immediate: bool,
     },
-    /// Remove what is mapped.
+    /// Remove all mappings.
     Unmap {
-        /// Where.
+        /// The addresses.
         span: Span,
     },
-    /// Remove a buffer wherever it is mapped.
+    /// Remove all mappings of a buffer.
     UnmapAll {
         /// The buffer.
         bo: B,
-        /// Caching. It has no effect, but is checked as that of a mapping is.
+        /// The caching. It has no effect, but is checked as for a mapping.
         pat: PatIndex,
     },
-    /// Map pages that the GPU will need.
+    /// Map pages before the GPU accesses them.
     Prefetch {
-        /// Where.
+        /// The addresses.
         span: Span,
-        /// Where they are to be then.
+        /// Where the pages migrate.
         to: To,
     },
 }
 
-/// What all mappings have.
+/// The attributes of a mapping.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct With {
-    /// Caching.
+    /// The caching.
     pub(crate) pat: PatIndex,
     /// The GPU may not write.
     pub(crate) read_only: bool,
 }
 
 impl Op<Handle> {
-    /// Checks an operation of a VM of this mode.
+    /// Checks an operation for a VM of this mode.
     ///
-    /// Fails with `EINVAL` as xe does, and for fields that must be zero. Fails with `EOPNOTSUPP` for
-    /// what vxe has none of: userptr, mappings of nothing, decompression.
+    /// Fails with `EINVAL` as xe does, and for fields that must be zero. Fails with `EOPNOTSUPP`
+    /// for userptr, null mappings and decompression.
     pub(crate) fn new(dev: &Device, raw: &uapi::drm_xe_vm_bind_op, mode: Mode) -> Result<Self> {
         let has = |flag| raw.flags & flag != 0;
         let mirror = has(uapi::DRM_XE_VM_BIND_FLAG_CPU_ADDR_MIRROR);
@@ -202,7 +201,7 @@ impl Op<Handle> {
         })
     }
 
-    /// The addresses of an operation. Fails with `EINVAL` unless they are pages of the VM.
+    /// Checks the addresses of an operation. Fails with `EINVAL` unless they are pages of the VM.
     fn span(dev: &Device, raw: &uapi::drm_xe_vm_bind_op) -> Result<Span> {
         let addr = raw.addr;
         ensure!(dev, addr % PAGE_SIZE as u64 == 0, EINVAL);
@@ -213,12 +212,11 @@ impl Op<Handle> {
         Ok(addr..end)
     }
 
-    /// Looks the buffer up, and has its pages allocated if it is to be mapped. It may sleep for as long as
-    /// that takes.
+    /// Looks up the buffer, and allocates its pages if the operation maps it. Sleeps.
     ///
-    /// Fails with `ENOENT` if there is none, `EINVAL` if the operation goes beyond its end, it was
-    /// made for another VM, or its memory does not bear the caching, `EINTR` for a caller who is killed, and
-    /// `ENOMEM`.
+    /// Fails with `ENOENT` if there is no such buffer, `EINVAL` if the operation goes beyond its
+    /// end, the buffer is private to another VM, or the caching does not suit it, `EINTR` for a
+    /// killed caller, and `ENOMEM`.
     pub(crate) fn resolve(
         self,
         dev: &Device,
@@ -272,7 +270,8 @@ impl Op<Handle> {
 }
 
 impl Op<ARef<Bo>> {
-    /// Gets what mapping its buffer takes, if it maps one. Fails as [`BoData::pin_segments`] does.
+    /// Maps the buffer for the device, if the operation maps one. Fails as [`BoData::pin_segments`]
+    /// does.
     pub(crate) fn pin(&self, dev: &RegisteredDevice) -> Result {
         match self {
             Op::Buffer { bo, .. } => BoData::pin_segments(bo, dev),
