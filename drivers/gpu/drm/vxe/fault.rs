@@ -1,26 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! GPU page faults: from the engine that has one, through the queue of its VM, to a worker and back.
+//! GPU page faults: from the engine to the fault queue of the VM, to a worker, and back.
 //!
-//! What has a fault leaves its engine, and waits in the queue of its VM for the VM's work item, which
-//! runs on the client's work queue (`client.rs`). The answer has it run again. So
+//! An execution with a fault leaves its engine and waits in the fault queue of its VM. The VM's
+//! work item, on the client's work queue (`client.rs`), services the fault, and its answer makes
+//! the execution runnable again. So
 //!
-//! - no thread waits for a fault but the one that services it;
-//! - the faults of one VM are serviced one after the other, by one worker at a time: however many
-//!   queues fault, and however long one fault takes (userfaultfd, a slow file system), it occupies
-//!   one worker and delays its own VM only;
-//! - a client has a few workers. When so many of its VMs wait for pages, the others of its VMs do, too,
-//!   but no other client. A VM that faults on and on lets others have its worker after some faults;
-//! - faults that the service of another one has settled (other queues in the same chunk) are
-//!   answered with it;
-//! - every fault is answered once. What faults belongs to the fault queue from the fault to the answer,
-//!   and nothing is allocated for it: none can fail for that, be forgotten, or be answered twice.
+//! - no thread waits for a fault except the one that services it;
+//! - one worker at a time services the faults of a VM, one after the other. Any number of faulting
+//!   queues, and any duration of a fault (userfaultfd, a slow file system), occupies one worker and
+//!   delays only this VM;
+//! - a client has a fixed number of workers. If all of them wait for pages, the client's other VMs
+//!   wait, too, but no other client does. The work item of a VM with many faults is requeued after
+//!   [`FAULTS_PER_RUN`] of them, so that other VMs get the worker;
+//! - one service answers all faults that it resolves, for example of other queues in the same
+//!   chunk;
+//! - each fault is answered once. From the fault to its answer, the fault queue owns the execution,
+//!   and nothing is allocated for it: so no fault fails for lack of memory, is lost, or is answered
+//!   twice.
 //!
-//! When a VM is closed its waiting faults fail at once, also the one that is being serviced; who
-//! services it need not wait for its page any more (`vm/workers.rs`), and tears the VM down afterwards, so
-//! that closing waits for nobody.
+//! When a VM is closed its pending faults fail at once, including the one in service. The worker
+//! stops waiting for pages (`vm/workers.rs`), and tears the VM down afterwards, so that close()
+//! need not wait for the worker.
 //!
-//! Lock order: a queue's lock is a leaf. Answers are given without it.
+//! Lock order: the lock of a fault queue is a leaf. Faults are answered without it.
 
 use crate::{
     exec_queue::Execution,
@@ -50,7 +53,8 @@ use kernel::{
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;
 
-/// How many faults of one VM are serviced before it is the turn of other VMs of the client.
+/// How many faults of a VM are serviced before its work item is requeued behind other VMs of the
+/// client.
 const FAULTS_A_TURN: u32 = 16;
 
 /// An access that is not mapped.
@@ -58,27 +62,27 @@ const FAULTS_A_TURN: u32 = 16;
 pub(crate) struct Fault {
     /// The GPU address.
     pub(crate) addr: u64,
-    /// What the engine wants to do there.
+    /// The access that the engine needs.
     pub(crate) access: Access,
 }
 
-/// What the service of a fault made possible.
+/// The mapping that the service of a fault made.
 #[derive(Clone, Debug)]
 pub(crate) struct Served {
     /// The addresses that are mapped now.
     pub(crate) span: Span,
-    /// The strongest access that works on all of them.
+    /// The strongest access that the whole span allows.
     pub(crate) access: Access,
 }
 
 impl Served {
-    /// Whether `fault` needs no service any more.
+    /// Returns whether the mapping allows the access of `fault`.
     pub(crate) fn settles(&self, fault: &Fault) -> bool {
         self.span.contains(&fault.addr) && strength(fault.access) <= strength(self.access)
     }
 }
 
-/// Each access includes those that are weaker.
+/// Returns the rank of an access; each access includes those of lower rank.
 fn strength(access: Access) -> u8 {
     match access {
         Access::Read => 0,
@@ -87,30 +91,30 @@ fn strength(access: Access) -> u8 {
     }
 }
 
-/// What has faults.
+/// A context that can have faults.
 pub(crate) trait Faulting: Sized {
-    /// The fault that it waits for.
+    /// Returns the fault that the context waits for.
     fn fault(&self) -> Fault;
 
-    /// The fault is serviced, or failed; `node` has what it waited for. May take locks, but sleeps for
-    /// a short time only.
+    /// Passes on the context in `node` after its fault was serviced or has failed. May take locks;
+    /// must not sleep for long.
     fn answer(node: KBox<Node<Self>>, result: Result);
 }
 
-/// What goes on with a queue's VM.
+/// The state of the VM's fault service.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// No fault is being serviced.
+    /// No fault is in service.
     Idle,
-    /// One is.
+    /// A fault is in service.
     Serving,
-    /// One is, and who services it tears the VM down.
+    /// A fault is in service, and its worker tears the VM down.
     Closing,
     /// No fault will be serviced any more.
     Closed,
 }
 
-/// Faults that wait. What is forgotten has failed.
+/// Pending faults. Those left when it is dropped fail.
 struct Pending<T: Faulting>(Fifo<T>);
 
 impl<T: Faulting> Pending<T> {
@@ -132,22 +136,22 @@ impl<T: Faulting> Drop for Pending<T> {
 struct State<T: Faulting> {
     phase: Phase,
     pending: Pending<T>,
-    /// What waits for the fault that is being serviced. Who takes it out answers.
+    /// The context whose fault is in service. The thread that takes it out answers the fault.
     serving: Option<KBox<Node<T>>>,
 }
 
-/// Counts of a queue's faults.
+/// Counts of faults.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Counts {
     /// Serviced with success.
     pub(crate) served: u64,
-    /// Answered with the service of another.
+    /// Answered with the service of another fault.
     pub(crate) coalesced: u64,
-    /// Answered with an error by their service.
+    /// Failed in their service.
     pub(crate) failed: u64,
 }
 
-/// The faults of one VM.
+/// The faults of a VM.
 #[pin_data]
 pub(crate) struct FaultQueue<T: Faulting> {
     #[pin]
@@ -157,27 +161,27 @@ pub(crate) struct FaultQueue<T: Faulting> {
     failed: Atomic<u64>,
 }
 
-/// Who has to tear a VM down.
+/// Which thread has to tear the VM down.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TearDown {
     /// The caller, now.
     Yours,
-    /// Somebody else, or nobody any more.
+    /// Another thread, or none any more.
     NotYours,
 }
 
-/// What [`FaultQueue::serve`] did.
+/// The result of [`FaultQueue::serve`].
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Serve {
     whose: TearDown,
-    /// Whether there are more faults.
+    /// Whether more faults are pending.
     more: bool,
 }
 
 impl<T: Faulting> FaultQueue<T> {
-    /// An open queue.
+    /// Creates an open queue.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             state <- new_mutex!(
@@ -194,8 +198,8 @@ impl<T: Faulting> FaultQueue<T> {
         })
     }
 
-    /// Puts what has a fault into the queue; the caller then makes sure that a worker looks at it. If
-    /// the VM is closed, answers `ENOENT`.
+    /// Queues a context with a fault. The caller then makes sure that a worker runs. If the VM is
+    /// closed, answers `ENOENT`.
     fn submit(&self, node: KBox<Node<T>>) {
         let mut state = self.state.lock();
         if state.is_closed() {
@@ -205,10 +209,12 @@ impl<T: Faulting> FaultQueue<T> {
         state.pending.0.push_back(node);
     }
 
-    /// Has the next fault serviced and answers it. Returns none if there was none.
+    /// Services the next fault with `service` and answers it. Returns `None` if no fault is
+    /// pending.
     ///
-    /// The answer also goes to all other faults that it settles: success to those that work now, an
-    /// error to those that are the same. The caller must be the only one who services.
+    /// Also answers other pending faults: with success those that `service` resolved, and with the
+    /// same error those at the same address for the same access. At most one thread may call this
+    /// at a time.
     fn serve(&self, service: impl FnOnce(Fault) -> Result<Served>) -> Option<Serve> {
         let fault = {
             let mut state = self.state.lock();
@@ -263,12 +269,12 @@ impl<T: Faulting> FaultQueue<T> {
         Some(Serve { whose, more })
     }
 
-    /// Whether the VM is closed.
+    /// Returns whether the VM is closed.
     pub(crate) fn is_closed(&self) -> bool {
         self.state.lock().is_closed()
     }
 
-    /// Fails all faults, present and future, also the one that is being serviced.
+    /// Fails all present and future faults, including the one in service.
     pub(crate) fn close(&self) -> TearDown {
         let mut state = self.state.lock();
         let (phase, whose) = match state.phase {
@@ -288,7 +294,7 @@ impl<T: Faulting> FaultQueue<T> {
         whose
     }
 
-    /// What happened so far.
+    /// Returns the counts.
     pub(crate) fn counts(&self) -> Counts {
         Counts {
             served: self.served.load(Relaxed),
@@ -305,17 +311,18 @@ impl<T: Faulting> State<T> {
 }
 
 impl Vm {
-    /// Has the fault serviced that `node` waits for, soon, and answered.
+    /// Queues the fault that `node` waits for.
     ///
-    /// The answer is `ENOENT` if the VM is or gets closed, or what its [service](Self::service) says.
+    /// The answer is `ENOENT` if the VM is or gets closed, else the result of its
+    /// [service](Self::service).
     pub(crate) fn fault(self: &Arc<Self>, node: KBox<Node<Execution>>) {
         self.faults().submit(node);
         self.queue_service();
     }
 }
 
-/// Services the faults of `vm`, by `service`, until there are none, or others have waited for long enough: what
-/// its work item does.
+/// Services the faults of `vm` with `service` until none is pending, or requeues the VM's work item
+/// after [`FAULTS_PER_RUN`] faults. Called by that work item.
 pub(crate) fn work(vm: &Arc<Vm>, service: impl Fn(Fault) -> Result<Served>) {
     let service = |fault: Fault| {
         service(fault).inspect_err(|e| {

@@ -1,38 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! First in, first out: a list of boxed nodes that own each other.
+//! A FIFO of boxed nodes, each of which owns the next.
 //!
-//! A node has an owner at any time: a list, or whoever took it out. So it can be in one list only,
-//! is changed without a lock by whoever has it, and nothing is allocated to put it anywhere.
+//! A node has one owner at a time: a FIFO, or the code that took it out. So a node is in one FIFO
+//! at most, its owner changes it without a lock, and moving it between FIFOs allocates nothing.
 //!
-//! Each operation takes constant time but for [`Fifo::pop_front`], which does on the average.
+//! All operations take constant time; [`Fifo::pop_front`] does so on average, and [`Fifo::take_if`]
+//! takes linear time.
 
 use kernel::prelude::*;
 
-/// What can be in a [`Fifo`].
+/// A node of a [`Fifo`].
 pub(crate) struct Node<T> {
     next: Option<KBox<Node<T>>>,
-    /// What it is about.
+    /// The node's value.
     pub(crate) value: T,
 }
 
 impl<T> Node<T> {
-    /// A node in no list.
+    /// Creates a node that is in no FIFO.
     pub(crate) fn new(value: T, flags: kernel::alloc::Flags) -> Result<KBox<Self>> {
         Ok(KBox::new(Self { next: None, value }, flags)?)
     }
 }
 
-/// A list of nodes.
+/// A FIFO of nodes.
 pub(crate) struct Fifo<T> {
-    /// The first ones, in order.
+    /// The first nodes, in order.
     front: Option<KBox<Node<T>>>,
-    /// Those behind them, the last one first.
+    /// The nodes after `front`, in reverse order.
     back: Option<KBox<Node<T>>>,
 }
 
 impl<T> Fifo<T> {
-    /// An empty list.
+    /// Creates an empty FIFO.
     pub(crate) const fn new() -> Self {
         Self {
             front: None,
@@ -40,22 +41,22 @@ impl<T> Fifo<T> {
         }
     }
 
-    /// Whether there are no nodes.
+    /// Returns whether the FIFO has no nodes.
     pub(crate) fn is_empty(&self) -> bool {
         self.front.is_none() && self.back.is_none()
     }
 
-    /// Puts a node behind all others.
+    /// Appends a node.
     pub(crate) fn push_back(&mut self, node: KBox<Node<T>>) {
         push(&mut self.back, node);
     }
 
-    /// Puts a node before all others.
+    /// Prepends a node.
     pub(crate) fn push_front(&mut self, node: KBox<Node<T>>) {
         push(&mut self.front, node);
     }
 
-    /// Takes the first node out.
+    /// Takes the first node.
     pub(crate) fn pop_front(&mut self) -> Option<KBox<Node<T>>> {
         if self.front.is_none() {
             while let Some(node) = pop(&mut self.back) {
@@ -65,7 +66,7 @@ impl<T> Fifo<T> {
         pop(&mut self.front)
     }
 
-    /// Takes the nodes out of which `f` says so, in order. The others stay, in order.
+    /// Takes the nodes for which `f` returns true, in order. The other nodes stay, in order.
     pub(crate) fn take_if(&mut self, f: impl Fn(&T) -> bool) -> Self {
         let (mut taken, mut kept) = (Self::new(), Self::new());
         while let Some(node) = self.pop_front() {
@@ -82,7 +83,7 @@ impl<T> Fifo<T> {
 }
 
 impl<T> Drop for Fifo<T> {
-    /// Node by node: a node that dropped the one behind it would need stack for all of them.
+    /// Drops one node at a time: recursive drops of a long FIFO would overflow the stack.
     fn drop(&mut self) {
         while self.pop_front().is_some() {}
     }

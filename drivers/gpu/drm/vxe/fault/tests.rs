@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit suite of fault queues: every fault is answered, with what became of it.
+//! KUnit suite of fault queues: each fault is answered, with the result of its service.
 
 use kernel::prelude::*;
 
@@ -14,7 +14,7 @@ mod suite {
 
     const PAGE: u64 = 4096;
 
-    /// Where an answer goes.
+    /// The answer to a fault, if there is one.
     type Answer = Arc<SpinLock<Option<Result>>>;
 
     struct Waiter {
@@ -29,7 +29,7 @@ mod suite {
 
         fn answer(node: KBox<Node<Self>>, result: Result) {
             let before = node.value.answer.lock().replace(result);
-            // One answer each.
+            // A fault is answered once.
             assert_eq!(before, None);
         }
     }
@@ -54,19 +54,19 @@ mod suite {
         *waiter.lock()
     }
 
-    /// A service that leaves nothing to do.
+    /// The result of a service after which no fault is pending.
     const LAST: Option<Serve> = Some(Serve {
         whose: TearDown::NotYours,
         more: false,
     });
 
-    /// A service that leaves other faults.
+    /// The result of a service after which more faults are pending.
     const MORE: Option<Serve> = Some(Serve {
         whose: TearDown::NotYours,
         more: true,
     });
 
-    /// What maps the page at `addr` for `access`.
+    /// Returns the result of a service that maps the page at `addr` for `access`.
     fn served(addr: u64, access: Access) -> Result<Served> {
         Ok(Served {
             span: addr..addr + PAGE,
@@ -119,7 +119,7 @@ mod suite {
         let behind = submit(&queue, 2 * PAGE, Access::Read)?;
         let done = queue.serve(|fault| {
             assert_eq!(fault.addr, PAGE);
-            // Nobody knows before it is done.
+            // The fault is not answered before its service is complete.
             assert_eq!(answer(&first), None);
             served(PAGE, fault.access)
         });
@@ -169,7 +169,7 @@ mod suite {
         );
         let done = queue.serve(|_| {
             assert_eq!(queue.close(), TearDown::NotYours);
-            // Whoever waits is let go at once, whatever comes of the service.
+            // The faults are answered at once, whatever the service returns.
             assert_eq!(answer(&first), Some(Err(ENOENT)));
             assert_eq!(answer(&second), Some(Err(ENOENT)));
             assert_eq!(queue.close(), TearDown::NotYours);

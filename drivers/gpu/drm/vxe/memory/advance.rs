@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Device memory that is charged before it is known how much of it is needed.
+//! Charges of device memory made before a migration.
 //!
-//! To charge a process may be to wait for one of its threads, and that thread may wait for pages that are
-//! being moved. So as much as a migration can need is charged before it takes any; what it needs is taken of
-//! that, and the rest given back when it is over.
+//! To charge a process may mean to wait for one of its threads, and that thread may wait for pages
+//! under migration. So the caller of a migration charges the most that the migration can need
+//! before it locks pages. The migration takes its charge from there, and the caller uncharges the
+//! rest afterwards.
 
 use core::marker::PhantomData;
 use kernel::{
@@ -21,34 +22,34 @@ use kernel::{
 };
 use kernel_ext::cgroup::dmem::Charge;
 
-/// The advances of all threads that move pages.
+/// The precharges of all threads that migrate pages.
 #[pin_data]
 pub(super) struct Advances {
-    /// By thread: each has one at the most.
+    /// By thread. A thread has at most one.
     #[pin]
     list: Mutex<RBTree<Pid, Charge>>,
 }
 
-/// What the calling thread has been advanced. Dropping it gives back what is left.
+/// The calling thread's precharge. Uncharges what is left of it when dropped.
 pub(crate) struct Advance<'a> {
     advances: &'a Advances,
-    /// It is of the thread that made it.
+    /// Not `Send`: the list is keyed by the calling thread.
     _thread: PhantomData<*mut ()>,
 }
 
 impl Advances {
-    /// Nobody has any.
+    /// Creates an empty list.
     pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             list <- new_mutex!(RBTree::new(), "vxe::Advances"),
         })
     }
 
-    /// Advances the calling thread `charge`. Fails with `ENOMEM`.
+    /// Sets the calling thread's precharge. Fails with `ENOMEM`.
     pub(super) fn put(&self, charge: Charge) -> Result<Advance<'_>> {
         let of = kernel::current!().pid();
         let node = RBTreeNode::new(of, charge, GFP_KERNEL_ACCOUNT)?;
-        // It had none.
+        // The thread had no precharge, so nothing is replaced.
         let _ = self.list.lock().insert(node);
         Ok(Advance {
             advances: self,
@@ -56,7 +57,7 @@ impl Advances {
         })
     }
 
-    /// So many bytes of what the calling thread has been advanced, if that is enough.
+    /// Takes `bytes` of the calling thread's precharge, if that is large enough.
     pub(super) fn take(&self, bytes: u64) -> Option<Charge> {
         let of = kernel::current!().pid();
         let mut list = self.list.lock();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the core asks of the device's memory: [`Provider`].
+//! The gpusvm core's [`Provider`] for the device's memory.
 
 use super::{
     residents::Entry,
@@ -51,7 +51,7 @@ use vxe_sim::port::Port;
 /// Bytes of a page, as a difference of addresses.
 const PAGE: u64 = PAGE_SIZE as u64;
 
-/// The provider of a device's memory. The device is kept while its pagemap is there.
+/// The provider of a device's memory. Holds a reference to the device while the pagemap exists.
 pub(crate) struct Local {
     dev: ARef<Device>,
     vram: Arc<Vram>,
@@ -67,19 +67,20 @@ impl Local {
         }
     }
 
-    /// Allocates a piece of `1 << order` pages, or so many single ones. Fails with `ENOSPC` if there is no room.
+    /// Allocates one piece of `1 << order` pages, or `pages` single ones. Fails with `ENOSPC`
+    /// without room.
     fn get(&self, order: u32, pages: usize, flags: Flags) -> Result<Allocation> {
         if order != 0 {
             if let Ok(large) = self.vram.allocate_large(flags) {
                 return Ok(large);
             }
         }
-        // What is not in one piece is moved page by page.
+        // Without a large page the core copies these pages one at a time.
         self.vram.allocate(pages as u64 * PAGE, flags)
     }
 
-    /// The parts of a block for a request, each of which is allocated by `get`: a piece of several pages, or so
-    /// many single ones. Fails as `get` does, and with `ENOMEM`.
+    /// Allocates the parts of a block for a request with `get`: large pieces, and runs of single
+    /// pages. Fails as `get` does, and with `ENOMEM`.
     fn parts(
         request: &AllocRequest<'_>,
         flags: Flags,
@@ -116,7 +117,7 @@ impl Local {
         }
     }
 
-    /// What the calling thread was advanced, if that is enough.
+    /// Takes a charge for `pages` from the calling thread's precharge, if that is large enough.
     fn advanced(&self, pages: u32) -> Option<Charge> {
         self.dev.memory.advances.take(u64::from(pages) * PAGE)
     }
@@ -124,29 +125,29 @@ impl Local {
 
 /// A part of a block.
 struct Part {
-    /// The number of its first page in the block.
+    /// The index of its first page in the block.
     first: usize,
     allocation: Allocation,
 }
 
-/// What one migration brings.
+/// The device memory of one migration.
 pub(crate) struct Block {
     parts: KVVec<Part>,
     entry: Entry,
     dev: ARef<Device>,
-    /// Given back after the memory.
+    /// Uncharged after the memory is freed.
     charge: Charge,
-    /// Whose pages came, if that is known.
+    /// The process whose pages were migrated, if known.
     pid: Option<Pid>,
 }
 
 impl Block {
-    /// What it is charged as.
+    /// Returns the charge of the block.
     pub(super) fn charge(&self) -> &Charge {
         &self.charge
     }
 
-    /// Its place in the list.
+    /// Returns the block's entry in the list of residents.
     pub(super) fn entry(&self) -> &Entry {
         &self.entry
     }
@@ -167,7 +168,7 @@ impl fmt::Display for Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // Before anybody is told that the block is gone.
+        // Free the memory before the block leaves the list: `LocalMemory::close()` waits for that.
         self.parts = KVVec::new();
         self.dev.memory.residents.remove(&self.entry);
     }
@@ -182,7 +183,7 @@ impl Provider for Local {
         let pages = u32::try_from(request.pages()).ok()?;
         let entry = memory.residents.add(flags).ok()?;
         let parts = Self::parts(request, flags, |order, pages| self.get(order, pages, flags));
-        // The charge comes last: what is taken of an advance is not put back.
+        // The charge comes last: a charge taken from a precharge cannot be put back.
         let made = parts.ok().and_then(|parts| {
             let own = || memory.try_charge_own(request.mm(), pages);
             let charge = self.advanced(pages).or_else(own)?;
@@ -199,7 +200,8 @@ impl Provider for Local {
         let (dev, memory) = (&self.dev, &self.dev.memory);
         let flags = GFP_KERNEL_ACCOUNT;
         let pages = u32::try_from(request.pages())?;
-        // Before it waits for anything: while it is listed, the device is there.
+        // Listed before this waits for anything: `LocalMemory::close()` waits for listed blocks, so
+        // the device stays bound.
         let entry = memory.residents.add(flags)?;
         let charge = match self.advanced(pages) {
             Some(charge) => Ok(charge),
@@ -223,7 +225,7 @@ impl Provider for Local {
             .checked_sub(1)
             .and_then(|at| block.parts.get(at))
             .and_then(|part| part.allocation.addr((index - part.first) as u64 * PAGE));
-        // A page that is not there is refused.
+        // The core refuses a page outside of the memory.
         addr.and_then(|addr| usize::try_from(addr / PAGE).ok())
             .unwrap_or(usize::MAX)
     }
@@ -269,7 +271,7 @@ impl Provider for Local {
 
     fn attached(&self, handle: Arc<provider::Block<Self>>) {
         let residents = &self.dev.memory.residents;
-        // The handle keeps the block.
+        // `handle` moves into the list; the clone keeps the block for the borrow of its entry.
         let block = handle.clone();
         residents.attach(&block.memory().entry, handle);
     }
@@ -279,7 +281,7 @@ impl Provider for Local {
     }
 }
 
-/// Where the device finds what the core has at an address.
+/// Returns the bus target of an address that the core returned.
 pub(crate) fn target(proto: Protocol, addr: u64) -> Target {
     match proto {
         OWN => Target::Vram(addr),
