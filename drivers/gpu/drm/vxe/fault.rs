@@ -110,7 +110,7 @@ enum Phase {
     Serving,
     /// A fault is in service, and its worker tears the VM down.
     Closing,
-    /// No fault will be serviced any more.
+    /// No further fault is serviced.
     Closed,
 }
 

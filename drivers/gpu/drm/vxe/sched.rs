@@ -52,9 +52,9 @@ pub(crate) const MAX_ENGINES: usize = 64;
 
 /// The scheduler's state of an entity. Used by the run list only.
 pub(crate) struct Share<T> {
-    /// The time that is left of its slice, in nanoseconds.
+    /// The time left of the entity's timeslice, in nanoseconds.
     left: u64,
-    /// Where it belongs, while it is prompt.
+    /// The client's run queue, while the entity is boosted.
     lane: Option<Arc<Lane<T>>>,
 }
 

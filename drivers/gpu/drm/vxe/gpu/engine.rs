@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The copy engine: runs batches of commands in an address space.
+//! The copy engine's command streamer: runs batches in an address space.
 //!
-//! A batch runs in a [`Context`], which holds all that there is between two of its steps: where the
-//! next command is fetched, the command under way, and how far a copy is. [`Context::run`] lends it
-//! the calling thread, and returns where the batch ends, where it faults, or after the step at which
-//! the caller wants the thread back. Later, another thread may call it again, and the batch goes on
-//! there. So no thread waits for a fault, and many more batches than threads may be under way; several
-//! may run in one address space at once.
+//! A [`Context`] holds the whole state of a batch between two steps: the address of the next
+//! command, the current command, and the progress of a copy. [`Context::run`] executes the batch on
+//! the calling thread. It returns at the end of the batch, at a fault, or after a step when the
+//! caller's `is_over` says so. Another thread may call it later to continue the batch. So no thread
+//! waits for a fault, and there can be many more batches than threads; several can run in one
+//! address space at a time.
 //!
-//! A step is one command, or one piece of a copy, of at most one page. An access that faults has not
-//! happened: nothing of it is seen, and calling [`Context::run`] again tries it again.
+//! A step is one command, or one piece of a copy, of at most one page. An access that faults has no
+//! effect; the next call of [`Context::run`] repeats it.
 //!
-//! A fault that is serviced again and again without effect is given up on in the end, so that each
-//! batch ends: by its last command, by an error, or by its `stop` flag, which is looked at before each
-//! access: once it is set, the batch makes one access more at most.
+//! A fault that is serviced without effect too often fails the batch. So each batch ends: with its
+//! last command, with an error, or by its `stop` flag. The flag is checked before each access:
+//! after it is set, the batch makes at most one more access.
 
 use super::{
     address_space::{AccessError, AddressSpace},
@@ -29,45 +29,45 @@ use kernel::{
 };
 use kernel_ext::sched::cond_resched;
 
-/// Tries of one access, each after a fault that was serviced, before it counts as hopeless.
+/// How many times an access may fault, with each fault serviced, before the batch fails.
 ///
-/// A page may be taken away again before the access is tried, so one try is not enough; but each
-/// costs a whole fault, and some thousand in a row are no race any more.
+/// The page may be invalidated again before the access is repeated, so one attempt is not enough.
+/// But each attempt costs a whole fault, and thousands in a row are not a race any more.
 const MAX_TRIES: u32 = 4096;
 
-/// Bytes that are fetched of a batch at once.
+/// How many bytes of a batch are fetched at once.
 const LINE: usize = 64;
 
-/// Bytes of a piece of a copy at most: what one access can move.
+/// The most bytes of a piece of a copy: those of one access.
 const PIECE: usize = PAGE_SIZE as usize;
 
 /// Why a batch failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EngineError {
-    /// It was told to stop.
+    /// It was stopped.
     Stopped,
     /// A fault could not be serviced.
     Fault {
         /// The address of the access.
         addr: u64,
-        /// Its kind.
+        /// The kind of access.
         access: Access,
-        /// What the handler said.
+        /// The error of the fault handler.
         error: Error,
     },
-    /// A page keeps faulting, however often that is serviced.
+    /// A page keeps faulting although its faults are serviced.
     NoProgress {
         /// The address of the access.
         addr: u64,
-        /// Its kind.
+        /// The kind of access.
         access: Access,
     },
-    /// An access that is mapped was refused by the bus: the driver lost track of its mappings, or
-    /// the device is gone.
+    /// The bus refused an access that is mapped: the driver lost track of its mappings, or the
+    /// device is gone.
     Bus {
         /// The address of the access.
         addr: u64,
-        /// What the bus said.
+        /// The error of the bus.
         error: Error,
     },
     /// An address is not within the address space.
@@ -75,13 +75,13 @@ pub(crate) enum EngineError {
         /// The address.
         addr: u64,
     },
-    /// Something in the batch is not a command.
+    /// The batch contains an invalid command.
     Command {
-        /// Where in the batch: a GPU virtual address.
+        /// The GPU virtual address of the command.
         at: u64,
-        /// Its first dword.
+        /// The first dword of the command.
         header: u32,
-        /// What is wrong.
+        /// What is wrong with the command.
         reject: Reject,
     },
     /// The address of a batch or a fence is not aligned.
@@ -114,7 +114,7 @@ impl fmt::Display for EngineError {
 }
 
 impl From<EngineError> for Error {
-    /// What a waiter is told: `ECANCELED` for a batch that was stopped, else `EIO`.
+    /// Returns the error for waiters: `ECANCELED` for a batch that was stopped, else `EIO`.
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::Stopped => ECANCELED,
@@ -123,25 +123,25 @@ impl From<EngineError> for Error {
     }
 }
 
-/// How [`Context::run`] returns.
+/// Why [`Context::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The batch, or the store, is done.
     Done,
-    /// The caller wanted its thread back; there is more to do.
+    /// `is_over` returned true; there is more to do.
     Over,
-    /// An access is not mapped. It is tried again when the batch goes on.
+    /// An access is not mapped. The next call repeats it.
     Fault {
         /// The GPU virtual address.
         addr: u64,
         /// The kind of access.
         access: Access,
     },
-    /// The batch failed. What it has written, stays.
+    /// The batch failed. What it has written stays.
     Failed(EngineError),
 }
 
-/// Why a step did not get to its end.
+/// Why a step was not completed.
 enum Pause {
     Fault { addr: u64, access: Access },
     Failed(EngineError),
@@ -153,35 +153,35 @@ impl From<EngineError> for Pause {
     }
 }
 
-/// What the next step is.
+/// The next step.
 enum Step {
-    /// Nothing: all is done.
+    /// None: all is done.
     Idle,
-    /// To begin a batch at an address, which was not looked at yet.
+    /// Starts a batch at this address, which is not checked yet.
     Begin(u64),
-    /// To fetch a command.
+    /// Fetches a command.
     Fetch,
-    /// To store a value, or add to one.
+    /// Stores or adds a value.
     Execute(Command),
-    /// To copy a piece.
+    /// Copies a piece.
     Copy(Copying),
-    /// To store a fence.
+    /// Writes a fence.
     Fence { addr: u64, value: u64 },
 }
 
-/// A batch that runs, runs no more or waits to run: see the module.
+/// The state of a batch; see the module.
 pub(crate) struct Context {
     step: Step,
     fetcher: Fetcher,
-    /// How often the access that comes next has faulted.
+    /// How often the next access has faulted.
     faults: u32,
-    /// What a copy has read and not written yet.
+    /// Data that a copy has read and not yet written.
     buffer: KBox<[u8; PIECE]>,
 }
 
 impl Context {
-    /// One that has nothing to do. Fails with `ENOMEM`; its memory, a bit more than a page, is charged
-    /// to the caller's memory cgroup.
+    /// Creates a context without a batch. Fails with `ENOMEM`. Its memory, a bit more than a page,
+    /// is charged to the caller's memory cgroup.
     pub(crate) fn new() -> Result<Self> {
         Ok(Self {
             step: Step::Idle,
@@ -191,25 +191,24 @@ impl Context {
         })
     }
 
-    /// Has the batch at the address `batch` run next, up to its `MI_BATCH_BUFFER_END`. What was under
-    /// way is forgotten.
+    /// Starts the batch at `batch`, which runs up to its `MI_BATCH_BUFFER_END`. Drops the previous
+    /// batch.
     pub(crate) fn start(&mut self, batch: u64) {
         self.step = Step::Begin(batch);
         self.faults = 0;
     }
 
-    /// Has `value` stored next at the address `addr`, which must be a multiple of 8: the fence that a
-    /// program waits for. All that the GPU wrote in this context before is visible to whoever sees it.
+    /// Starts a store of `value` at `addr`, which must be a multiple of 8: a fence. All earlier
+    /// writes of this context are visible to a reader of the value.
     pub(crate) fn start_store(&mut self, addr: u64, value: u64) {
         self.step = Step::Fence { addr, value };
         self.faults = 0;
     }
 
-    /// Runs what was started, in `aspace`, and on from where it was.
+    /// Runs or continues the batch in `aspace`.
     ///
-    /// Soon after `stop` is set, it fails. `is_over` is asked after each step whether the caller wants
-    /// its thread back; at least one access is tried in any case. May sleep, as other threads get
-    /// their turn.
+    /// Fails soon after `stop` is set. Calls `is_over` after each step and returns if that returns
+    /// true; tries at least one access in any case. May sleep to let other threads run.
     pub(crate) fn run(
         &mut self,
         aspace: &AddressSpace,
@@ -232,7 +231,7 @@ impl Context {
         }
     }
 
-    /// Takes one step. If it returns early, the same step is next.
+    /// Executes one step. On an error the same step is next.
     fn step(&mut self, aspace: &AddressSpace, stop: &AtomicFlag) -> Result<(), Pause> {
         let mut port = Port {
             aspace,
@@ -279,11 +278,11 @@ impl Context {
     }
 }
 
-/// The way of one step to memory.
+/// The memory accesses of one step.
 struct Port<'a> {
     aspace: &'a AddressSpace,
     stop: &'a AtomicFlag,
-    /// How often the access that comes next has faulted.
+    /// How often the next access has faulted.
     faults: &'a mut u32,
 }
 
@@ -295,7 +294,7 @@ impl Port<'_> {
         Ok(())
     }
 
-    /// The virtual address of `len` bytes that a program calls `addr`.
+    /// Returns the virtual address of the `len` bytes at `addr` of a command.
     fn address(&self, addr: u64, len: u64) -> Result<u64, EngineError> {
         let span = self.aspace.span(addr, len);
         Ok(span.ok_or(EngineError::Address { addr })?.start)
@@ -319,7 +318,7 @@ impl Port<'_> {
                 Err(EngineError::NoProgress { addr: va, access }.into())
             }
             Err(AccessError::Fault) => {
-                // Does not overflow: it is below the limit.
+                // Does not overflow: it is less than `MAX_TRIES`.
                 *self.faults += 1;
                 Err(Pause::Fault { addr: va, access })
             }
@@ -353,14 +352,15 @@ impl Port<'_> {
     }
 }
 
-/// A copy under way, upwards, row by row, in pieces that cross no page of either side.
+/// The progress of a copy: upwards, row by row, in pieces that cross no page boundary on either
+/// side.
 struct Copying {
     copy: Copy2d,
-    /// The row that is copied.
+    /// The current row.
     row: u64,
-    /// How many of its bytes are.
+    /// How many bytes of the row are done.
     done: u64,
-    /// Whether the next piece is in the buffer.
+    /// Whether the buffer holds the next piece.
     is_read: bool,
 }
 
@@ -378,11 +378,11 @@ impl Copying {
         self.row >= self.copy.rows
     }
 
-    /// Copies the next piece. One that was read is not read again, whatever becomes of its source
-    /// until it can be written.
+    /// Copies the next piece. A piece that was read is not read again, even if its source changes
+    /// before it is written.
     fn piece(&mut self, port: &mut Port<'_>, buffer: &mut [u8; PIECE]) -> Result<(), Pause> {
         let copy = &self.copy;
-        // Rows and pitches have 33 bits at most, so only the sums can leave 64 bits.
+        // Rows and pitches have at most 33 bits, so only the sums can overflow.
         let place = |addr: u64, pitch: u64| {
             let row = addr.checked_add(self.row.saturating_mul(pitch));
             row.ok_or(EngineError::Address { addr })
@@ -391,13 +391,13 @@ impl Copying {
             place(copy.src, copy.src_pitch)?,
             place(copy.dst, copy.dst_pitch)?,
         );
-        // Cannot overflow: both spans lie within the address space, and `done` is less than a row.
+        // Cannot overflow: both rows lie within the address space, and `done` is less than a row.
         let from = port.address(src, copy.width)? + self.done;
         let to = port.address(dst, copy.width)? + self.done;
         let piece = (copy.width - self.done)
             .min(PAGE_SIZE - from % PAGE_SIZE)
             .min(PAGE_SIZE - to % PAGE_SIZE);
-        // CAST: A piece is not larger than a page, which is also why this never fails.
+        // CAST: At most a page, so `get_mut()` does not fail.
         let Some(data) = buffer.get_mut(..piece as usize) else {
             return Err(EngineError::Address { addr: from }.into());
         };
@@ -416,17 +416,17 @@ impl Copying {
     }
 }
 
-/// Fetches commands, through a buffer of one line: as on hardware, a command that is changed after
-/// the line with it has been fetched, runs as it was.
+/// Fetches commands through a buffer of one line. As on hardware, a command that changes after its
+/// line was fetched runs in its old form.
 struct Fetcher {
     /// The address of the next dword.
     at: u64,
     line: [u8; LINE],
     /// The address of the line in the buffer.
     line_at: Option<u64>,
-    /// The command that is being fetched.
+    /// The dwords of the current command.
     dwords: [u32; MAX_DWORDS],
-    /// How many of its dwords are there.
+    /// How many of them were fetched.
     count: usize,
 }
 
@@ -446,7 +446,7 @@ impl Fetcher {
         let mut wanted = 1;
         loop {
             let header = self.dwords[0];
-            // Cannot overflow: as many dwords were fetched before.
+            // Does not underflow: these dwords were fetched before.
             let at = self.at - 4 * self.count as u64;
             let bad = |reject| EngineError::Command { at, header, reject };
             if self.count > 0 {
@@ -459,7 +459,7 @@ impl Fetcher {
                 return Ok(command);
             }
             let dword = self.dword(port)?;
-            // A command is not longer than the longest, which is why this never fails.
+            // Does not fail: no command has more dwords.
             let Some(place) = self.dwords.get_mut(self.count) else {
                 return Err(EngineError::Misaligned { addr: self.at }.into());
             };
@@ -470,7 +470,7 @@ impl Fetcher {
 
     /// Fetches the next dword.
     fn dword(&mut self, port: &mut Port<'_>) -> Result<u32, Pause> {
-        // The end of the address space may be reached.
+        // Fails at the end of the address space.
         let at = port.address(self.at, 4)?;
         let line_at = at / LINE as u64 * LINE as u64;
         if self.line_at != Some(line_at) {

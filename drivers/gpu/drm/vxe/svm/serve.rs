@@ -60,10 +60,10 @@ const FAULT_AROUND: usize = SZ_64K;
 /// unless the range is mapped already.
 ///
 /// Fails with `ENOENT` where the process has no memory, `EPERM` for a write to read-only memory,
-/// `EIO` for memory of a device (`VM_IO` and the like), `EFAULT` for pages that cannot be faulted
-/// in or a process that has exited, `EACCES` for an exclusive atomic on memory that never migrates,
-/// `EBUSY` when the CPU kept changing its mappings, `EAGAIN` when the CPU unmapped the range, which
-/// the caller must collect first, and `ENOMEM`; for an exclusive atomic also as the migration does.
+/// `EIO` for a `VM_IO` or `VM_PFNMAP` mapping, `EFAULT` for pages that cannot be faulted in or a
+/// process that has exited, `EACCES` for an exclusive atomic on memory that never migrates, `EBUSY`
+/// when the CPU kept changing its mappings, `EAGAIN` when the CPU unmapped the range, which the
+/// caller must collect first, and `ENOMEM`; for an exclusive atomic also as the migration does.
 pub(crate) fn fault(
     vm: &Context,
     svm: &mut Guard<'_, Mirror>,

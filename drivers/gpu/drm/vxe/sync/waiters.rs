@@ -52,18 +52,18 @@ use kernel_ext::{
 /// The most threads of other processes that a signal wakes, and the most groups that it visits.
 const FEW: usize = 64;
 
-/// The work item runs at most once in a millisecond for each this many waiters.
+/// Two runs of the work item are apart by at least a millisecond for this many waiters.
 const PER_MS: usize = 4;
 
-/// How many times as long passes as it took to wake them, which is when they have run: as the work is nicer
-/// than they are. It leaves the CPUs to others for nearly all of the time.
+/// Two runs of the work item are apart by at least this multiple of the last run time. That
+/// includes the run time of the woken threads, as the work item runs at a lower priority. So the
+/// CPUs are left to others nearly all the time.
 const REST: usize = 16;
 
 /// The longest pause of the work item, in milliseconds.
 const MAX_MS: u32 = 4000;
 
-/// How nice the work is to other threads. Those that it wakes are none the later for that, unless the CPUs
-/// are busy.
+/// The nice value of the work item. It delays the wakeups only on busy CPUs.
 const NICE: i16 = 19;
 
 /// How many threads are woken between two checks for a reschedule.

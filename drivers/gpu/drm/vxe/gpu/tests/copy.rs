@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit suite of the device's own memory: by address spaces, and by the copy engine.
+//! KUnit suite of the device's own memory: accesses by address spaces and by the copy engine.
 
 use kernel::prelude::*;
 
@@ -57,7 +57,7 @@ mod suite {
         check!(bench.read_u32(DATA + 8) == Ok(7));
         check!(peek(&bench, PAGE_SIZE + 8) == Ok(7) && peek(&bench, PAGE_SIZE + 20) == Ok(3));
         check!(peek(&bench, 2 * PAGE_SIZE - 4) == Ok(1));
-        // The same address in system memory is another place.
+        // The same address in system memory is another page.
         check!(bench.peek(0, 8)? == 0);
         Ok(())
     }
@@ -75,7 +75,7 @@ mod suite {
         check!(bench.aspace.store_u64(DATA, 1) == refused(ENXIO));
         map(&bench, DATA, Target::Vram(0))?;
         check!(bench.aspace.add_u32(DATA, 1).is_ok());
-        // It is taken back while the translation is in use.
+        // Revoked while the translation is in use.
         bench.vram.take_back(0..PAGE_SIZE);
         check!(bench.aspace.add_u32(DATA, 1) == refused(ESTALE));
         Ok(())
@@ -92,7 +92,7 @@ mod suite {
             check!(bench.aspace.store_u32(DATA + 4088, page + 1).is_ok());
         }
         let run = |from, to, len| Run { from, to, len };
-        // Two pages, each into the halves of two others.
+        // Two pages, each copied into halves of two others.
         let half = PAGE_SIZE / 2;
         copies.run([
             run(None, Target::Vram(0), 4 * PAGE_SIZE),
@@ -151,12 +151,12 @@ mod suite {
         check!(run(Some(Target::Vram(VRAM)), b) == Err(ENXIO));
         check!(run(Some(Target::System(1 << 51)), Target::Vram(0)) == Err(ENXIO));
         check!(run(None, Target::Vram(u64::MAX - 8)) == Err(EINVAL));
-        // Half of it is there.
+        // The second half of it is not granted.
         check!(run(None, Target::Vram(PAGE_SIZE + 8)) == Err(ESTALE));
         Ok(())
     }
 
-    /// Pages go back and forth on several threads at once, while engines use others.
+    /// Several threads copy pages back and forth while an engine uses another page.
     #[test]
     fn copies_run_in_parallel() -> Result {
         const THREADS: u32 = 3;
@@ -173,7 +173,7 @@ mod suite {
             check!(bench.aspace.store_u32(DATA + 64, 100 + page).is_ok());
         }
         map(&bench, DATA, Target::Vram(7 * PAGE_SIZE))?;
-        // Dropped, it waits.
+        // Dropping the work queue waits for its work.
         let queue = OwnedQueue::new_unbound(c"vxe-copy-kunit")?;
         for page in 0..THREADS {
             let (bench, copies, state) = (bench.clone(), copies.clone(), state.clone());
