@@ -18,13 +18,13 @@ use crate::{
         VxeDriver, //
     },
     gpu::{
-        Run,
+        CopyRun,
         Target, //
     },
     ioctl::Ioctl,
     objects::{
         Counted,
-        Kind, //
+        ObjectKind, //
     },
     region::{
         self,
@@ -104,7 +104,7 @@ pub(crate) struct BoData {
     /// The VM that the buffer is private to, if it is.
     vm: Option<VmIdentity>,
     /// The memory that backs the buffer.
-    memory: Backing,
+    memory: BoMemory,
     /// The location of the memory, set by the first bind.
     segments: SetOnce<KVVec<Segment>>,
     /// What the pages count in the system region, once all are allocated. The lock is held to
@@ -115,7 +115,7 @@ pub(crate) struct BoData {
 }
 
 /// The memory that backs a buffer.
-enum Backing {
+enum BoMemory {
     /// Pages of system memory, counted in this region.
     System(Arc<System>),
     /// Device memory, charged to the cgroup of the task that created the buffer.
@@ -131,7 +131,7 @@ pub(crate) struct BoArgs {
     cpu_cached: bool,
     compressible: bool,
     vm: Option<VmIdentity>,
-    memory: Backing,
+    memory: BoMemory,
 }
 
 impl DriverObject for BoData {
@@ -147,7 +147,7 @@ impl DriverObject for BoData {
             memory: args.memory,
             segments: SetOnce::new(),
             filling <- new_mutex!(None, "BoData::filling"),
-            _counted: dev.objects.count(Kind::Buffer),
+            _counted: dev.objects.count(ObjectKind::Buffer),
         })
     }
 }
@@ -182,7 +182,7 @@ impl BoData {
     /// Fails with `ENOMEM`, also if the region is full, and with `EINTR` if the caller is killed.
     /// Sleeps.
     pub(crate) fn populate(bo: &Bo) -> Result {
-        let Backing::System(system) = &bo.memory else {
+        let BoMemory::System(system) = &bo.memory else {
             return Ok(());
         };
         let mut filling = mutex::lock_killable(&bo.filling)?;
@@ -216,12 +216,12 @@ impl BoData {
         }
         let mut segments = Segments::new();
         match &bo.memory {
-            Backing::Vram(allocation, _) => {
+            BoMemory::Vram(allocation, _) => {
                 for extent in allocation.extents() {
                     segments.add(extent.target(), extent.len)?;
                 }
             }
-            Backing::System(_) => {
+            BoMemory::System(_) => {
                 let parent: &platform::Device<Bound> = dev.as_ref();
                 for entry in bo.sg_table(parent.as_ref())?.iter() {
                     segments.add(Target::System(entry.dma_address()), entry.dma_len())?;
@@ -275,9 +275,9 @@ impl Segments {
 impl CpuPages for BoData {
     fn page(&self, index: usize) -> Option<&Page> {
         match &self.memory {
-            Backing::Vram(allocation, _) => allocation.page(index),
+            BoMemory::Vram(allocation, _) => allocation.page(index),
             // Shmem maps its own pages.
-            Backing::System(_) => None,
+            BoMemory::System(_) => None,
         }
     }
 
@@ -305,7 +305,7 @@ pub(crate) fn kind(dev: &Device) -> Result<BoKind> {
         vm: None,
         cpu_cached: true,
         compressible: false,
-        memory: place(dev, 1 << region::SYSTEM, PAGE_SIZE as u64)?,
+        memory: allocate_memory(dev, 1 << region::SYSTEM, PAGE_SIZE as u64)?,
     };
     let bo = Bo::new(dev, PAGE_SIZE, shmem::ObjectConfig::default(), args)?;
     GemKind::of(&*bo)
@@ -327,14 +327,14 @@ pub(crate) fn lookup(dev: &Device, file: &DrmFile, handle: u32) -> Result<ARef<B
 /// Allocates the backing of a buffer in a region of `placement`: in the device's memory if allowed
 /// and possible, as in xe. Evicts pages of processes to make room there, only those of the caller's
 /// cgroup if that is at its limit. System memory is allocated later. Fails with `ENOMEM`.
-fn place(dev: &Device, placement: u32, size: u64) -> Result<Backing> {
+fn allocate_memory(dev: &Device, placement: u32, size: u64) -> Result<BoMemory> {
     let memory = &dev.memory;
     let regions = dev.regions.iter().enumerate().rev();
     let mut allowed = regions.filter(|(instance, _)| placement >> instance & 1 != 0);
     allowed
         .find_map(|(_, region)| match region {
             Region::System(system) => {
-                (size <= system.total()).then(|| Backing::System(system.clone()))
+                (size <= system.total()).then(|| BoMemory::System(system.clone()))
             }
             Region::Vram(vram) => {
                 let charge = memory.charge(dev, true, |region| region.try_charge(size));
@@ -342,7 +342,7 @@ fn place(dev: &Device, placement: u32, size: u64) -> Result<Backing> {
                     let allocation = memory.make_room(dev, true, &charge, || {
                         vram.allocate(size, GFP_KERNEL_ACCOUNT)
                     });
-                    Ok(Backing::Vram(allocation?, charge))
+                    Ok(BoMemory::Vram(allocation?, charge))
                 });
                 both.inspect_err(|e| {
                     vxe_sim::drm_dbg!(
@@ -373,13 +373,13 @@ fn pieces(extent: &Extent) -> impl Iterator<Item = Extent> {
 /// Creates a zeroed buffer. Fails with `ENOMEM`, `ENODEV` if the device is gone, and `EINTR` if the
 /// caller is killed.
 fn create(dev: &Device, size: usize, args: BoArgs) -> Result<ARef<Bo>> {
-    let Backing::Vram(allocation, _) = &args.memory else {
+    let BoMemory::Vram(allocation, _) = &args.memory else {
         return GemKind::create(dev, size, args, Pages::Shmem);
     };
     // The memory still holds data of its previous user.
     for piece in allocation.extents().iter().flat_map(pieces) {
         sched::check_killed()?;
-        dev.copies.run([Run {
+        dev.copies.run([CopyRun {
             from: None,
             to: piece.target(),
             len: piece.len,
@@ -442,7 +442,7 @@ pub(crate) fn create_ioctl(
         cpu_cached: caching == WB,
         compressible: args.flags & uapi::DRM_XE_GEM_CREATE_FLAG_NO_COMPRESSION == 0,
         vm,
-        memory: place(dev, args.placement, args.size)?,
+        memory: allocate_memory(dev, args.placement, args.size)?,
     };
     let bo = create(dev, size, bo_args)?;
     args.handle = bo.create_handle(file)?;

@@ -9,17 +9,17 @@
 //! have exited (whose file another process holds) share one run queue. So neither a process that
 //! forks and exits nor one that calls `execve()` in a loop leaves clients behind.
 //!
-//! At most [`SERVICES`] workers service faults of a client at a time, each of another VM: a worker
-//! may wait for userspace without bound. Each client has its own work queue, so that its VMs wait
-//! for each other only. Queues and jobs are counted: [`MAX_QUEUES`], [`MAX_JOBS`]. The user fence
-//! of a bind is written by the thread that binds.
+//! At most [`MAX_FAULT_WORKERS`] workers service faults of a client at a time, each of another VM:
+//! a worker may wait for userspace without bound. Each client has its own work queue, so that its
+//! VMs wait for each other only. Queues and jobs are counted: [`MAX_QUEUES`], [`MAX_JOBS`]. The
+//! user fence of a bind is written by the thread that binds.
 //!
 //! Lock order: the lock of the list of clients is a leaf.
 
 use crate::{
     driver::Queues,
     exec_queue::Execution,
-    sched::Lane, //
+    sched::RunQueue, //
 };
 use core::ops::Deref;
 use kernel::{
@@ -59,7 +59,7 @@ pub(crate) const MAX_QUEUES: usize = 4096;
 pub(crate) const MAX_JOBS: usize = 1 << 15;
 
 /// The most faults of a client that are serviced at once.
-pub(crate) const SERVICES: i32 = 8;
+pub(crate) const MAX_FAULT_WORKERS: i32 = 8;
 
 /// Counts the queues and jobs of a client.
 pub(crate) struct Usage {
@@ -95,16 +95,16 @@ impl Usage {
 }
 
 /// One queue or job of a client, counted until this is dropped.
-pub(crate) struct Claim {
+pub(crate) struct UsageGuard {
     usage: Arc<Usage>,
     resource: Resource,
 }
 
-impl Claim {
+impl UsageGuard {
     /// Counts one more object. Fails with `ENOSPC` for too many queues, and with `EAGAIN` for too
     /// many jobs.
     fn new(usage: &Arc<Usage>, resource: Resource) -> Result<Self> {
-        let claim = Self {
+        let guard = Self {
             usage: usage.clone(),
             resource,
         };
@@ -114,11 +114,11 @@ impl Claim {
         if count.fetch_add(1, Relaxed) >= most {
             return Err(error);
         }
-        Ok(claim)
+        Ok(guard)
     }
 }
 
-impl Drop for Claim {
+impl Drop for UsageGuard {
     fn drop(&mut self) {
         self.usage.of(self.resource).0.fetch_sub(1, Relaxed);
     }
@@ -128,7 +128,7 @@ impl Drop for Claim {
 #[pin_data]
 pub(crate) struct Client {
     mm: ARef<Mm>,
-    lane: Arc<Lane<Execution>>,
+    run_queue: Arc<RunQueue<Execution>>,
     usage: Arc<Usage>,
     /// Services page faults and collects garbage, with one work item for each VM and purpose. A
     /// work item may wait for pages that userspace holds back.
@@ -153,13 +153,13 @@ impl WorkItem for Client {
 
 impl Client {
     fn new(mm: &Mm) -> Result<Arc<Self>> {
-        let lane = Lane::new()?;
+        let run_queue = RunQueue::new()?;
         let usage = Arc::new(Usage::new(), GFP_KERNEL_ACCOUNT)?;
-        let faults = OwnedQueue::new_limited(c"vxe-faults", SERVICES)?;
+        let faults = OwnedQueue::new_limited(c"vxe-faults", MAX_FAULT_WORKERS)?;
         Arc::pin_init(
             pin_init!(Self {
                 mm: mm.into(),
-                lane,
+                run_queue,
                 usage,
                 faults,
                 end <- new_work!("Client::end"),
@@ -169,25 +169,25 @@ impl Client {
     }
 }
 
-struct Listed {
+struct ListedClient {
     client: Arc<Client>,
     /// The number of [`ClientRef`]s.
-    members: usize,
+    refs: usize,
 }
 
 /// The clients of a device, by the addresses of their `struct mm_struct`.
 #[pin_data]
 pub(crate) struct Clients {
     #[pin]
-    list: Mutex<RBTree<usize, Listed>>,
+    list: Mutex<RBTree<usize, ListedClient>>,
     /// The run queue for queues whose process has exited.
-    orphans: Arc<Lane<Execution>>,
+    orphans: Arc<RunQueue<Execution>>,
 }
 
 impl Clients {
     /// Creates an empty list. Fails with `ENOMEM`.
     pub(crate) fn new() -> Result<impl PinInit<Self>> {
-        let orphans = Lane::new()?;
+        let orphans = RunQueue::new()?;
         Ok(pin_init!(Self {
             list <- new_mutex!(RBTree::new(), "vxe_clients"),
             orphans,
@@ -218,12 +218,12 @@ impl Clients {
 /// A reference that keeps a client listed.
 ///
 /// May be dropped by work on the client's own work queue: dropping it does not wait for that queue.
-pub(crate) struct Membership {
+pub(crate) struct ClientRef {
     client: Arc<Client>,
     queues: Arc<Queues>,
 }
 
-impl Membership {
+impl ClientRef {
     /// Gets the client of the process with address space `mm`, creating it if needed. Fails with
     /// `ENOMEM`.
     pub(crate) fn new(queues: &Arc<Queues>, mm: &Mm) -> Result<Self> {
@@ -234,7 +234,7 @@ impl Membership {
         };
         let list = &queues.clients.list;
         if let Some(listed) = list.lock().get_mut(&key) {
-            listed.members += 1;
+            listed.refs += 1;
             return Ok(join(listed.client.clone()));
         }
         let client = Client::new(mm)?;
@@ -243,14 +243,14 @@ impl Membership {
         if let Some(listed) = list.get_mut(&key) {
             // Another thread of the process created the client meanwhile. Use that one; `client` is
             // dropped after the unlock.
-            listed.members += 1;
+            listed.refs += 1;
             let member = join(listed.client.clone());
             drop(list);
             return Ok(member);
         }
-        let listed = Listed {
+        let listed = ListedClient {
             client: client.clone(),
-            members: 1,
+            refs: 1,
         };
         list.insert(place.into_node(key, listed));
         drop(list);
@@ -258,9 +258,9 @@ impl Membership {
     }
 
     /// Returns the run queue for queues of the client.
-    pub(crate) fn lane(&self) -> &Arc<Lane<Execution>> {
+    pub(crate) fn run_queue(&self) -> &Arc<RunQueue<Execution>> {
         if has_users(&self.client.mm) {
-            &self.client.lane
+            &self.client.run_queue
         } else {
             &self.queues.clients.orphans
         }
@@ -268,12 +268,12 @@ impl Membership {
 
     /// Counts one more object of the client. Fails with `ENOSPC` for too many queues, and with
     /// `EAGAIN` for too many jobs.
-    pub(crate) fn claim(&self, resource: Resource) -> Result<Claim> {
-        Claim::new(&self.client.usage, resource)
+    pub(crate) fn try_count(&self, resource: Resource) -> Result<UsageGuard> {
+        UsageGuard::new(&self.client.usage, resource)
     }
 }
 
-impl Deref for Membership {
+impl Deref for ClientRef {
     type Target = Client;
 
     fn deref(&self) -> &Client {
@@ -281,15 +281,15 @@ impl Deref for Membership {
     }
 }
 
-impl Drop for Membership {
+impl Drop for ClientRef {
     fn drop(&mut self) {
         let key = self.client.mm.as_raw().addr();
         let mut list = self.queues.clients.list.lock();
         let Some(listed) = list.get_mut(&key) else {
             return;
         };
-        listed.members -= 1;
-        if listed.members > 0 {
+        listed.refs -= 1;
+        if listed.refs > 0 {
             return;
         }
         let listed = list.remove_node(&key);

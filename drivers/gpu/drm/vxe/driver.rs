@@ -45,7 +45,7 @@ use kernel::{
 use kernel_ext::workqueue::OwnedQueue;
 use vxe_sim::{
     bus::Bus,
-    debugfs::Tree,
+    debugfs::DebugfsFiles,
     platform_device,
     platform_driver,
     port::{
@@ -110,12 +110,12 @@ pub(crate) struct Data {
 impl Data {
     fn new(
         parent: &device::Device<device::Bound>,
-        board: &Board,
+        platform_data: &PlatformData,
     ) -> Result<impl PinInit<Self, Error> + use<>> {
-        let vram = board.vram.clone();
+        let vram = platform_data.vram.clone();
         let bus = Bus::new(parent, vram.as_ref().map(|vram| vram.ram().clone()))?;
-        let queues = board.queues.clone();
-        let port = board.port.clone();
+        let queues = platform_data.queues.clone();
+        let port = platform_data.port.clone();
         Ok(try_pin_init!(Self {
             copies: CopyEngine::new(bus.clone()),
             bus,
@@ -171,7 +171,7 @@ impl Queues {
 }
 
 /// The data of a platform device of this driver, from its registration.
-pub(crate) struct Board {
+pub(crate) struct PlatformData {
     queues: Arc<Queues>,
     /// The device's port on the fabric. Dropped first, when no access through it is in flight.
     port: Arc<Port>,
@@ -179,7 +179,7 @@ pub(crate) struct Board {
     vram: Option<Arc<Vram>>,
 }
 
-impl Board {
+impl PlatformData {
     /// Registers platform device number `index` for the driver called `name`, with `vram` bytes of
     /// memory.
     ///
@@ -194,16 +194,16 @@ impl Board {
             size => Some(Vram::new(size)?),
         };
         let port = port::join(vram.as_ref().map(|vram| vram.ram().clone()))?;
-        let board = Self {
+        let platform_data = Self {
             queues: Queues::new()?,
             port: Arc::new(port, GFP_KERNEL)?,
             vram,
         };
-        platform_device::Registration::new(name, index, board)
+        platform_device::Registration::new(name, index, platform_data)
     }
 }
 
-impl Drop for Board {
+impl Drop for PlatformData {
     fn drop(&mut self) {
         // The device is unbound, and no file is open: each open file holds a reference to the
         // module. What is left is work that unbinding did not wait for, with its references to DRM
@@ -240,7 +240,7 @@ pub(crate) type PlatformDriver = platform::Adapter<platform_driver::Adapter<VxeD
 
 impl platform_driver::Driver for VxeDriver {
     fn data(parent: &platform::Device<device::Bound>) -> Result<impl PinInit<Data, Error>> {
-        Data::new(parent.as_ref(), platform_device::board(parent)?)
+        Data::new(parent.as_ref(), platform_device::platform_data(parent)?)
     }
 
     fn prepare(parent: &platform::Device<device::Bound>, dev: &Device) -> Result {
@@ -253,11 +253,11 @@ impl platform_driver::Driver for VxeDriver {
         dev.memory.open(parent.as_ref(), dev)
     }
 
-    fn files(dev: &Device, tree: &mut Tree) -> Result {
+    fn debugfs_files(dev: &Device, tree: &mut DebugfsFiles) -> Result {
         debugfs::init(tree, dev)
     }
 
-    fn gone(dev: &Device) {
+    fn unplugged(dev: &Device) {
         // Closed VMs have no mappings, and their jobs fail at the next access.
         dev.vms.close_all();
         dev.fences.close();

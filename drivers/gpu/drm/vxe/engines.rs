@@ -13,10 +13,10 @@
 
 use crate::{
     exec_queue::Execution,
-    fifo::Node,
+    fifo::FifoNode,
     sched::{
-        Lane,
         RunList,
+        RunQueue,
         MAX_ENGINES, //
     }, //
 };
@@ -111,9 +111,13 @@ impl Engines {
         })
     }
 
-    /// Makes `node` of the client with run queue `lane` runnable, and wakes an idle engine.
-    pub(crate) fn wake(&self, lane: &Arc<Lane<Execution>>, node: KBox<Node<Execution>>) {
-        let idle = self.list.wake(lane, node);
+    /// Makes `node` of the client with run queue `run_queue` runnable, and wakes an idle engine.
+    pub(crate) fn wake(
+        &self,
+        run_queue: &Arc<RunQueue<Execution>>,
+        node: KBox<FifoNode<Execution>>,
+    ) {
+        let idle = self.list.wake(run_queue, node);
         if let Some(engine) = idle.and_then(|index| self.engines.get(index)) {
             // If the work item is still running, it is queued again.
             let _ = self.queue.enqueue(engine.clone());

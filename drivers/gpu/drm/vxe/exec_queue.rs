@@ -28,17 +28,17 @@
 
 use crate::{
     client::{
-        Claim,
         Resource, //
+        UsageGuard,
     },
     driver::Device,
     fault::{
         Fault,
         Faulting, //
     },
-    fifo::Node,
+    fifo::FifoNode,
     gpu::{
-        Context,
+        EngineContext,
         EngineError,
         Outcome, //
     },
@@ -49,7 +49,7 @@ use crate::{
     sched::{
         Entity,
         RunList,
-        Share,
+        SchedState,
         Turn, //
     },
     sync::UserFence,
@@ -83,11 +83,11 @@ use kernel::{
 use vxe_sim::drm_dbg;
 
 /// The most jobs of a queue, including the running one.
-pub(crate) const MAX_JOBS: usize = 16384;
+pub(crate) const MAX_QUEUE_JOBS: usize = 16384;
 
 /// The purpose of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum QueueKind {
     /// Runs batches on the copy engine.
     Copy,
     /// Orders the binds of a VM; takes no batches.
@@ -102,7 +102,7 @@ pub(crate) struct Job {
     /// The fence that the GPU writes when the batch is done.
     fence: Option<UserFence>,
     /// Counts the job for its client.
-    _claim: Claim,
+    _usage: UsageGuard,
     #[pin]
     links: ListLinks,
 }
@@ -124,7 +124,7 @@ struct Jobs {
     /// Whether an engine is running it now.
     on_engine: bool,
     /// The execution, while there are no jobs.
-    idle: Option<KBox<Node<Execution>>>,
+    idle: Option<KBox<FifoNode<Execution>>>,
     closed: bool,
 }
 
@@ -133,9 +133,9 @@ struct Jobs {
 pub(crate) struct ExecQueue {
     dev: ARef<Device>,
     vm: Arc<Vm>,
-    kind: Kind,
+    kind: QueueKind,
     /// Counts the queue for its client.
-    _claim: Claim,
+    _usage: UsageGuard,
     _counted: Counted,
     /// Set for good when a job fails.
     banned: Atomic<bool>,
@@ -151,19 +151,19 @@ pub(crate) struct ExecQueue {
 impl ExecQueue {
     /// Creates a queue in `vm`. Fails with `ENOSPC` if the client has too many queues, and with
     /// `ENOMEM`.
-    pub(crate) fn new(dev: &Device, vm: Arc<Vm>, kind: Kind) -> Result<Arc<Self>> {
-        let claim = vm.client().claim(Resource::Queue)?;
+    pub(crate) fn new(dev: &Device, vm: Arc<Vm>, kind: QueueKind) -> Result<Arc<Self>> {
+        let usage = vm.client().try_count(Resource::Queue)?;
         let idle = match kind {
-            Kind::Copy => Some(Node::new(Execution::new()?, GFP_KERNEL_ACCOUNT)?),
-            Kind::Bind => None,
+            QueueKind::Copy => Some(FifoNode::new(Execution::new()?, GFP_KERNEL_ACCOUNT)?),
+            QueueKind::Bind => None,
         };
         Arc::pin_init(
             pin_init!(Self {
                 dev: dev.into(),
                 vm,
                 kind,
-                _claim: claim,
-                _counted: dev.objects.count(objects::Kind::Queue),
+                _usage: usage,
+                _counted: dev.objects.count(objects::ObjectKind::Queue),
                 banned: Atomic::new(false),
                 stop: AtomicFlag::new(false),
                 jobs <- new_mutex!(
@@ -190,7 +190,7 @@ impl ExecQueue {
 
     /// Returns whether the queue orders binds and takes no batches.
     pub(crate) fn is_bind(&self) -> bool {
-        self.kind == Kind::Bind
+        self.kind == QueueKind::Bind
     }
 
     /// Returns whether the queue is banned or closed and so finishes no further job.
@@ -200,15 +200,15 @@ impl ExecQueue {
 
     /// Appends a job with the batch at GPU address `batch`.
     ///
-    /// Fails with `ECANCELED` if the queue is dead, `EAGAIN` if it has [`MAX_JOBS`] or its client
-    /// too many jobs, and `ENOMEM`.
+    /// Fails with `ECANCELED` if the queue is dead, `EAGAIN` if it has [`MAX_QUEUE_JOBS`] or its
+    /// client too many jobs, and `ENOMEM`.
     pub(crate) fn submit(self: &Arc<Self>, batch: u64, fence: Option<UserFence>) -> Result {
-        let claim = self.vm.client().claim(Resource::Job)?;
+        let usage = self.vm.client().try_count(Resource::Job)?;
         let job = ListArc::pin_init(
             try_pin_init!(Job {
                 batch,
                 fence,
-                _claim: claim,
+                _usage: usage,
                 links <- ListLinks::new(),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -217,7 +217,7 @@ impl ExecQueue {
         if jobs.closed || self.is_dead() {
             return Err(ECANCELED);
         }
-        if jobs.count + usize::from(jobs.begun) >= MAX_JOBS {
+        if jobs.count + usize::from(jobs.begun) >= MAX_QUEUE_JOBS {
             return Err(EAGAIN);
         }
         jobs.waiting.push_back(job);
@@ -272,9 +272,9 @@ impl ExecQueue {
     }
 
     /// Makes the execution in `node` runnable.
-    fn wake(&self, node: KBox<Node<Execution>>) {
-        let lane = self.vm.client().lane();
-        self.dev.queues.engines.wake(lane, node);
+    fn wake(&self, node: KBox<FifoNode<Execution>>) {
+        let run_queue = self.vm.client().run_queue();
+        self.dev.queues.engines.wake(run_queue, node);
     }
 
     /// Marks the queue as running on an engine. Returns false if it must not run.
@@ -302,7 +302,7 @@ impl ExecQueue {
     }
 
     /// Stores `node` until there is a job. Returns it if there is a job, or the queue is dead.
-    fn park(&self, mut node: KBox<Node<Execution>>) -> Option<KBox<Node<Execution>>> {
+    fn park(&self, mut node: KBox<FifoNode<Execution>>) -> Option<KBox<FifoNode<Execution>>> {
         let mut jobs = self.jobs.lock();
         if jobs.closed || self.is_dead() || jobs.count > 0 {
             return Some(node);
@@ -332,16 +332,16 @@ pub(crate) struct Execution {
     job: Option<ListArc<Job>>,
     /// Whether the batch is done and the fence is being written.
     is_fence: bool,
-    context: Context,
+    context: EngineContext,
     /// The fault that the job waits for.
     fault: Fault,
-    share: Share<Self>,
+    sched: SchedState<Self>,
 }
 
 /// How a turn ended.
-enum End {
+enum TurnEnd {
     /// The granted time is over.
-    Slice,
+    Timeslice,
     /// The job waits for a fault.
     Fault,
     /// There are no more jobs.
@@ -357,12 +357,12 @@ impl Execution {
             queue: None,
             job: None,
             is_fence: false,
-            context: Context::new()?,
+            context: EngineContext::new()?,
             fault: Fault {
                 addr: 0,
                 access: crate::gpu::Access::Read,
             },
-            share: Share::new(),
+            sched: SchedState::new(),
         })
     }
 
@@ -380,34 +380,34 @@ impl Execution {
         let Some(queue) = turn.node.value.queue.clone() else {
             return;
         };
-        let mut end = End::Dead;
+        let mut end = TurnEnd::Dead;
         if queue.enter() {
             end = turn.node.value.run(&queue, is_over);
             queue.leave();
         }
         // From here on other threads can take the execution.
-        let node = list.spend(turn, used());
+        let node = list.account(turn, used());
         let node = match end {
-            End::Slice => Some(node),
-            End::Fault => {
+            TurnEnd::Timeslice => Some(node),
+            TurnEnd::Fault => {
                 queue.vm.fault(node);
                 None
             }
-            End::Idle => queue.park(node),
-            End::Dead => None,
+            TurnEnd::Idle => queue.park(node),
+            TurnEnd::Dead => None,
         };
         if let Some(node) = node {
             // The process may have exited meanwhile, so look up the run queue again.
-            list.put_back(queue.vm.client().lane(), node);
+            list.put_back(queue.vm.client().run_queue(), node);
         }
     }
 
     /// Runs the jobs of `queue`, the execution's own queue.
-    fn run(&mut self, queue: &ExecQueue, mut is_over: impl FnMut() -> bool) -> End {
+    fn run(&mut self, queue: &ExecQueue, mut is_over: impl FnMut() -> bool) -> TurnEnd {
         loop {
             if self.job.is_none() {
                 let Some(job) = queue.next() else {
-                    return End::Idle;
+                    return TurnEnd::Idle;
                 };
                 self.context.start(job.batch);
                 self.is_fence = false;
@@ -416,18 +416,18 @@ impl Execution {
             let aspace = queue.vm.aspace();
             match self.context.run(aspace, &queue.stop, &mut is_over) {
                 Outcome::Done => self.done(queue),
-                Outcome::Over => return End::Slice,
+                Outcome::Yielded => return TurnEnd::Timeslice,
                 Outcome::Fault { addr, access } => {
                     self.fault = Fault { addr, access };
-                    return End::Fault;
+                    return TurnEnd::Fault;
                 }
                 Outcome::Failed(error) => {
                     self.fail(queue, error);
-                    return End::Dead;
+                    return TurnEnd::Dead;
                 }
             }
             if is_over() {
-                return End::Slice;
+                return TurnEnd::Timeslice;
             }
         }
     }
@@ -456,8 +456,8 @@ impl Execution {
 }
 
 impl Entity for Execution {
-    fn share(&mut self) -> &mut Share<Self> {
-        &mut self.share
+    fn sched_state(&mut self) -> &mut SchedState<Self> {
+        &mut self.sched
     }
 }
 
@@ -466,7 +466,7 @@ impl Faulting for Execution {
         self.fault
     }
 
-    fn answer(mut node: KBox<Node<Self>>, result: Result) {
+    fn answer(mut node: KBox<FifoNode<Self>>, result: Result) {
         let Some(queue) = node.value.queue.clone() else {
             return;
         };

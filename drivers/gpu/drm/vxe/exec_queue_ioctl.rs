@@ -7,7 +7,7 @@ use crate::{
     driver::Device,
     exec_queue::{
         ExecQueue,
-        Kind, //
+        QueueKind, //
     },
     ioctl::Ioctl,
     uapi, //
@@ -16,7 +16,7 @@ use kernel::prelude::*;
 use vxe_sim::sysinfo::capable_sys_nice;
 
 /// The most engines that a queue may name: as many as xe has instances of a class.
-const MAX_ENGINES: u32 = 9;
+const MAX_QUEUE_ENGINES: u32 = 9;
 
 /// The default priority, and the highest one without `CAP_SYS_NICE`.
 const PRIORITY_NORMAL: u64 = 1;
@@ -53,15 +53,15 @@ pub(crate) fn create_ioctl(
     ensure!(dev, args.reserved == [0; 2], EINVAL);
 
     let engines = u32::from(args.width) * u32::from(args.num_placements);
-    ensure!(dev, engines != 0 && engines <= MAX_ENGINES, EINVAL);
+    ensure!(dev, engines != 0 && engines <= MAX_QUEUE_ENGINES, EINVAL);
     let engine: uapi::drm_xe_engine_class_instance = ioctl.read(args.instances)?;
     // There is one engine of each class, and a queue cannot name an engine twice.
     ensure!(dev, engines == 1, EINVAL);
     ensure!(dev, engine.gt_id == 0 && engine.pad == 0, EINVAL);
     ensure!(dev, engine.engine_instance == 0, EINVAL);
     let kind = match u32::from(engine.engine_class) {
-        uapi::DRM_XE_ENGINE_CLASS_COPY => Kind::Copy,
-        uapi::DRM_XE_ENGINE_CLASS_VM_BIND => Kind::Bind,
+        uapi::DRM_XE_ENGINE_CLASS_COPY => QueueKind::Copy,
+        uapi::DRM_XE_ENGINE_CLASS_VM_BIND => QueueKind::Bind,
         class => {
             vxe_sim::drm_dbg!(dev, "no engine of class {}", class);
             return Err(EINVAL);

@@ -29,7 +29,7 @@ use crate::{
     exec_queue::Execution,
     fifo::{
         Fifo,
-        Node, //
+        FifoNode, //
     },
     gpu::Access,
     vm::{
@@ -55,7 +55,7 @@ mod tests;
 
 /// How many faults of a VM are serviced before its work item is requeued behind other VMs of the
 /// client.
-const FAULTS_A_TURN: u32 = 16;
+const FAULTS_PER_RUN: u32 = 16;
 
 /// An access that is not mapped.
 #[derive(Clone, Copy, Debug)]
@@ -68,16 +68,16 @@ pub(crate) struct Fault {
 
 /// The mapping that the service of a fault made.
 #[derive(Clone, Debug)]
-pub(crate) struct Served {
+pub(crate) struct Serviced {
     /// The addresses that are mapped now.
     pub(crate) span: Span,
     /// The strongest access that the whole span allows.
     pub(crate) access: Access,
 }
 
-impl Served {
+impl Serviced {
     /// Returns whether the mapping allows the access of `fault`.
-    pub(crate) fn settles(&self, fault: &Fault) -> bool {
+    pub(crate) fn resolves(&self, fault: &Fault) -> bool {
         self.span.contains(&fault.addr) && strength(fault.access) <= strength(self.access)
     }
 }
@@ -98,7 +98,7 @@ pub(crate) trait Faulting: Sized {
 
     /// Passes on the context in `node` after its fault was serviced or has failed. May take locks;
     /// must not sleep for long.
-    fn answer(node: KBox<Node<Self>>, result: Result);
+    fn answer(node: KBox<FifoNode<Self>>, result: Result);
 }
 
 /// The state of the VM's fault service.
@@ -137,7 +137,7 @@ struct State<T: Faulting> {
     phase: Phase,
     pending: Pending<T>,
     /// The context whose fault is in service. The thread that takes it out answers the fault.
-    serving: Option<KBox<Node<T>>>,
+    serving: Option<KBox<FifoNode<T>>>,
 }
 
 /// Counts of faults.
@@ -166,16 +166,16 @@ pub(crate) struct FaultQueue<T: Faulting> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TearDown {
     /// The caller, now.
-    Yours,
+    Caller,
     /// Another thread, or none any more.
-    NotYours,
+    Other,
 }
 
 /// The result of [`FaultQueue::serve`].
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Serve {
-    whose: TearDown,
+struct ServeResult {
+    teardown: TearDown,
     /// Whether more faults are pending.
     more: bool,
 }
@@ -200,7 +200,7 @@ impl<T: Faulting> FaultQueue<T> {
 
     /// Queues a context with a fault. The caller then makes sure that a worker runs. If the VM is
     /// closed, answers `ENOENT`.
-    fn submit(&self, node: KBox<Node<T>>) {
+    fn submit(&self, node: KBox<FifoNode<T>>) {
         let mut state = self.state.lock();
         if state.is_closed() {
             drop(state);
@@ -215,7 +215,7 @@ impl<T: Faulting> FaultQueue<T> {
     /// Also answers other pending faults: with success those that `service` resolved, and with the
     /// same error those at the same address for the same access. At most one thread may call this
     /// at a time.
-    fn serve(&self, service: impl FnOnce(Fault) -> Result<Served>) -> Option<Serve> {
+    fn serve(&self, service: impl FnOnce(Fault) -> Result<Serviced>) -> Option<ServeResult> {
         let fault = {
             let mut state = self.state.lock();
             if state.phase != Phase::Idle {
@@ -238,35 +238,35 @@ impl<T: Faulting> FaultQueue<T> {
             Ok(_) => Ok(()),
             Err(e) => Err(*e),
         };
-        let is_settled = |waiting: &T| {
+        let is_resolved = |waiting: &T| {
             let other = waiting.fault();
             match &result {
-                Ok(served) => served.settles(&other),
+                Ok(served) => served.resolves(&other),
                 Err(_) => other.addr == fault.addr && other.access == fault.access,
             }
         };
 
         let mut state = self.state.lock();
-        let whose = if state.phase == Phase::Closing {
+        let teardown = if state.phase == Phase::Closing {
             state.phase = Phase::Closed;
-            TearDown::Yours
+            TearDown::Caller
         } else {
             state.phase = Phase::Idle;
-            TearDown::NotYours
+            TearDown::Other
         };
         let served = state.serving.take();
-        let mut settled = state.pending.0.take_if(is_settled);
+        let mut resolved = state.pending.0.take_if(is_resolved);
         let more = !state.pending.0.is_empty();
         drop(state);
 
         if let Some(node) = served {
             T::answer(node, answer);
         }
-        while let Some(node) = settled.pop_front() {
+        while let Some(node) = resolved.pop_front() {
             T::answer(node, answer);
             self.coalesced.add(1, Relaxed);
         }
-        Some(Serve { whose, more })
+        Some(ServeResult { teardown, more })
     }
 
     /// Returns whether the VM is closed.
@@ -277,10 +277,10 @@ impl<T: Faulting> FaultQueue<T> {
     /// Fails all present and future faults, including the one in service.
     pub(crate) fn close(&self) -> TearDown {
         let mut state = self.state.lock();
-        let (phase, whose) = match state.phase {
-            Phase::Idle => (Phase::Closed, TearDown::Yours),
-            Phase::Serving => (Phase::Closing, TearDown::NotYours),
-            closed @ (Phase::Closing | Phase::Closed) => (closed, TearDown::NotYours),
+        let (phase, teardown) = match state.phase {
+            Phase::Idle => (Phase::Closed, TearDown::Caller),
+            Phase::Serving => (Phase::Closing, TearDown::Other),
+            closed @ (Phase::Closing | Phase::Closed) => (closed, TearDown::Other),
         };
         state.phase = phase;
         let pending = core::mem::replace(&mut state.pending, Pending(Fifo::new()));
@@ -291,7 +291,7 @@ impl<T: Faulting> FaultQueue<T> {
             T::answer(node, Err(ENOENT));
         }
         pending.answer(Err(ENOENT));
-        whose
+        teardown
     }
 
     /// Returns the counts.
@@ -315,7 +315,7 @@ impl Vm {
     ///
     /// The answer is `ENOENT` if the VM is or gets closed, else the result of its
     /// [service](Self::service).
-    pub(crate) fn fault(self: &Arc<Self>, node: KBox<Node<Execution>>) {
+    pub(crate) fn fault(self: &Arc<Self>, node: KBox<FifoNode<Execution>>) {
         self.faults().submit(node);
         self.queue_service();
     }
@@ -323,18 +323,18 @@ impl Vm {
 
 /// Services the faults of `vm` with `service` until none is pending, or requeues the VM's work item
 /// after [`FAULTS_PER_RUN`] faults. Called by that work item.
-pub(crate) fn work(vm: &Arc<Vm>, service: impl Fn(Fault) -> Result<Served>) {
+pub(crate) fn service_faults(vm: &Arc<Vm>, service: impl Fn(Fault) -> Result<Serviced>) {
     let service = |fault: Fault| {
         service(fault).inspect_err(|e| {
             vxe_sim::drm_dbg!(vm.dev(), "{fault:?} failed: {e:?}");
             vm.failed().add(&fault, *e);
         })
     };
-    for _ in 0..FAULTS_A_TURN {
+    for _ in 0..FAULTS_PER_RUN {
         let Some(done) = vm.faults().serve(service) else {
             return;
         };
-        if done.whose == TearDown::Yours {
+        if done.teardown == TearDown::Caller {
             vm.tear_down();
         }
         if !done.more {

@@ -11,13 +11,13 @@
 use kernel::prelude::*;
 
 /// A node of a [`Fifo`].
-pub(crate) struct Node<T> {
-    next: Option<KBox<Node<T>>>,
+pub(crate) struct FifoNode<T> {
+    next: Option<KBox<FifoNode<T>>>,
     /// The node's value.
     pub(crate) value: T,
 }
 
-impl<T> Node<T> {
+impl<T> FifoNode<T> {
     /// Creates a node that is in no FIFO.
     pub(crate) fn new(value: T, flags: kernel::alloc::Flags) -> Result<KBox<Self>> {
         Ok(KBox::new(Self { next: None, value }, flags)?)
@@ -27,9 +27,9 @@ impl<T> Node<T> {
 /// A FIFO of nodes.
 pub(crate) struct Fifo<T> {
     /// The first nodes, in order.
-    front: Option<KBox<Node<T>>>,
+    front: Option<KBox<FifoNode<T>>>,
     /// The nodes after `front`, in reverse order.
-    back: Option<KBox<Node<T>>>,
+    back: Option<KBox<FifoNode<T>>>,
 }
 
 impl<T> Fifo<T> {
@@ -47,17 +47,17 @@ impl<T> Fifo<T> {
     }
 
     /// Appends a node.
-    pub(crate) fn push_back(&mut self, node: KBox<Node<T>>) {
+    pub(crate) fn push_back(&mut self, node: KBox<FifoNode<T>>) {
         push(&mut self.back, node);
     }
 
     /// Prepends a node.
-    pub(crate) fn push_front(&mut self, node: KBox<Node<T>>) {
+    pub(crate) fn push_front(&mut self, node: KBox<FifoNode<T>>) {
         push(&mut self.front, node);
     }
 
     /// Takes the first node.
-    pub(crate) fn pop_front(&mut self) -> Option<KBox<Node<T>>> {
+    pub(crate) fn pop_front(&mut self) -> Option<KBox<FifoNode<T>>> {
         if self.front.is_none() {
             while let Some(node) = pop(&mut self.back) {
                 push(&mut self.front, node);
@@ -89,12 +89,12 @@ impl<T> Drop for Fifo<T> {
     }
 }
 
-fn push<T>(list: &mut Option<KBox<Node<T>>>, mut node: KBox<Node<T>>) {
+fn push<T>(list: &mut Option<KBox<FifoNode<T>>>, mut node: KBox<FifoNode<T>>) {
     node.next = list.take();
     *list = Some(node);
 }
 
-fn pop<T>(list: &mut Option<KBox<Node<T>>>) -> Option<KBox<Node<T>>> {
+fn pop<T>(list: &mut Option<KBox<FifoNode<T>>>) -> Option<KBox<FifoNode<T>>> {
     let mut node = list.take()?;
     *list = node.next.take();
     Some(node)
@@ -107,7 +107,7 @@ mod tests {
     fn list(values: &[u32]) -> Result<Fifo<u32>> {
         let mut list = Fifo::new();
         for value in values {
-            list.push_back(Node::new(*value, GFP_KERNEL)?);
+            list.push_back(FifoNode::new(*value, GFP_KERNEL)?);
         }
         Ok(list)
     }
@@ -124,8 +124,8 @@ mod tests {
         let mut fifo = list(&[1, 2, 3])?;
         assert!(!fifo.is_empty());
         assert!(fifo.pop_front().is_some_and(|node| node.value == 1));
-        fifo.push_back(Node::new(4, GFP_KERNEL)?);
-        fifo.push_front(Node::new(0, GFP_KERNEL)?);
+        fifo.push_back(FifoNode::new(4, GFP_KERNEL)?);
+        fifo.push_front(FifoNode::new(0, GFP_KERNEL)?);
         assert!(is(fifo, &[0, 2, 3, 4]));
         assert!(is(Fifo::new(), &[]));
         Ok(())
@@ -135,7 +135,7 @@ mod tests {
     fn some_are_taken_out() -> Result {
         let mut fifo = list(&[1, 2, 3, 4, 5])?;
         assert!(fifo.pop_front().is_some());
-        fifo.push_back(Node::new(6, GFP_KERNEL)?);
+        fifo.push_back(FifoNode::new(6, GFP_KERNEL)?);
         let even = fifo.take_if(|value| value % 2 == 0);
         assert!(is(even, &[2, 4, 6]) && is(fifo, &[3, 5]));
         Ok(())
@@ -145,7 +145,7 @@ mod tests {
     fn long_lists_are_dropped() -> Result {
         let mut fifo = Fifo::new();
         for value in 0..20_000u32 {
-            fifo.push_back(Node::new(value, GFP_KERNEL)?);
+            fifo.push_back(FifoNode::new(value, GFP_KERNEL)?);
         }
         drop(fifo);
         Ok(())

@@ -16,7 +16,7 @@ use crate::{
     exec_queue::ExecQueue,
     vm::{
         workers::WATCH_MS,
-        AtOnce,
+        TeardownBudget,
         Vm,
         VmIdentity, //
     }, //
@@ -64,7 +64,7 @@ pub(crate) struct File {
     /// The process that opened the file.
     pid: Pid,
     /// Bounds what closing the file tears down itself of all its VMs.
-    at_once: Arc<AtOnce>,
+    budget: Arc<TeardownBudget>,
     // Dropped before `queues`: closing a VM fails its faults, which ends jobs whose fault is never
     // serviced.
     #[pin]
@@ -77,11 +77,11 @@ impl drm::file::DriverFile for File {
     type Driver = VxeDriver;
 
     fn open(dev: &Device) -> Result<Pin<KBox<Self>>> {
-        let at_once = Arc::new(AtOnce::new(), GFP_KERNEL_ACCOUNT)?;
+        let budget = Arc::new(TeardownBudget::new(), GFP_KERNEL_ACCOUNT)?;
         KBox::pin_init(
             pin_init!(Self {
                 dev: dev.into(),
-                at_once,
+                budget,
                 pid: kernel::current!().group_leader().pid(),
                 queues <- MapleTreeAlloc::new(),
                 vms <- MapleTreeAlloc::new(),
@@ -97,7 +97,7 @@ impl File {
         // From here on, dropping the id closes the VM.
         let id = VmId {
             vm,
-            at_once: Some(self.at_once.clone()),
+            budget: Some(self.budget.clone()),
         };
         self.dev.vms.add(&id.vm, self.pid)?;
         let id = KBox::new(id, GFP_KERNEL_ACCOUNT)?;
@@ -123,7 +123,7 @@ impl File {
         // CAST: Widens.
         let mut id = self.vms.erase(id as usize).ok_or(ENOENT)?;
         // VM_DESTROY closes one VM, with a budget of its own.
-        id.at_once = None;
+        id.budget = None;
         Ok(())
     }
 
@@ -178,14 +178,14 @@ struct VmId {
     vm: Arc<Vm>,
     /// The budget shared by all VMs of a file that is closed; none for a VM that is destroyed
     /// alone.
-    at_once: Option<Arc<AtOnce>>,
+    budget: Option<Arc<TeardownBudget>>,
 }
 
 impl Drop for VmId {
     fn drop(&mut self) {
-        match &self.at_once {
-            Some(at_once) => self.vm.close(at_once),
-            None => self.vm.close(&AtOnce::new()),
+        match &self.budget {
+            Some(budget) => self.vm.close(budget),
+            None => self.vm.close(&TeardownBudget::new()),
         }
     }
 }
@@ -293,7 +293,7 @@ impl VmList {
         // before the first is unmapped, which may take long.
         let mut next = 0;
         while let Some((number, listed)) = self.first_from(next) {
-            listed.vm.close(&AtOnce::new());
+            listed.vm.close(&TeardownBudget::new());
             next = number.wrapping_add(1);
         }
         while let Some((_, listed)) = self.first_from(0) {

@@ -37,8 +37,8 @@ mod tests;
 mod tlb;
 
 pub(crate) use address_space::AddressSpace;
-pub(crate) use copy::{CopyEngine, Run};
-pub(crate) use engine::{Context, EngineError, Outcome};
+pub(crate) use copy::{CopyEngine, CopyRun};
+pub(crate) use engine::{EngineContext, EngineError, Outcome};
 pub(crate) use page_table::{Access, PteFlag, PteFlags, Staged, PAGE_SIZE};
 pub(crate) use vxe_sim::bus::{
     Bus,

@@ -22,9 +22,9 @@
 //! A migration that finds no room at once unlocks its pages and the mmap lock before it makes room
 //! ([`Provider::allocate`](provider::Provider::allocate)).
 
-mod advance;
 mod charge;
 mod local;
+mod precharge;
 mod residents;
 
 use crate::{
@@ -33,8 +33,6 @@ use crate::{
     stats::Stat,
     vram::Vram, //
 };
-pub(crate) use advance::Advance;
-use advance::Advances;
 use charge::Limits;
 #[cfg(CONFIG_KUNIT = "y")]
 use core::cell::Cell;
@@ -88,6 +86,8 @@ use kernel_ext::{
 };
 pub(crate) use local::target;
 use local::Local;
+pub(crate) use precharge::Precharge;
+use precharge::Precharges;
 use residents::Residents;
 use vxe_sim::port::Port;
 
@@ -104,11 +104,11 @@ pub(crate) const PEER: Protocol = Protocol::driver(1);
 const CLOSE_MS: u32 = 10_000;
 
 /// Why an attempt to allocate failed.
-enum Short<W> {
+enum Shortage<W> {
     /// There is not enough left of this resource.
-    Of(W),
+    OutOf(W),
     /// Any other error.
-    Not(Error),
+    Failed(Error),
 }
 
 /// Calls `attempt` until it succeeds, with a call to `evict` after each shortage. `evict` evicts
@@ -118,15 +118,15 @@ enum Short<W> {
 /// needs system memory, so `make_room()` fails with it. Fails also with `ENOSPC` without a further
 /// candidate, and with `EINTR` if the caller is killed.
 fn make_room<T, W>(
-    mut attempt: impl FnMut() -> Result<T, Short<W>>,
+    mut attempt: impl FnMut() -> Result<T, Shortage<W>>,
     mut evict: impl FnMut(W) -> Option<Result<u64>>,
 ) -> Result<T> {
     loop {
         sched::check_killed()?;
         let short = match attempt() {
             Ok(done) => return Ok(done),
-            Err(Short::Not(e)) => return Err(e),
-            Err(Short::Of(what)) => what,
+            Err(Shortage::Failed(e)) => return Err(e),
+            Err(Shortage::OutOf(what)) => what,
         };
         match evict(short) {
             None => return Err(ENOSPC),
@@ -153,7 +153,7 @@ pub(crate) struct LocalMemory {
     #[pin]
     residents: Residents,
     #[pin]
-    advances: Advances,
+    precharges: Precharges,
 }
 
 /// The memory as other devices open it. Holds a reference to the device until it is unregistered.
@@ -179,7 +179,7 @@ impl LocalMemory {
             region <- new_mutex!(None, "LocalMemory::region"),
             in_registry <- new_mutex!(None, "LocalMemory::in_registry"),
             residents <- Residents::new(),
-            advances <- Advances::new(),
+            precharges <- Precharges::new(),
         })
     }
 
@@ -243,8 +243,8 @@ impl LocalMemory {
         make_room(
             || {
                 attempt(&region).map_err(|refused| match refused {
-                    Refused::Limit(limit) => Short::Of(limit),
-                    Refused::Failed(e) => Short::Not(e),
+                    Refused::Limit(limit) => Shortage::OutOf(limit),
+                    Refused::Failed(e) => Shortage::Failed(e),
                 })
             },
             |limit| self.evict_next(dev, newest, any, Want::Limit(&limit)),
@@ -258,18 +258,18 @@ impl LocalMemory {
     ///
     /// Fails as [`charge`](Self::charge) and [`dmem::charge`] do. Sleeps; the caller must hold no
     /// pages or locks of the process.
-    pub(crate) fn advance(
+    pub(crate) fn precharge(
         &self,
         dev: &Device,
         mm: &Mm,
         bytes: usize,
-    ) -> Result<Option<Advance<'_>>> {
+    ) -> Result<Option<Precharge<'_>>> {
         if sched::is_thread_of(mm) {
             return Ok(None);
         }
         let pages = u32::try_from(bytes / PAGE_SIZE)?;
         match self.charge(dev, false, |region| dmem::charge(mm, region, pages)) {
-            Ok(charge) => self.advances.put(charge).map(Some),
+            Ok(charge) => self.precharges.put(charge).map(Some),
             Err(ENOSPC) => Ok(None),
             Err(e) => Err(e),
         }
@@ -301,8 +301,8 @@ impl LocalMemory {
         make_room(
             || {
                 attempt().map_err(|e| match e {
-                    ENOSPC => Short::Of(()),
-                    e => Short::Not(e),
+                    ENOSPC => Shortage::OutOf(()),
+                    e => Shortage::Failed(e),
                 })
             },
             |()| self.evict_next(dev, newest, any, Want::Room(charge)),
@@ -384,7 +384,7 @@ mod tests {
         let result = make_room(
             || match room.get() {
                 true => Ok(()),
-                false => Err(Short::Of("room")),
+                false => Err(Shortage::OutOf("room")),
             },
             |what| {
                 assert_eq!(what, "room");
@@ -421,7 +421,7 @@ mod tests {
     #[test]
     fn other_errors_of_the_allocation_evict_nothing() {
         let result = make_room(
-            || Err::<(), Short<()>>(Short::Not(ENODEV)),
+            || Err::<(), Shortage<()>>(Shortage::Failed(ENODEV)),
             |()| Some(Err(EINVAL)),
         );
         assert_eq!(result, Err(ENODEV));

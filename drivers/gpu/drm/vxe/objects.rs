@@ -20,7 +20,7 @@ use kernel::{
 
 /// A kind of object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum ObjectKind {
     /// VMs.
     Vm,
     /// Exec queues.
@@ -47,16 +47,16 @@ impl Objects {
         Ok(Arc::new(none, GFP_KERNEL)?)
     }
 
-    fn of(&self, kind: Kind) -> &Atomic<usize> {
+    fn of(&self, kind: ObjectKind) -> &Atomic<usize> {
         match kind {
-            Kind::Vm => &self.vms,
-            Kind::Queue => &self.queues,
-            Kind::Buffer => &self.buffers,
+            ObjectKind::Vm => &self.vms,
+            ObjectKind::Queue => &self.queues,
+            ObjectKind::Buffer => &self.buffers,
         }
     }
 
     /// Counts one more object, until the result is dropped.
-    pub(crate) fn count(self: &Arc<Self>, kind: Kind) -> Counted {
+    pub(crate) fn count(self: &Arc<Self>, kind: ObjectKind) -> Counted {
         self.of(kind).add(1, Relaxed);
         Counted {
             objects: self.clone(),
@@ -75,7 +75,7 @@ impl Objects {
 /// Counts one object until it is dropped.
 pub(crate) struct Counted {
     objects: Arc<Objects>,
-    kind: Kind,
+    kind: ObjectKind,
 }
 
 impl Drop for Counted {

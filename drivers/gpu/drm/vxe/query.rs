@@ -2,7 +2,7 @@
 
 //! DEVICE_QUERY: the properties of the device.
 //!
-//! A program calls it twice: with size 0, which returns the size of the answer, and then with a
+//! A program calls it twice: with size 0, which returns the size of the reply, and then with a
 //! buffer of exactly that size.
 
 use crate::{
@@ -37,33 +37,33 @@ const DSS_MASK: [u8; 16] = [0; 16];
 /// The size of a mask of execution units in a subslice, in bytes.
 const EU_MASK: [u8; 8] = [0; 8];
 
-/// An answer that is being built.
+/// A reply that is being built.
 #[derive(Default)]
-struct Answer(KVec<u8>);
+struct Reply(KVec<u8>);
 
-impl Answer {
+impl Reply {
     /// Appends a value. Fails with `ENOMEM`.
     fn push<T: AsBytes>(&mut self, value: &T) -> Result {
         Ok(self.0.extend_from_slice(value.as_bytes(), GFP_KERNEL)?)
     }
 
-    /// Appends the count that many answers begin with, and its padding.
+    /// Appends the count that many replies begin with, and its padding.
     fn push_count(&mut self, count: u32) -> Result {
         self.push(&count)?;
         self.push(&0u32)
     }
 
-    /// Returns the size in `query`, or copies the answer to userspace.
+    /// Returns the size in `query`, or copies the reply to userspace.
     ///
-    /// Fails with `EINVAL` unless the buffer has exactly the size of the answer, and with `fault`
+    /// Fails with `EINVAL` unless the buffer has exactly the size of the reply, and with `fault`
     /// if it cannot be written.
-    fn give(
+    fn send(
         self,
         ioctl: &mut Ioctl<'_>,
         query: &mut uapi::drm_xe_device_query,
         fault: Error,
     ) -> Result {
-        if tell_size(ioctl.dev(), query, self.0.len())? {
+        if report_size(ioctl.dev(), query, self.0.len())? {
             return Ok(());
         }
         ioctl
@@ -73,10 +73,10 @@ impl Answer {
     }
 }
 
-/// Stores the size of an answer in `query` if userspace asked for it, and returns whether it did.
+/// Stores the size of a reply in `query` if userspace asked for it, and returns whether it did.
 ///
 /// Fails with `EINVAL` if userspace passed another size.
-fn tell_size(dev: &Device, query: &mut uapi::drm_xe_device_query, size: usize) -> Result<bool> {
+fn report_size(dev: &Device, query: &mut uapi::drm_xe_device_query, size: usize) -> Result<bool> {
     let size = u32::try_from(size)?;
     let asked = query.size == 0;
     if asked {
@@ -95,16 +95,16 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query
     ensure!(dev, query.extensions == 0, EINVAL);
     ensure!(dev, query.reserved == [0; 2], EINVAL);
     match query.query {
-        uapi::DRM_XE_DEVICE_QUERY_ENGINES => engines()?.give(ioctl, query, EFAULT)?,
-        uapi::DRM_XE_DEVICE_QUERY_MEM_REGIONS => mem_regions(dev)?.give(ioctl, query, ENOSPC)?,
-        uapi::DRM_XE_DEVICE_QUERY_CONFIG => config(dev)?.give(ioctl, query, EFAULT)?,
-        uapi::DRM_XE_DEVICE_QUERY_GT_LIST => gt_list(dev)?.give(ioctl, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_ENGINES => engines()?.send(ioctl, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_MEM_REGIONS => mem_regions(dev)?.send(ioctl, query, ENOSPC)?,
+        uapi::DRM_XE_DEVICE_QUERY_CONFIG => config(dev)?.send(ioctl, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_GT_LIST => gt_list(dev)?.send(ioctl, query, EFAULT)?,
         // The table of the firmware, which is empty.
-        uapi::DRM_XE_DEVICE_QUERY_HWCONFIG => Answer::default().give(ioctl, query, EFAULT)?,
-        uapi::DRM_XE_DEVICE_QUERY_GT_TOPOLOGY => gt_topology()?.give(ioctl, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_HWCONFIG => Reply::default().send(ioctl, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_GT_TOPOLOGY => gt_topology()?.send(ioctl, query, EFAULT)?,
         uapi::DRM_XE_DEVICE_QUERY_ENGINE_CYCLES => engine_cycles(ioctl, query)?,
         uapi::DRM_XE_DEVICE_QUERY_UC_FW_VERSION => uc_fw_version(ioctl, query)?,
-        uapi::DRM_XE_DEVICE_QUERY_OA_UNITS => oa_units()?.give(ioctl, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_OA_UNITS => oa_units()?.send(ioctl, query, EFAULT)?,
         uapi::DRM_XE_DEVICE_QUERY_PXP_STATUS | uapi::DRM_XE_DEVICE_QUERY_EU_STALL => {
             return Err(ENODEV);
         }
@@ -117,10 +117,10 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query
 }
 
 /// The engines: one copy engine.
-fn engines() -> Result<Answer> {
-    let mut answer = Answer::default();
-    answer.push_count(1)?;
-    answer.push(&uapi::drm_xe_engine {
+fn engines() -> Result<Reply> {
+    let mut reply = Reply::default();
+    reply.push_count(1)?;
+    reply.push(&uapi::drm_xe_engine {
         instance: uapi::drm_xe_engine_class_instance {
             // CAST: The uAPI's field has 16 bits for its few classes.
             engine_class: uapi::DRM_XE_ENGINE_CLASS_COPY as u16,
@@ -128,15 +128,15 @@ fn engines() -> Result<Answer> {
         },
         ..Default::default()
     })?;
-    Ok(answer)
+    Ok(reply)
 }
 
 /// The memory regions, by number.
-fn mem_regions(dev: &Device) -> Result<Answer> {
-    let mut answer = Answer::default();
-    answer.push_count(u32::try_from(dev.regions.iter().count())?)?;
+fn mem_regions(dev: &Device) -> Result<Reply> {
+    let mut reply = Reply::default();
+    reply.push_count(u32::try_from(dev.regions.iter().count())?)?;
     for (instance, region) in dev.regions.iter().enumerate() {
-        answer.push(&uapi::drm_xe_mem_region {
+        reply.push(&uapi::drm_xe_mem_region {
             mem_class: region.kind().class(),
             instance: u16::try_from(instance)?,
             min_page_size: region.min_page_size(),
@@ -147,11 +147,11 @@ fn mem_regions(dev: &Device) -> Result<Answer> {
             ..Default::default()
         })?;
     }
-    Ok(answer)
+    Ok(reply)
 }
 
 /// The configuration of the device.
-fn config(dev: &Device) -> Result<Answer> {
+fn config(dev: &Device) -> Result<Reply> {
     let mut flags = uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_LOW_LATENCY
         | uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_CPU_ADDR_MIRROR
         | uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_NO_COMPRESSION_HINT;
@@ -166,21 +166,21 @@ fn config(dev: &Device) -> Result<Answer> {
         u64::from(VA_BITS),
         max_priority(),
     ];
-    let mut answer = Answer::default();
-    answer.push_count(info.len() as u32)?;
-    answer.push(&info)?;
-    Ok(answer)
+    let mut reply = Reply::default();
+    reply.push_count(info.len() as u32)?;
+    reply.push(&info)?;
+    Ok(reply)
 }
 
 /// The GTs: one.
-fn gt_list(dev: &Device) -> Result<Answer> {
+fn gt_list(dev: &Device) -> Result<Reply> {
     let near = match dev.regions.has_vram() {
         true => dev.regions.mask() & !(1 << region::SYSTEM),
         false => 1 << region::SYSTEM,
     };
-    let mut answer = Answer::default();
-    answer.push_count(1)?;
-    answer.push(&uapi::drm_xe_gt {
+    let mut reply = Reply::default();
+    reply.push_count(1)?;
+    reply.push(&uapi::drm_xe_gt {
         // CAST: The uAPI's field has 16 bits for its few types.
         type_: uapi::DRM_XE_QUERY_GT_TYPE_MAIN as u16,
         reference_clock: REFERENCE_CLOCK,
@@ -191,41 +191,41 @@ fn gt_list(dev: &Device) -> Result<Answer> {
         ip_ver_rev: IP_VERSION.2,
         ..Default::default()
     })?;
-    Ok(answer)
+    Ok(reply)
 }
 
 /// The subslices and execution units of the GT.
-fn gt_topology() -> Result<Answer> {
-    let mut answer = Answer::default();
+fn gt_topology() -> Result<Reply> {
+    let mut reply = Reply::default();
     for (kind, mask) in [
         (uapi::DRM_XE_TOPO_DSS_GEOMETRY, &DSS_MASK[..]),
         (uapi::DRM_XE_TOPO_DSS_COMPUTE, &DSS_MASK[..]),
         (uapi::DRM_XE_TOPO_SIMD16_EU_PER_DSS, &EU_MASK[..]),
     ] {
-        answer.push(&uapi::drm_xe_query_topology_mask {
+        reply.push(&uapi::drm_xe_query_topology_mask {
             // CAST: The uAPI's field has 16 bits for its few types.
             type_: kind as u16,
             num_bytes: u32::try_from(mask.len())?,
             ..Default::default()
         })?;
-        answer.0.extend_from_slice(mask, GFP_KERNEL)?;
+        reply.0.extend_from_slice(mask, GFP_KERNEL)?;
     }
-    Ok(answer)
+    Ok(reply)
 }
 
 /// The observation units: none.
-fn oa_units() -> Result<Answer> {
-    let mut answer = Answer::default();
-    answer.push(&0u64)?;
-    answer.push_count(0)?;
-    Ok(answer)
+fn oa_units() -> Result<Reply> {
+    let mut reply = Reply::default();
+    reply.push(&0u64)?;
+    reply.push_count(0)?;
+    Ok(reply)
 }
 
 /// The timestamp of an engine, with that of the CPU clock that the caller names.
 fn engine_cycles(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query) -> Result {
     let dev = ioctl.dev();
     let size = size_of::<uapi::drm_xe_query_engine_cycles>();
-    if tell_size(dev, query, size)? {
+    if report_size(dev, query, size)? {
         return Ok(());
     }
     let mut cycles: uapi::drm_xe_query_engine_cycles = ioctl.read(query.data)?;
@@ -255,7 +255,7 @@ fn uc_fw_version(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query) -
     let dev = ioctl.dev();
     const GUC: u32 = uapi::XE_QUERY_UC_TYPE_GUC_SUBMISSION;
     const HUC: u32 = uapi::XE_QUERY_UC_TYPE_HUC;
-    if tell_size(dev, query, size_of::<uapi::drm_xe_query_uc_fw_version>())? {
+    if report_size(dev, query, size_of::<uapi::drm_xe_query_uc_fw_version>())? {
         return Ok(());
     }
     let version: uapi::drm_xe_query_uc_fw_version = ioctl.read(query.data)?;

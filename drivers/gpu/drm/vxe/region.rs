@@ -27,20 +27,20 @@ pub(crate) const VRAM: usize = 1;
 
 /// The kind of a region's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum RegionKind {
     /// The system's memory.
     System,
     /// The device's own memory.
     Vram,
 }
 
-impl Kind {
+impl RegionKind {
     /// Returns the region's class in the uAPI.
     pub(crate) fn class(self) -> u16 {
         match self {
             // CAST: The uAPI's field has 16 bits for its few classes.
-            Kind::System => uapi::drm_xe_memory_class_DRM_XE_MEM_REGION_CLASS_SYSMEM as u16,
-            Kind::Vram => uapi::drm_xe_memory_class_DRM_XE_MEM_REGION_CLASS_VRAM as u16,
+            RegionKind::System => uapi::drm_xe_memory_class_DRM_XE_MEM_REGION_CLASS_SYSMEM as u16,
+            RegionKind::Vram => uapi::drm_xe_memory_class_DRM_XE_MEM_REGION_CLASS_VRAM as u16,
         }
     }
 }
@@ -74,10 +74,10 @@ impl Region {
     }
 
     /// Returns the kind of memory.
-    pub(crate) fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> RegionKind {
         match self {
-            Self::System(_) => Kind::System,
-            Self::Vram(_) => Kind::Vram,
+            Self::System(_) => RegionKind::System,
+            Self::Vram(_) => RegionKind::Vram,
         }
     }
 
@@ -192,7 +192,8 @@ impl Regions {
 
     /// Returns whether the device has memory of its own.
     pub(crate) fn has_vram(&self) -> bool {
-        self.iter().any(|region| region.kind() != Kind::System)
+        self.iter()
+            .any(|region| region.kind() != RegionKind::System)
     }
 
     /// Returns the placement mask of all regions.

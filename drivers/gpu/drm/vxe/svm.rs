@@ -19,8 +19,8 @@
 //! holders do.
 
 mod bind;
-mod bound;
 pub(crate) mod migrate;
+mod range_state;
 mod revisit;
 mod serve;
 mod thrashing;
@@ -44,8 +44,6 @@ use crate::{
     }, //
 };
 pub(crate) use bind::pte_flags;
-use bound::Bound;
-pub(crate) use bound::Line;
 use core::ops::Range;
 use gpusvm::{
     pagemap::dmem,
@@ -74,6 +72,8 @@ use kernel::{
         Monotonic, //
     }, //
 };
+pub(crate) use range_state::Line;
+use range_state::RangeState;
 pub(crate) use revisit::revisit;
 use revisit::Revisits;
 pub(crate) use serve::{
@@ -174,10 +174,10 @@ impl Collector {
 impl Driver for Mirror {
     const NAME: &'static CStr = c"vxe";
     type Vm = Context;
-    type Range = Bound;
+    type Range = RangeState;
 
-    fn new_range(_vm: &Context) -> Result<Bound> {
-        Ok(Bound::new())
+    fn new_range(_vm: &Context) -> Result<RangeState> {
+        Ok(RangeState::new())
     }
 
     fn invalidate(vm: &Context, invalidation: &Invalidation<'_, Self>) {

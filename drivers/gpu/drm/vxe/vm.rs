@@ -15,7 +15,6 @@
 //!
 //! C header: `DRM_IOCTL_XE_VM_*` in [`include/uapi/drm/xe_drm.h`](srctree/include/uapi/drm/xe_drm.h)
 
-mod at_once;
 pub(crate) mod attributes;
 pub(crate) mod bind;
 mod buffer;
@@ -26,12 +25,13 @@ pub(crate) mod property;
 pub(crate) mod query_attrs;
 mod spans;
 mod svm_lock;
+mod teardown_budget;
 pub(crate) mod vma;
 pub(crate) mod workers;
 
 use crate::{
     check::ensure,
-    client::Membership,
+    client::ClientRef,
     driver::{
         Device,
         VA_BITS, //
@@ -40,7 +40,7 @@ use crate::{
     fault::{
         Fault,
         FaultQueue,
-        Served,
+        Serviced,
         TearDown, //
     },
     gpu::{
@@ -51,7 +51,7 @@ use crate::{
     memory::DeviceMemory,
     objects::{
         Counted,
-        Kind, //
+        ObjectKind, //
     },
     svm::{
         self,
@@ -62,7 +62,6 @@ use crate::{
     },
     uapi, //
 };
-pub(crate) use at_once::AtOnce;
 use gpusvm::{
     pagemap::dmem,
     Guard,
@@ -101,11 +100,12 @@ use kernel_ext::{
     workqueue::cancel_delayed, //
 };
 use map::{
+    LockedVmaMap, //
     Retired,
-    VmaMaps, //
 };
 use property::FailedFaults;
 use svm_lock::LockedSvm;
+pub(crate) use teardown_budget::TeardownBudget;
 use vma::{
     Backing,
     Span, //
@@ -137,7 +137,7 @@ pub(crate) enum Mode {
     /// When the GPU faults on it.
     OnFault,
     /// When it is bound. Such a VM cannot mirror the process.
-    AtOnce,
+    Immediate,
 }
 
 /// Identifies a VM. Identities are never reused.
@@ -151,8 +151,8 @@ impl VmIdentity {
     }
 
     fn new() -> Self {
-        static MADE: Atomic<u64> = Atomic::new(0);
-        Self(MADE.fetch_add(1, Relaxed))
+        static CREATED: Atomic<u64> = Atomic::new(0);
+        Self(CREATED.fetch_add(1, Relaxed))
     }
 }
 
@@ -161,7 +161,7 @@ impl VmIdentity {
 pub(crate) struct Vm {
     dev: ARef<Device>,
     identity: VmIdentity,
-    client: Membership,
+    client: ClientRef,
     mode: Mode,
     /// The number of open queues for jobs.
     queues: Atomic<usize>,
@@ -172,7 +172,7 @@ pub(crate) struct Vm {
     #[pin]
     failed: FailedFaults,
     #[pin]
-    map: VmaMaps,
+    map: LockedVmaMap,
     #[pin]
     svm: LockedSvm,
     #[pin]
@@ -194,13 +194,13 @@ impl Vm {
     fn new(dev: &Device, mode: Mode) -> Result<Arc<Self>> {
         let task = kernel::current!();
         let mm: &Mm = task.mm().ok_or(EINVAL)?;
-        let client = Membership::new(&dev.queues, mm)?;
+        let client = ClientRef::new(&dev.queues, mm)?;
         let dma = dev.dma.as_ref().ok_or(ENODEV)?;
         let aspace = AddressSpace::new(dev.bus.clone(), VA_BITS)?;
         let collector = Collector::new()?;
         let (memory, charged) = match mode {
             Mode::OnFault => (memory_of(dev)?, Some(dmem::register()?)),
-            Mode::AtOnce => (None, None),
+            Mode::Immediate => (None, None),
         };
         let context = Context {
             dev: dev.into(),
@@ -221,13 +221,13 @@ impl Vm {
                 collector,
                 faults <- FaultQueue::new(),
                 failed <- FailedFaults::new(),
-                map <- VmaMaps::new(),
+                map <- LockedVmaMap::new(),
                 svm <- LockedSvm::new(mm, dma, context),
                 workers <- Workers::new(),
                 service <- new_work!("Vm::service"),
                 collection <- new_work!("Vm::collection"),
                 revisit <- new_delayed_work!("Vm::revisit"),
-                _counted: dev.objects.count(Kind::Vm),
+                _counted: dev.objects.count(ObjectKind::Vm),
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
@@ -241,7 +241,7 @@ impl Vm {
     }
 
     /// Returns the client that the VM belongs to.
-    pub(crate) fn client(&self) -> &Membership {
+    pub(crate) fn client(&self) -> &ClientRef {
         &self.client
     }
 
@@ -268,7 +268,7 @@ impl Vm {
     /// Returns whether the VM has queues that forbid VM_DESTROY. As in xe, that is a VM without
     /// faults with open queues for jobs, since these depend on all of its mappings.
     pub(crate) fn is_held_by_queues(&self) -> bool {
-        self.mode == Mode::AtOnce && self.queues.load(Relaxed) != 0
+        self.mode == Mode::Immediate && self.queues.load(Relaxed) != 0
     }
 
     /// Returns whether the VM is closed. A closed VM stays closed.
@@ -297,7 +297,7 @@ impl Vm {
     /// process is exiting, `EINVAL` where nothing is bound, `EPERM` for a write to a read-only
     /// binding, `EACCES` for an atomic where the GPU may do none, and as [`svm::fault`] and
     /// [`buffer::fault`] do.
-    pub(crate) fn service(self: &Arc<Self>, fault: Fault) -> Result<Served> {
+    pub(crate) fn service(self: &Arc<Self>, fault: Fault) -> Result<Serviced> {
         let _charged = self.charge_process()?;
         let mut done = self.try_service(fault, false);
         for _ in 1..ROUNDS {
@@ -323,7 +323,7 @@ impl Vm {
     }
 
     /// Holds the SVM lock for one [`Retry`] at most.
-    fn try_service(self: &Arc<Self>, fault: Fault, page_only: bool) -> Result<Served> {
+    fn try_service(self: &Arc<Self>, fault: Fault, page_only: bool) -> Result<Serviced> {
         let mut svm = self.lock_svm_killable()?;
         let mut retry = Retry::bounded();
         while retry.next().is_some() {
@@ -345,7 +345,7 @@ impl Vm {
         svm: &mut Guard<'_, Mirror>,
         fault: Fault,
         page_only: bool,
-    ) -> Result<Served> {
+    ) -> Result<Serviced> {
         let vma = self.map.lock().find(fault.addr).cloned().ok_or(EINVAL)?;
         if vma.read_only && fault.access != Access::Read {
             return Err(EPERM);
@@ -361,7 +361,7 @@ impl Vm {
 
     /// Called in loops under the SVM lock whose length userspace controls: reschedules if needed.
     /// Fails with `EINTR` for a killed caller, and with `ENOENT` if the VM was closed meanwhile.
-    fn go_on(&self) -> Result {
+    fn check_continue(&self) -> Result {
         sched::check_killed()?;
         if self.is_closed() {
             return Err(ENOENT);
@@ -377,7 +377,8 @@ impl Vm {
             let span = svm::to_gpu(range.span());
             madvise::reset_unmapped(&self.dev, &self.map, &span)
         };
-        svm.collect_garbage_while(|| self.go_on(), reset).map(drop)
+        svm.collect_garbage_while(|| self.check_continue(), reset)
+            .map(drop)
     }
 
     /// Drops what a change of the map removed. The caller holds no lock. What a killed caller does
@@ -401,7 +402,7 @@ impl Vm {
             // The process is exiting: no fault on the range is serviced again, so its attributes do
             // not matter.
             Err(_) => svm
-                .collect_garbage_while(|| self.go_on(), |_| Ok(()))
+                .collect_garbage_while(|| self.check_continue(), |_| Ok(()))
                 .map(drop),
         };
     }
@@ -413,27 +414,27 @@ impl Vm {
     /// tears the VM down afterwards. Nor does it wait for the SVM lock, or tear down more than
     /// `budget` allows: the collection work does that. The closing process may already be killed,
     /// so it must not rely on being killable. May be called any number of times. Sleeps.
-    pub(crate) fn close(self: &Arc<Self>, at_once: &AtOnce) {
-        let whose = self.faults.close();
+    pub(crate) fn close(self: &Arc<Self>, budget: &TeardownBudget) {
+        let teardown = self.faults.close();
         self.workers.kill();
         self.collector.disconnect();
         // The collector is disconnected, so nobody queues the work again.
         cancel_delayed::<_, REVISIT>(self);
         // Revokes the GPU's access now, whoever tears the VM down.
         self.zap_all();
-        if whose == TearDown::Yours && !self.try_tear_down(at_once) {
+        if teardown == TearDown::Caller && !self.try_tear_down(budget) {
             self.queue_collection();
         }
     }
 
     /// Tears down a closed VM, if its SVM lock is free and `budget` suffices. Returns whether all
     /// is torn down.
-    fn try_tear_down(&self, at_once: &AtOnce) -> bool {
+    fn try_tear_down(&self, budget: &TeardownBudget) -> bool {
         let Some(mut svm) = self.svm.try_lock_closed() else {
             return false;
         };
         loop {
-            if !at_once.take() {
+            if !budget.take() {
                 return false;
             }
             if !svm.remove_first(svm::to_cpu(&SPAN)) {
@@ -443,7 +444,7 @@ impl Vm {
         }
         self.zap_all();
         drop(svm);
-        let is_done = self.drop_vmas_while(|| at_once.take());
+        let is_done = self.drop_vmas_while(|| budget.take());
         if is_done {
             self.dev.vms.remove(self.identity);
         }
@@ -470,13 +471,13 @@ impl Vm {
         self.zap_all();
     }
 
-    /// Drops the VMAs of a closed VM while `go_on` returns true. Returns whether none is left. The
-    /// caller holds no lock, as a VMA may hold the last reference to a buffer, and has removed the
-    /// GPU's mappings.
+    /// Drops the VMAs of a closed VM while `may_continue` returns true. Returns whether none is
+    /// left. The caller holds no lock, as a VMA may hold the last reference to a buffer, and has
+    /// removed the GPU's mappings.
     ///
     /// No VMA is added meanwhile: the caller has held the SVM lock since the VM was closed.
-    fn drop_vmas_while(&self, go_on: impl Fn() -> bool) -> bool {
-        while go_on() {
+    fn drop_vmas_while(&self, may_continue: impl Fn() -> bool) -> bool {
+        while may_continue() {
             if self.map.take_any().is_none() {
                 return true;
             }
@@ -496,7 +497,7 @@ impl Vm {
         let counts = self.faults.counts();
         let mode = match self.mode {
             Mode::OnFault => "on fault",
-            Mode::AtOnce => "at once",
+            Mode::Immediate => "at once",
         };
         seq_print!(m, "  maps {}\n", mode);
         seq_print!(
@@ -571,7 +572,7 @@ pub(crate) fn create_ioctl(
     let mode = if has(FAULT) {
         Mode::OnFault
     } else {
-        Mode::AtOnce
+        Mode::Immediate
     };
     let vm = Vm::new(dev, mode)?;
     // `drm_dev_unplug()` waits for the guard, so the VM is in the list before unbinding closes the
@@ -580,7 +581,7 @@ pub(crate) fn create_ioctl(
         Ok(_registered) => file.inner().add_vm(vm.clone()),
         Err(e) => Err(e),
     };
-    args.vm_id = added.inspect_err(|_| vm.close(&AtOnce::new()))?;
+    args.vm_id = added.inspect_err(|_| vm.close(&TeardownBudget::new()))?;
     Ok(0)
 }
 

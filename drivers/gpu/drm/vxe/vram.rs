@@ -123,7 +123,7 @@ impl Vram {
             }
             // On failure, dropping `allocation` takes back extents that were not given too, which
             // is harmless.
-            self.ram.give(start..start + len, flags & !account)?;
+            self.ram.grant(start..start + len, flags & !account)?;
         }
         Ok(allocation)
     }
@@ -190,7 +190,7 @@ impl Allocation {
 impl Drop for Allocation {
     fn drop(&mut self) {
         for extent in &self.extents {
-            self.vram.ram.take_back(extent.start..extent.end());
+            self.vram.ram.revoke(extent.start..extent.end());
         }
     }
 }

@@ -86,7 +86,7 @@ const MAX_VRAM_MB: u32 = 1 << 16;
 #[pin_data]
 struct VxeModule {
     // Dropped before the driver, so that each device is unbound once.
-    _boards: KVec<platform_device::Registration<driver::Board>>,
+    _devices: KVec<platform_device::Registration<driver::PlatformData>>,
     #[pin]
     driver: kernel::driver::Registration<driver::PlatformDriver>,
 }
@@ -97,7 +97,7 @@ impl kernel::InPlaceModule for VxeModule {
             driver <- kernel::driver::Registration::new(platform_device::module_name(module), module),
             // The driver is registered by now, so the driver core binds each device at its
             // registration.
-            _boards: boards(
+            _devices: register_devices(
                 platform_device::module_name(module),
                 module_parameters::devices.value(),
                 module_parameters::vram_mb.value(),
@@ -111,11 +111,11 @@ impl kernel::InPlaceModule for VxeModule {
 ///
 /// Fails with `EINVAL` for a bad number of devices or size, `ENOMEM` if the machine has less RAM
 /// than the devices together.
-fn boards(
+fn register_devices(
     name: &CStr,
     count: u8,
     vram_mb: u32,
-) -> Result<KVec<platform_device::Registration<driver::Board>>> {
+) -> Result<KVec<platform_device::Registration<driver::PlatformData>>> {
     if !(1..=MAX_DEVICES).contains(&count) {
         pr_err!("there can be 1 to {MAX_DEVICES} devices, not {count}\n");
         return Err(EINVAL);
@@ -137,14 +137,14 @@ fn boards(
         );
         return Err(ENOMEM);
     }
-    let mut boards = KVec::new();
+    let mut devices = KVec::new();
     for index in 0..count {
-        boards.push(
-            driver::Board::register(name, index.into(), vram)?,
+        devices.push(
+            driver::PlatformData::register(name, index.into(), vram)?,
             GFP_KERNEL,
         )?;
     }
-    Ok(boards)
+    Ok(devices)
 }
 
 #[cfg(CONFIG_KUNIT = "y")]
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn memory_is_the_machines() {
         let all = u64::from(MAX_DEVICES) * (u64::from(MAX_VRAM_MB) << 20);
-        let refused = |count, vram_mb| boards(c"vxe-none", count, vram_mb).err();
+        let refused = |count, vram_mb| register_devices(c"vxe-none", count, vram_mb).err();
         if all > sysinfo::total_ram() {
             assert_eq!(refused(MAX_DEVICES, MAX_VRAM_MB), Some(ENOMEM));
         }

@@ -27,7 +27,7 @@ mod suite {
             self.fault
         }
 
-        fn answer(node: KBox<Node<Self>>, result: Result) {
+        fn answer(node: KBox<FifoNode<Self>>, result: Result) {
             let before = node.value.answer.lock().replace(result);
             // A fault is answered once.
             assert_eq!(before, None);
@@ -46,7 +46,7 @@ mod suite {
             fault: Fault { addr, access },
             answer: answer.clone(),
         };
-        queue.submit(Node::new(waiter, GFP_KERNEL)?);
+        queue.submit(FifoNode::new(waiter, GFP_KERNEL)?);
         Ok(answer)
     }
 
@@ -55,20 +55,20 @@ mod suite {
     }
 
     /// The result of a service after which no fault is pending.
-    const LAST: Option<Serve> = Some(Serve {
-        whose: TearDown::NotYours,
+    const LAST: Option<ServeResult> = Some(ServeResult {
+        teardown: TearDown::Other,
         more: false,
     });
 
     /// The result of a service after which more faults are pending.
-    const MORE: Option<Serve> = Some(Serve {
-        whose: TearDown::NotYours,
+    const MORE: Option<ServeResult> = Some(ServeResult {
+        teardown: TearDown::Other,
         more: true,
     });
 
     /// Returns the result of a service that maps the page at `addr` for `access`.
-    fn served(addr: u64, access: Access) -> Result<Served> {
-        Ok(Served {
+    fn served(addr: u64, access: Access) -> Result<Serviced> {
+        Ok(Serviced {
             span: addr..addr + PAGE,
             access,
         })
@@ -149,11 +149,11 @@ mod suite {
             submit(&queue, 0, Access::Read)?,
             submit(&queue, PAGE, Access::Write)?,
         ];
-        assert_eq!(queue.close(), TearDown::Yours);
+        assert_eq!(queue.close(), TearDown::Caller);
         for waiter in &waiting {
             assert_eq!(answer(waiter), Some(Err(ENOENT)));
         }
-        assert_eq!(queue.close(), TearDown::NotYours);
+        assert_eq!(queue.close(), TearDown::Other);
         assert_eq!(queue.serve(|_| served(0, Access::Atomic)), None);
         let late = submit(&queue, 0, Access::Read)?;
         assert_eq!(answer(&late), Some(Err(ENOENT)));
@@ -168,16 +168,16 @@ mod suite {
             submit(&queue, 0, Access::Read)?,
         );
         let done = queue.serve(|_| {
-            assert_eq!(queue.close(), TearDown::NotYours);
+            assert_eq!(queue.close(), TearDown::Other);
             // The faults are answered at once, whatever the service returns.
             assert_eq!(answer(&first), Some(Err(ENOENT)));
             assert_eq!(answer(&second), Some(Err(ENOENT)));
-            assert_eq!(queue.close(), TearDown::NotYours);
+            assert_eq!(queue.close(), TearDown::Other);
             served(0, Access::Atomic)
         });
-        assert_eq!(done.map(|done| done.whose), Some(TearDown::Yours));
+        assert_eq!(done.map(|done| done.teardown), Some(TearDown::Caller));
         assert_eq!(answer(&first), Some(Err(ENOENT)));
-        assert_eq!(queue.close(), TearDown::NotYours);
+        assert_eq!(queue.close(), TearDown::Other);
         Ok(())
     }
 }

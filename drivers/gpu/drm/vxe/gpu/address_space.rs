@@ -23,7 +23,7 @@
 //! Lock order: TLB set, then page table; both are spinlocks, and not held when a method returns.
 
 use super::{
-    expected::Expected,
+    expected::ExpectedAccesses,
     page_table::{Access, PageTable, PteFlags, Staged, PAGE_SHIFT, PAGE_SIZE},
     tlb::Tlb,
     Bus, Target,
@@ -68,7 +68,7 @@ pub(crate) struct AddressSpace {
     #[pin]
     table: PageTable,
     tlb: Pin<KVBox<Tlb>>,
-    expected: Expected,
+    expected: ExpectedAccesses,
     invalidations: Atomic<u64>,
     faults: Atomic<u64>,
 }
@@ -87,7 +87,7 @@ impl AddressSpace {
                 va_bits,
                 table <- table,
                 tlb,
-                expected: Expected::new(),
+                expected: ExpectedAccesses::new(),
                 invalidations: Atomic::new(0),
                 faults: Atomic::new(0),
             }),
@@ -188,13 +188,13 @@ impl AddressSpace {
 
     /// Records that the page at `va` was mapped for an access that faulted and will be repeated.
     pub(crate) fn expect_access(&self, va: u64) {
-        self.expected.note(va >> PAGE_SHIFT);
+        self.expected.expect(va >> PAGE_SHIFT);
     }
 
     /// Returns whether the page at `va` was not accessed since [`Self::expect_access`]. May return
     /// false for a page that was not accessed, as only few pages are recorded.
     pub(crate) fn expects_access(&self, va: u64) -> bool {
-        self.expected.has(va >> PAGE_SHIFT)
+        self.expected.is_expected(va >> PAGE_SHIFT)
     }
 
     /// Returns the counters. They are read one by one while they may change.
@@ -263,7 +263,7 @@ impl AddressSpace {
         );
         match done {
             Some(done) => {
-                self.expected.met(va >> PAGE_SHIFT);
+                self.expected.accessed(va >> PAGE_SHIFT);
                 done.map_err(AccessError::Bus)
             }
             None => {

@@ -38,7 +38,7 @@ const COPY_PAGE: u64 = 256;
 
 /// Why dwords are not a valid command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reject {
+pub(crate) enum DecodeError {
     /// The header is not that of a known command.
     Unknown,
     /// The length in the header is wrong for the command.
@@ -49,13 +49,13 @@ pub(crate) enum Reject {
     Misaligned,
 }
 
-impl fmt::Display for Reject {
+impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Reject::Unknown => "unknown command",
-            Reject::Length => "wrong length",
-            Reject::Reserved => "reserved bits set",
-            Reject::Misaligned => "misaligned address",
+            DecodeError::Unknown => "unknown command",
+            DecodeError::Length => "wrong length",
+            DecodeError::Reserved => "reserved bits set",
+            DecodeError::Misaligned => "misaligned address",
         })
     }
 }
@@ -103,17 +103,17 @@ pub(super) struct Copy2d {
 }
 
 /// Returns how many dwords the command with this header has: 1 to [`MAX_DWORDS`].
-pub(super) fn length(header: u32) -> Result<usize, Reject> {
+pub(super) fn length(header: u32) -> Result<usize, DecodeError> {
     let dwords = match header & MI_COMMAND {
         MI_NOOP | MI_BATCH_BUFFER_END => return Ok(1),
         MI_STORE_DWORD_IMM => 4,
         MI_ATOMIC => 3,
         _ if header & BLT_COMMAND == MEM_COPY => 10,
-        _ => return Err(Reject::Unknown),
+        _ => return Err(DecodeError::Unknown),
     };
     // CAST: At most 255.
     if (header & LENGTH) as usize + 2 != dwords {
-        return Err(Reject::Length);
+        return Err(DecodeError::Length);
     }
     Ok(dwords)
 }
@@ -121,16 +121,16 @@ pub(super) fn length(header: u32) -> Result<usize, Reject> {
 /// Decodes the command at the start of `dwords`.
 ///
 /// There must be as many dwords as [`length`] returns; additional ones are ignored.
-pub(super) fn decode(dwords: &[u32]) -> Result<Command, Reject> {
-    let header = *dwords.first().ok_or(Reject::Length)?;
-    let dwords = dwords.get(..length(header)?).ok_or(Reject::Length)?;
+pub(super) fn decode(dwords: &[u32]) -> Result<Command, DecodeError> {
+    let header = *dwords.first().ok_or(DecodeError::Length)?;
+    let dwords = dwords.get(..length(header)?).ok_or(DecodeError::Length)?;
 
     match *dwords {
         [MI_NOOP] => Ok(Command::Noop),
         [MI_BATCH_BUFFER_END] => Ok(Command::End),
         [header, low, high, value] => {
             if header & !LENGTH != MI_STORE_DWORD_IMM {
-                return Err(Reject::Reserved);
+                return Err(DecodeError::Reserved);
             }
             let addr = aligned(low, high, 4)?;
             Ok(Command::Store { addr, value })
@@ -139,10 +139,10 @@ pub(super) fn decode(dwords: &[u32]) -> Result<Command, Reject> {
             let delta = match header & MI_ATOMIC_OPCODE {
                 MI_ATOMIC_INC => 1,
                 MI_ATOMIC_DEC => u32::MAX,
-                _ => return Err(Reject::Unknown),
+                _ => return Err(DecodeError::Unknown),
             };
             if header & !(LENGTH | MI_ATOMIC_OPCODE) != MI_ATOMIC {
-                return Err(Reject::Reserved);
+                return Err(DecodeError::Reserved);
             }
             let addr = aligned(low, high, 4)?;
             Ok(Command::Add { addr, delta })
@@ -153,7 +153,7 @@ pub(super) fn decode(dwords: &[u32]) -> Result<Command, Reject> {
                 0 => (1, 1, false),
                 MEM_COPY_MATRIX => (1, 1, true),
                 MEM_COPY_PAGE_MODE => (COPY_PAGE, COPY_PAGE, false),
-                _ => return Err(Reject::Reserved),
+                _ => return Err(DecodeError::Reserved),
             };
             // The fields hold sizes less one. Cannot overflow: 32 bits times 256.
             let size = |field: u32| u64::from(field) + 1;
@@ -167,15 +167,15 @@ pub(super) fn decode(dwords: &[u32]) -> Result<Command, Reject> {
             }))
         }
         // A command of one dword with other bits set in its header.
-        _ => Err(Reject::Reserved),
+        _ => Err(DecodeError::Reserved),
     }
 }
 
 /// Returns the address in two dwords, which must be a multiple of `align`.
-fn aligned(low: u32, high: u32, align: u64) -> Result<u64, Reject> {
+fn aligned(low: u32, high: u32, align: u64) -> Result<u64, DecodeError> {
     let addr = u64::from(high) << 32 | u64::from(low);
     if addr % align != 0 {
-        return Err(Reject::Misaligned);
+        return Err(DecodeError::Misaligned);
     }
     Ok(addr)
 }
@@ -258,10 +258,10 @@ mod tests {
     fn unknown_commands() {
         // A small number, text, a command of another engine, MI_BATCH_BUFFER_START.
         for header in [0x6c6c_6548, 0x7a00_0004, 0x1880_0001, u32::MAX] {
-            assert_eq!(length(header), Err(Reject::Unknown));
-            assert_eq!(decode(&[header; MAX_DWORDS]), Err(Reject::Unknown));
+            assert_eq!(length(header), Err(DecodeError::Unknown));
+            assert_eq!(decode(&[header; MAX_DWORDS]), Err(DecodeError::Unknown));
         }
-        assert_eq!(decode(&[0x1780_0701, LOW, HIGH]), Err(Reject::Unknown));
+        assert_eq!(decode(&[0x1780_0701, LOW, HIGH]), Err(DecodeError::Unknown));
     }
 
     #[test]
@@ -273,11 +273,11 @@ mod tests {
             0x5688_0007,
             0x5688_00ff,
         ] {
-            assert_eq!(length(header), Err(Reject::Length));
-            assert_eq!(decode(&[header; MAX_DWORDS]), Err(Reject::Length));
+            assert_eq!(length(header), Err(DecodeError::Length));
+            assert_eq!(decode(&[header; MAX_DWORDS]), Err(DecodeError::Length));
         }
-        assert_eq!(decode(&[]), Err(Reject::Length));
-        assert_eq!(decode(&[0x1000_0002, LOW, HIGH]), Err(Reject::Length));
+        assert_eq!(decode(&[]), Err(DecodeError::Length));
+        assert_eq!(decode(&[0x1000_0002, LOW, HIGH]), Err(DecodeError::Length));
     }
 
     #[test]
@@ -294,13 +294,13 @@ mod tests {
             0x568a_0008,
             0x5688_0108,
         ] {
-            assert_eq!(decode(&[header; MAX_DWORDS]), Err(Reject::Reserved));
+            assert_eq!(decode(&[header; MAX_DWORDS]), Err(DecodeError::Reserved));
         }
     }
 
     #[test]
     fn misaligned_addresses() {
-        let reject = Err(Reject::Misaligned);
+        let reject = Err(DecodeError::Misaligned);
         assert_eq!(decode(&[0x1000_0002, LOW + 2, HIGH, 0]), reject);
         assert_eq!(decode(&[0x1780_0501, LOW + 1, HIGH]), reject);
 

@@ -18,7 +18,7 @@ use kernel_ext::sched::cond_resched;
 
 /// A contiguous piece of memory to copy or clear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Run {
+pub(crate) struct CopyRun {
     /// The source; `None` to write zeros.
     pub(crate) from: Option<Target>,
     /// The destination.
@@ -29,7 +29,7 @@ pub(crate) struct Run {
 
 /// The bytes copied so far, by direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Moved {
+pub(crate) struct CopyCounters {
     /// From system memory to the device's memory.
     pub(crate) to_vram: u64,
     /// From the device's memory to system memory.
@@ -65,7 +65,7 @@ impl CopyEngine {
     ///
     /// On failure a part may have been copied. Fails as [`Bus`] does, with `EINVAL` for a run that
     /// wraps around, and with `EOPNOTSUPP` for a copy within system memory.
-    pub(crate) fn run(&self, runs: impl IntoIterator<Item = Run>) -> Result {
+    pub(crate) fn run(&self, runs: impl IntoIterator<Item = CopyRun>) -> Result {
         for run in runs {
             run.to.checked_offset(run.len).ok_or(EINVAL)?;
             if let Some(from) = run.from {
@@ -82,7 +82,7 @@ impl CopyEngine {
 
     /// Executes `run` from `done` up to the next page boundary on either side. Returns the number
     /// of bytes.
-    fn piece(&self, run: &Run, done: u64) -> Result<u64> {
+    fn piece(&self, run: &CopyRun, done: u64) -> Result<u64> {
         let rest = |at: Target| PAGE_SIZE - at.addr() % PAGE_SIZE;
         let to = run.to.offset(done);
         let from = run.from.map(|from| from.offset(done));
@@ -106,8 +106,8 @@ impl CopyEngine {
     }
 
     /// Returns the bytes copied so far. The counters are read one by one.
-    pub(crate) fn moved(&self) -> Moved {
-        Moved {
+    pub(crate) fn counters(&self) -> CopyCounters {
+        CopyCounters {
             to_vram: self.to_vram.load(Relaxed),
             to_system: self.to_system.load(Relaxed),
             within: self.within.load(Relaxed),

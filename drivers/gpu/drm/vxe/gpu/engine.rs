@@ -2,15 +2,15 @@
 
 //! The copy engine's command streamer: runs batches in an address space.
 //!
-//! A [`Context`] holds the whole state of a batch between two steps: the address of the next
-//! command, the current command, and the progress of a copy. [`Context::run`] executes the batch on
-//! the calling thread. It returns at the end of the batch, at a fault, or after a step when the
-//! caller's `is_over` says so. Another thread may call it later to continue the batch. So no thread
-//! waits for a fault, and there can be many more batches than threads; several can run in one
-//! address space at a time.
+//! A [`EngineContext`] holds the whole state of a batch between two steps: the address of the next
+//! command, the current command, and the progress of a copy. [`EngineContext::run`] executes the
+//! batch on the calling thread. It returns at the end of the batch, at a fault, or after a step
+//! when the caller's `is_over` says so. Another thread may call it later to continue the batch. So
+//! no thread waits for a fault, and there can be many more batches than threads; several can run in
+//! one address space at a time.
 //!
 //! A step is one command, or one piece of a copy, of at most one page. An access that faults has no
-//! effect; the next call of [`Context::run`] repeats it.
+//! effect; the next call of [`EngineContext::run`] repeats it.
 //!
 //! A fault that is serviced without effect too often fails the batch. So each batch ends: with its
 //! last command, with an error, or by its `stop` flag. The flag is checked before each access:
@@ -18,7 +18,7 @@
 
 use super::{
     address_space::{AccessError, AddressSpace},
-    command::{self, Command, Copy2d, Reject, MAX_DWORDS},
+    command::{self, Command, Copy2d, DecodeError, MAX_DWORDS},
     page_table::{Access, PAGE_SIZE},
 };
 use kernel::{
@@ -82,7 +82,7 @@ pub(crate) enum EngineError {
         /// The first dword of the command.
         header: u32,
         /// What is wrong with the command.
-        reject: Reject,
+        error: DecodeError,
     },
     /// The address of a batch or a fence is not aligned.
     Misaligned {
@@ -105,8 +105,8 @@ impl fmt::Display for EngineError {
             }
             Self::Bus { addr, error } => f.write_fmt(fmt!("bus error at {addr:#x}: {error:?}")),
             Self::Address { addr } => f.write_fmt(fmt!("no such address: {addr:#x}")),
-            Self::Command { at, header, reject } => {
-                f.write_fmt(fmt!("bad command {header:#010x} at {at:#x}: {reject}"))
+            Self::Command { at, header, error } => {
+                f.write_fmt(fmt!("bad command {header:#010x} at {at:#x}: {error}"))
             }
             Self::Misaligned { addr } => f.write_fmt(fmt!("misaligned address {addr:#x}")),
         }
@@ -123,13 +123,13 @@ impl From<EngineError> for Error {
     }
 }
 
-/// Why [`Context::run`] returned.
+/// Why [`EngineContext::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The batch, or the store, is done.
     Done,
     /// `is_over` returned true; there is more to do.
-    Over,
+    Yielded,
     /// An access is not mapped. The next call repeats it.
     Fault {
         /// The GPU virtual address.
@@ -142,19 +142,19 @@ pub(crate) enum Outcome {
 }
 
 /// Why a step was not completed.
-enum Pause {
+enum StepError {
     Fault { addr: u64, access: Access },
     Failed(EngineError),
 }
 
-impl From<EngineError> for Pause {
+impl From<EngineError> for StepError {
     fn from(error: EngineError) -> Self {
         Self::Failed(error)
     }
 }
 
 /// The next step.
-enum Step {
+enum NextStep {
     /// None: all is done.
     Idle,
     /// Starts a batch at this address, which is not checked yet.
@@ -164,14 +164,14 @@ enum Step {
     /// Stores or adds a value.
     Execute(Command),
     /// Copies a piece.
-    Copy(Copying),
+    Copy(CopyState),
     /// Writes a fence.
     Fence { addr: u64, value: u64 },
 }
 
 /// The state of a batch; see the module.
-pub(crate) struct Context {
-    step: Step,
+pub(crate) struct EngineContext {
+    step: NextStep,
     fetcher: Fetcher,
     /// How often the next access has faulted.
     faults: u32,
@@ -179,12 +179,12 @@ pub(crate) struct Context {
     buffer: KBox<[u8; PIECE]>,
 }
 
-impl Context {
+impl EngineContext {
     /// Creates a context without a batch. Fails with `ENOMEM`. Its memory, a bit more than a page,
     /// is charged to the caller's memory cgroup.
     pub(crate) fn new() -> Result<Self> {
         Ok(Self {
-            step: Step::Idle,
+            step: NextStep::Idle,
             fetcher: Fetcher::new(0),
             faults: 0,
             buffer: KBox::zeroed(GFP_KERNEL_ACCOUNT)?,
@@ -194,14 +194,14 @@ impl Context {
     /// Starts the batch at `batch`, which runs up to its `MI_BATCH_BUFFER_END`. Drops the previous
     /// batch.
     pub(crate) fn start(&mut self, batch: u64) {
-        self.step = Step::Begin(batch);
+        self.step = NextStep::Begin(batch);
         self.faults = 0;
     }
 
     /// Starts a store of `value` at `addr`, which must be a multiple of 8: a fence. All earlier
     /// writes of this context are visible to a reader of the value.
     pub(crate) fn start_store(&mut self, addr: u64, value: u64) {
-        self.step = Step::Fence { addr, value };
+        self.step = NextStep::Fence { addr, value };
         self.faults = 0;
     }
 
@@ -217,61 +217,63 @@ impl Context {
     ) -> Outcome {
         loop {
             match self.step(aspace, stop) {
-                Err(Pause::Failed(error)) => return Outcome::Failed(error),
-                Err(Pause::Fault { addr, access }) => return Outcome::Fault { addr, access },
+                Err(StepError::Failed(error)) => return Outcome::Failed(error),
+                Err(StepError::Fault { addr, access }) => return Outcome::Fault { addr, access },
                 Ok(()) => {}
             }
-            if let Step::Idle = self.step {
+            if let NextStep::Idle = self.step {
                 return Outcome::Done;
             }
             if is_over() {
-                return Outcome::Over;
+                return Outcome::Yielded;
             }
             cond_resched();
         }
     }
 
     /// Executes one step. On an error the same step is next.
-    fn step(&mut self, aspace: &AddressSpace, stop: &AtomicFlag) -> Result<(), Pause> {
-        let mut port = Port {
+    fn step(&mut self, aspace: &AddressSpace, stop: &AtomicFlag) -> Result<(), StepError> {
+        let mut accessor = Accessor {
             aspace,
             stop,
             faults: &mut self.faults,
         };
-        port.check_stop()?;
+        accessor.check_stop()?;
         self.step = match &mut self.step {
-            Step::Idle => Step::Idle,
-            Step::Begin(batch) => {
+            NextStep::Idle => NextStep::Idle,
+            NextStep::Begin(batch) => {
                 if *batch % 4 != 0 {
                     return Err(EngineError::Misaligned { addr: *batch }.into());
                 }
-                self.fetcher = Fetcher::new(port.address(*batch, 0)?);
-                Step::Fetch
+                self.fetcher = Fetcher::new(accessor.address(*batch, 0)?);
+                NextStep::Fetch
             }
-            Step::Fetch => match self.fetcher.command(&mut port)? {
-                Command::Noop => Step::Fetch,
-                Command::End => Step::Idle,
-                Command::Copy(copy) => Step::Copy(Copying::new(copy)),
-                command @ (Command::Store { .. } | Command::Add { .. }) => Step::Execute(command),
+            NextStep::Fetch => match self.fetcher.command(&mut accessor)? {
+                Command::Noop => NextStep::Fetch,
+                Command::End => NextStep::Idle,
+                Command::Copy(copy) => NextStep::Copy(CopyState::new(copy)),
+                command @ (Command::Store { .. } | Command::Add { .. }) => {
+                    NextStep::Execute(command)
+                }
             },
-            Step::Execute(command) => {
+            NextStep::Execute(command) => {
                 match *command {
-                    Command::Store { addr, value } => port.store_u32(addr, value)?,
-                    Command::Add { addr, delta } => port.add_u32(addr, delta)?,
+                    Command::Store { addr, value } => accessor.store_u32(addr, value)?,
+                    Command::Add { addr, delta } => accessor.add_u32(addr, delta)?,
                     Command::Noop | Command::End | Command::Copy(_) => {}
                 }
-                Step::Fetch
+                NextStep::Fetch
             }
-            Step::Copy(copying) => {
-                copying.piece(&mut port, &mut self.buffer)?;
-                if !copying.is_done() {
+            NextStep::Copy(state) => {
+                state.piece(&mut accessor, &mut self.buffer)?;
+                if !state.is_done() {
                     return Ok(());
                 }
-                Step::Fetch
+                NextStep::Fetch
             }
-            Step::Fence { addr, value } => {
-                port.store_u64(*addr, *value)?;
-                Step::Idle
+            NextStep::Fence { addr, value } => {
+                accessor.store_u64(*addr, *value)?;
+                NextStep::Idle
             }
         };
         Ok(())
@@ -279,14 +281,14 @@ impl Context {
 }
 
 /// The memory accesses of one step.
-struct Port<'a> {
+struct Accessor<'a> {
     aspace: &'a AddressSpace,
     stop: &'a AtomicFlag,
     /// How often the next access has faulted.
     faults: &'a mut u32,
 }
 
-impl Port<'_> {
+impl Accessor<'_> {
     fn check_stop(&self) -> Result<(), EngineError> {
         if self.stop.load(Relaxed) {
             return Err(EngineError::Stopped);
@@ -306,7 +308,7 @@ impl Port<'_> {
         va: u64,
         access: Access,
         attempt: impl FnOnce(&AddressSpace) -> Result<(), AccessError>,
-    ) -> Result<(), Pause> {
+    ) -> Result<(), StepError> {
         self.check_stop()?;
         match attempt(self.aspace) {
             Ok(()) => {
@@ -320,25 +322,25 @@ impl Port<'_> {
             Err(AccessError::Fault) => {
                 // Does not overflow: it is less than `MAX_TRIES`.
                 *self.faults += 1;
-                Err(Pause::Fault { addr: va, access })
+                Err(StepError::Fault { addr: va, access })
             }
         }
     }
 
-    fn read(&mut self, va: u64, buf: &mut [u8]) -> Result<(), Pause> {
+    fn read(&mut self, va: u64, buf: &mut [u8]) -> Result<(), StepError> {
         self.access(va, Access::Read, |aspace| aspace.read(va, buf))
     }
 
-    fn write(&mut self, va: u64, data: &[u8]) -> Result<(), Pause> {
+    fn write(&mut self, va: u64, data: &[u8]) -> Result<(), StepError> {
         self.access(va, Access::Write, |aspace| aspace.write(va, data))
     }
 
-    fn store_u32(&mut self, addr: u64, value: u32) -> Result<(), Pause> {
+    fn store_u32(&mut self, addr: u64, value: u32) -> Result<(), StepError> {
         let va = self.address(addr, 4)?;
         self.access(va, Access::Write, |aspace| aspace.store_u32(va, value))
     }
 
-    fn store_u64(&mut self, addr: u64, value: u64) -> Result<(), Pause> {
+    fn store_u64(&mut self, addr: u64, value: u64) -> Result<(), StepError> {
         if addr % 8 != 0 {
             return Err(EngineError::Misaligned { addr }.into());
         }
@@ -346,7 +348,7 @@ impl Port<'_> {
         self.access(va, Access::Write, |aspace| aspace.store_u64(va, value))
     }
 
-    fn add_u32(&mut self, addr: u64, delta: u32) -> Result<(), Pause> {
+    fn add_u32(&mut self, addr: u64, delta: u32) -> Result<(), StepError> {
         let va = self.address(addr, 4)?;
         self.access(va, Access::Atomic, |aspace| aspace.add_u32(va, delta))
     }
@@ -354,7 +356,7 @@ impl Port<'_> {
 
 /// The progress of a copy: upwards, row by row, in pieces that cross no page boundary on either
 /// side.
-struct Copying {
+struct CopyState {
     copy: Copy2d,
     /// The current row.
     row: u64,
@@ -364,7 +366,7 @@ struct Copying {
     is_read: bool,
 }
 
-impl Copying {
+impl CopyState {
     fn new(copy: Copy2d) -> Self {
         Self {
             copy,
@@ -380,7 +382,11 @@ impl Copying {
 
     /// Copies the next piece. A piece that was read is not read again, even if its source changes
     /// before it is written.
-    fn piece(&mut self, port: &mut Port<'_>, buffer: &mut [u8; PIECE]) -> Result<(), Pause> {
+    fn piece(
+        &mut self,
+        accessor: &mut Accessor<'_>,
+        buffer: &mut [u8; PIECE],
+    ) -> Result<(), StepError> {
         let copy = &self.copy;
         // Rows and pitches have at most 33 bits, so only the sums can overflow.
         let place = |addr: u64, pitch: u64| {
@@ -392,8 +398,8 @@ impl Copying {
             place(copy.dst, copy.dst_pitch)?,
         );
         // Cannot overflow: both rows lie within the address space, and `done` is less than a row.
-        let from = port.address(src, copy.width)? + self.done;
-        let to = port.address(dst, copy.width)? + self.done;
+        let from = accessor.address(src, copy.width)? + self.done;
+        let to = accessor.address(dst, copy.width)? + self.done;
         let piece = (copy.width - self.done)
             .min(PAGE_SIZE - from % PAGE_SIZE)
             .min(PAGE_SIZE - to % PAGE_SIZE);
@@ -402,10 +408,10 @@ impl Copying {
             return Err(EngineError::Address { addr: from }.into());
         };
         if !self.is_read {
-            port.read(from, data)?;
+            accessor.read(from, data)?;
             self.is_read = true;
         }
-        port.write(to, data)?;
+        accessor.write(to, data)?;
         self.is_read = false;
         self.done += piece;
         if self.done >= copy.width {
@@ -442,13 +448,13 @@ impl Fetcher {
     }
 
     /// Fetches the next command, or the rest of it.
-    fn command(&mut self, port: &mut Port<'_>) -> Result<Command, Pause> {
+    fn command(&mut self, accessor: &mut Accessor<'_>) -> Result<Command, StepError> {
         let mut wanted = 1;
         loop {
             let header = self.dwords[0];
             // Does not underflow: these dwords were fetched before.
             let at = self.at - 4 * self.count as u64;
-            let bad = |reject| EngineError::Command { at, header, reject };
+            let bad = |error| EngineError::Command { at, header, error };
             if self.count > 0 {
                 wanted = command::length(header).map_err(bad)?;
             }
@@ -458,7 +464,7 @@ impl Fetcher {
                 self.count = 0;
                 return Ok(command);
             }
-            let dword = self.dword(port)?;
+            let dword = self.dword(accessor)?;
             // Does not fail: no command has more dwords.
             let Some(place) = self.dwords.get_mut(self.count) else {
                 return Err(EngineError::Misaligned { addr: self.at }.into());
@@ -469,13 +475,13 @@ impl Fetcher {
     }
 
     /// Fetches the next dword.
-    fn dword(&mut self, port: &mut Port<'_>) -> Result<u32, Pause> {
+    fn dword(&mut self, accessor: &mut Accessor<'_>) -> Result<u32, StepError> {
         // Fails at the end of the address space.
-        let at = port.address(self.at, 4)?;
+        let at = accessor.address(self.at, 4)?;
         let line_at = at / LINE as u64 * LINE as u64;
         if self.line_at != Some(line_at) {
             self.line_at = None;
-            port.read(line_at, &mut self.line)?;
+            accessor.read(line_at, &mut self.line)?;
             self.line_at = Some(line_at);
         }
         // CAST: Less than a line.

@@ -19,9 +19,9 @@ const SLOTS: usize = 16;
 const NONE: u64 = u64::MAX;
 
 /// The pages, by their numbers.
-pub(super) struct Expected([Atomic<u64>; SLOTS]);
+pub(super) struct ExpectedAccesses([Atomic<u64>; SLOTS]);
 
-impl Expected {
+impl ExpectedAccesses {
     pub(super) fn new() -> Self {
         Self([const { Atomic::new(NONE) }; SLOTS])
     }
@@ -32,12 +32,12 @@ impl Expected {
     }
 
     /// Records that an access to the page is expected.
-    pub(super) fn note(&self, page: u64) {
+    pub(super) fn expect(&self, page: u64) {
         self.slot(page).store(page, Relaxed);
     }
 
     /// Records an access to the page.
-    pub(super) fn met(&self, page: u64) {
+    pub(super) fn accessed(&self, page: u64) {
         let slot = self.slot(page);
         if slot.load(Relaxed) == page {
             slot.store(NONE, Relaxed);
@@ -45,7 +45,7 @@ impl Expected {
     }
 
     /// Returns whether an access to the page is still expected.
-    pub(super) fn has(&self, page: u64) -> bool {
+    pub(super) fn is_expected(&self, page: u64) -> bool {
         self.slot(page).load(Relaxed) == page
     }
 }
@@ -56,22 +56,22 @@ mod tests {
 
     #[test]
     fn an_access_meets_what_was_expected() {
-        let expected = Expected::new();
-        assert!(!expected.has(0) && !expected.has(7));
-        expected.note(7);
-        expected.note(8);
+        let expected = ExpectedAccesses::new();
+        assert!(!expected.is_expected(0) && !expected.is_expected(7));
+        expected.expect(7);
+        expected.expect(8);
         // Another page in the same slot.
-        expected.met(7 + SLOTS as u64);
-        assert!(expected.has(7) && expected.has(8));
-        expected.met(7);
-        assert!(!expected.has(7) && expected.has(8));
+        expected.accessed(7 + SLOTS as u64);
+        assert!(expected.is_expected(7) && expected.is_expected(8));
+        expected.accessed(7);
+        assert!(!expected.is_expected(7) && expected.is_expected(8));
     }
 
     #[test]
     fn the_last_one_counts() {
-        let expected = Expected::new();
-        expected.note(7);
-        expected.note(7 + SLOTS as u64);
-        assert!(!expected.has(7) && expected.has(7 + SLOTS as u64));
+        let expected = ExpectedAccesses::new();
+        expected.expect(7);
+        expected.expect(7 + SLOTS as u64);
+        assert!(!expected.is_expected(7) && expected.is_expected(7 + SLOTS as u64));
     }
 }

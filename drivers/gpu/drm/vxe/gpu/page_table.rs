@@ -30,7 +30,7 @@ use kernel::{
 };
 use kernel_ext::sched;
 use node::{NodeList, NodePool};
-use tree::{Edges, Leaf, Tree, Work, WorstCase};
+use tree::{Change, Edges, Leaf, Tree, WorstCase};
 
 pub(crate) use node::Staged;
 
@@ -180,14 +180,14 @@ impl PageTable {
     /// Fails with `EINVAL` unless all are spans of pages, `EINTR` if the caller is killed, and
     /// `ENOMEM`. May sleep.
     pub(super) fn stage_all(&self, spans: impl Iterator<Item = Range<u64>>) -> Result<Staged> {
-        let (mut hull, mut worst) = (0..0, WorstCase::new());
+        let (mut covered, mut worst) = (0..0, WorstCase::new());
         for span in spans {
             sched::check_killed()?;
             let span = self.span(span.start, span.end.saturating_sub(span.start))?;
             worst.add(&span);
-            hull = extended(hull, span);
+            covered = extended(covered, span);
         }
-        self.pool.stage(hull, worst.nodes()?)
+        self.pool.stage(covered, worst.nodes()?)
     }
 
     /// Allocates the nodes that [clearing](Self::zap_exact) all of `spans` needs: one for each
@@ -196,7 +196,7 @@ impl PageTable {
     ///
     /// Fails as [`Self::stage_all`] does. May sleep.
     pub(super) fn stage_removals(&self, spans: impl Iterator<Item = Range<u64>>) -> Result<Staged> {
-        let (mut hull, mut count, mut counted) = (0..0, 0, None);
+        let (mut covered, mut count, mut counted) = (0..0, 0, None);
         for span in spans {
             sched::check_killed()?;
             let span = self.span(span.start, span.end.saturating_sub(span.start))?;
@@ -211,9 +211,9 @@ impl PageTable {
                     count += 1;
                 }
             }
-            hull = extended(hull, span);
+            covered = extended(covered, span);
         }
-        self.pool.stage(hull, count)
+        self.pool.stage(covered, count)
     }
 
     /// Maps `[va, va + len)` to the memory from `target` on, replacing existing mappings.
@@ -238,12 +238,12 @@ impl PageTable {
         }
         target.checked_offset(len).ok_or(EINVAL)?;
 
-        let mut work = Work::new(Some(&mut staged.nodes));
+        let mut change = Change::new(Some(&mut staged.nodes));
         for part in large_pages(span) {
             let first = Pte::new(target.offset(part.start - va), flags);
-            self.tree.lock().map(&part, first, &mut work);
+            self.tree.lock().map(&part, first, &mut change);
         }
-        self.finish(work)
+        self.finish(change)
     }
 
     /// Clears all of `[va, va + len)`, and the rest of each large leaf that the span only partly
@@ -255,10 +255,10 @@ impl PageTable {
     pub(super) fn zap(&self, va: u64, len: u64) -> Option<Range<u64>> {
         let end = va.saturating_add(len).min(self.end);
         let end = end.checked_next_multiple_of(PAGE_SIZE)?;
-        let mut work = Work::new(None);
-        self.zap_span(va / PAGE_SIZE * PAGE_SIZE..end, Edges::Widen, &mut work);
-        let stale = work.stale.take();
-        self.pool.put(work.pruned);
+        let mut change = Change::new(None);
+        self.zap_span(va / PAGE_SIZE * PAGE_SIZE..end, Edges::Widen, &mut change);
+        let stale = change.stale.take();
+        self.pool.put(change.pruned);
         stale
     }
 
@@ -279,9 +279,9 @@ impl PageTable {
         if !contains(&staged.span, &span) {
             return Err(EINVAL);
         }
-        let mut work = Work::new(Some(&mut staged.nodes));
-        self.zap_span(span, Edges::Split, &mut work);
-        self.finish(work)
+        let mut change = Change::new(Some(&mut staged.nodes));
+        self.zap_span(span, Edges::Split, &mut change);
+        self.finish(change)
     }
 
     /// Returns the translation of the page of `va`.
@@ -292,7 +292,7 @@ impl PageTable {
         self.tree.lock().translate(va)
     }
 
-    fn zap_span(&self, span: Range<u64>, edges: Edges, work: &mut Work<'_>) {
+    fn zap_span(&self, span: Range<u64>, edges: Edges, change: &mut Change<'_>) {
         let mut at = span.start;
         while at < span.end {
             let mut tree = self.tree.lock();
@@ -301,24 +301,24 @@ impl PageTable {
                 break;
             };
             let start = leaf.start.max(at);
-            if let Some(cut) = tree.cut(start, &span, work) {
+            if let Some(table) = tree.detach(start, &span, change) {
                 drop(tree);
-                at = cut.end;
+                at = table.end;
                 continue;
             }
             let Some(part) = large_pages(start..span.end).next() else {
                 break;
             };
-            tree.zap(&part, edges, work);
+            tree.zap(&part, edges, change);
             at = part.end;
         }
     }
 
     /// Completes a change: frees nodes, and returns the stale span.
-    fn finish(&self, mut work: Work<'_>) -> Result<Option<Range<u64>>> {
-        let (stale, starved) = (work.stale.take(), work.starved);
+    fn finish(&self, mut change: Change<'_>) -> Result<Option<Range<u64>>> {
+        let (stale, starved) = (change.stale.take(), change.starved);
         self.pool
-            .put(core::mem::replace(&mut work.pruned, NodeList::new()));
+            .put(core::mem::replace(&mut change.pruned, NodeList::new()));
         // Staging covers the worst case. It runs out of nodes only if two changes of the same
         // addresses use the nodes of one, which is a bug of the driver.
         if starved {
@@ -383,11 +383,11 @@ impl Leaf {
 }
 
 /// Returns the smallest span that includes both. The first one may be empty.
-fn extended(hull: Range<u64>, span: Range<u64>) -> Range<u64> {
-    if hull.is_empty() {
+fn extended(covered: Range<u64>, span: Range<u64>) -> Range<u64> {
+    if covered.is_empty() {
         return span;
     }
-    hull.start.min(span.start)..hull.end.max(span.end)
+    covered.start.min(span.start)..covered.end.max(span.end)
 }
 
 /// Returns whether `inner` lies within `outer`.

@@ -3,14 +3,14 @@
 //! The gpusvm core's [`Provider`] for the device's memory.
 
 use super::{
-    residents::Entry,
+    residents::ResidentEntry,
     OWN,
     PEER, //
 };
 use crate::{
     driver::Device,
     gpu::{
-        Run,
+        CopyRun,
         Target, //
     },
     stats::CopyStats,
@@ -104,11 +104,11 @@ impl Local {
     fn block(
         &self,
         request: &AllocRequest<'_>,
-        entry: Entry,
+        entry: ResidentEntry,
         charge: Charge,
         parts: KVVec<Part>,
-    ) -> Block {
-        Block {
+    ) -> VramBlock {
+        VramBlock {
             parts,
             entry,
             dev: self.dev.clone(),
@@ -118,8 +118,8 @@ impl Local {
     }
 
     /// Takes a charge for `pages` from the calling thread's precharge, if that is large enough.
-    fn advanced(&self, pages: u32) -> Option<Charge> {
-        self.dev.memory.advances.take(u64::from(pages) * PAGE)
+    fn precharged(&self, pages: u32) -> Option<Charge> {
+        self.dev.memory.precharges.take(u64::from(pages) * PAGE)
     }
 }
 
@@ -131,9 +131,9 @@ struct Part {
 }
 
 /// The device memory of one migration.
-pub(crate) struct Block {
+pub(crate) struct VramBlock {
     parts: KVVec<Part>,
-    entry: Entry,
+    entry: ResidentEntry,
     dev: ARef<Device>,
     /// Uncharged after the memory is freed.
     charge: Charge,
@@ -141,19 +141,19 @@ pub(crate) struct Block {
     pid: Option<Pid>,
 }
 
-impl Block {
+impl VramBlock {
     /// Returns the charge of the block.
     pub(super) fn charge(&self) -> &Charge {
         &self.charge
     }
 
     /// Returns the block's entry in the list of residents.
-    pub(super) fn entry(&self) -> &Entry {
+    pub(super) fn entry(&self) -> &ResidentEntry {
         &self.entry
     }
 }
 
-impl fmt::Display for Block {
+impl fmt::Display for VramBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let first = self.parts.first();
         let at = first.and_then(|part| part.allocation.addr(0));
@@ -166,7 +166,7 @@ impl fmt::Display for Block {
     }
 }
 
-impl Drop for Block {
+impl Drop for VramBlock {
     fn drop(&mut self) {
         // Free the memory before the block leaves the list: `LocalMemory::close()` waits for that.
         self.parts = KVVec::new();
@@ -175,9 +175,9 @@ impl Drop for Block {
 }
 
 impl Provider for Local {
-    type Memory = Block;
+    type Memory = VramBlock;
 
-    fn try_allocate(&self, request: &AllocRequest<'_>) -> Option<Block> {
+    fn try_allocate(&self, request: &AllocRequest<'_>) -> Option<VramBlock> {
         let memory = &self.dev.memory;
         let flags = GFP_NOWAIT | (GFP_KERNEL_ACCOUNT & !GFP_KERNEL);
         let pages = u32::try_from(request.pages()).ok()?;
@@ -186,7 +186,7 @@ impl Provider for Local {
         // The charge comes last: a charge taken from a precharge cannot be put back.
         let made = parts.ok().and_then(|parts| {
             let own = || memory.try_charge_own(request.mm(), pages);
-            let charge = self.advanced(pages).or_else(own)?;
+            let charge = self.precharged(pages).or_else(own)?;
             Some((charge, parts))
         });
         let Some((charge, parts)) = made else {
@@ -196,14 +196,14 @@ impl Provider for Local {
         Some(self.block(request, entry, charge, parts))
     }
 
-    fn allocate(&self, request: &AllocRequest<'_>) -> Result<Block> {
+    fn allocate(&self, request: &AllocRequest<'_>) -> Result<VramBlock> {
         let (dev, memory) = (&self.dev, &self.dev.memory);
         let flags = GFP_KERNEL_ACCOUNT;
         let pages = u32::try_from(request.pages())?;
         // Listed before this waits for anything: `LocalMemory::close()` waits for listed blocks, so
         // the device stays bound.
         let entry = memory.residents.add(flags)?;
-        let charge = match self.advanced(pages) {
+        let charge = match self.precharged(pages) {
             Some(charge) => Ok(charge),
             None => memory.charge(dev, false, |region| {
                 dmem::charge(request.mm(), region, pages)
@@ -219,7 +219,7 @@ impl Provider for Local {
         Ok(self.block(request, entry, charge, parts))
     }
 
-    fn page(block: &Block, index: usize) -> usize {
+    fn page(block: &VramBlock, index: usize) -> usize {
         let behind = block.parts.partition_point(|part| part.first <= index);
         let addr = behind
             .checked_sub(1)
@@ -243,13 +243,13 @@ impl Provider for Local {
                 } else {
                     (vram, other_side)
                 };
-                Run {
+                CopyRun {
                     from: Some(from),
                     to,
                     len,
                 }
             }
-            CopyOp::Clear { page, pages } => Run {
+            CopyOp::Clear { page, pages } => CopyRun {
                 from: None,
                 to: target(OWN, page as u64 * PAGE),
                 len: pages as u64 * PAGE,
@@ -276,7 +276,7 @@ impl Provider for Local {
         residents.attach(&block.memory().entry, handle);
     }
 
-    fn detached(&self, block: &Block) {
+    fn detached(&self, block: &VramBlock) {
         self.dev.memory.residents.detach(&block.entry);
     }
 }

@@ -39,20 +39,20 @@ use kernel_ext::{
 
 /// For how long a block is not evicted after its arrival, in milliseconds. Otherwise an access that
 /// spans two blocks could evict the one for the other.
-const SETTLE_MS: u32 = 10;
+const MIN_RESIDENCY_MS: u32 = 10;
 
 /// A block's entry in the list.
-pub(super) struct Entry {
+pub(super) struct ResidentEntry {
     /// The number of the block. Written under the lock of the list.
     number: Atomic<u64>,
     /// When the pages arrived, in jiffies.
     since: Atomic<usize>,
 }
 
-impl Entry {
-    /// Returns whether [`SETTLE_MS`] have passed since the block's arrival.
-    fn is_settled(&self) -> bool {
-        jiffies::since(self.since.load(Relaxed)) > msecs_to_jiffies(SETTLE_MS)
+impl ResidentEntry {
+    /// Returns whether [`MIN_RESIDENCY_MS`] have passed since the block's arrival.
+    fn is_evictable(&self) -> bool {
+        jiffies::since(self.since.load(Relaxed)) > msecs_to_jiffies(MIN_RESIDENCY_MS)
     }
 }
 
@@ -99,7 +99,7 @@ impl Residents {
     /// Lists a new block. The caller passes the entry to [`remove`](Self::remove) in the end.
     ///
     /// Allocates with `flags`. Fails with `ENODEV` after [`close`](Self::close), and `ENOMEM`.
-    pub(super) fn add(&self, flags: Flags) -> Result<Entry> {
+    pub(super) fn add(&self, flags: Flags) -> Result<ResidentEntry> {
         let spare = RBTreeNode::new(0, None, flags)?.into_reservation();
         let mut list = self.list.lock();
         if list.closed {
@@ -110,14 +110,14 @@ impl Residents {
         list.count += 1;
         // The number is unused, so nothing is replaced.
         let _ = list.blocks.insert(spare.into_node(number, None));
-        Ok(Entry {
+        Ok(ResidentEntry {
             number: Atomic::new(number),
             since: Atomic::new(jiffies::now()),
         })
     }
 
     /// Stores the handle of a block that now holds pages.
-    pub(super) fn attach(&self, entry: &Entry, handle: Arc<provider::Block<Local>>) {
+    pub(super) fn attach(&self, entry: &ResidentEntry, handle: Arc<provider::Block<Local>>) {
         entry.since.store(jiffies::now(), Relaxed);
         let mut list = self.list.lock();
         let refused = match list.blocks.get_mut(&entry.number.load(Relaxed)) {
@@ -129,7 +129,7 @@ impl Residents {
     }
 
     /// Removes a block that holds no pages any more from the list.
-    pub(super) fn detach(&self, entry: &Entry) {
+    pub(super) fn detach(&self, entry: &ResidentEntry) {
         let node = {
             let mut list = self.list.lock();
             list.blocks.remove_node(&entry.number.load(Relaxed))
@@ -139,7 +139,7 @@ impl Residents {
     }
 
     /// Removes a block whose memory is freed.
-    pub(super) fn remove(&self, entry: &Entry) {
+    pub(super) fn remove(&self, entry: &ResidentEntry) {
         self.detach(entry);
         let mut list = self.list.lock();
         list.count = list.count.saturating_sub(1);
@@ -167,7 +167,7 @@ impl Residents {
             .find_map(|(number, handle)| {
                 let handle = handle.as_ref()?;
                 let block = handle.memory();
-                let may_go = any || (block.entry().is_settled() && handle.timeslice_left() == 0);
+                let may_go = any || (block.entry().is_evictable() && handle.timeslice_left() == 0);
                 (may_go && chooser.may_take(block.charge())).then_some(*number)
             })?;
         let handle = list.blocks.get_mut(&number)?.take()?;

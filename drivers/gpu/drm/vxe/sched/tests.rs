@@ -11,17 +11,17 @@ mod suite {
     /// A queue with a name.
     struct Queue {
         name: u32,
-        share: Share<Self>,
+        sched: SchedState<Self>,
     }
 
-    fn queue(name: u32) -> Result<KBox<Node<Queue>>> {
-        let share = Share::new();
-        Node::new(Queue { name, share }, GFP_KERNEL)
+    fn queue(name: u32) -> Result<KBox<FifoNode<Queue>>> {
+        let sched = SchedState::new();
+        FifoNode::new(Queue { name, sched }, GFP_KERNEL)
     }
 
     impl Entity for Queue {
-        fn share(&mut self) -> &mut Share<Self> {
-            &mut self.share
+        fn sched_state(&mut self) -> &mut SchedState<Self> {
+            &mut self.sched
         }
     }
 
@@ -37,12 +37,12 @@ mod suite {
     }
 
     /// Creates a client with `queues` runnable queues, named from `first` on.
-    fn client(list: &List, first: u32, queues: u32) -> Result<Arc<Lane<Queue>>> {
-        let lane = Lane::new()?;
+    fn client(list: &List, first: u32, queues: u32) -> Result<Arc<RunQueue<Queue>>> {
+        let run_queue = RunQueue::new()?;
         for name in first..first + queues {
-            list.put_back(&lane, queue(name)?);
+            list.put_back(&run_queue, queue(name)?);
         }
-        Ok(lane)
+        Ok(run_queue)
     }
 
     /// Takes the next turn on engine 0. Returns the queue's name and the turn.
@@ -60,21 +60,21 @@ mod suite {
 
     /// Ends a turn that used all of its granted time.
     fn end(list: &List, turn: Turn<Queue>) {
-        let (lane, grant) = (turn.lane.clone(), turn.grant);
-        let node = list.spend(turn, grant);
-        list.put_back(&lane, node);
+        let (run_queue, grant) = (turn.run_queue.clone(), turn.grant);
+        let node = list.account(turn, grant);
+        list.put_back(&run_queue, node);
     }
 
     /// Makes a queue runnable again.
-    fn wake(list: &List, lane: &Arc<Lane<Queue>>, node: KBox<Node<Queue>>) {
+    fn wake(list: &List, run_queue: &Arc<RunQueue<Queue>>, node: KBox<FifoNode<Queue>>) {
         // The test plays all engines, so it needs to wake none.
-        let _ = list.wake(lane, node);
+        let _ = list.wake(run_queue, node);
     }
 
     /// Runs the next queue for `used` nanoseconds, after which it waits.
-    fn run_and_wait(list: &List, used: u64) -> Result<(u32, KBox<Node<Queue>>)> {
+    fn run_and_wait(list: &List, used: u64) -> Result<(u32, KBox<FifoNode<Queue>>)> {
         let (name, turn) = next(list)?;
-        Ok((name, list.spend(turn, used)))
+        Ok((name, list.account(turn, used)))
     }
 
     fn sequence<const N: usize>(list: &List) -> Result<[u32; N]> {
@@ -128,17 +128,17 @@ mod suite {
         let list = list(1)?;
         let (a, _b) = (client(&list, 1, 2)?, client(&list, 10, 1)?);
         // A fault.
-        let (name, node) = run_and_wait(&list, SLICE / 4)?;
+        let (name, node) = run_and_wait(&list, TIMESLICE_NS / 4)?;
         assert_eq!(name, 1);
         // The fault is serviced while another queue of the client, and another client, could run.
         wake(&list, &a, node);
         let (name, turn) = next(&list)?;
-        assert_eq!((name, turn.grant), (1, SLICE - SLICE / 4));
+        assert_eq!((name, turn.grant), (1, TIMESLICE_NS - TIMESLICE_NS / 4));
         end(&list, turn);
         // The queue's time is over. The client has some left for its next turn.
         assert_eq!(run(&list)?, 10);
         let (name, turn) = next(&list)?;
-        assert_eq!((name, turn.grant), (2, SLICE / 4));
+        assert_eq!((name, turn.grant), (2, TIMESLICE_NS / 4));
         end(&list, turn);
         // A queue gets the rest of its timeslice in the client's next turn, the other queue the
         // remaining time.
@@ -158,7 +158,7 @@ mod suite {
             if name == 10 {
                 end(&list, turn);
             } else {
-                waiting.push(list.spend(turn, SLICE / 4), GFP_KERNEL)?;
+                waiting.push(list.account(turn, TIMESLICE_NS / 4), GFP_KERNEL)?;
             }
         }
         for node in waiting {
@@ -176,14 +176,14 @@ mod suite {
         let _long = client(&list, 10, 3)?;
         let short = client(&list, 1, 1)?;
         assert_eq!(sequence(&list)?, [10]);
-        let (name, mut node) = run_and_wait(&list, SLICE / 8)?;
+        let (name, mut node) = run_and_wait(&list, TIMESLICE_NS / 8)?;
         assert_eq!(name, 1);
         // For this many jobs the queue has time left.
         for _ in 1..8 {
             assert_eq!(run(&list)? / 10, 1);
             wake(&list, &short, node);
             let name;
-            (name, node) = run_and_wait(&list, SLICE / 8)?;
+            (name, node) = run_and_wait(&list, TIMESLICE_NS / 8)?;
             assert_eq!(name, 1);
         }
         Ok(())
@@ -199,8 +199,8 @@ mod suite {
             // One of them waits after three quarters of its granted time, each time, and is
             // runnable again at once.
             let (name, turn) = next(&list)?;
-            let (lane, time) = if name == 1 {
-                (&a, (turn.grant * 3 / 4).max(SLICE / 8))
+            let (run_queue, time) = if name == 1 {
+                (&a, (turn.grant * 3 / 4).max(TIMESLICE_NS / 8))
             } else {
                 (&b, turn.grant)
             };
@@ -208,11 +208,11 @@ mod suite {
             if now.replace(name) == Some(10) {
                 assert_eq!(name, 1);
             }
-            let node = list.spend(turn, time);
+            let node = list.account(turn, time);
             if name == 1 {
-                wake(&list, lane, node);
+                wake(&list, run_queue, node);
             } else {
-                list.put_back(lane, node);
+                list.put_back(run_queue, node);
             }
         }
         assert!(used[0] < used[1] + used[1] / 4 && used[1] < used[0] + used[0] / 4);
@@ -235,26 +235,26 @@ mod suite {
     #[test]
     fn engines_without_work_are_called() -> Result {
         let list = KBox::pin_init(RunList::new(2), GFP_KERNEL)?;
-        let lane = Lane::new()?;
-        assert_eq!(list.wake(&lane, queue(1)?), Some(0));
-        assert_eq!(list.wake(&lane, queue(2)?), Some(1));
+        let run_queue = RunQueue::new()?;
+        assert_eq!(list.wake(&run_queue, queue(1)?), Some(0));
+        assert_eq!(list.wake(&run_queue, queue(2)?), Some(1));
         // All engines are busy, as far as the list knows.
-        assert_eq!(list.wake(&lane, queue(3)?), None);
+        assert_eq!(list.wake(&run_queue, queue(3)?), None);
         for name in 1..=3 {
             assert!(list
                 .next(1)
                 .is_some_and(|turn| turn.node.value.name == name));
         }
         assert!(list.next(1).is_none());
-        assert_eq!(list.wake(&lane, queue(4)?), Some(1));
+        assert_eq!(list.wake(&run_queue, queue(4)?), Some(1));
 
         // The most engines of a device.
         let list = KBox::pin_init(RunList::new(MAX_ENGINES), GFP_KERNEL)?;
-        let lane = Lane::new()?;
+        let run_queue = RunQueue::new()?;
         for engine in 0..MAX_ENGINES {
-            assert_eq!(list.wake(&lane, queue(0)?), Some(engine));
+            assert_eq!(list.wake(&run_queue, queue(0)?), Some(engine));
         }
-        assert_eq!(list.wake(&lane, queue(0)?), None);
+        assert_eq!(list.wake(&run_queue, queue(0)?), None);
         Ok(())
     }
 }

@@ -51,8 +51,8 @@ pub fn has_overflowed(m: &SeqFile) -> bool {
 pub struct Dir(*mut bindings::dentry);
 
 /// Any [`Content`], kept alive for its file.
-trait Keep: Send + Sync {}
-impl<T: Content> Keep for T {}
+trait AnyContent: Send + Sync {}
+impl<T: Content> AnyContent for T {}
 
 /// The files of a driver in its DRM device's debugfs directory.
 ///
@@ -63,18 +63,18 @@ impl<T: Content> Keep for T {}
 ///
 /// `tops` are the entries directly in the device's directory. `contents` has the contents of all
 /// files in or below them.
-pub struct Tree {
+pub struct DebugfsFiles {
     root: *mut bindings::dentry,
     tops: KVec<*mut bindings::dentry>,
-    contents: KVec<KBox<dyn Keep>>,
+    contents: KVec<KBox<dyn AnyContent>>,
 }
 
 // SAFETY: Entries may be removed from any thread, and contents are `Send`.
-unsafe impl Send for Tree {}
+unsafe impl Send for DebugfsFiles {}
 // SAFETY: There are no methods that take a shared reference.
-unsafe impl Sync for Tree {}
+unsafe impl Sync for DebugfsFiles {}
 
-impl Tree {
+impl DebugfsFiles {
     /// Creates an empty set of files in the directory of `drm`.
     ///
     /// # Safety
@@ -129,7 +129,7 @@ impl Tree {
     }
 }
 
-impl Drop for Tree {
+impl Drop for DebugfsFiles {
     fn drop(&mut self) {
         for dentry in &self.tops {
             // SAFETY: By the type invariant the entry was created by `dir()` or `file()`; only this

@@ -12,7 +12,7 @@
 //! - `EINVAL` when the access would cross a page, or is not aligned as its operation requires,
 //! - `ESTALE` when the page is not granted.
 
-use crate::dma_memory::{DmaMemory, Mapped};
+use crate::dma_memory::{DmaMemory, LocalMapping};
 use core::{ops::Range, ptr::NonNull};
 use kernel::{
     alloc::{
@@ -36,7 +36,7 @@ struct Frame {
     /// The RAM of the page, from its first grant on.
     ram: SetOnce<Page>,
     /// Whether the page is granted.
-    given: Atomic<bool>,
+    granted: Atomic<bool>,
 }
 
 /// The memory of a device.
@@ -55,7 +55,7 @@ impl DeviceRam {
         for _ in 0..count {
             let frame = Frame {
                 ram: SetOnce::new(),
-                given: Atomic::new(false),
+                granted: Atomic::new(false),
             };
             frames.push(frame, GFP_KERNEL)?;
         }
@@ -84,7 +84,7 @@ impl DeviceRam {
     /// The caller must not grant a page twice. Fails with `ENOMEM`, or with `EINTR` if the caller
     /// is killed, and then grants no page; with `EINVAL` unless `span` consists of pages, and
     /// `ENXIO`.
-    pub fn give(&self, span: Range<u64>, flags: Flags) -> Result {
+    pub fn grant(&self, span: Range<u64>, flags: Flags) -> Result {
         let frames = self.frames(&span)?;
         for frame in frames {
             if frame.ram.as_ref().is_none() {
@@ -95,15 +95,15 @@ impl DeviceRam {
             }
         }
         for frame in frames {
-            frame.given.store(true, Release);
+            frame.granted.store(true, Release);
         }
         Ok(())
     }
 
     /// Revokes the access to the pages of `span`, if they are granted.
-    pub fn take_back(&self, span: Range<u64>) {
+    pub fn revoke(&self, span: Range<u64>) {
         for frame in self.frames(&span).unwrap_or(&[]) {
-            frame.given.store(false, Release);
+            frame.granted.store(false, Release);
         }
     }
 
@@ -112,7 +112,7 @@ impl DeviceRam {
     pub fn page(&self, addr: u64) -> Result<&Page> {
         let index = usize::try_from(addr / PAGE).map_err(|_| ENXIO)?;
         let frame = self.0.get(index).ok_or(ENXIO)?;
-        if !frame.given.load(Acquire) {
+        if !frame.granted.load(Acquire) {
             return Err(ESTALE);
         }
         frame.ram.as_ref().ok_or(ESTALE)
@@ -127,7 +127,7 @@ impl DeviceRam {
             return Err(EINVAL);
         }
         let page = NonNull::new(self.page(addr)?.as_ptr()).ok_or(ESTALE)?;
-        let mapped = Mapped::new(page);
+        let mapped = LocalMapping::new(page);
         // SAFETY: The page is mapped, and `offset` is within it.
         Ok(f(unsafe { mapped.as_ptr().add(offset) }))
     }
@@ -249,15 +249,15 @@ impl DeviceRam {
     }
 
     /// Returns how many bytes of RAM are allocated.
-    pub fn taken(&self) -> u64 {
-        let taken = self.0.iter().filter(|frame| frame.ram.as_ref().is_some());
-        taken.count() as u64 * PAGE
+    pub fn allocated(&self) -> u64 {
+        let allocated = self.0.iter().filter(|frame| frame.ram.as_ref().is_some());
+        allocated.count() as u64 * PAGE
     }
 
     /// Returns how many bytes are granted.
-    pub fn given(&self) -> u64 {
-        let given = self.0.iter().filter(|frame| frame.given.load(Relaxed));
-        given.count() as u64 * PAGE
+    pub fn granted(&self) -> u64 {
+        let granted = self.0.iter().filter(|frame| frame.granted.load(Relaxed));
+        granted.count() as u64 * PAGE
     }
 }
 
@@ -283,44 +283,44 @@ mod tests {
     #[test]
     fn only_what_was_given_is_reached() -> Result {
         let ram = DeviceRam::new(4 * PAGE)?;
-        check(ram.size() == 4 * PAGE && ram.taken() == 0)?;
+        check(ram.size() == 4 * PAGE && ram.allocated() == 0)?;
         check(ram.store_u32(PAGE, 1) == Err(ESTALE))?;
-        ram.give(PAGE..3 * PAGE, GFP_KERNEL)?;
-        check(ram.taken() == 2 * PAGE && ram.given() == 2 * PAGE)?;
+        ram.grant(PAGE..3 * PAGE, GFP_KERNEL)?;
+        check(ram.allocated() == 2 * PAGE && ram.granted() == 2 * PAGE)?;
         ram.store_u32(PAGE, 7)?;
         check(ram.fetch_add_u32(PAGE, 2) == Ok(7))?;
         check(ram.store_u32(0, 1) == Err(ESTALE))?;
         check(ram.store_u32(3 * PAGE, 1) == Err(ESTALE))?;
         check(ram.store_u32(4 * PAGE, 1) == Err(ENXIO))?;
         check(ram.store_u64(u64::MAX - 7, 1) == Err(ENXIO))?;
-        ram.take_back(PAGE..2 * PAGE);
+        ram.revoke(PAGE..2 * PAGE);
         check(ram.clear(PAGE, 4) == Err(ESTALE))?;
         check(ram.page(PAGE).is_err() && ram.page(2 * PAGE).is_ok())?;
         // RAM and its content are kept.
-        ram.give(PAGE..2 * PAGE, GFP_KERNEL)?;
-        check(ram.fetch_add_u32(PAGE, 0) == Ok(9) && ram.taken() == 2 * PAGE)
+        ram.grant(PAGE..2 * PAGE, GFP_KERNEL)?;
+        check(ram.fetch_add_u32(PAGE, 0) == Ok(9) && ram.allocated() == 2 * PAGE)
     }
 
     #[test]
     fn accesses_stay_within_a_page() -> Result {
         let ram = DeviceRam::new(2 * PAGE)?;
-        ram.give(0..2 * PAGE, GFP_KERNEL)?;
+        ram.grant(0..2 * PAGE, GFP_KERNEL)?;
         let mut four = [0; 4];
         check(ram.read(PAGE - 4, &mut four).is_ok())?;
         check(ram.read(PAGE - 3, &mut four) == Err(EINVAL))?;
         check(ram.write(PAGE - 3, &four) == Err(EINVAL))?;
         check(ram.store_u32(2, 1) == Err(EINVAL))?;
         check(ram.store_u64(4, 1) == Err(EINVAL))?;
-        check(ram.give(1..PAGE, GFP_KERNEL) == Err(EINVAL))?;
-        check(ram.give(0..3 * PAGE, GFP_KERNEL) == Err(ENXIO))?;
+        check(ram.grant(1..PAGE, GFP_KERNEL) == Err(EINVAL))?;
+        check(ram.grant(0..3 * PAGE, GFP_KERNEL) == Err(ENXIO))?;
         check(DeviceRam::new(PAGE + 1).is_err())
     }
 
     #[test]
     fn pieces_are_copied_and_cleared() -> Result {
         let (a, b) = (DeviceRam::new(2 * PAGE)?, DeviceRam::new(PAGE)?);
-        a.give(0..2 * PAGE, GFP_KERNEL)?;
-        b.give(0..PAGE, GFP_KERNEL)?;
+        a.grant(0..2 * PAGE, GFP_KERNEL)?;
+        b.grant(0..PAGE, GFP_KERNEL)?;
         a.write(8, &[1, 2, 3, 4])?;
         a.copy_from(PAGE, &a, 8, 4)?;
         b.copy_from(16, &a, PAGE, 4)?;

@@ -47,7 +47,7 @@ pub fn page_to_phys(page: &Page) -> PhysAddr {
 
 /// The direction of an access.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Direction {
     Read,
     Write,
 }
@@ -71,17 +71,17 @@ enum Way {
 ///   `memfd_secret(2)`), or poisoned.
 ///
 /// Accesses never sleep, and may be made in atomic context, though not in an interrupt.
-pub struct DmaMemory(Devres<Port>);
+pub struct DmaMemory(Devres<BoundDevice>);
 
 /// The device of a [`DmaMemory`], accessible only while it is bound.
-struct Port(ARef<device::Device>);
+struct BoundDevice(ARef<device::Device>);
 
 impl DmaMemory {
     /// Creates the DMA memory of `dev`.
     ///
     /// Fails with `ENOMEM`. May sleep, as dropping the result may.
     pub fn new(dev: &device::Device<Bound>) -> Result<Self> {
-        Ok(Self(Devres::new(dev, Port(dev.into()))?))
+        Ok(Self(Devres::new(dev, BoundDevice(dev.into()))?))
     }
 
     /// Reads `buf.len()` bytes at `addr`. Not atomic.
@@ -92,7 +92,7 @@ impl DmaMemory {
     /// have been removed since, the caller accepts the behaviour of hardware: if none of the checks
     /// above fails, this reads whatever is there now.
     pub unsafe fn read(&self, addr: DmaAddress, buf: &mut [u8]) -> Result {
-        self.with(addr, buf.len(), Way::Read, |from| {
+        self.with(addr, buf.len(), Direction::Read, |from| {
             // SAFETY: `from` is valid for reading `buf.len()` bytes, as `with` checked; `buf` is
             // kernel memory of the caller and no DMA target, so they do not overlap.
             unsafe { bindings::memcpy(buf.as_mut_ptr().cast(), from.cast(), buf.len()) }
@@ -108,7 +108,7 @@ impl DmaMemory {
     /// behaviour of hardware: if none of the checks above fails, this overwrites whatever is there
     /// now.
     pub unsafe fn write(&self, addr: DmaAddress, data: &[u8]) -> Result {
-        self.with(addr, data.len(), Way::Write, |to| {
+        self.with(addr, data.len(), Direction::Write, |to| {
             // SAFETY: `to` is valid for writing `data.len()` bytes, as `with` checked; `data` is
             // kernel memory of the caller and no DMA target, so they do not overlap.
             unsafe { bindings::memcpy(to.cast(), data.as_ptr().cast(), data.len()) }
@@ -161,7 +161,7 @@ impl DmaMemory {
         if addr % align_of::<T>() as u64 != 0 {
             return Err(EINVAL);
         }
-        self.with(addr, size_of::<T>(), Way::Write, |ptr| f(ptr.cast()))
+        self.with(addr, size_of::<T>(), Direction::Write, |ptr| f(ptr.cast()))
     }
 
     /// Calls `f` with a pointer to the `len` bytes at `addr`, for reading only. See [`Self::with`].
@@ -171,7 +171,7 @@ impl DmaMemory {
         len: usize,
         f: impl FnOnce(*const u8) -> R,
     ) -> Result<R> {
-        self.with(addr, len, Way::Read, |ptr| f(ptr))
+        self.with(addr, len, Direction::Read, |ptr| f(ptr))
     }
 
     /// Calls `f` with a pointer to the `len` bytes at `addr`, for writing. See [`Self::with`].
@@ -181,7 +181,7 @@ impl DmaMemory {
         len: usize,
         f: impl FnOnce(*mut u8) -> R,
     ) -> Result<R> {
-        self.with(addr, len, Way::Write, f)
+        self.with(addr, len, Direction::Write, f)
     }
 
     /// Calls `f` with a pointer to the `len` bytes at `addr`, which are RAM in use, aligned as
@@ -190,7 +190,7 @@ impl DmaMemory {
         &self,
         addr: DmaAddress,
         len: usize,
-        way: Way,
+        direction: Direction,
         f: impl FnOnce(*mut u8) -> R,
     ) -> Result<R> {
         // CAST: A remainder of `ACCESS_SPAN`.
@@ -199,9 +199,9 @@ impl DmaMemory {
             return Err(EINVAL);
         }
 
-        let port = self.0.try_access().ok_or(ENODEV)?;
-        let place = port.page(addr, way)?;
-        let mapped = Mapped::new(place.page);
+        let device = self.0.try_access().ok_or(ENODEV)?;
+        let place = device.page(addr, direction)?;
+        let mapped = LocalMapping::new(place.page);
         // SAFETY: The offset and the `len` bytes after it are within the mapped page, as the access
         // crosses no multiple of `ACCESS_SPAN`, and pages consist of such spans.
         let ptr = unsafe { mapped.0.add(place.offset) };
@@ -214,12 +214,12 @@ impl DmaMemory {
 }
 
 /// A page of RAM, and an offset in it.
-struct Place {
+struct PageOffset {
     page: NonNull<kernel::bindings::page>,
     offset: usize,
 }
 
-impl Port {
+impl BoundDevice {
     fn as_raw(&self) -> *mut kernel::bindings::device {
         let dev: *const device::Device = &*self.0;
         // CAST: `Device` is a transparent wrapper of `Opaque<struct device>`, which allows
@@ -228,7 +228,7 @@ impl Port {
     }
 
     /// Returns the RAM at a DMA address of the device, which is bound.
-    fn page(&self, addr: DmaAddress, way: Way) -> Result<Place> {
+    fn page(&self, addr: DmaAddress, direction: Direction) -> Result<PageOffset> {
         let mut phys: PhysAddr = 0;
         // SAFETY: The device is valid and bound, so its IOMMU domain stays; `phys` is writable.
         to_result(unsafe { bindings::dma_resolve(self.as_raw(), addr, &mut phys) })?;
@@ -243,7 +243,7 @@ impl Port {
             unsafe { bindings::is_zero_pfn(pfn) || bindings::page_is_reserved(page.as_ptr()) };
         if fixed {
             // The page allocator never allocates this page.
-            if way == Way::Write {
+            if direction == Direction::Write {
                 return Err(EACCES);
             }
         // Some kernel allocations have no reference count, like free pages: slabs.
@@ -254,7 +254,7 @@ impl Port {
         } else if unsafe { bindings::page_is_free(page.as_ptr()) } {
             return Err(ESTALE);
         }
-        Ok(Place {
+        Ok(PageOffset {
             page,
             // CAST: A remainder of `PAGE_SIZE`.
             offset: (phys % PAGE_SIZE as PhysAddr) as usize,
@@ -266,9 +266,9 @@ static_assert!(size_of::<device::Device>() == size_of::<kernel::bindings::device
 
 /// A page mapped in the kernel's address space until this is dropped: by the same thread, which
 /// must not sleep meanwhile, and in the reverse order of the mappings.
-pub(crate) struct Mapped(*mut u8);
+pub(crate) struct LocalMapping(*mut u8);
 
-impl Mapped {
+impl LocalMapping {
     pub(crate) fn new(page: NonNull<kernel::bindings::page>) -> Self {
         // SAFETY: A page of online RAM can be mapped; that never fails.
         Self(unsafe { kernel::bindings::kmap_local_page(page.as_ptr()) }.cast())
@@ -280,7 +280,7 @@ impl Mapped {
     }
 }
 
-impl Drop for Mapped {
+impl Drop for LocalMapping {
     fn drop(&mut self) {
         // SAFETY: `kmap_local_page()` returned this address, and only this unmaps it.
         unsafe { kernel::bindings::kunmap_local(self.0.cast()) }

@@ -13,7 +13,7 @@
 
 use crate::{
     bindings as ext,
-    gem_mmap::Mapping, //
+    gem_mmap::OwnPagesFuncs, //
 };
 use core::{
     marker::PhantomData,
@@ -119,8 +119,8 @@ impl<T: CpuPages> GemKind<shmem::Object<T>> {
         to_result(unsafe { ext::drm_import_by(drm, Some(import)) })?;
         // INVARIANT: No object has these tables yet.
         Ok(Self {
-            shmem: KBox::new(Export::<T>::functions(funcs), GFP_KERNEL)?,
-            own: KBox::new(Mapping::<T>::functions(funcs), GFP_KERNEL)?,
+            shmem: KBox::new(ShmemPagesFuncs::<T>::functions(funcs), GFP_KERNEL)?,
+            own: KBox::new(OwnPagesFuncs::<T>::functions(funcs), GFP_KERNEL)?,
             _objects: PhantomData,
         })
     }
@@ -148,9 +148,9 @@ impl<T: CpuPages> GemKind<shmem::Object<T>> {
 
 /// The functions to export and mmap an object with shmem pages. DRM's own functions get all of its
 /// pages in one go, which is neither killable nor counted.
-struct Export<T>(PhantomData<T>);
+struct ShmemPagesFuncs<T>(PhantomData<T>);
 
-impl<T: CpuPages> Export<T> {
+impl<T: CpuPages> ShmemPagesFuncs<T> {
     /// Returns the functions for such objects, based on those that DRM gives to them.
     fn functions(of: &bindings::drm_gem_object_funcs) -> bindings::drm_gem_object_funcs {
         bindings::drm_gem_object_funcs {

@@ -22,9 +22,9 @@ use kernel::{
 };
 
 /// The functions of objects with pages of a `T`.
-pub(crate) struct Mapping<T>(PhantomData<T>);
+pub(crate) struct OwnPagesFuncs<T>(PhantomData<T>);
 
-impl<T: CpuPages> Mapping<T> {
+impl<T: CpuPages> OwnPagesFuncs<T> {
     const VM_OPS: bindings::vm_operations_struct = bindings::vm_operations_struct {
         open: Some(bindings::drm_gem_vm_open),
         close: Some(bindings::drm_gem_vm_close),

@@ -2,8 +2,8 @@
 
 //! Platform devices that a module registers, each with data for its driver.
 //!
-//! The driver gets the data by [`board`], which fails for devices that firmware or other modules
-//! registered. The devices can be bound and unbound through sysfs like any other.
+//! The driver gets the data by [`platform_data`], which fails for devices that firmware or other
+//! modules registered. The devices can be bound and unbound through sysfs like any other.
 //!
 //! C headers: [`include/linux/platform_device.h`](srctree/include/linux/platform_device.h),
 //! [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h)
@@ -41,7 +41,7 @@ unsafe impl Sync for DeviceType {}
 
 /// `platform_data` of a device registered here.
 #[repr(C)]
-struct Board<T> {
+struct TaggedData<T> {
     // First, so that it can be read before the type is known.
     id: TypeId,
     data: T,
@@ -53,11 +53,11 @@ struct Board<T> {
 ///
 /// # Invariants
 ///
-/// The device is registered, its type is `DEVICE_TYPE`, and its platform data is `board`.
+/// The device is registered, its type is `DEVICE_TYPE`, and its platform data is `data`.
 pub struct Registration<T> {
     pdev: NonNull<bindings::platform_device>,
     // Dropped after the device is unbound.
-    board: KBox<Board<T>>,
+    data: KBox<TaggedData<T>>,
 }
 
 // SAFETY: A platform device may be removed from any thread, and a `Send` type may be dropped by
@@ -72,15 +72,15 @@ impl<T: Send + Sync + 'static> Registration<T> {
     ///
     /// Fails with `ENOMEM`, and with `EEXIST` if there is such a device.
     pub fn new(name: &CStr, id: u16, data: T) -> Result<Self> {
-        let board = Board {
+        let data = TaggedData {
             id: TypeId::of::<T>(),
             data,
         };
-        let board = KBox::new(board, GFP_KERNEL)?;
+        let data = KBox::new(data, GFP_KERNEL)?;
         // SAFETY: The name is copied.
         let pdev = unsafe { bindings::platform_device_alloc(name.as_char_ptr(), id.into()) };
         let pdev = NonNull::new(pdev).ok_or(ENOMEM)?;
-        let ptr: *const Board<T> = &*board;
+        let ptr: *const TaggedData<T> = &*data;
         // SAFETY: Only this function knows the device until it is added. `dma_mask` and `dma_parms`
         // point into the device.
         unsafe {
@@ -99,12 +99,12 @@ impl<T: Send + Sync + 'static> Registration<T> {
             return Err(e);
         }
         // INVARIANT: The device was added, with this type and platform data.
-        Ok(Self { pdev, board })
+        Ok(Self { pdev, data })
     }
 
     /// Returns the data that the device was registered with.
-    pub fn board(&self) -> &T {
-        &self.board.data
+    pub fn data(&self) -> &T {
+        &self.data.data
     }
 }
 
@@ -141,7 +141,7 @@ const _: () =
 /// `T`.
 ///
 /// Fails with `ENODEV` otherwise.
-pub fn board<T: Send + Sync + 'static>(dev: &platform::Device<Bound>) -> Result<&T> {
+pub fn platform_data<T: Send + Sync + 'static>(dev: &platform::Device<Bound>) -> Result<&T> {
     let dev: *const platform::Device<Bound> = dev;
     // CAST: `platform::Device` is transparent over `struct platform_device`.
     let dev: *const bindings::platform_device = dev.cast();
@@ -151,11 +151,12 @@ pub fn board<T: Send + Sync + 'static>(dev: &platform::Device<Bound>) -> Result<
     if !core::ptr::eq(kind, &raw const DEVICE_TYPE.0) {
         return Err(ENODEV);
     }
-    // SAFETY: The device's type is only set by `Registration::new()`, so the data is a `Board`,
-    // which begins with the id of its type and is freed only after the device is unbound.
+    // SAFETY: The device's type is only set by `Registration::new()`, so the data is a
+    // `TaggedData`, which begins with the id of its type and is freed only after the device is
+    // unbound.
     if unsafe { *data.cast::<TypeId>() } != TypeId::of::<T>() {
         return Err(ENODEV);
     }
     // SAFETY: As above, and of this type.
-    Ok(unsafe { &(*data.cast::<Board<T>>()).data })
+    Ok(unsafe { &(*data.cast::<TaggedData<T>>()).data })
 }

@@ -11,7 +11,7 @@
 
 use crate::{
     bindings as ext,
-    debugfs::Tree, //
+    debugfs::DebugfsFiles, //
 };
 use core::marker::PhantomData;
 use kernel::{
@@ -41,11 +41,11 @@ pub trait Driver:
     fn prepare(parent: &platform::Device<device::Bound>, dev: &drm::Device<Self>) -> Result;
 
     /// Creates the device's debugfs files when it is registered.
-    fn files(dev: &drm::Device<Self>, tree: &mut Tree) -> Result;
+    fn debugfs_files(dev: &drm::Device<Self>, tree: &mut DebugfsFiles) -> Result;
 
     /// Ends all work of an unplugged device: no ioctl that saw the device registered is running.
     /// The device is still bound. On return no memory may be mapped for it.
-    fn gone(dev: &drm::Device<Self>);
+    fn unplugged(dev: &drm::Device<Self>);
 }
 
 /// A DRM driver as a driver of platform devices: register a `platform::Adapter<Adapter<T>>`.
@@ -69,9 +69,9 @@ impl<T: Driver> platform::Driver for Adapter<T> {
 /// A DRM device while its platform device is bound; the driver core owns it.
 pub struct Instance<'bound, T: Driver> {
     // Fields are dropped in this order, which soundness relies on: the files need the registration.
-    debugfs: Tree,
+    debugfs: DebugfsFiles,
     _drm: drm::Registration<'bound, T>,
-    dev: Gone<T>,
+    dev: UnplugGuard<T>,
 }
 
 impl<'bound, T: Driver> Instance<'bound, T> {
@@ -80,26 +80,26 @@ impl<'bound, T: Driver> Instance<'bound, T> {
         // SAFETY: The device is new: only this function knows it, and it has no objects.
         unsafe { ext::drm_widen_offsets(DrmDevice::of(&*drm).as_raw()) };
         T::prepare(parent, &drm)?;
-        let dev = Gone((&*drm).into());
+        let dev = UnplugGuard((&*drm).into());
         // SAFETY: The registration is a part of the data that the driver core drops when the device
         // is unbound, and is private. Its own data borrows nothing.
         let drm = unsafe { drm::Registration::new(parent.as_ref(), drm, Ok::<(), Error>(()), 0)? };
         let mut this = Self {
             // SAFETY: The files are dropped before the registration.
-            debugfs: unsafe { Tree::new(DrmDevice::of(drm.device()).as_raw()) },
+            debugfs: unsafe { DebugfsFiles::new(DrmDevice::of(drm.device()).as_raw()) },
             _drm: drm,
             dev,
         };
-        T::files(&this.dev.0, &mut this.debugfs)?;
+        T::debugfs_files(&this.dev.0, &mut this.debugfs)?;
         Ok(this)
     }
 }
 
 /// Calls [`Driver::unplugged`] when dropped.
-struct Gone<T: Driver>(ARef<drm::Device<T>>);
+struct UnplugGuard<T: Driver>(ARef<drm::Device<T>>);
 
-impl<T: Driver> Drop for Gone<T> {
+impl<T: Driver> Drop for UnplugGuard<T> {
     fn drop(&mut self) {
-        T::gone(&self.0);
+        T::unplugged(&self.0);
     }
 }

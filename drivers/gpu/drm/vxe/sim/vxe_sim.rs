@@ -4,11 +4,11 @@
 //!
 //! All unsafe code of the driver is here, so that the driver itself has none. Three groups:
 //!
-//! - memory as hardware accesses it: [`dma_memory`], system memory at DMA addresses; [`device_ram`], the
-//!   device's own; [`fabric`] and [`port`], that of other devices; [`bus`], all three together, as one
-//!   device accesses them; [`faux`], a device to map memory for;
-//! - support that `kernel::drm` lacks for such a driver: [`ioctl`], [`gem`], [`debugfs`], [`print`],
-//!   [`platform_driver`], [`platform_device`];
+//! - memory as hardware accesses it: [`dma_memory`], system memory at DMA addresses;
+//!   [`device_ram`], the device's own; [`fabric`] and [`port`], that of other devices; [`bus`], all
+//!   three together, as one device accesses them; [`faux`], a device to map memory for;
+//! - support that `kernel::drm` lacks for such a driver: [`ioctl`], [`gem`], [`debugfs`],
+//!   [`print`], [`platform_driver`], [`platform_device`];
 //! - the structures of the uAPI, in [`bindings`], and facts about the machine, [`sysinfo`].
 //!
 //! It is a module of its own because vxe and vxe2, one object linked twice, share one fabric.

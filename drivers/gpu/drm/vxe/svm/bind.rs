@@ -11,7 +11,7 @@ use super::{
     StaleSpan,
 };
 use crate::{
-    fault::Served,
+    fault::Serviced,
     gpu::{
         Access,
         PteFlag,
@@ -42,19 +42,19 @@ pub(super) fn bind(
     vma: &Vma,
     range: &Range<Mirror>,
     view: View<'_>,
-) -> Result<Served> {
+) -> Result<Serviced> {
     let span = to_gpu(view.span());
     let (mut stale, mut segments, mut in_device) = (StaleSpan::new(), 0, 0);
     // The rights that all pages have.
     let mut rights = PteFlag::Writable | PteFlag::Atomic;
-    let mut map = |run: Run| -> Result {
+    let mut map = |run: PteRun| -> Result {
         segments += 1;
         let flags = run.flags(vm, vma);
         rights &= flags;
         stale.add(run.map(vm, staged, flags)?);
         Ok(())
     };
-    let mut run: Option<Run> = None;
+    let mut run: Option<PteRun> = None;
     let mut result = Ok(());
     for segment in view.segments() {
         if segment.proto != Protocol::SYSTEM {
@@ -66,7 +66,7 @@ pub(super) fn bind(
                 if let Some(before) = before {
                     result = map(before);
                 }
-                Some(Run::of(&segment))
+                Some(PteRun::of(&segment))
             }
         };
         if result.is_err() {
@@ -90,7 +90,7 @@ pub(super) fn bind(
         _ => Access::Read,
     };
     range.data().set(Some(access), segments, in_device);
-    Ok(Served { span, access })
+    Ok(Serviced { span, access })
 }
 
 /// Returns the PTE flags of pages in `vma` by whether they are `writable` and allow `atomics`.
@@ -106,14 +106,14 @@ pub(crate) fn pte_flags(vma: &Vma, writable: bool, atomics: bool) -> PteFlags {
 
 /// Segments that are contiguous in the GPU's address space and on the bus: they may share a large
 /// page.
-struct Run {
+struct PteRun {
     va: u64,
     target: Target,
     len: u64,
     writable: bool,
 }
 
-impl Run {
+impl PteRun {
     fn of(segment: &Mapped<'_>) -> Self {
         Self {
             // CAST: Addresses and sizes have at most 64 bits.

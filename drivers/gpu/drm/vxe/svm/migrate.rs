@@ -87,10 +87,10 @@ pub(super) enum Cause {
 /// Where a prefetch migrates memory to: system memory, the VM's own device, or the preferred
 /// location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum To {
+pub(crate) enum Destination {
     System,
     Own,
-    Advised,
+    Preferred,
 }
 
 /// The memory of a device: the VM's own, or another device's, of any driver.
@@ -131,7 +131,7 @@ fn decide(
     request: &Request<'_>,
     tries: u32,
 ) -> Result<Option<(Sources, u32)>> {
-    let (bound, is_movable) = (found.data(), found.has(RangeFlag::MigrateDevmem));
+    let (state, is_movable) = (found.data(), found.has(RangeFlag::MigrateDevmem));
     let decision = match request.cause {
         Cause::Atomic if !is_movable => return Err(EACCES),
         Cause::Atomic => {
@@ -143,7 +143,7 @@ fn decide(
         Cause::Prefetch(MigrationPolicy::OnlySystemPages) => (Sources::System, TIMESLICE_MS),
         Cause::Fault if found.size() < MIN_SIZE => return Ok(None),
         Cause::Fault => match (
-            bound.thrashing.timeslice(jiffies::now()),
+            state.thrashing.timeslice(jiffies::now()),
             request.fault.access,
         ) {
             (Some(ms), Access::Read) => (Sources::Populated, ms),
@@ -151,7 +151,7 @@ fn decide(
             (Some(ms), Access::Atomic) => (Sources::System, ms.max(TIMESLICE_MS)),
             (None, _) => {
                 vm.dev.stats.inc(Stat::SvmThrashCount);
-                revisit::pinned(vm, bound);
+                revisit::pinned(vm, state);
                 return Ok(None);
             }
         },
@@ -271,8 +271,8 @@ impl Memory<'_> {
         let memory = match self {
             Self::Own(memory) => {
                 // The process is charged for all that may be needed before any page is locked.
-                let _advance = match found.mm() {
-                    Some(mm) => vm.dev.memory.advance(&vm.dev, mm, size)?,
+                let _precharge = match found.mm() {
+                    Some(mm) => vm.dev.memory.precharge(&vm.dev, mm, size)?,
                     None => None,
                 };
                 return found.populate(memory, sources, ms);

@@ -15,7 +15,7 @@
 //!   the GPU does not fault, revisits cost a VM one range in [`MAX_PROBE_MS`].
 
 use super::{
-    bound::Bound,
+    range_state::RangeState,
     to_cpu,
     Context,
     Mirror, //
@@ -100,36 +100,36 @@ fn earlier(a: Option<usize>, b: Option<usize>) -> Option<usize> {
 #[pin_data]
 pub(super) struct Revisits {
     #[pin]
-    plan: SpinLock<Plan>,
+    plan: SpinLock<RevisitPlan>,
 }
 
 impl Revisits {
     pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            plan <- new_spinlock!(Plan::new(), "vxe_revisits"),
+            plan <- new_spinlock!(RevisitPlan::new(), "vxe_revisits"),
         })
     }
 }
 
 /// Records that a range was pinned in system memory. The SVM lock is held.
-pub(super) fn pinned(vm: &Context, bound: &Bound) {
-    bound.fallback.0.store(Fallback::PINNED, Relaxed);
-    update(vm, |plan, _| plan.pinned(bound.thrashing.pinned_until()));
+pub(super) fn pinned(vm: &Context, state: &RangeState) {
+    state.fallback.0.store(Fallback::PINNED, Relaxed);
+    update(vm, |plan, _| plan.pinned(state.thrashing.pinned_until()));
 }
 
 /// Records that the migration of a range was refused. The SVM lock is held.
-pub(super) fn refused(vm: &Context, bound: &Bound) {
-    bound.fallback.0.store(Fallback::REFUSED, Relaxed);
-    update(vm, Plan::refused);
+pub(super) fn refused(vm: &Context, state: &RangeState) {
+    state.fallback.0.store(Fallback::REFUSED, Relaxed);
+    update(vm, RevisitPlan::refused);
 }
 
 /// Records that a range whose migration was refused has migrated.
 pub(super) fn migrated(vm: &Context) {
-    update(vm, Plan::migrated);
+    update(vm, RevisitPlan::migrated);
 }
 
 /// Applies `change` to the plan of a VM, and queues the work item accordingly.
-fn update(vm: &Context, change: impl FnOnce(&mut Plan, usize)) {
+fn update(vm: &Context, change: impl FnOnce(&mut RevisitPlan, usize)) {
     let now = jiffies::now();
     let delay = {
         let mut plan = vm.collector.revisits.plan.lock();
@@ -142,7 +142,7 @@ fn update(vm: &Context, change: impl FnOnce(&mut Plan, usize)) {
 }
 
 /// When the work item of a VM runs, and what it does.
-struct Plan {
+struct RevisitPlan {
     /// The earliest end of a pin, in jiffies.
     next: Option<usize>,
     /// When refused ranges are probed, in jiffies, if there are any.
@@ -167,7 +167,7 @@ struct Pass {
     cursor: usize,
 }
 
-impl Plan {
+impl RevisitPlan {
     const fn new() -> Self {
         Self {
             next: None,
@@ -340,14 +340,14 @@ mod tests {
 
     #[test]
     fn without_such_ranges_nothing_is_due() {
-        let mut plan = Plan::new();
+        let mut plan = RevisitPlan::new();
         assert_eq!(plan.delay(NOW), None);
         assert_eq!(plan.begin(NOW), None);
     }
 
     #[test]
     fn pinned_ranges_are_due_in_time() {
-        let mut plan = Plan::new();
+        let mut plan = RevisitPlan::new();
         plan.pinned(after(1000));
         plan.pinned(after(400));
         plan.pinned(after(800));
@@ -369,7 +369,7 @@ mod tests {
 
     /// Returns how many passes and probes there are in `ms` milliseconds if each probe is refused
     /// again, or, with `has_room`, migrates.
-    fn probe(plan: &mut Plan, from: u32, ms: u32, has_room: bool) -> (u32, u32) {
+    fn probe(plan: &mut RevisitPlan, from: u32, ms: u32, has_room: bool) -> (u32, u32) {
         let (mut passes, mut probes) = (0, 0);
         for ms in from..from + ms {
             if let Some(pass) = plan.begin(after(ms)) {
@@ -388,7 +388,7 @@ mod tests {
 
     #[test]
     fn a_device_that_stays_full_is_probed_seldom() {
-        let mut plan = Plan::new();
+        let mut plan = RevisitPlan::new();
         plan.refused(NOW);
         let (passes, probes) = probe(&mut plan, 0, 60 * MAX_PROBE_MS, false);
         // One range each, with delays that double up to the longest.

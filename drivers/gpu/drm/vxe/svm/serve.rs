@@ -8,8 +8,8 @@ use super::{
     migrate::{
         self,
         Cause,
+        Destination, //
         Memory,
-        To, //
     },
     revisit,
     to_cpu,
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     fault::{
         Fault,
-        Served, //
+        Serviced, //
     },
     gpu::Access,
     stats::{
@@ -70,7 +70,7 @@ pub(crate) fn fault(
     vma: &Vma,
     fault: Fault,
     page_only: bool,
-) -> Result<Served> {
+) -> Result<Serviced> {
     if !page_only {
         vm.dev.stats.inc(Stat::SvmPagefaultCount);
     }
@@ -86,8 +86,8 @@ pub(crate) fn prefetch(
     svm: &mut Guard<'_, Mirror>,
     vma: &Vma,
     addr: u64,
-    to: To,
-) -> Result<Served> {
+    to: Destination,
+) -> Result<Serviced> {
     let done = serve(vm, svm, vma, &Request::prefetch(vm, vma, addr, to));
     vxe_sim::drm_dbg!(
         &vm.dev,
@@ -131,7 +131,7 @@ impl<'a> Request<'a> {
     }
 
     /// Creates the request of a prefetch at `addr`.
-    fn prefetch(vm: &'a Context, vma: &Vma, addr: u64, to: To) -> Self {
+    fn prefetch(vm: &'a Context, vma: &Vma, addr: u64, to: Destination) -> Self {
         Self {
             fault: Fault {
                 addr,
@@ -139,9 +139,9 @@ impl<'a> Request<'a> {
             },
             cause: Cause::Prefetch(vma.attributes.policy),
             preferred: match to {
-                To::System => None,
-                To::Own => vm.memory.as_ref().map(Memory::Own),
-                To::Advised => migrate::preferred_location(vm, vma),
+                Destination::System => None,
+                Destination::Own => vm.memory.as_ref().map(Memory::Own),
+                Destination::Preferred => migrate::preferred_location(vm, vma),
             },
             page_only: false,
             stats: None,
@@ -189,8 +189,8 @@ impl<'a> Request<'a> {
 
     /// Starts the timeslice of a mapping that was made after `lost` attempts. The notifier lock is
     /// held. Not for a prefetch, which no access follows.
-    fn mapped(&self, vm: &Context, range: &Range<Mirror>, served: &Served, lost: u32) {
-        if served.settles(&self.fault) && !self.is_prefetch() {
+    fn mapped(&self, vm: &Context, range: &Range<Mirror>, served: &Serviced, lost: u32) {
+        if served.resolves(&self.fault) && !self.is_prefetch() {
             let timeslice = &range.data().timeslice;
             timeslice.begin(&vm.aspace, self.fault.addr, lost != 0);
         }
@@ -203,7 +203,7 @@ fn serve(
     svm: &mut Guard<'_, Mirror>,
     vma: &Vma,
     request: &Request<'_>,
-) -> Result<Served> {
+) -> Result<Serviced> {
     let started = Instant::<Monotonic>::now();
     let ctx = request.ctx(vm);
     let window = to_cpu(&vma.span);
@@ -242,7 +242,7 @@ fn serve(
 
         // Another worker may have mapped the range since the GPU faulted.
         let before = found.commit(|_, range| {
-            let served = Served {
+            let served = Serviced {
                 span: to_gpu(span.clone()),
                 access: range.data().access()?,
             };
@@ -251,7 +251,7 @@ fn serve(
         });
         if let Ok(Some(served)) = before {
             // The first attempt of a prefetch migrates a range that is mapped, too.
-            if served.settles(&request.fault) && !(request.is_prefetch() && tries == 0) {
+            if served.resolves(&request.fault) && !(request.is_prefetch() && tries == 0) {
                 request.count(SizeStat::ValidPagefaultCount, size, 1);
                 return Ok(served);
             }
@@ -294,7 +294,7 @@ fn serve(
         request.count(SizeStat::GetPagesUs, size, us_since(get_started));
 
         let bind_started = Instant::<Monotonic>::now();
-        let bound = found.commit(|view, range| -> Result<Served> {
+        let bound = found.commit(|view, range| -> Result<Serviced> {
             let served = bind(vm, &mut staged, vma, range, view)?;
             request.mapped(vm, range, &served, lost);
             Ok(served)
@@ -310,7 +310,7 @@ fn serve(
         if refused && found.data().in_device() == 0 {
             revisit::refused(vm, found.data());
         }
-        if served.settles(&request.fault) {
+        if served.resolves(&request.fault) {
             request.count(SizeStat::PagefaultUs, size, us_since(started));
             return Ok(served);
         }

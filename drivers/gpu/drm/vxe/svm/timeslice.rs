@@ -6,7 +6,7 @@
 //! The engine repeats its access when the fault is serviced. If a CPU thread keeps changing
 //! mappings, the page may be invalidated before that, and the next fault ends the same way. So a
 //! range that was invalidated before the access gets a timeslice at its next fault: the next
-//! invalidation waits for the access, or until [`TIMESLICE_MS`] have passed.
+//! invalidation waits for the access, or until [`MAX_WAIT_MS`] have passed.
 //!
 //! An invalidation waits only if the CPU changes mappings of memory that remains. An invalidation
 //! for munmap(), one that must not sleep, and the first one after a fault do not wait.
@@ -26,7 +26,7 @@ use kernel::{
 use kernel_ext::time::jiffies;
 
 /// The timeslice, in milliseconds from when the page was mapped.
-const TIMESLICE_MS: u32 = 20;
+const MAX_WAIT_MS: u32 = 20;
 
 /// How often a waiting invalidation checks for the access, in microseconds.
 const POLL_US: i64 = 50;
@@ -74,7 +74,7 @@ impl Timeslice {
         let since = self.since.load(Relaxed);
         if can_wait && self.is_due.load(Relaxed) {
             while aspace.expects_access(addr)
-                && jiffies::since(since) <= msecs_to_jiffies(TIMESLICE_MS)
+                && jiffies::since(since) <= msecs_to_jiffies(MAX_WAIT_MS)
             {
                 fsleep(Delta::from_micros(POLL_US));
             }
@@ -105,7 +105,7 @@ mod tests {
 
     /// Shorter than a timeslice, and longer than the fastest of several invalidations that do not
     /// wait.
-    const WAIT_MS: i64 = TIMESLICE_MS as i64 / 2;
+    const WAIT_MS: i64 = MAX_WAIT_MS as i64 / 2;
 
     /// The events before an invalidation.
     #[derive(Clone, Copy, PartialEq, Eq)]

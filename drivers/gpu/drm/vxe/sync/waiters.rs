@@ -50,18 +50,18 @@ use kernel_ext::{
 };
 
 /// The most threads of other processes that a signal wakes, and the most groups that it visits.
-const FEW: usize = 64;
+const MAX_DIRECT: usize = 64;
 
 /// Two runs of the work item are apart by at least a millisecond for this many waiters.
-const PER_MS: usize = 4;
+const WAITERS_PER_MS: usize = 4;
 
 /// Two runs of the work item are apart by at least this multiple of the last run time. That
 /// includes the run time of the woken threads, as the work item runs at a lower priority. So the
 /// CPUs are left to others nearly all the time.
-const REST: usize = 16;
+const PAUSE_RATIO: usize = 16;
 
 /// The longest pause of the work item, in milliseconds.
-const MAX_MS: u32 = 4000;
+const MAX_PAUSE_MS: u32 = 4000;
 
 /// The nice value of the work item. It delays the wakeups only on busy CPUs.
 const NICE: i16 = 19;
@@ -88,12 +88,12 @@ pub(crate) enum Waited {
 #[pin_data]
 struct Group {
     #[pin]
-    state: SpinLock<State>,
+    state: SpinLock<GroupState>,
     #[pin]
     signalled: CondVar,
 }
 
-struct State {
+struct GroupState {
     /// Counts the signals.
     generation: u64,
     /// The number of threads that sleep or are being woken.
@@ -105,7 +105,7 @@ impl Group {
         Arc::pin_init(
             pin_init!(Self {
                 state <- new_spinlock!(
-                    State {
+                    GroupState {
                         generation: 0,
                         asleep: 0,
                     },
@@ -131,37 +131,37 @@ impl Group {
 }
 
 /// A group in the tree, with the number of its threads.
-struct Member {
+struct GroupEntry {
     group: Arc<Group>,
     threads: usize,
 }
 
-impl Member {
+impl GroupEntry {
     /// Creates the group of a process with one waiting thread, and the node for the tree. Fails
     /// with `ENOMEM`.
     fn new(key: usize) -> Result<(Arc<Group>, RBTreeNode<usize, Self>)> {
         let group = Group::new()?;
-        let member = Self {
+        let entry = Self {
             group: group.clone(),
             threads: 1,
         };
-        Ok((group, RBTreeNode::new(key, member, GFP_KERNEL_ACCOUNT)?))
+        Ok((group, RBTreeNode::new(key, entry, GFP_KERNEL_ACCOUNT)?))
     }
 }
 
 struct Groups {
     /// By the address of the `struct mm_struct`, which exists as long as the threads do.
-    tree: RBTree<usize, Member>,
+    tree: RBTree<usize, GroupEntry>,
     /// The number of all waiting threads.
     threads: usize,
     /// Whether the work item is enqueued.
     enqueued: bool,
     /// When the work item last started, in jiffies.
-    ran: usize,
+    started: usize,
     /// How long the work item ran the last time, in jiffies.
     took: usize,
     /// The key from which the next signal wakes other groups.
-    turn: usize,
+    next_key: usize,
     /// Set by `close()`: the work item is not enqueued any more.
     closed: bool,
 }
@@ -172,7 +172,7 @@ pub(crate) struct FenceWaiters {
     #[pin]
     groups: SpinLock<Groups>,
     /// The threads for whose groups there was no memory. Each signal wakes them.
-    rest: Arc<Group>,
+    ungrouped: Arc<Group>,
     #[pin]
     work: DelayedWork<Self>,
     queues: Arc<Queues>,
@@ -189,11 +189,11 @@ impl WorkItem for FenceWaiters {
         {
             let mut groups = this.groups.lock();
             groups.enqueued = false;
-            groups.ran = jiffies::now();
+            groups.started = jiffies::now();
         }
         with_nice(NICE, || this.wake_all());
         let mut groups = this.groups.lock();
-        groups.took = jiffies::since(groups.ran);
+        groups.took = jiffies::since(groups.started);
     }
 }
 
@@ -208,16 +208,16 @@ impl FenceWaiters {
             tree: RBTree::new(),
             threads: 0,
             enqueued: false,
-            ran: jiffies::now(),
+            started: jiffies::now(),
             took: 0,
-            turn: 0,
+            next_key: 0,
             closed: false,
         };
-        let rest = Group::new()?;
+        let ungrouped = Group::new()?;
         Arc::pin_init(
             pin_init!(Self {
                 groups <- new_spinlock!(groups, "FenceWaiters::groups"),
-                rest,
+                ungrouped,
                 work <- new_delayed_work!("FenceWaiters::work"),
                 queues: queues.clone(),
             }),
@@ -226,7 +226,7 @@ impl FenceWaiters {
     }
 
     /// Adds the calling thread as a waiter until the result is dropped. Without memory for a group,
-    /// the thread is added to `rest`.
+    /// the thread is added to `ungrouped`.
     pub(crate) fn join(self: &Arc<Self>) -> Waiter {
         let waiter = |group, key| Waiter {
             all: self.clone(),
@@ -238,10 +238,10 @@ impl FenceWaiters {
         if let Some(group) = known {
             return waiter(group, key);
         }
-        let new = key.and_then(|key| Some((key, Member::new(key).ok()?)));
+        let new = key.and_then(|key| Some((key, GroupEntry::new(key).ok()?)));
         let Some((key, (new, node))) = new else {
             self.groups.lock().threads += 1;
-            return waiter(self.rest.clone(), None);
+            return waiter(self.ungrouped.clone(), None);
         };
         let mut groups = self.groups.lock();
         let (group, unused) = match groups.join(key) {
@@ -266,11 +266,13 @@ impl FenceWaiters {
             return;
         }
         let own = mm.map_or(0, key);
-        let is_rest = !groups.wake_few(own);
-        let own = groups.tree.get(&own).map(|member| member.group.clone());
-        if is_rest && !groups.enqueued {
+        let has_more = !groups.wake_direct(own);
+        let own = groups.tree.get(&own).map(|entry| entry.group.clone());
+        if has_more && !groups.enqueued {
             groups.enqueued = true;
-            let delay = groups.pace().saturating_sub(jiffies::since(groups.ran));
+            let delay = groups
+                .interval()
+                .saturating_sub(jiffies::since(groups.started));
             // Cannot fail: the work is not enqueued.
             let _ = self.queues.work.enqueue_delayed(self.clone(), delay);
         }
@@ -278,7 +280,7 @@ impl FenceWaiters {
         if let Some(group) = own {
             group.wake(group.signal());
         }
-        self.rest.wake(self.rest.signal());
+        self.ungrouped.wake(self.ungrouped.signal());
     }
 
     /// Wakes all waiters and stops the work item: the device is gone, which each waiter notices.
@@ -291,7 +293,7 @@ impl FenceWaiters {
 
     /// Makes all waiters check their fences. Sleeps.
     fn wake_all(&self) {
-        self.rest.wake(self.rest.signal());
+        self.ungrouped.wake(self.ungrouped.signal());
         let mut next = Some(0);
         while let Some((key, group)) = next.and_then(|key| self.first_from(key)) {
             let mut left = group.signal();
@@ -309,67 +311,67 @@ impl FenceWaiters {
     fn first_from(&self, key: usize) -> Option<(usize, Arc<Group>)> {
         let groups = self.groups.lock();
         let cursor = groups.tree.cursor_lower_bound(&key)?;
-        let (key, member) = cursor.current();
-        Some((*key, member.group.clone()))
+        let (key, entry) = cursor.current();
+        Some((*key, entry.group.clone()))
     }
 }
 
 impl Groups {
     /// Wakes groups other than `own`, round-robin, up to [`MAX_DIRECT`] threads. Returns whether
     /// these were all.
-    fn wake_few(&mut self, own: usize) -> bool {
-        let (mut threads, mut all) = (FEW, true);
-        let (mut next, mut wrapped) = (self.turn, false);
-        for _ in 0..FEW {
+    fn wake_direct(&mut self, own: usize) -> bool {
+        let (mut threads, mut all) = (MAX_DIRECT, true);
+        let (mut next, mut wrapped) = (self.next_key, false);
+        for _ in 0..MAX_DIRECT {
             let at = self.tree.cursor_lower_bound(&next);
-            let Some((&key, member)) = at.as_ref().map(|at| at.current()) else {
+            let Some((&key, entry)) = at.as_ref().map(|at| at.current()) else {
                 if wrapped {
                     return all;
                 }
                 (next, wrapped) = (0, true);
                 continue;
             };
-            if wrapped && key >= self.turn {
+            if wrapped && key >= self.next_key {
                 return all;
             }
             if key != own {
-                match threads.checked_sub(member.threads) {
+                match threads.checked_sub(entry.threads) {
                     Some(left) => {
                         threads = left;
-                        member.group.wake(member.group.signal());
+                        entry.group.wake(entry.group.signal());
                     }
                     None => all = false,
                 }
             }
             next = key.wrapping_add(1);
         }
-        self.turn = next;
+        self.next_key = next;
         false
     }
 
     /// Returns the least time between two starts of the work item, in jiffies.
-    fn pace(&self) -> usize {
-        let least = u32::try_from(self.threads / PER_MS).unwrap_or(u32::MAX);
-        let rest = self.took.saturating_mul(REST);
+    fn interval(&self) -> usize {
+        let least = u32::try_from(self.threads / WAITERS_PER_MS).unwrap_or(u32::MAX);
+        let pause = self.took.saturating_mul(PAUSE_RATIO);
         msecs_to_jiffies(least)
-            .max(rest)
-            .min(msecs_to_jiffies(MAX_MS))
+            .max(pause)
+            .min(msecs_to_jiffies(MAX_PAUSE_MS))
     }
 
     /// Adds a thread to the group of its process, if the tree has that.
     fn join(&mut self, key: usize) -> Option<Arc<Group>> {
-        let member = self.tree.get_mut(&key)?;
-        member.threads += 1;
-        let group = member.group.clone();
+        let entry = self.tree.get_mut(&key)?;
+        entry.threads += 1;
+        let group = entry.group.clone();
         self.threads += 1;
         Some(group)
     }
 
     /// Removes a thread from its group. Returns the node of the group if that was the last thread.
-    fn leave(&mut self, key: usize) -> Option<RBTreeNode<usize, Member>> {
-        let member = self.tree.get_mut(&key)?;
-        member.threads -= 1;
-        let is_last = member.threads == 0;
+    fn leave(&mut self, key: usize) -> Option<RBTreeNode<usize, GroupEntry>> {
+        let entry = self.tree.get_mut(&key)?;
+        entry.threads -= 1;
+        let is_last = entry.threads == 0;
         is_last.then(|| self.tree.remove_node(&key)).flatten()
     }
 }
@@ -378,7 +380,7 @@ impl Groups {
 pub(crate) struct Waiter {
     all: Arc<FenceWaiters>,
     group: Arc<Group>,
-    /// `None` for a thread in `rest`.
+    /// `None` for a thread in `ungrouped`.
     key: Option<usize>,
 }
 

@@ -35,7 +35,7 @@ use super::{
         Retired, //
     },
     op::{
-        Handle,
+        GemHandle,
         Op, //
     },
     spans::Spans,
@@ -53,7 +53,7 @@ use crate::{
     ioctl::Ioctl,
     svm::{
         self,
-        migrate::To,
+        migrate::Destination,
         to_cpu,
         Mirror, //
     },
@@ -108,7 +108,7 @@ fn operations(
     ioctl: &mut Ioctl<'_>,
     args: &uapi::drm_xe_vm_bind,
     mode: Mode,
-) -> Result<KVVec<Op<Handle>>> {
+) -> Result<KVVec<Op<GemHandle>>> {
     let dev = ioctl.dev();
     // CAST: Widens.
     let count = args.num_binds as usize;
@@ -136,7 +136,7 @@ fn operations(
 fn resolve(
     ioctl: &mut Ioctl<'_>,
     vm: &Arc<Vm>,
-    ops: KVVec<Op<Handle>>,
+    ops: KVVec<Op<GemHandle>>,
 ) -> Result<KVVec<Op<ARef<Bo>>>> {
     let (dev, file) = (ioctl.dev(), ioctl.file());
     let mut resolved = KVVec::with_capacity(ops.len(), account())?;
@@ -161,7 +161,7 @@ struct Plan {
     /// Where buffers are mapped by this call.
     at_once: Spans,
     /// Where pages are mapped before the GPU accesses them.
-    prefetches: KVVec<(Span, To)>,
+    prefetches: KVVec<(Span, Destination)>,
     /// The prefetches to the advised location.
     advised: Spans,
 }
@@ -194,7 +194,7 @@ impl Vm {
         &self,
         svm: &mut Guard<'_, Mirror>,
         ops: &[Op<ARef<Bo>>],
-    ) -> Result<(Retired, KVVec<(Span, To)>)> {
+    ) -> Result<(Retired, KVVec<(Span, Destination)>)> {
         let context = self.svm.context();
         let mut changes = self.map.lock_killable()?.change();
         let mut plan = Plan {
@@ -227,13 +227,13 @@ impl Vm {
         let staged = buffer::stage_all(&context.aspace, changes.map(), &at_once)?;
         // If the caller is killed before the commit, faults map the removed ranges again.
         for span in plan.resets.sorted()?.iter() {
-            svm.remove_all_while(to_cpu(&span), || self.go_on())?;
+            svm.remove_all_while(to_cpu(&span), || self.check_continue())?;
             sched::check_killed()?;
         }
 
         // No error from here on.
         let retired = changes.commit();
-        removals.carry_out(context);
+        removals.apply(context);
         buffer::write_all(context, staged, &self.map.lock(), &at_once);
         Ok((retired, plan.prefetches))
     }
@@ -246,7 +246,7 @@ impl Vm {
     ///
     /// Fails where xe does, and skips the rest: with `EIO` for I/O memory of a device, `EBUSY` when
     /// the CPU keeps changing its mappings, and `ENOMEM`.
-    fn prefetch(self: &Arc<Self>, span: Span, to: To) -> Result {
+    fn prefetch(self: &Arc<Self>, span: Span, to: Destination) -> Result {
         let mut at = span.start;
         while at < span.end && !kernel::current!().signal_pending() {
             match self.prefetch_one(at, span.end, to)? {
@@ -259,7 +259,7 @@ impl Vm {
 
     /// Maps the first range or buffer between `at` and `end`, if possible. Returns the address
     /// after it, or none if nothing is left. Fails as [`prefetch`](Self::prefetch) does.
-    fn prefetch_one(self: &Arc<Self>, at: u64, end: u64, to: To) -> Result<Option<u64>> {
+    fn prefetch_one(self: &Arc<Self>, at: u64, end: u64, to: Destination) -> Result<Option<u64>> {
         let Ok(mut svm) = self.lock_svm_killable() else {
             return Ok(None);
         };
@@ -319,14 +319,14 @@ impl Plan {
         match op {
             Op::Mirror {
                 span,
-                with,
+                params,
                 autoreset,
             } => {
                 let mut vma = Vma {
                     span: span.clone(),
                     backing: Backing::Mirror,
-                    attributes: Attributes::new(with.pat),
-                    read_only: with.read_only,
+                    attributes: Attributes::new(params.pat),
+                    read_only: params.read_only,
                     autoreset: *autoreset,
                 };
                 self.cut(changes, svm, span, Some(&vma))?;
@@ -337,7 +337,7 @@ impl Plan {
             }
             Op::Buffer {
                 span,
-                with,
+                params,
                 bo,
                 offset,
                 immediate,
@@ -349,11 +349,11 @@ impl Plan {
                         bo: bo.clone(),
                         offset: *offset,
                     },
-                    attributes: Attributes::new(with.pat),
-                    read_only: with.read_only,
+                    attributes: Attributes::new(params.pat),
+                    read_only: params.read_only,
                     autoreset: false,
                 })?;
-                if *immediate || vm.mode == Mode::AtOnce {
+                if *immediate || vm.mode == Mode::Immediate {
                     self.at_once.add(span.clone())?;
                 }
                 Ok(())
@@ -366,7 +366,7 @@ impl Plan {
                 Ok(())
             }
             Op::Prefetch { span, to } => {
-                if *to == To::Advised {
+                if *to == Destination::Preferred {
                     self.advised.add(span.clone())?;
                 }
                 Ok(self.prefetches.push((span.clone(), *to), account())?)

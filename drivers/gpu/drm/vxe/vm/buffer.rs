@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     bo::Bo,
-    fault::Served,
+    fault::Serviced,
     gpu::{
         Access,
         AddressSpace,
@@ -38,7 +38,7 @@ use kernel_ext::sched;
 /// Services a fault in `vma`, which maps `bo` from `offset` bytes on, by mapping all of it.
 ///
 /// Fails as [`populate`] does.
-pub(super) fn fault(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<Served> {
+pub(super) fn fault(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<Serviced> {
     vm.dev.stats.inc(Stat::VmaPagefaultCount);
     let size = vma.span.end - vma.span.start;
     vm.dev.stats.add(Stat::VmaPagefaultKb, size / 1024);
@@ -48,7 +48,7 @@ pub(super) fn fault(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<Ser
 /// Maps all of `vma`, which maps `bo` from `offset` bytes on.
 ///
 /// Fails with `ENOMEM`, and with `EINVAL` and `EINTR` as [`write`] does.
-pub(super) fn populate(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<Served> {
+pub(super) fn populate(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<Serviced> {
     let size = vma.span.end - vma.span.start;
     let mut staged = vm.aspace.stage(vma.span.start, size)?;
     write(vm, &mut staged, vma, bo, offset)
@@ -58,7 +58,7 @@ pub(super) fn populate(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<
 ///
 /// Fails with `EINVAL` if the buffer is too short or has no segments yet, and with `EINTR` for a
 /// killed caller. A part may be mapped then.
-fn write(vm: &Context, staged: &mut Staged, vma: &Vma, bo: &Bo, offset: u64) -> Result<Served> {
+fn write(vm: &Context, staged: &mut Staged, vma: &Vma, bo: &Bo, offset: u64) -> Result<Serviced> {
     let flags = pte_flags(vma, true, true);
     let mut stale = StaleSpan::new();
     let (segments, mut skip) = bo.pinned_segments_from(offset);
@@ -89,7 +89,7 @@ fn write(vm: &Context, staged: &mut Staged, vma: &Vma, bo: &Bo, offset: u64) -> 
     if at != vma.span.end {
         return Err(EINVAL);
     }
-    Ok(Served {
+    Ok(Serviced {
         span: vma.span.clone(),
         access: if flags.contains(PteFlag::Atomic) {
             Access::Atomic
@@ -110,7 +110,7 @@ pub(super) struct Removals {
 
 impl Removals {
     /// Prepares the removal of all mappings in `spans`. The caller holds the SVM lock until
-    /// [`carry_out`](Self::carry_out), so nothing is mapped there meanwhile.
+    /// [`apply`](Self::apply), so nothing is mapped there meanwhile.
     ///
     /// Fails with `EINTR` for a killed caller, and `ENOMEM`.
     pub(super) fn stage(aspace: &AddressSpace, spans: Spans) -> Result<Self> {
@@ -120,7 +120,7 @@ impl Removals {
     }
 
     /// Removes the mappings and flushes the TLB.
-    pub(super) fn carry_out(mut self, vm: &Context) {
+    pub(super) fn apply(mut self, vm: &Context) {
         let mut stale = StaleSpan::new();
         for span in self.spans.iter() {
             let len = span.end - span.start;

@@ -19,8 +19,8 @@ use super::{
     buffer::Removals,
     map::{
         Changes,
+        LockedVmaMap, //
         MapGuard,
-        VmaMaps, //
     },
     spans::Spans,
     vma::{
@@ -229,13 +229,13 @@ impl Vm {
             remove_across(&mut svm, edge);
         }
         for span in changed.sorted()?.iter() {
-            svm.invalidate_while(to_cpu(&span), || self.go_on())?;
+            svm.invalidate_while(to_cpu(&span), || self.check_continue())?;
             sched::check_killed()?;
         }
 
         // No error from here on.
         let retired = changes.commit();
-        removals.carry_out(self.svm.context());
+        removals.apply(self.svm.context());
         drop(svm);
         self.retire(retired);
         Ok(())
@@ -274,7 +274,7 @@ fn remove_across(svm: &mut Guard<'_, Mirror>, addr: u64) {
 /// Called for each range that the CPU unmapped, before the range is removed, so that no range
 /// unmapped meanwhile is missed. Without memory the attributes stay as they are: they are hints.
 /// Fails with `EINTR` for a killed caller.
-pub(super) fn reset_unmapped(dev: &Device, maps: &VmaMaps, span: &Span) -> Result {
+pub(super) fn reset_unmapped(dev: &Device, maps: &LockedVmaMap, span: &Span) -> Result {
     let mut at = span.start;
     while at < span.end {
         let map = maps.lock_killable()?;

@@ -52,7 +52,7 @@ fn identity(bo: &Bo) -> usize {
 
 /// The VMAs of a VM, and their lock.
 #[pin_data]
-pub(crate) struct VmaMaps {
+pub(crate) struct LockedVmaMap {
     #[pin]
     inner: Mutex<VmaMap>,
 }
@@ -78,7 +78,7 @@ impl<'a> MapGuard<'a> {
     }
 }
 
-impl VmaMaps {
+impl LockedVmaMap {
     /// Creates an empty map.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {

@@ -24,7 +24,7 @@ use crate::{
         DrmFile,
         RegisteredDevice, //
     },
-    svm::migrate::To,
+    svm::migrate::Destination,
     uapi, //
 };
 use kernel::{
@@ -53,7 +53,7 @@ const ADVISED: u32 = uapi::DRM_XE_CONSULT_MEM_ADVISE_PREF_LOC as u32;
 
 /// A buffer by the GEM handle that userspace passed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Handle(u32);
+pub(crate) struct GemHandle(u32);
 
 /// An operation. `B` is how it names buffers: by [`GemHandle`], or by reference once looked up.
 pub(crate) enum Op<B> {
@@ -62,7 +62,7 @@ pub(crate) enum Op<B> {
         /// The addresses.
         span: Span,
         /// The attributes of the mapping.
-        with: With,
+        params: MapParams,
         /// Reset attributes to their defaults where the CPU unmaps.
         autoreset: bool,
     },
@@ -71,7 +71,7 @@ pub(crate) enum Op<B> {
         /// The addresses.
         span: Span,
         /// The attributes of the mapping.
-        with: With,
+        params: MapParams,
         /// The buffer.
         bo: B,
         /// The offset in the buffer, in bytes.
@@ -96,20 +96,20 @@ pub(crate) enum Op<B> {
         /// The addresses.
         span: Span,
         /// Where the pages migrate.
-        to: To,
+        to: Destination,
     },
 }
 
 /// The attributes of a mapping.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct With {
+pub(crate) struct MapParams {
     /// The caching.
     pub(crate) pat: PatIndex,
     /// The GPU may not write.
     pub(crate) read_only: bool,
 }
 
-impl Op<Handle> {
+impl Op<GemHandle> {
     /// Checks an operation for a VM of this mode.
     ///
     /// Fails with `EINVAL` as xe does, and for fields that must be zero. Fails with `EOPNOTSUPP`
@@ -146,7 +146,7 @@ impl Op<Handle> {
         );
         ensure!(dev, offset % PAGE_SIZE as u64 == 0, EINVAL);
 
-        let with = With {
+        let params = MapParams {
             pat,
             read_only: has(uapi::DRM_XE_VM_BIND_FLAG_READONLY),
         };
@@ -154,7 +154,7 @@ impl Op<Handle> {
         Ok(match raw.op {
             uapi::DRM_XE_VM_BIND_OP_MAP if mirror => Op::Mirror {
                 span: span()?,
-                with,
+                params,
                 autoreset,
             },
             uapi::DRM_XE_VM_BIND_OP_MAP => {
@@ -163,8 +163,8 @@ impl Op<Handle> {
                 ensure!(dev, !null && !decompress, EOPNOTSUPP);
                 Op::Buffer {
                     span,
-                    with,
-                    bo: Handle(obj),
+                    params,
+                    bo: GemHandle(obj),
                     offset,
                     immediate: has(uapi::DRM_XE_VM_BIND_FLAG_IMMEDIATE),
                 }
@@ -183,7 +183,7 @@ impl Op<Handle> {
                 ensure!(dev, obj != 0, EINVAL);
                 ensure!(dev, raw.addr == 0 && raw.range == 0, EINVAL);
                 Op::UnmapAll {
-                    bo: Handle(obj),
+                    bo: GemHandle(obj),
                     pat,
                 }
             }
@@ -192,9 +192,9 @@ impl Op<Handle> {
                 Op::Prefetch {
                     span: span()?,
                     to: match region {
-                        ADVISED => To::Advised,
-                        0 => To::System,
-                        _ => To::Own,
+                        ADVISED => Destination::Preferred,
+                        0 => Destination::System,
+                        _ => Destination::Own,
                     },
                 }
             }
@@ -223,7 +223,7 @@ impl Op<Handle> {
         file: &DrmFile,
         vm: &Arc<Vm>,
     ) -> Result<Op<ARef<Bo>>> {
-        let lookup = |handle: Handle, pat: PatIndex| -> Result<ARef<Bo>> {
+        let lookup = |handle: GemHandle, pat: PatIndex| -> Result<ARef<Bo>> {
             let bo = bo::lookup(dev, file, handle.0)?;
             ensure!(dev, !bo.is_private_to_other(vm), EINVAL);
             ensure!(dev, pat.is_coherent() || !bo.is_cpu_cached(), EINVAL);
@@ -233,27 +233,27 @@ impl Op<Handle> {
         Ok(match self {
             Op::Mirror {
                 span,
-                with,
+                params,
                 autoreset,
             } => Op::Mirror {
                 span,
-                with,
+                params,
                 autoreset,
             },
             Op::Buffer {
                 span,
-                with,
+                params,
                 bo,
                 offset,
                 immediate,
             } => {
-                let bo = lookup(bo, with.pat)?;
+                let bo = lookup(bo, params.pat)?;
                 let (len, size) = (span.end - span.start, bo.size() as u64);
                 ensure!(dev, len <= size && offset <= size - len, EINVAL);
                 BoData::populate(&bo)?;
                 Op::Buffer {
                     span,
-                    with,
+                    params,
                     bo,
                     offset,
                     immediate,

@@ -52,11 +52,11 @@ fn sort(spans: &mut [Span]) -> Result {
         return Ok(());
     }
     for root in (0..spans.len() / 2).rev() {
-        go_on(root)?;
+        check_continue(root)?;
         sift_down(spans, root);
     }
     for end in (1..spans.len()).rev() {
-        go_on(end)?;
+        check_continue(end)?;
         // The heap is `spans[..=end]`, and its first element is the greatest.
         spans.swap(0, end);
         if let Some(heap) = spans.get_mut(..end) {
@@ -67,7 +67,7 @@ fn sort(spans: &mut [Span]) -> Result {
 }
 
 /// Called before each step with the number of steps left. Fails with `EINTR` for a killed caller.
-fn go_on(left: usize) -> Result {
+fn check_continue(left: usize) -> Result {
     if left % STEPS != 0 {
         return Ok(());
     }

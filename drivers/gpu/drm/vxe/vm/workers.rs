@@ -112,7 +112,7 @@ impl WorkItem<SERVICE> for Vm {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        fault::work(&this, |fault| {
+        fault::service_faults(&this, |fault| {
             let served = this.work(&this.workers.service, || this.service(fault));
             served.unwrap_or(Err(ENOENT))
         });

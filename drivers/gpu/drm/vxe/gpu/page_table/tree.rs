@@ -76,7 +76,7 @@ impl WorstCase {
 }
 
 /// The resources and results of one change.
-pub(super) struct Work<'a> {
+pub(super) struct Change<'a> {
     /// The source of new nodes, if the change may need any.
     staged: Option<&'a mut NodeList>,
     /// Nodes that were removed from the tree, to be freed without the lock.
@@ -87,7 +87,7 @@ pub(super) struct Work<'a> {
     pub(super) starved: bool,
 }
 
-impl<'a> Work<'a> {
+impl<'a> Change<'a> {
     pub(super) fn new(staged: Option<&'a mut NodeList>) -> Self {
         Self {
             staged,
@@ -174,7 +174,7 @@ impl Tree {
     ///
     /// Makes a large leaf if the span is a large page and the target is aligned to it. Replaces
     /// existing mappings.
-    pub(super) fn map(&mut self, span: &Range<u64>, first: Pte, work: &mut Work<'_>) {
+    pub(super) fn map(&mut self, span: &Range<u64>, first: Pte, change: &mut Change<'_>) {
         let base = span.start / LARGE_PAGE_SIZE * LARGE_PAGE_SIZE;
         let large = span.start == base
             && span.end - base == LARGE_PAGE_SIZE
@@ -182,15 +182,15 @@ impl Tree {
 
         visit(
             &mut self.root,
-            Way(ROOT_LEVEL, 1),
+            Levels(ROOT_LEVEL, 1),
             base,
             true,
-            work,
-            &mut |slot, work| {
+            change,
+            &mut |slot, change| {
                 if large {
-                    set_large(slot, base, first, work);
+                    set_large(slot, base, first, change);
                 } else {
-                    set_small(slot, base, span, first, work);
+                    set_small(slot, base, span, first, change);
                 }
             },
         );
@@ -207,7 +207,12 @@ impl Tree {
     /// there is no such table.
     ///
     /// Detaches tables of up to 1 GiB, which are quick to free.
-    pub(super) fn cut(&mut self, va: u64, within: &Range<u64>, work: &mut Work<'_>) -> Option<Cut> {
+    pub(super) fn detach(
+        &mut self,
+        va: u64,
+        within: &Range<u64>,
+        change: &mut Change<'_>,
+    ) -> Option<DetachedTable> {
         let span = |level| {
             let base = va >> shift(level) << shift(level);
             // Cannot overflow: addresses have 48 bits.
@@ -220,27 +225,27 @@ impl Tree {
         let level = [2, 1].into_iter().find(fits)?;
         let Range { start, end } = span(level);
         let first = self.next_leaf(start)?.start;
-        let mut cut = None;
+        let mut table = None;
         visit(
             &mut self.root,
-            Way(ROOT_LEVEL, level),
+            Levels(ROOT_LEVEL, level),
             start,
             false,
-            work,
-            &mut |slot, work| {
+            change,
+            &mut |slot, change| {
                 let last = end_of_last(slot, level, start);
                 if let Slot::Table { .. } = slot {
                     if let (Slot::Table { mut node, .. }, Some(last)) = (slot.take(), last) {
-                        work.mark_stale(first, last - first);
+                        change.mark_stale(first, last - first);
                         let mut tables = None;
                         if level == 1 {
                             // The table has only leaves, and the next fault may need a node.
                             node.clear_leaves();
-                            work.pruned.push(node);
+                            change.pruned.push(node);
                         } else {
                             tables = Some(node);
                         }
-                        cut = Some(Cut {
+                        table = Some(DetachedTable {
                             end,
                             _tables: tables,
                         });
@@ -248,28 +253,28 @@ impl Tree {
                 }
             },
         );
-        cut
+        table
     }
 
     /// Clears the pages of `span`, which lie within one large page.
-    pub(super) fn zap(&mut self, span: &Range<u64>, edges: Edges, work: &mut Work<'_>) {
+    pub(super) fn zap(&mut self, span: &Range<u64>, edges: Edges, change: &mut Change<'_>) {
         let base = span.start / LARGE_PAGE_SIZE * LARGE_PAGE_SIZE;
         let whole = span.end - span.start == LARGE_PAGE_SIZE;
 
         visit(
             &mut self.root,
-            Way(ROOT_LEVEL, 1),
+            Levels(ROOT_LEVEL, 1),
             base,
             false,
-            work,
-            &mut |slot, work| {
+            change,
+            &mut |slot, change| {
                 if matches!(slot, Slot::Leaf(_)) {
                     if whole || edges == Edges::Widen {
                         *slot = Slot::Empty;
-                        work.mark_stale(base, LARGE_PAGE_SIZE);
+                        change.mark_stale(base, LARGE_PAGE_SIZE);
                         return;
                     }
-                    if !make_table(slot, work) {
+                    if !make_table(slot, change) {
                         return;
                     }
                 }
@@ -281,17 +286,17 @@ impl Tree {
                         *slot = Slot::Empty;
                         // `live` counted this slot.
                         *live -= 1;
-                        work.mark_stale(base + page * PAGE_SIZE, PAGE_SIZE);
+                        change.mark_stale(base + page * PAGE_SIZE, PAGE_SIZE);
                     }
                 }
-                prune(slot, work);
+                prune(slot, change);
             },
         );
     }
 }
 
 /// A table that was detached from a tree, to be dropped without the lock.
-pub(super) struct Cut {
+pub(super) struct DetachedTable {
     /// The end of the table's span.
     pub(super) end: u64,
     /// The table, unless it held only leaves.
@@ -326,26 +331,26 @@ fn pages<'a>(node: &'a mut Node, span: &Range<u64>) -> impl Iterator<Item = (u64
 
 /// The level of the slot at which a visit starts, and the level of its target.
 #[derive(Clone, Copy)]
-struct Way(u32, u32);
+struct Levels(u32, u32);
 
 /// Calls `f` on the slot for `va` of the target level. With `create`, makes missing tables on the
 /// way there. Removes empty tables on the way back.
 fn visit(
     slot: &mut Slot,
-    Way(level, to): Way,
+    Levels(level, to): Levels,
     va: u64,
     create: bool,
-    work: &mut Work<'_>,
-    f: &mut dyn FnMut(&mut Slot, &mut Work<'_>),
+    change: &mut Change<'_>,
+    f: &mut dyn FnMut(&mut Slot, &mut Change<'_>),
 ) {
     if level <= to {
-        return f(slot, work);
+        return f(slot, change);
     }
     if slot.is_empty() {
         if !create {
             return;
         }
-        let Some(node) = work.node() else { return };
+        let Some(node) = change.node() else { return };
         *slot = Slot::Table { node, live: 0 };
     }
     let Slot::Table { node, live } = slot else {
@@ -354,7 +359,7 @@ fn visit(
     let level = level - 1;
     if let Some(child) = node.slots.get_mut(index(va, level)) {
         let was_empty = child.is_empty();
-        visit(child, Way(level, to), va, create, work, f);
+        visit(child, Levels(level, to), va, create, change, f);
         // `live` counts the slots that are not empty, of 512.
         match (was_empty, child.is_empty()) {
             (true, false) => *live += 1,
@@ -362,26 +367,26 @@ fn visit(
             _ => {}
         }
     }
-    prune(slot, work);
+    prune(slot, change);
 }
 
 /// Removes an empty table from the tree.
-fn prune(slot: &mut Slot, work: &mut Work<'_>) {
+fn prune(slot: &mut Slot, change: &mut Change<'_>) {
     if matches!(slot, Slot::Table { live: 0, .. }) {
         if let Slot::Table { node, .. } = slot.take() {
-            work.pruned.push(node);
+            change.pruned.push(node);
         }
     }
 }
 
 /// Makes a table of small pages of an empty slot or a large leaf. Returns false without a node.
-fn make_table(slot: &mut Slot, work: &mut Work<'_>) -> bool {
+fn make_table(slot: &mut Slot, change: &mut Change<'_>) -> bool {
     let leaf = match slot {
         Slot::Table { .. } => return true,
         Slot::Leaf(pte) => Some(*pte),
         Slot::Empty => None,
     };
-    let Some(mut node) = work.node() else {
+    let Some(mut node) = change.node() else {
         return false;
     };
     let live = match leaf {
@@ -397,26 +402,26 @@ fn make_table(slot: &mut Slot, work: &mut Work<'_>) -> bool {
 }
 
 /// Makes `slot`, a large page at `base`, one leaf.
-fn set_large(slot: &mut Slot, base: u64, pte: Pte, work: &mut Work<'_>) {
+fn set_large(slot: &mut Slot, base: u64, pte: Pte, change: &mut Change<'_>) {
     match slot.take() {
         Slot::Empty => {}
         Slot::Leaf(old) => {
             if old != pte {
-                work.mark_stale(base, LARGE_PAGE_SIZE);
+                change.mark_stale(base, LARGE_PAGE_SIZE);
             }
         }
         Slot::Table { mut node, .. } => {
             node.clear_leaves();
-            work.pruned.push(node);
-            work.mark_stale(base, LARGE_PAGE_SIZE);
+            change.pruned.push(node);
+            change.mark_stale(base, LARGE_PAGE_SIZE);
         }
     }
     *slot = Slot::Leaf(pte);
 }
 
 /// Maps `span` within `slot`, a large page at `base`, by small leaves from `first` on.
-fn set_small(slot: &mut Slot, base: u64, span: &Range<u64>, first: Pte, work: &mut Work<'_>) {
-    if !make_table(slot, work) {
+fn set_small(slot: &mut Slot, base: u64, span: &Range<u64>, first: Pte, change: &mut Change<'_>) {
+    if !make_table(slot, change) {
         return;
     }
     let Slot::Table { node, live } = slot else {
@@ -429,7 +434,7 @@ fn set_small(slot: &mut Slot, base: u64, span: &Range<u64>, first: Pte, work: &m
             // `live` counts the slots that are not empty, of 512.
             Slot::Empty => *live += 1,
             Slot::Leaf(old) if *old == pte => {}
-            _ => work.mark_stale(base + page * PAGE_SIZE, PAGE_SIZE),
+            _ => change.mark_stale(base + page * PAGE_SIZE, PAGE_SIZE),
         }
         *slot = Slot::Leaf(pte);
         target = target.offset(PAGE_SIZE);

@@ -146,15 +146,15 @@ impl Bench {
     fn finish(
         &self,
         faults: &dyn FaultHandler,
-        start: impl FnOnce(&mut Context),
+        start: impl FnOnce(&mut EngineContext),
     ) -> Result<(), EngineError> {
         // No test expects a failed allocation, so any error will do.
-        let mut context = Context::new().map_err(|_| EngineError::Stopped)?;
+        let mut context = EngineContext::new().map_err(|_| EngineError::Stopped)?;
         start(&mut context);
         loop {
             match context.run(&self.aspace, &self.run, || true) {
                 Outcome::Done => return Ok(()),
-                Outcome::Over => {}
+                Outcome::Yielded => {}
                 Outcome::Fault { addr, access } => {
                     faults
                         .fault(addr, access)

@@ -9,7 +9,7 @@ mod suite {
     use super::super::{
         super::{
             address_space::AccessError,
-            copy::{CopyEngine, Moved, Run},
+            copy::{CopyCounters, CopyEngine, CopyRun},
             *,
         },
         bench::*,
@@ -47,7 +47,7 @@ mod suite {
     #[test]
     fn accesses_reach_the_devices_memory() -> Result {
         let bench = Bench::new(48, 1)?;
-        bench.vram.give(PAGE_SIZE..3 * PAGE_SIZE, GFP_KERNEL)?;
+        bench.vram.grant(PAGE_SIZE..3 * PAGE_SIZE, GFP_KERNEL)?;
         map(&bench, DATA, Target::Vram(PAGE_SIZE))?;
         map(&bench, DATA + PAGE_SIZE, bench.target(0)?)?;
         check!(bench.aspace.store_u32(DATA + 8, 5).is_ok());
@@ -66,7 +66,7 @@ mod suite {
     fn what_nobody_has_is_not_reached() -> Result {
         let _refusals = ExpectRefusals::new();
         let bench = Bench::new(48, 1)?;
-        bench.vram.give(0..PAGE_SIZE, GFP_KERNEL)?;
+        bench.vram.grant(0..PAGE_SIZE, GFP_KERNEL)?;
         let refused = |error| Err(AccessError::Bus(error));
         map(&bench, DATA, Target::Vram(PAGE_SIZE))?;
         check!(bench.read_u32(DATA) == Err(AccessError::Bus(ESTALE)));
@@ -76,7 +76,7 @@ mod suite {
         map(&bench, DATA, Target::Vram(0))?;
         check!(bench.aspace.add_u32(DATA, 1).is_ok());
         // Revoked while the translation is in use.
-        bench.vram.take_back(0..PAGE_SIZE);
+        bench.vram.revoke(0..PAGE_SIZE);
         check!(bench.aspace.add_u32(DATA, 1) == refused(ESTALE));
         Ok(())
     }
@@ -84,14 +84,14 @@ mod suite {
     #[test]
     fn runs_are_moved() -> Result {
         let bench = Bench::new(48, 3)?;
-        bench.vram.give(0..4 * PAGE_SIZE, GFP_KERNEL)?;
+        bench.vram.grant(0..4 * PAGE_SIZE, GFP_KERNEL)?;
         let copies = CopyEngine::new(bench.bus.clone());
         for page in 0..3u32 {
             // CAST: Small.
             map(&bench, DATA, bench.target(page as usize)?)?;
             check!(bench.aspace.store_u32(DATA + 4088, page + 1).is_ok());
         }
-        let run = |from, to, len| Run { from, to, len };
+        let run = |from, to, len| CopyRun { from, to, len };
         // Two pages, each copied into halves of two others.
         let half = PAGE_SIZE / 2;
         copies.run([
@@ -120,8 +120,8 @@ mod suite {
         ])?;
         check!(bench.peek(2, 4088)? == 1 && bench.peek(1, 4088)? == 2);
         check!(
-            copies.moved()
-                == Moved {
+            copies.counters()
+                == CopyCounters {
                     to_vram: 2 * PAGE_SIZE,
                     to_system: PAGE_SIZE,
                     within: PAGE_SIZE,
@@ -135,11 +135,11 @@ mod suite {
     fn what_cannot_be_moved() -> Result {
         let _refusals = ExpectRefusals::new();
         let bench = Bench::new(48, 2)?;
-        bench.vram.give(0..2 * PAGE_SIZE, GFP_KERNEL)?;
+        bench.vram.grant(0..2 * PAGE_SIZE, GFP_KERNEL)?;
         let copies = CopyEngine::new(bench.bus.clone());
         let (a, b) = (bench.target(0)?, bench.target(1)?);
         let run = |from, to| {
-            copies.run([Run {
+            copies.run([CopyRun {
                 from,
                 to,
                 len: PAGE_SIZE,
@@ -163,7 +163,7 @@ mod suite {
         const ROUNDS: u32 = 200;
 
         let bench = Arc::new(Bench::new(48, 4)?, GFP_KERNEL)?;
-        bench.vram.give(0..VRAM, GFP_KERNEL)?;
+        bench.vram.grant(0..VRAM, GFP_KERNEL)?;
         let copies = Arc::new(CopyEngine::new(bench.bus.clone()), GFP_KERNEL)?;
         let (running, wrong) = (Atomic::new(THREADS), Atomic::new(0u32));
         let state = Arc::new((running, wrong), GFP_KERNEL)?;
@@ -183,7 +183,7 @@ mod suite {
                 for _ in 0..ROUNDS {
                     // CAST: Small.
                     let done = bench.target(page as usize).and_then(|system| {
-                        let run = |from, to| Run {
+                        let run = |from, to| CopyRun {
                             from: Some(from),
                             to,
                             len: PAGE_SIZE,
@@ -210,8 +210,8 @@ mod suite {
             check!(bench.peek(page as usize, 64)? == 100 + page);
         }
         let bytes = u64::from(THREADS * ROUNDS) * PAGE_SIZE;
-        let moved = copies.moved();
-        check!((moved.to_vram, moved.within, moved.to_system) == (bytes, bytes, bytes));
+        let copied = copies.counters();
+        check!((copied.to_vram, copied.within, copied.to_system) == (bytes, bytes, bytes));
         Ok(())
     }
 }

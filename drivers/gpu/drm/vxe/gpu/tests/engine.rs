@@ -7,7 +7,7 @@ use kernel::prelude::*;
 #[kunit_tests(vxe_gpu_engine)]
 mod suite {
     use super::super::{
-        super::{command::Reject, *},
+        super::{command::DecodeError, *},
         bench::*,
     };
     use core::cell::Cell;
@@ -266,7 +266,7 @@ mod suite {
         batch.push(END, GFP_KERNEL)?;
         bench.load(0, &batch)?;
 
-        let mut context = Context::new()?;
+        let mut context = EngineContext::new()?;
         check!(context.run(&bench.aspace, &bench.run, || true) == Outcome::Done);
         context.start(DATA);
         let mut left = 7;
@@ -275,7 +275,7 @@ mod suite {
             left == 0
         });
         // Steps: start the batch, then fetch and execute three commands.
-        check!(done == Outcome::Over && bench.peek(1, 0)? == 3);
+        check!(done == Outcome::Yielded && bench.peek(1, 0)? == 3);
         context.start(DATA);
         check!(context.run(&bench.aspace, &bench.run, || false) == Outcome::Done);
         check!(bench.peek(1, 0)? == 11);
@@ -382,7 +382,7 @@ mod suite {
                 == Err(EngineError::Command {
                     at: last + 8,
                     header: 0x1234_5678,
-                    reject: Reject::Unknown,
+                    error: DecodeError::Unknown,
                 })
         );
         bench.load(0, &[STORE, 0, 1, 0])?;

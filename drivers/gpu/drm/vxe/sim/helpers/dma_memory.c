@@ -51,7 +51,7 @@ bool vxesim_page_is_free(struct page *page)
 	return !folio_ref_count(page_folio(page));
 }
 
-/* Returns whether the page is the kernel's own, which no driver maps for a device that runs user programs. */
+/* Returns whether the page is the kernel's own: no driver maps it for a device of user programs. */
 bool vxesim_page_is_internal(struct page *page)
 {
 	struct folio *folio = page_folio(page);
@@ -81,7 +81,7 @@ phys_addr_t vxesim_linear_phys(const void *addr)
 	return __pa(addr);
 }
 
-/* Returns false for secret memory and poisoned pages, which the kernel's linear map does not include. */
+/* Returns false for secret memory and poisoned pages, which are not in the kernel's linear map. */
 bool vxesim_kernel_can_reach(const void *addr)
 {
 	char byte;

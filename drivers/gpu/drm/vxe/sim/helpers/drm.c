@@ -21,9 +21,9 @@ void vxesim_drm_dbg(const struct drm_device *drm, const void *args)
 }
 
 /*
- * Enlarges the range of mmap offsets of a device without objects to what mmap() can address on 64-bit
- * machines. Each object takes its size of that range at its creation, so DRM's default of a terabyte
- * can be exhausted by objects without any page.
+ * Enlarges the range of mmap offsets of a device without objects to what mmap() can address on
+ * 64-bit machines. Each object takes its size of that range at its creation, so objects without any
+ * page could exhaust DRM's default of a terabyte.
  */
 void vxesim_drm_widen_offsets(struct drm_device *drm)
 {
@@ -47,8 +47,8 @@ static void vxesim_driver_restore(struct drm_device *drm, void *data)
 }
 
 /*
- * Makes a device that is not registered yet use @import for dma-bufs of other devices. The copy of the
- * driver is managed memory of the device; the original driver is restored before that is freed.
+ * Makes a device that is not registered yet use @import for dma-bufs of other devices. The copy of
+ * the driver is managed memory of the device; the original driver is restored before that is freed.
  */
 int vxesim_drm_import_by(struct drm_device *drm,
 		       struct drm_gem_object *(*import)(struct drm_device *, struct dma_buf *))
@@ -69,8 +69,8 @@ int vxesim_drm_import_by(struct drm_device *drm,
 }
 
 /*
- * Allocates the page at @index of a shmem object, unless there is one. Returns the index of the first
- * page after its folio.
+ * Allocates the page at @index of a shmem object, unless there is one. Returns the index of the
+ * first page after its folio.
  */
 long vxesim_gem_populate(struct drm_gem_object *obj, unsigned long index)
 {

@@ -19,7 +19,7 @@ use kernel::{
 };
 
 /// The state of the GPU mapping of a range.
-pub(crate) struct Bound {
+pub(crate) struct RangeState {
     /// The strongest access that the whole range allows: see [`RangeState::access`].
     access: Atomic<u32>,
     /// The number of contiguous segments.
@@ -34,7 +34,7 @@ pub(crate) struct Bound {
     pub(super) fallback: Fallback,
 }
 
-impl Bound {
+impl RangeState {
     const NOT: u32 = 0;
     const READ: u32 = 1;
     const WRITE: u32 = 2;
@@ -85,7 +85,7 @@ pub(crate) struct Line<'a>(pub(crate) &'a gpusvm::Range<Mirror>);
 
 impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (range, span, bound) = (self.0, self.0.span(), self.0.data());
+        let (range, span, mapping) = (self.0, self.0.span(), self.0.data());
         let state = if range.has(RangeFlag::PartialUnmap) {
             "cut"
         } else if range.has(RangeFlag::Unmapped) {
@@ -95,7 +95,7 @@ impl fmt::Display for Line<'_> {
         } else {
             "invalid"
         };
-        let access = match bound.access() {
+        let access = match mapping.access() {
             None => "---",
             Some(Access::Read) => "r--",
             Some(Access::Write) => "rw-",
@@ -109,9 +109,9 @@ impl fmt::Display for Line<'_> {
             range.size() / 1024,
             state,
             access,
-            bound.segments.load(Relaxed),
-            bound.in_device() / 1024,
-            bound.thrashing.count(),
+            mapping.segments.load(Relaxed),
+            mapping.in_device() / 1024,
+            mapping.thrashing.count(),
         )
     }
 }

@@ -24,35 +24,35 @@ use kernel_ext::cgroup::dmem::Charge;
 
 /// The precharges of all threads that migrate pages.
 #[pin_data]
-pub(super) struct Advances {
+pub(super) struct Precharges {
     /// By thread. A thread has at most one.
     #[pin]
     list: Mutex<RBTree<Pid, Charge>>,
 }
 
 /// The calling thread's precharge. Uncharges what is left of it when dropped.
-pub(crate) struct Advance<'a> {
-    advances: &'a Advances,
+pub(crate) struct Precharge<'a> {
+    precharges: &'a Precharges,
     /// Not `Send`: the list is keyed by the calling thread.
     _thread: PhantomData<*mut ()>,
 }
 
-impl Advances {
+impl Precharges {
     /// Creates an empty list.
     pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            list <- new_mutex!(RBTree::new(), "vxe::Advances"),
+            list <- new_mutex!(RBTree::new(), "vxe::Precharges"),
         })
     }
 
     /// Sets the calling thread's precharge. Fails with `ENOMEM`.
-    pub(super) fn put(&self, charge: Charge) -> Result<Advance<'_>> {
+    pub(super) fn put(&self, charge: Charge) -> Result<Precharge<'_>> {
         let of = kernel::current!().pid();
         let node = RBTreeNode::new(of, charge, GFP_KERNEL_ACCOUNT)?;
         // The thread had no precharge, so nothing is replaced.
         let _ = self.list.lock().insert(node);
-        Ok(Advance {
-            advances: self,
+        Ok(Precharge {
+            precharges: self,
             _thread: PhantomData,
         })
     }
@@ -65,10 +65,10 @@ impl Advances {
     }
 }
 
-impl Drop for Advance<'_> {
+impl Drop for Precharge<'_> {
     fn drop(&mut self) {
         let of = kernel::current!().pid();
-        let left = self.advances.list.lock().remove_node(&of);
+        let left = self.precharges.list.lock().remove_node(&of);
         drop(left);
     }
 }

@@ -13,9 +13,9 @@ use kernel::{
 /// How many ranges and VMAs a thread that closes VMs still removes itself. The collection work
 /// removes the rest, so that closing takes a few milliseconds, whatever the VMs contain. All VMs of
 /// a closed file share one budget.
-pub(crate) struct AtOnce(Atomic<usize>);
+pub(crate) struct TeardownBudget(Atomic<usize>);
 
-impl AtOnce {
+impl TeardownBudget {
     const PIECES: usize = 2048;
 
     /// Creates an unused budget.
@@ -39,9 +39,11 @@ mod tests {
 
     #[test]
     fn it_is_used_up() {
-        let at_once = AtOnce::new();
-        let taken = (0..2 * AtOnce::PIECES).filter(|_| at_once.take()).count();
-        assert_eq!(taken, AtOnce::PIECES);
-        assert!(!at_once.take());
+        let budget = TeardownBudget::new();
+        let taken = (0..2 * TeardownBudget::PIECES)
+            .filter(|_| budget.take())
+            .count();
+        assert_eq!(taken, TeardownBudget::PIECES);
+        assert!(!budget.take());
     }
 }
