@@ -107,8 +107,8 @@ pub(crate) struct BoData {
     memory: BoMemory,
     /// The location of the memory, set by the first bind.
     segments: SetOnce<KVVec<Segment>>,
-    /// What the pages count in the system region, once all are allocated. The lock is held to
-    /// allocate them and to fill `segments`.
+    /// The share of the system region that the pages use, once all are allocated. The lock is held
+    /// to allocate them and to fill `segments`.
     #[pin]
     filling: Mutex<Option<Reservation>>,
     _counted: Counted,

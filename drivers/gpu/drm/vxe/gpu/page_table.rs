@@ -55,7 +55,7 @@ pub(crate) enum Access {
 }
 
 impl_flags!(
-    /// What a translation allows besides reading.
+    /// The rights of a translation besides reading.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub(crate) struct PteFlags(u64);
 

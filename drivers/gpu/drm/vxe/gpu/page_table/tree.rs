@@ -116,7 +116,7 @@ impl<'a> Change<'a> {
     }
 }
 
-/// What [`Tree::zap`] does to a large leaf that the span only partly covers.
+/// How [`Tree::zap`] treats a large leaf that the span only partly covers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Edges {
     /// Clears it as a whole.
