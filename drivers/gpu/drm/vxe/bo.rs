@@ -2,11 +2,11 @@
 
 //! Buffer objects: GEM_CREATE and GEM_MMAP_OFFSET.
 //!
-//! An object is shmem. Its pages are got, and mapped for the device, when it is first bound, and then
-//! stay until the object goes. They are charged to the memory cgroup of who binds it, or touches it first,
-//! and only what there is of them counts in the region. The CPU's caches are coherent with a GPU that runs
-//! on the CPU, so that both kinds of CPU caching work the same here; they differ in what the object may be
-//! bound with.
+//! A buffer in system memory is a shmem object. Its pages are allocated, and mapped for the device,
+//! at its first bind, and stay until the object is freed. They are charged to the memory cgroup of
+//! the task that binds the buffer, or touches a page first, and only allocated pages count in the
+//! region. The CPU's caches are coherent with a GPU that runs on the CPU, so both CPU caching modes
+//! work the same; they differ in the PAT indices that a bind may use.
 
 use crate::{
     check::ensure,
@@ -18,13 +18,13 @@ use crate::{
         VxeDriver, //
     },
     gpu::{
-        Run,
+        CopyRun,
         Target, //
     },
     ioctl::Ioctl,
     objects::{
         Counted,
-        Kind, //
+        ObjectKind, //
     },
     region::{
         self,
@@ -74,64 +74,64 @@ use vxe_sim::gem::{self, CpuPages, GemKind, Pages};
 /// A buffer object.
 pub(crate) type Bo = shmem::Object<BoData>;
 
-/// A contiguous piece of an object.
+/// A contiguous piece of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
-    /// Where in the object it begins, in bytes.
+    /// The offset in the buffer, in bytes.
     offset: u64,
-    /// Where the device reaches it.
+    /// The bus target.
     pub(crate) target: Target,
-    /// In bytes; whole pages.
+    /// The length in bytes, a multiple of the page size.
     pub(crate) len: u64,
 }
 
 impl Segment {
-    /// Where in the object it ends. Does not overflow: objects are in memory.
+    /// Returns the end offset. Does not overflow: buffers are in memory.
     fn end(&self) -> u64 {
         self.offset + self.len
     }
 }
 
-/// What the driver keeps with an object.
+/// The driver's data of a buffer.
 #[pin_data]
 pub(crate) struct BoData {
-    /// Which regions the object may be in: a bit for each.
+    /// A bitmap of the regions that the buffer may be in.
     placement: u32,
-    /// The CPU maps it write-back.
+    /// Whether the CPU maps the buffer write-back.
     cpu_cached: bool,
-    /// The GPU may compress it.
+    /// Whether the GPU may compress the buffer.
     compressible: bool,
-    /// The VM that the object was made for, and can be bound in alone.
+    /// The VM that the buffer is private to, if it is.
     vm: Option<VmIdentity>,
-    /// The object's part of its region.
-    memory: Backing,
-    /// Where its memory is, from when it was first asked for.
+    /// The memory that backs the buffer.
+    memory: BoMemory,
+    /// The location of the memory, set by the first bind.
     segments: SetOnce<KVVec<Segment>>,
-    /// What its pages take of the system's memory, from when it has all of them. Held to get them, and to
-    /// fill `segments`.
+    /// The share of the system region that the pages use, once all are allocated. The lock is held
+    /// to allocate them and to fill `segments`.
     #[pin]
     filling: Mutex<Option<Reservation>>,
     _counted: Counted,
 }
 
-/// What an object has of its region.
-enum Backing {
-    /// What it uses of the system's.
+/// The memory that backs a buffer.
+enum BoMemory {
+    /// Pages of system memory, counted in this region.
     System(Arc<System>),
-    /// A part of the device's, charged to the cgroup of who made the object.
+    /// Device memory, charged to the cgroup of the task that created the buffer.
     Vram(
         Allocation,
         #[expect(dead_code, reason = "only dropped")] Charge,
     ),
 }
 
-/// What an object is made of.
+/// The arguments of a new buffer.
 pub(crate) struct BoArgs {
     placement: u32,
     cpu_cached: bool,
     compressible: bool,
     vm: Option<VmIdentity>,
-    memory: Backing,
+    memory: BoMemory,
 }
 
 impl DriverObject for BoData {
@@ -147,49 +147,49 @@ impl DriverObject for BoData {
             memory: args.memory,
             segments: SetOnce::new(),
             filling <- new_mutex!(None, "BoData::filling"),
-            _counted: dev.objects.count(Kind::Buffer),
+            _counted: dev.objects.count(ObjectKind::Buffer),
         })
     }
 }
 
 impl BoData {
-    /// Which regions the object may be in: a bit for each.
+    /// Returns a bitmap of the regions that the buffer may be in.
     pub(crate) fn placement(&self) -> u32 {
         self.placement
     }
 
-    /// Whether the CPU's caches may have what memory has not: only a GPU that snoops them may then
-    /// use it.
+    /// Returns whether the CPU's caches may hold newer data than memory does: only a GPU mapping
+    /// that snoops them may then use the buffer.
     pub(crate) fn is_cpu_cached(&self) -> bool {
         self.cpu_cached
     }
 
-    /// Whether the GPU may compress it.
+    /// Returns whether the GPU may compress the buffer.
     pub(crate) fn is_compressible(&self) -> bool {
         self.compressible
     }
 
-    /// Whether the object was made for one VM, and that is another than `vm`: maybe one that is gone.
+    /// Returns whether the buffer is private to another VM than `vm`, which may no longer exist.
     pub(crate) fn is_private_to_other(&self, vm: &Vm) -> bool {
         self.vm.is_some_and(|private| private != vm.identity())
     }
 }
 
 impl BoData {
-    /// Has all pages of `bo` allocated, so that [`segments`](Self::segments) takes no time. They are charged
-    /// to the memory cgroup of the caller.
+    /// Allocates all pages of `bo`, so that [`pin_segments`](Self::pin_segments) is fast. They are
+    /// charged to the memory cgroup of the caller.
     ///
-    /// Fails with `ENOMEM`, also if the region has no more room, and with `EINTR` for a caller who is
-    /// killed. Sleeps, as long as that takes.
+    /// Fails with `ENOMEM`, also if the region is full, and with `EINTR` if the caller is killed.
+    /// Sleeps.
     pub(crate) fn populate(bo: &Bo) -> Result {
-        let Backing::System(system) = &bo.memory else {
+        let BoMemory::System(system) = &bo.memory else {
             return Ok(());
         };
         let mut filling = mutex::lock_killable(&bo.filling)?;
         if filling.is_some() {
             return Ok(());
         }
-        // Grows with the pages: who gets none has nothing reserved.
+        // Grows with the pages, so that a failure leaves nothing reserved.
         let mut reservation = Reservation::new(system);
         let pages = bo.size() / PAGE_SIZE;
         let mut next = 0;
@@ -204,11 +204,11 @@ impl BoData {
         Ok(())
     }
 
-    /// Gets the segments that `bo` consists of, unless it has them: its pages are mapped for the device
-    /// until the object goes. It should have been [populated](Self::populate).
+    /// Fills in the segments of `bo`, unless that is done: maps its pages for the device until the
+    /// object is freed. The caller should have [populated](Self::populate) the buffer.
     ///
-    /// Fails with `ENOMEM`, and with `EINTR` for a caller who is killed. Sleeps, and takes the object's
-    /// reservation lock.
+    /// Fails with `ENOMEM`, and with `EINTR` if the caller is killed. Sleeps, and takes the
+    /// object's reservation lock.
     pub(crate) fn pin_segments(bo: &Bo, dev: &RegisteredDevice) -> Result {
         let _filling = mutex::lock_killable(&bo.filling)?;
         if bo.segments.as_ref().is_some() {
@@ -216,25 +216,25 @@ impl BoData {
         }
         let mut segments = Segments::new();
         match &bo.memory {
-            Backing::Vram(allocation, _) => {
+            BoMemory::Vram(allocation, _) => {
                 for extent in allocation.extents() {
                     segments.add(extent.target(), extent.len)?;
                 }
             }
-            Backing::System(_) => {
+            BoMemory::System(_) => {
                 let parent: &platform::Device<Bound> = dev.as_ref();
                 for entry in bo.sg_table(parent.as_ref())?.iter() {
                     segments.add(Target::System(entry.dma_address()), entry.dma_len())?;
                 }
             }
         }
-        // Nobody else fills it: that takes the lock.
+        // Cannot be set already: all writers hold `filling`.
         bo.segments.populate(segments.list);
         Ok(())
     }
 
-    /// The segments from the one on that has the byte at `offset`, and where in that it is; none of an
-    /// object that was never asked for them, or is not so long.
+    /// Returns the segments from the one with the byte at `offset`, and the offset in that segment.
+    /// Empty if the segments were never filled in, or end before `offset`.
     pub(crate) fn pinned_segments_from(&self, offset: u64) -> (&[Segment], u64) {
         let all = self.segments.as_ref().map_or(&[][..], |all| &**all);
         let first = all.partition_point(|segment| segment.end() <= offset);
@@ -244,7 +244,7 @@ impl BoData {
     }
 }
 
-/// The segments of an object, while they are put together.
+/// The list of segments under construction.
 struct Segments {
     list: KVVec<Segment>,
     size: u64,
@@ -258,7 +258,7 @@ impl Segments {
         }
     }
 
-    /// Adds what comes next. Fails with `ENOMEM`.
+    /// Adds the next segment. Fails with `ENOMEM`.
     fn add(&mut self, target: Target, len: u64) -> Result {
         let segment = Segment {
             offset: self.size,
@@ -266,7 +266,7 @@ impl Segments {
             len,
         };
         self.list.push(segment, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
-        // Does not overflow: it is all memory.
+        // Does not overflow: the sum is the size of memory.
         self.size += len;
         Ok(())
     }
@@ -275,13 +275,13 @@ impl Segments {
 impl CpuPages for BoData {
     fn page(&self, index: usize) -> Option<&Page> {
         match &self.memory {
-            Backing::Vram(allocation, _) => allocation.page(index),
-            // Shmem maps these.
-            Backing::System(_) => None,
+            BoMemory::Vram(allocation, _) => allocation.page(index),
+            // Shmem maps its own pages.
+            BoMemory::System(_) => None,
         }
     }
 
-    /// What was made for one VM stays there, as with xe.
+    /// A buffer private to a VM cannot be exported, as in xe.
     fn may_export(&self) -> Result {
         self.vm.map_or(Ok(()), |_| Err(EPERM))
     }
@@ -295,24 +295,24 @@ impl CpuPages for BoData {
     }
 }
 
-/// What tells an object of this driver from others that a file may have handles of.
+/// Tells buffers of this driver from other GEM objects in a file.
 pub(crate) type BoKind = GemKind<Bo>;
 
-/// Learns the kind of this driver's objects, from one that is made for it.
+/// Creates the [`BoKind`] of this device from a temporary buffer.
 pub(crate) fn kind(dev: &Device) -> Result<BoKind> {
     let args = BoArgs {
         placement: 1 << region::SYSTEM,
         vm: None,
         cpu_cached: true,
         compressible: false,
-        memory: place(dev, 1 << region::SYSTEM, PAGE_SIZE as u64)?,
+        memory: allocate_memory(dev, 1 << region::SYSTEM, PAGE_SIZE as u64)?,
     };
     let bo = Bo::new(dev, PAGE_SIZE, shmem::ObjectConfig::default(), args)?;
     GemKind::of(&*bo)
 }
 
-/// The object that `handle` names in `file`, if it is one of this driver's. Fails with `ENOENT`, and with
-/// `EOPNOTSUPP` for what was imported from another device, which vxe cannot use.
+/// Looks up the buffer with `handle` in `file`. Fails with `ENOENT`, also for an object of another
+/// kind, and with `EOPNOTSUPP` for an import from another device, which vxe cannot use.
 pub(crate) fn lookup(dev: &Device, file: &DrmFile, handle: u32) -> Result<ARef<Bo>> {
     let kind = dev.bo_kind.as_ref().ok_or(ENOENT)?;
     kind.lookup(file, handle).inspect_err(|e| {
@@ -324,18 +324,17 @@ pub(crate) fn lookup(dev: &Device, file: &DrmFile, handle: u32) -> Result<ARef<B
     })
 }
 
-/// Gets memory in a region of `placement` that has enough: the device's own, if it may be there, as
-/// with xe; what processes have there makes room, and what processes of the caller's cgroup have if
-/// that is at its limit. Of the system's memory nothing is taken until pages are allocated. Fails with
-/// `ENOMEM`.
-fn place(dev: &Device, placement: u32, size: u64) -> Result<Backing> {
+/// Allocates the backing of a buffer in a region of `placement`: in the device's memory if allowed
+/// and possible, as in xe. Evicts pages of processes to make room there, only those of the caller's
+/// cgroup if that is at its limit. System memory is allocated later. Fails with `ENOMEM`.
+fn allocate_memory(dev: &Device, placement: u32, size: u64) -> Result<BoMemory> {
     let memory = &dev.memory;
     let regions = dev.regions.iter().enumerate().rev();
     let mut allowed = regions.filter(|(instance, _)| placement >> instance & 1 != 0);
     allowed
         .find_map(|(_, region)| match region {
             Region::System(system) => {
-                (size <= system.total()).then(|| Backing::System(system.clone()))
+                (size <= system.total()).then(|| BoMemory::System(system.clone()))
             }
             Region::Vram(vram) => {
                 let charge = memory.charge(dev, true, |region| region.try_charge(size));
@@ -343,7 +342,7 @@ fn place(dev: &Device, placement: u32, size: u64) -> Result<Backing> {
                     let allocation = memory.make_room(dev, true, &charge, || {
                         vram.allocate(size, GFP_KERNEL_ACCOUNT)
                     });
-                    Ok(Backing::Vram(allocation?, charge))
+                    Ok(BoMemory::Vram(allocation?, charge))
                 });
                 both.inspect_err(|e| {
                     vxe_sim::drm_dbg!(
@@ -359,7 +358,7 @@ fn place(dev: &Device, placement: u32, size: u64) -> Result<Backing> {
         .ok_or(ENOMEM)
 }
 
-/// A piece of memory as pieces that do not take long to clear.
+/// Splits an extent into pieces that are quick to clear.
 fn pieces(extent: &Extent) -> impl Iterator<Item = Extent> {
     const PIECE: u64 = SZ_2M as u64;
     let (mut start, end) = (extent.start, extent.end());
@@ -371,16 +370,16 @@ fn pieces(extent: &Extent) -> impl Iterator<Item = Extent> {
     })
 }
 
-/// Makes an object, all zeros. Fails with `ENOMEM`, with `ENODEV` if the device is gone, and with `EINTR`
-/// for a caller who is killed.
+/// Creates a zeroed buffer. Fails with `ENOMEM`, `ENODEV` if the device is gone, and `EINTR` if the
+/// caller is killed.
 fn create(dev: &Device, size: usize, args: BoArgs) -> Result<ARef<Bo>> {
-    let Backing::Vram(allocation, _) = &args.memory else {
+    let BoMemory::Vram(allocation, _) = &args.memory else {
         return GemKind::create(dev, size, args, Pages::Shmem);
     };
-    // Whoever had the memory before is nobody's business.
+    // The memory still holds data of its previous user.
     for piece in allocation.extents().iter().flat_map(pieces) {
         sched::check_killed()?;
-        dev.copies.run([Run {
+        dev.copies.run([CopyRun {
             from: None,
             to: piece.target(),
             len: piece.len,
@@ -391,9 +390,8 @@ fn create(dev: &Device, size: usize, args: BoArgs) -> Result<ARef<Bo>> {
 
 /// `DRM_IOCTL_XE_GEM_CREATE`.
 ///
-/// Fails with `EINVAL`, with `ENOENT` for a VM that is none, with what
-/// [`for_each_property`](uapi::for_each_property) fails with, with `ENODEV` for protected content,
-/// and with `ENOMEM`.
+/// Fails with `EINVAL`, `ENOENT` for an unknown VM, `ENODEV` for protected content, `ENOMEM`, and
+/// as [`for_each_property`](uapi::for_each_property) does.
 pub(crate) fn create_ioctl(
     ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_gem_create,
@@ -444,7 +442,7 @@ pub(crate) fn create_ioctl(
         cpu_cached: caching == WB,
         compressible: args.flags & uapi::DRM_XE_GEM_CREATE_FLAG_NO_COMPRESSION == 0,
         vm,
-        memory: place(dev, args.placement, args.size)?,
+        memory: allocate_memory(dev, args.placement, args.size)?,
     };
     let bo = create(dev, size, bo_args)?;
     args.handle = bo.create_handle(file)?;
@@ -453,8 +451,8 @@ pub(crate) fn create_ioctl(
 
 /// `DRM_IOCTL_XE_GEM_MMAP_OFFSET`.
 ///
-/// Fails with `EINVAL`, and with `ENOENT` for a handle that is none. A PCI memory barrier is not to
-/// be had, as on any integrated GPU: `EINVAL`.
+/// Fails with `EINVAL`, and with `ENOENT` for an unknown handle. A PCI memory barrier page is not
+/// available, as on integrated GPUs: `EINVAL`.
 pub(crate) fn mmap_offset_ioctl(
     ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_gem_mmap_offset,

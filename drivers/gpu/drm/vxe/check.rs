@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Checks of what userspace passes in.
+//! Checks of arguments from userspace.
 
-/// Returns `$errno` unless `$cond` holds, and says so to whom `drm.debug=0x2` asks.
+/// Returns `$errno` from the calling function unless `$cond` holds, with a debug message
+/// (`drm.debug=0x2`).
 ///
 /// `$dev` is a reference to the DRM device.
 macro_rules! ensure {

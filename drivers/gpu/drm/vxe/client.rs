@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Clients: the processes that use a device, and what they may have under way there.
+//! Clients: the processes that use a device, and the limits on their queues and jobs.
 //!
-//! A client is a process, or rather its memory, `struct mm_struct`: the one that a VM was made for,
-//! whatever files, VMs and queues it makes, and whoever else has a descriptor of these. So opening more
-//! files gives nobody a larger share. More processes do, as they do with the CPUs, and there are means
-//! to limit these. What goes on when its process is gone (in buffers, through a file that another one
-//! holds) shares one place in the scheduler with all else that is left: neither a process that forks and
-//! exits, nor one that calls `execve()` again and again leaves clients behind.
+//! A client is a process, identified by its `struct mm_struct`: that of the process which created a
+//! VM, whatever files, VMs and queues it creates, and whichever processes hold descriptors of
+//! these. So opening more files gives a process no larger share of the device. More processes get
+//! more time, as they do of the CPUs; other means limit their number. The queues of processes that
+//! have exited (whose file another process holds) share one run queue. So neither a process that
+//! forks and exits nor one that calls `execve()` in a loop leaves clients behind.
 //!
-//! Of a client, no more than [`SERVICES`] faults are serviced at once, each of another VM: they may wait
-//! for userspace, for as long as that likes, and occupy a worker of the kernel meanwhile. Each client has a
-//! work queue of its own for that, so that it only waits for itself. Queues and jobs are counted:
-//! [`MAX_QUEUES`], [`MAX_JOBS`]. The user fence of a bind is written by the thread that binds.
+//! At most [`MAX_FAULT_WORKERS`] workers service faults of a client at a time, each of another VM:
+//! a worker may wait for userspace without bound. Each client has its own work queue, so that its
+//! VMs wait for each other only. Queues and jobs are counted: [`MAX_QUEUES`], [`MAX_JOBS`]. The
+//! user fence of a bind is written by the thread that binds.
 //!
 //! Lock order: the lock of the list of clients is a leaf.
 
 use crate::{
     driver::Queues,
     exec_queue::Execution,
-    sched::Lane, //
+    sched::RunQueue, //
 };
 use core::ops::Deref;
 use kernel::{
@@ -52,22 +52,22 @@ use kernel_ext::{
     workqueue::OwnedQueue, //
 };
 
-/// The most queues of a client, those included that were closed and still wait for a fault.
+/// The most queues of a client, including closed queues that still wait for a fault.
 pub(crate) const MAX_QUEUES: usize = 4096;
 
 /// The most jobs of a client.
 pub(crate) const MAX_JOBS: usize = 1 << 15;
 
-/// How many faults of a client are serviced at once.
-pub(crate) const SERVICES: i32 = 8;
+/// The most faults of a client that are serviced at once.
+pub(crate) const MAX_FAULT_WORKERS: i32 = 8;
 
-/// Counts what a client has.
+/// Counts the queues and jobs of a client.
 pub(crate) struct Usage {
     queues: Atomic<usize>,
     jobs: Atomic<usize>,
 }
 
-/// What is counted.
+/// A kind of object that is limited for each client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Resource {
     /// Exec queues.
@@ -86,37 +86,39 @@ impl Usage {
 
     fn of(&self, resource: Resource) -> (&Atomic<usize>, usize, Error) {
         match resource {
-            // As xe, which runs out of context ids for its firmware.
+            // As in xe, when its firmware has no context ids left.
             Resource::Queue => (&self.queues, MAX_QUEUES, ENOSPC),
-            // As xe, whose rings are full.
+            // As in xe, when a ring is full.
             Resource::Job => (&self.jobs, MAX_JOBS, EAGAIN),
         }
     }
 }
 
-/// One of what is counted; dropped, it is not any more.
-pub(crate) struct Claim {
+/// One queue or job of a client, counted until this is dropped.
+pub(crate) struct UsageGuard {
     usage: Arc<Usage>,
     resource: Resource,
 }
 
-impl Claim {
-    /// One more. Fails with `ENOSPC` for too many queues, and with `EAGAIN` for too many jobs.
+impl UsageGuard {
+    /// Counts one more object. Fails with `ENOSPC` for too many queues, and with `EAGAIN` for too
+    /// many jobs.
     fn new(usage: &Arc<Usage>, resource: Resource) -> Result<Self> {
-        let claim = Self {
+        let guard = Self {
             usage: usage.clone(),
             resource,
         };
         let (count, most, error) = usage.of(resource);
-        // Those that fail are counted for a moment, so that more may fail than must.
+        // A failing call is counted for a moment too, so a concurrent call may fail below the
+        // limit.
         if count.fetch_add(1, Relaxed) >= most {
             return Err(error);
         }
-        Ok(claim)
+        Ok(guard)
     }
 }
 
-impl Drop for Claim {
+impl Drop for UsageGuard {
     fn drop(&mut self) {
         self.usage.of(self.resource).0.fetch_sub(1, Relaxed);
     }
@@ -126,10 +128,10 @@ impl Drop for Claim {
 #[pin_data]
 pub(crate) struct Client {
     mm: ARef<Mm>,
-    lane: Arc<Lane<Execution>>,
+    run_queue: Arc<RunQueue<Execution>>,
     usage: Arc<Usage>,
-    /// Services page faults and collects garbage, a work item a VM. Such work may take as long as the
-    /// pages of a process take to come.
+    /// Services page faults and collects garbage, with one work item for each VM and purpose. A
+    /// work item may wait for pages that userspace holds back.
     pub(crate) faults: OwnedQueue,
     #[pin]
     end: Work<Client>,
@@ -142,8 +144,8 @@ impl_has_work! {
 impl WorkItem for Client {
     type Pointer = Arc<Self>;
 
-    /// Drops the client, whose work queue ends here, and not in work of its own: that which gave up the
-    /// last [`Membership`] may still be about to drop its reference.
+    /// Drops the client, and with it its work queue, from the device's own work queue: the work
+    /// item that dropped the last [`ClientRef`] may still hold a reference to the client.
     fn run(this: Arc<Self>) {
         this.faults.flush();
     }
@@ -151,13 +153,13 @@ impl WorkItem for Client {
 
 impl Client {
     fn new(mm: &Mm) -> Result<Arc<Self>> {
-        let lane = Lane::new()?;
+        let run_queue = RunQueue::new()?;
         let usage = Arc::new(Usage::new(), GFP_KERNEL_ACCOUNT)?;
-        let faults = OwnedQueue::new_limited(c"vxe-faults", SERVICES)?;
+        let faults = OwnedQueue::new_limited(c"vxe-faults", MAX_FAULT_WORKERS)?;
         Arc::pin_init(
             pin_init!(Self {
                 mm: mm.into(),
-                lane,
+                run_queue,
                 usage,
                 faults,
                 end <- new_work!("Client::end"),
@@ -167,32 +169,32 @@ impl Client {
     }
 }
 
-struct Listed {
+struct ListedClient {
     client: Arc<Client>,
-    /// How many [`Membership`]s there are.
-    members: usize,
+    /// The number of [`ClientRef`]s.
+    refs: usize,
 }
 
-/// The clients of a device, by the addresses of their memory descriptors.
+/// The clients of a device, by the addresses of their `struct mm_struct`.
 #[pin_data]
 pub(crate) struct Clients {
     #[pin]
-    list: Mutex<RBTree<usize, Listed>>,
-    /// Where the queues stand whose process is gone.
-    orphans: Arc<Lane<Execution>>,
+    list: Mutex<RBTree<usize, ListedClient>>,
+    /// The run queue for queues whose process has exited.
+    orphans: Arc<RunQueue<Execution>>,
 }
 
 impl Clients {
-    /// No clients.
+    /// Creates an empty list. Fails with `ENOMEM`.
     pub(crate) fn new() -> Result<impl PinInit<Self>> {
-        let orphans = Lane::new()?;
+        let orphans = RunQueue::new()?;
         Ok(pin_init!(Self {
             list <- new_mutex!(RBTree::new(), "vxe_clients"),
             orphans,
         }))
     }
 
-    /// Calls `f` for each client that there is, one after the other. Sleeps.
+    /// Calls `f` for each client, without the list's lock. Sleeps.
     pub(crate) fn for_each(&self, f: impl Fn(&Client)) {
         let mut from = 0;
         loop {
@@ -213,16 +215,17 @@ impl Clients {
     }
 }
 
-/// Something of a client: while there is any, so is the client.
+/// A reference that keeps a client listed.
 ///
-/// It may be dropped by work on the client's own queues, which are not waited for by that.
-pub(crate) struct Membership {
+/// May be dropped by work on the client's own work queue: dropping it does not wait for that queue.
+pub(crate) struct ClientRef {
     client: Arc<Client>,
     queues: Arc<Queues>,
 }
 
-impl Membership {
-    /// Makes something of the process whose memory is `mm`. Fails with `ENOMEM`.
+impl ClientRef {
+    /// Gets the client of the process with address space `mm`, creating it if needed. Fails with
+    /// `ENOMEM`.
     pub(crate) fn new(queues: &Arc<Queues>, mm: &Mm) -> Result<Self> {
         let key = mm.as_raw().addr();
         let join = |client| Self {
@@ -231,46 +234,46 @@ impl Membership {
         };
         let list = &queues.clients.list;
         if let Some(listed) = list.lock().get_mut(&key) {
-            listed.members += 1;
+            listed.refs += 1;
             return Ok(join(listed.client.clone()));
         }
         let client = Client::new(mm)?;
         let place = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
         let mut list = list.lock();
         if let Some(listed) = list.get_mut(&key) {
-            // Another thread of the process was faster. Its client is taken, and ours is dropped, both
-            // without the lock.
-            listed.members += 1;
+            // Another thread of the process created the client meanwhile. Use that one; `client` is
+            // dropped after the unlock.
+            listed.refs += 1;
             let member = join(listed.client.clone());
             drop(list);
             return Ok(member);
         }
-        let listed = Listed {
+        let listed = ListedClient {
             client: client.clone(),
-            members: 1,
+            refs: 1,
         };
         list.insert(place.into_node(key, listed));
         drop(list);
         Ok(join(client))
     }
 
-    /// Where its queues stand when they can run.
-    pub(crate) fn lane(&self) -> &Arc<Lane<Execution>> {
+    /// Returns the run queue for queues of the client.
+    pub(crate) fn run_queue(&self) -> &Arc<RunQueue<Execution>> {
         if has_users(&self.client.mm) {
-            &self.client.lane
+            &self.client.run_queue
         } else {
             &self.queues.clients.orphans
         }
     }
 
-    /// Counts one more of what the client has. Fails with `ENOSPC` for too many queues, and with `EAGAIN`
-    /// for too many jobs.
-    pub(crate) fn claim(&self, resource: Resource) -> Result<Claim> {
-        Claim::new(&self.client.usage, resource)
+    /// Counts one more object of the client. Fails with `ENOSPC` for too many queues, and with
+    /// `EAGAIN` for too many jobs.
+    pub(crate) fn try_count(&self, resource: Resource) -> Result<UsageGuard> {
+        UsageGuard::new(&self.client.usage, resource)
     }
 }
 
-impl Deref for Membership {
+impl Deref for ClientRef {
     type Target = Client;
 
     fn deref(&self) -> &Client {
@@ -278,20 +281,21 @@ impl Deref for Membership {
     }
 }
 
-impl Drop for Membership {
+impl Drop for ClientRef {
     fn drop(&mut self) {
         let key = self.client.mm.as_raw().addr();
         let mut list = self.queues.clients.list.lock();
         let Some(listed) = list.get_mut(&key) else {
             return;
         };
-        listed.members -= 1;
-        if listed.members > 0 {
+        listed.refs -= 1;
+        if listed.refs > 0 {
             return;
         }
         let listed = list.remove_node(&key);
         drop(list);
-        // The last reference goes there: its queues may be those that this runs on.
+        // The work drops the last reference: this may run on the client's own work queue, which
+        // cannot be destroyed from its own work.
         let _ = self.queues.work.enqueue(self.client.clone());
         drop(listed);
     }

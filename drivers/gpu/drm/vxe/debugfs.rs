@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The files of a device in debugfs, below `dri/<device>`:
+//! The debugfs files of a device, below `dri/<device>`:
 //!
-//! - `vms`: the open VMs, each with its VMAs, its ranges and their state;
-//! - `objects`: how many objects there are, see [`objects`](crate::objects);
+//! - `vms`: the VMs, each with its VMAs, its ranges and their state;
+//! - `objects`: the numbers of objects, see [`objects`](crate::objects);
 //! - `gt0/stats`: the counters, see [`stats`](crate::stats).
 
 use crate::driver::Device;
@@ -13,14 +13,14 @@ use kernel::{
     str::kstrtobool_bytes,
     sync::aref::ARef, //
 };
-use vxe_sim::debugfs::{Content, Tree};
+use vxe_sim::debugfs::{Content, DebugfsFiles};
 
-/// Makes the files of `dev`.
-pub(crate) fn init(tree: &mut Tree, dev: &Device) -> Result {
+/// Creates the files of `dev`.
+pub(crate) fn init(tree: &mut DebugfsFiles, dev: &Device) -> Result {
     tree.file(None, c"vms", Vms(dev.into()))?;
-    tree.file(None, c"objects", Objects(dev.into()))?;
+    tree.file(None, c"objects", ObjectsFile(dev.into()))?;
     let gt = tree.dir(c"gt0")?;
-    tree.file(Some(gt), c"stats", Stats(dev.into()))
+    tree.file(Some(gt), c"stats", StatsFile(dev.into()))
 }
 
 struct Vms(ARef<Device>);
@@ -32,20 +32,20 @@ impl Content for Vms {
     }
 }
 
-struct Objects(ARef<Device>);
+struct ObjectsFile(ARef<Device>);
 
 #[vtable]
-impl Content for Objects {
+impl Content for ObjectsFile {
     fn show(&self, m: &SeqFile) -> Result {
         self.0.objects.show(m);
         Ok(())
     }
 }
 
-struct Stats(ARef<Device>);
+struct StatsFile(ARef<Device>);
 
 #[vtable]
-impl Content for Stats {
+impl Content for StatsFile {
     fn show(&self, m: &SeqFile) -> Result {
         self.0.stats.show(m);
         Ok(())

@@ -2,10 +2,11 @@
 
 //! The DRM driver, its platform devices and its DRM devices.
 //!
-//! The module makes platform devices, each with its [`Board`]; the driver core binds them, when they
-//! are made or by the hand of somebody in sysfs, and each time that makes a DRM device, [`Device`],
-//! which dereferences to its [`Data`]. When a platform device is unbound its DRM device is unplugged:
-//! its VMs are closed, its jobs fail, and files that are open only serve to be closed.
+//! The module registers platform devices, each with its [`PlatformData`]. The driver core binds
+//! them when they are registered or when a user writes to `bind` in sysfs. Each probe creates a DRM
+//! device, [`Device`], which dereferences to its [`Data`]. When a platform device is unbound, its
+//! DRM device is unplugged: its VMs are closed, its jobs fail, and open files only serve to be
+//! closed.
 
 use crate::{
     bo::{
@@ -44,7 +45,7 @@ use kernel::{
 use kernel_ext::workqueue::OwnedQueue;
 use vxe_sim::{
     bus::Bus,
-    debugfs::Tree,
+    debugfs::DebugfsFiles,
     platform_device,
     platform_driver,
     port::{
@@ -53,67 +54,68 @@ use vxe_sim::{
     }, //
 };
 
-/// Battlemage G21, which programs know to have faults and SVM.
+/// The PCI ID of a Battlemage G21, from which programs conclude that the device has faults and SVM.
 pub(crate) const DEVICE_ID: u16 = 0xe20b;
 
-/// The revision of the device.
+/// The revision that the device reports.
 pub(crate) const REVISION: u8 = 0;
 
 /// The width of a GPU address in bits.
 pub(crate) const VA_BITS: u32 = 48;
 
-/// The driver, as DRM knows it.
+/// The DRM driver.
 pub(crate) struct VxeDriver;
 
 /// A DRM device of this driver.
 pub(crate) type Device = drm::Device<VxeDriver>;
 
-/// The same while it is registered: its platform device is bound.
+/// A DRM device whose platform device is bound.
 pub(crate) type RegisteredDevice = drm::Device<VxeDriver, drm::Registered>;
 
-/// The same in an ioctl: it may be registered, which `registration_guard()` tells.
+/// A DRM device in an ioctl. `registration_guard()` tells whether it is still registered.
 pub(crate) type IoctlDevice = drm::Device<VxeDriver, drm::Ioctl>;
 
 /// An open file of this driver.
 pub(crate) type DrmFile = drm::File<File>;
 
-/// What belongs to a device. The DRM device dereferences to it.
+/// The data of a device. The DRM device dereferences to it.
 #[pin_data]
 pub(crate) struct Data {
-    /// The way from the GPU to memory.
+    /// The path from the GPU to memory.
     pub(crate) bus: Arc<Bus>,
-    /// Moves memory.
+    /// Copies and clears memory for the driver.
     pub(crate) copies: CopyEngine,
     /// The memory regions.
     pub(crate) regions: Regions,
-    /// Its memory, as far as pages of processes live there.
+    /// The device's memory, as the core migrates pages of processes to it.
     #[pin]
     pub(crate) memory: LocalMemory,
-    /// What memory of processes is mapped for; there from when the device is shown to anybody.
+    /// The device that the core maps memory of processes for. Set before the device is registered
+    /// with DRM.
     pub(crate) dma: SetOnce<Arc<DmaDevice>>,
-    /// What tells buffer objects of this driver from others.
+    /// Tells buffer objects of this driver from others.
     pub(crate) bo_kind: SetOnce<BoKind>,
-    /// The counters of the only GT.
+    /// The counters of the one GT.
     pub(crate) stats: Stats,
-    /// How many objects there are.
+    /// Counts the objects of each kind.
     pub(crate) objects: Arc<Objects>,
-    /// Who waits for user fences.
+    /// The threads that wait for user fences.
     pub(crate) fences: Arc<FenceWaiters>,
-    /// The VMs that are open.
+    /// The VMs that are not torn down yet.
     pub(crate) vms: Arc<VmList>,
-    /// Where its work is done.
+    /// The engines, clients and work queue.
     pub(crate) queues: Arc<Queues>,
 }
 
 impl Data {
     fn new(
         parent: &device::Device<device::Bound>,
-        board: &Board,
+        platform_data: &PlatformData,
     ) -> Result<impl PinInit<Self, Error> + use<>> {
-        let vram = board.vram.clone();
+        let vram = platform_data.vram.clone();
         let bus = Bus::new(parent, vram.as_ref().map(|vram| vram.ram().clone()))?;
-        let queues = board.queues.clone();
-        let port = board.port.clone();
+        let queues = platform_data.queues.clone();
+        let port = platform_data.port.clone();
         Ok(try_pin_init!(Self {
             copies: CopyEngine::new(bus.clone()),
             bus,
@@ -130,18 +132,20 @@ impl Data {
     }
 }
 
-/// What does the work of a board.
+/// The engines, clients and work queue of a platform device.
 ///
-/// It is there as long as the board, bound or not: the end of work may have to wait for userspace
-/// long after its device is gone.
+/// They live as long as the platform device, bound or not: a work item may still wait for userspace
+/// long after the DRM device is unplugged.
 #[pin_data]
 pub(crate) struct Queues {
     /// Run the jobs of exec queues.
     pub(crate) engines: Engines,
-    /// Who uses the device. Clients have work queues of their own, for what takes long.
+    /// The processes that use the device. Each has its own work queue for page faults and garbage
+    /// collection.
     #[pin]
     pub(crate) clients: Clients,
-    /// Short work: the end of clients, looking for processes that are gone, and to wake who waits for fences.
+    /// Runs short work: dropping clients, looking for exited processes, and waking waiters of
+    /// fences.
     pub(crate) work: OwnedQueue,
 }
 
@@ -158,7 +162,7 @@ impl Queues {
         )
     }
 
-    /// Waits for the work that there is now: nothing is mapped any more, and no job goes on. Sleeps.
+    /// Waits for all queued work. Called when nothing is mapped any more and jobs fail. Sleeps.
     fn flush(&self) {
         self.engines.flush();
         self.clients.for_each(|client| client.faults.flush());
@@ -166,18 +170,20 @@ impl Queues {
     }
 }
 
-/// What a platform device of this driver consists of, before anybody drives it.
-pub(crate) struct Board {
+/// The data of a platform device of this driver, from its registration.
+pub(crate) struct PlatformData {
     queues: Arc<Queues>,
-    /// Its place on the fabric: first to go, with nothing under way there.
+    /// The device's port on the fabric. Dropped first, when no access through it is in flight.
     port: Arc<Port>,
-    /// Its memory, if it has any.
+    /// The device's memory, if it has any.
     vram: Option<Arc<Vram>>,
 }
 
-impl Board {
-    /// The platform device with this number for the driver called `name`, and so many bytes of memory.
-    /// Fails with `EINVAL` unless that is a number of large pages.
+impl PlatformData {
+    /// Registers platform device number `index` for the driver called `name`, with `vram` bytes of
+    /// memory.
+    ///
+    /// Fails with `EINVAL` unless `vram` is a multiple of the large page.
     pub(crate) fn register(
         name: &CStr,
         index: u16,
@@ -188,19 +194,20 @@ impl Board {
             size => Some(Vram::new(size)?),
         };
         let port = port::join(vram.as_ref().map(|vram| vram.ram().clone()))?;
-        let board = Self {
+        let platform_data = Self {
             queues: Queues::new()?,
             port: Arc::new(port, GFP_KERNEL)?,
             vram,
         };
-        platform_device::Registration::new(name, index, board)
+        platform_device::Registration::new(name, index, platform_data)
     }
 }
 
-impl Drop for Board {
+impl Drop for PlatformData {
     fn drop(&mut self) {
-        // The device is unbound, and no file is open: each holds a reference to the module. What is
-        // left is the end of work that nobody waited for, and references to devices that it holds.
+        // The device is unbound, and no file is open: each open file holds a reference to the
+        // module. What is left is work that unbinding did not wait for, with its references to DRM
+        // devices.
         self.queues.flush();
         self.queues.work.drain();
     }
@@ -210,7 +217,7 @@ const INFO: drm::DriverInfo = drm::DriverInfo {
     major: 1,
     minor: 1,
     patchlevel: 0,
-    // What programs look for; the module's own name is another.
+    // The name that programs look for; the module has another.
     name: c"xe",
     desc: c"Virtual Xe Graphics",
 };
@@ -228,36 +235,36 @@ impl drm::Driver for VxeDriver {
     const FEAT_RENDER: bool = true;
 }
 
-/// The driver, as the driver core knows it.
+/// The platform driver.
 pub(crate) type PlatformDriver = platform::Adapter<platform_driver::Adapter<VxeDriver>>;
 
 impl platform_driver::Driver for VxeDriver {
     fn data(parent: &platform::Device<device::Bound>) -> Result<impl PinInit<Data, Error>> {
-        Data::new(parent.as_ref(), platform_device::board(parent)?)
+        Data::new(parent.as_ref(), platform_device::platform_data(parent)?)
     }
 
     fn prepare(parent: &platform::Device<device::Bound>, dev: &Device) -> Result {
-        // A device that cannot share memory with the CPU is of no use: its buffers are mapped as memory of
-        // processes is.
+        // The probe fails on a device whose DMA is bounced: buffers and memory of processes are
+        // shared with the CPU.
         dev.dma
             .populate(DmaDevice::new_devm(parent.as_ref(), DrmDevice::of(dev))?);
         dev.bo_kind.populate(bo::kind(dev)?);
-        // Last: what it made is taken back when the device is gone.
+        // Must be last: only `remove()` undoes it.
         dev.memory.open(parent.as_ref(), dev)
     }
 
-    fn files(dev: &Device, tree: &mut Tree) -> Result {
+    fn debugfs_files(dev: &Device, tree: &mut DebugfsFiles) -> Result {
         debugfs::init(tree, dev)
     }
 
-    fn gone(dev: &Device) {
-        // Nothing is mapped any more, and jobs fail with their next access.
+    fn unplugged(dev: &Device) {
+        // Closed VMs have no mappings, and their jobs fail at the next access.
         dev.vms.close_all();
         dev.fences.close();
-        // Workers do not wait for userspace any more. They take the rest of the VMs down.
+        // Killed workers no longer wait for userspace. They tear down the remaining VMs.
         dev.queues.flush();
         dev.vms.unwatch();
-        // After what may still have been on its way there.
+        // After the flush, since a work item may still have migrated pages to the device.
         dev.memory.close(dev);
     }
 }

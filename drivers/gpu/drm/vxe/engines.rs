@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The engines of a device: as many as there are CPUs, on which the queues take turns.
+//! The engines of a device: one for each CPU. The queues run on them in turns.
 //!
-//! An engine is a work item, and a thread of the kernel while there is something to run. It never
-//! waits for anything but a CPU: a queue whose access faults leaves it, and is put back by the answer.
-//! It has less weight than an ordinary thread, since it works for whoever has jobs, and in nobody's
-//! cgroup: the kernel has no call by which a thread of its own enters the cgroup of another (cgroup v1
-//! has, `cgroup_attach_task_all()`; in v2 only userspace moves threads). A thread that is made for a
-//! process (`vhost_task`) is in its cgroup, but then each process has one that it sees, and which keeps
-//! it from entering namespaces.
+//! An engine is a work item on an unbound work queue, and occupies a kernel thread while there is a
+//! queue to run. It waits for nothing but a CPU: a queue whose access faults leaves the engine, and
+//! the fault worker makes it runnable again. Engines have less weight than ordinary threads, since
+//! they work for all clients, outside of their cgroups. A kernel thread cannot enter the cgroup of
+//! another task: the kernel has no call for that in cgroup v2 (in v1 there is
+//! `cgroup_attach_task_all()`), where only userspace moves threads. A `vhost_task` is in the cgroup
+//! of its process, but it would be visible there, and would keep the process from entering
+//! namespaces.
 
 use crate::{
     exec_queue::Execution,
-    fifo::Node,
+    fifo::FifoNode,
     sched::{
-        Lane,
         RunList,
+        RunQueue,
         MAX_ENGINES, //
     }, //
 };
@@ -35,10 +36,11 @@ use kernel_ext::{
 };
 use vxe_sim::sysinfo::{online_cpus, Clock};
 
-/// How nice the engines are to other threads: beside one of these on a CPU, they have a quarter of it.
+/// The nice value of engines: an engine gets a quarter of a CPU that it shares with an ordinary
+/// thread.
 const NICE: i16 = 5;
 
-/// How many steps an engine takes between two looks at the clock: each moves a page at most.
+/// How many steps, of at most a page each, an engine runs between two reads of the clock.
 const STEPS: u32 = 32;
 
 #[pin_data]
@@ -72,7 +74,7 @@ impl WorkItem for Engine {
     }
 }
 
-/// Nanoseconds since `start`.
+/// Returns the nanoseconds since `start`.
 fn now_since(start: i64) -> u64 {
     u64::try_from(Clock::Monotonic.now_ns().saturating_sub(start)).unwrap_or(0)
 }
@@ -85,7 +87,7 @@ pub(crate) struct Engines {
 }
 
 impl Engines {
-    /// Engines that have nothing to do. Fails with `ENOMEM`.
+    /// Creates idle engines. Fails with `ENOMEM`.
     pub(crate) fn new() -> Result<Self> {
         let count = online_cpus().clamp(1, MAX_ENGINES);
         let list = Arc::pin_init(RunList::new(count), GFP_KERNEL)?;
@@ -109,16 +111,20 @@ impl Engines {
         })
     }
 
-    /// Has what is in `node` run, as the client's turn comes whose lane this is.
-    pub(crate) fn wake(&self, lane: &Arc<Lane<Execution>>, node: KBox<Node<Execution>>) {
-        let idle = self.list.wake(lane, node);
+    /// Makes `node` of the client with run queue `run_queue` runnable, and wakes an idle engine.
+    pub(crate) fn wake(
+        &self,
+        run_queue: &Arc<RunQueue<Execution>>,
+        node: KBox<FifoNode<Execution>>,
+    ) {
+        let idle = self.list.wake(run_queue, node);
         if let Some(engine) = idle.and_then(|index| self.engines.get(index)) {
-            // It may be about to return from its last run, and still takes this.
+            // If the work item is still running, it is queued again.
             let _ = self.queue.enqueue(engine.clone());
         }
     }
 
-    /// Waits until all that can run has run. Sleeps.
+    /// Waits until the engines have run all runnable queues. Sleeps.
     pub(crate) fn flush(&self) {
         self.queue.flush();
     }

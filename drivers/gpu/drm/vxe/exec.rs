@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! EXEC: a batch for a queue.
+//! EXEC: submits a batch to a queue.
 
 use crate::{
     check::ensure,
@@ -12,11 +12,11 @@ use kernel::prelude::*;
 
 /// `DRM_IOCTL_XE_EXEC`.
 ///
-/// Without a batch nothing happens, and no fence is signalled: as in every long-running VM of xe.
+/// Without a batch this does nothing and signals no fence, as in every long-running VM of xe.
 ///
-/// Fails with `EINVAL`; with `ENOENT` for a queue that is none; with `ECANCELED` for a queue that is
-/// banned, or whose VM is closed; with `EAGAIN` for a queue that is full, or a process that has too
-/// many jobs; and as [`sync::fence`] and allocation fail.
+/// Fails with `EINVAL`; with `ENOENT` for an unknown queue; `ECANCELED` for a queue that is banned,
+/// or whose VM is closed; `EAGAIN` for a full queue, or a process with too many jobs; and as
+/// [`sync::fence`] and allocation do.
 pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_exec) -> Result<u32> {
     let (dev, file) = (ioctl.dev(), ioctl.file());
     ensure!(dev, args.extensions == 0, EINVAL);
@@ -25,7 +25,7 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_exec) -> Resu
 
     let queue = file.inner().queue(args.exec_queue_id)?;
     ensure!(dev, !queue.is_bind(), EINVAL);
-    // Queues are one wide.
+    // Queues have a width of one.
     ensure!(dev, args.num_batch_buffer <= 1, EINVAL);
     ensure!(dev, !queue.is_dead(), ECANCELED);
 

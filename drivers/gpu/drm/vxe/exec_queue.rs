@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Exec queues: jobs of one VM, in order.
+//! Exec queues: the jobs of a VM, run in order.
 //!
-//! What runs of a queue is its [`Execution`], a job and where the GPU is in it. It is in one place at a
-//! time, and whoever has it there owns it:
+//! The [`Execution`] of a queue is its current job and the state of the GPU context. It has one
+//! owner at a time:
 //!
 //! ```text
 //!              submit                    next
@@ -12,32 +12,33 @@
 //!                answer └── in the VM's faults ┘ fault
 //! ```
 //!
-//! No thread belongs to a queue: one that waits, for its turn or for a fault, is memory and no more.
+//! A queue has no thread of its own: while it waits for its turn or for a fault, it only uses
+//! memory.
 //!
-//! A queue is open, then banned or closed, for good:
+//! A queue is open, and then banned or closed for good:
 //!
-//! - *banned*: a job failed. The jobs behind it are dropped, no new one is taken, and those who wait
-//!   for a fence on behalf of the queue are told. The VM and its other queues are not concerned.
-//! - *closed*: its id is gone. Its jobs are dropped, and the running one stops before its next access
-//!   to memory. Closing waits for that, but neither for its turn nor for a fault: that may be answered
-//!   by userspace, and even by the very thread that closes the queue. What waits for one then ends
-//!   behind its back.
+//! - *banned*: a job failed. The jobs after it are dropped, new jobs are refused, and waiters for a
+//!   fence of the queue are woken with an error. The VM and its other queues are unaffected.
+//! - *closed*: its id was removed. Its jobs are dropped, and the running one stops before its next
+//!   access to memory. `close()` waits for that, but neither for a turn of the queue nor for its
+//!   fault: userspace may service that fault, even the very thread that closes the queue. A job
+//!   that waits for a fault ends later, asynchronously.
 //!
 //! Locking: `jobs` is a leaf. A job runs without it.
 
 use crate::{
     client::{
-        Claim,
         Resource, //
+        UsageGuard,
     },
     driver::Device,
     fault::{
         Fault,
         Faulting, //
     },
-    fifo::Node,
+    fifo::FifoNode,
     gpu::{
-        Context,
+        EngineContext,
         EngineError,
         Outcome, //
     },
@@ -48,7 +49,7 @@ use crate::{
     sched::{
         Entity,
         RunList,
-        Share,
+        SchedState,
         Turn, //
     },
     sync::UserFence,
@@ -81,15 +82,15 @@ use kernel::{
 };
 use vxe_sim::drm_dbg;
 
-/// The most jobs that a queue holds, the running one included.
-pub(crate) const MAX_JOBS: usize = 16384;
+/// The most jobs of a queue, including the running one.
+pub(crate) const MAX_QUEUE_JOBS: usize = 16384;
 
-/// What a queue is for.
+/// The purpose of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Batches for the copy engine.
+pub(crate) enum QueueKind {
+    /// Runs batches on the copy engine.
     Copy,
-    /// It orders the binds of a VM, and takes no batches.
+    /// Orders the binds of a VM; takes no batches.
     Bind,
 }
 
@@ -98,10 +99,10 @@ pub(crate) enum Kind {
 pub(crate) struct Job {
     /// The GPU address of the first command.
     batch: u64,
-    /// What the GPU stores when the batch is done.
+    /// The fence that the GPU writes when the batch is done.
     fence: Option<UserFence>,
-    /// It is one of its client's jobs.
-    _claim: Claim,
+    /// Counts the job for its client.
+    _usage: UsageGuard,
     #[pin]
     links: ListLinks,
 }
@@ -116,14 +117,14 @@ impl_list_item! {
 /// The jobs of a queue.
 struct Jobs {
     waiting: List<Job>,
-    /// How many are in `waiting`.
+    /// The number of jobs in `waiting`.
     count: usize,
-    /// Whether there is one besides that was begun and is not done.
+    /// Whether another job was started and is not done.
     begun: bool,
-    /// Whether an engine is at work on it now.
+    /// Whether an engine is running it now.
     on_engine: bool,
-    /// What runs jobs, while there are none.
-    idle: Option<KBox<Node<Execution>>>,
+    /// The execution, while there are no jobs.
+    idle: Option<KBox<FifoNode<Execution>>>,
     closed: bool,
 }
 
@@ -132,9 +133,9 @@ struct Jobs {
 pub(crate) struct ExecQueue {
     dev: ARef<Device>,
     vm: Arc<Vm>,
-    kind: Kind,
-    /// It is one of its client's queues.
-    _claim: Claim,
+    kind: QueueKind,
+    /// Counts the queue for its client.
+    _usage: UsageGuard,
     _counted: Counted,
     /// Set for good when a job fails.
     banned: Atomic<bool>,
@@ -142,26 +143,27 @@ pub(crate) struct ExecQueue {
     stop: AtomicFlag,
     #[pin]
     jobs: Mutex<Jobs>,
-    /// Notified when `jobs.on_engine` is not set any more.
+    /// Notified when `jobs.on_engine` is cleared.
     #[pin]
     paused: CondVar,
 }
 
 impl ExecQueue {
-    /// A queue in `vm`. Fails with `ENOSPC` if the client has too many, and with `ENOMEM`.
-    pub(crate) fn new(dev: &Device, vm: Arc<Vm>, kind: Kind) -> Result<Arc<Self>> {
-        let claim = vm.client().claim(Resource::Queue)?;
+    /// Creates a queue in `vm`. Fails with `ENOSPC` if the client has too many queues, and with
+    /// `ENOMEM`.
+    pub(crate) fn new(dev: &Device, vm: Arc<Vm>, kind: QueueKind) -> Result<Arc<Self>> {
+        let usage = vm.client().try_count(Resource::Queue)?;
         let idle = match kind {
-            Kind::Copy => Some(Node::new(Execution::new()?, GFP_KERNEL_ACCOUNT)?),
-            Kind::Bind => None,
+            QueueKind::Copy => Some(FifoNode::new(Execution::new()?, GFP_KERNEL_ACCOUNT)?),
+            QueueKind::Bind => None,
         };
         Arc::pin_init(
             pin_init!(Self {
                 dev: dev.into(),
                 vm,
                 kind,
-                _claim: claim,
-                _counted: dev.objects.count(objects::Kind::Queue),
+                _usage: usage,
+                _counted: dev.objects.count(objects::ObjectKind::Queue),
                 banned: Atomic::new(false),
                 stop: AtomicFlag::new(false),
                 jobs <- new_mutex!(
@@ -181,32 +183,32 @@ impl ExecQueue {
         )
     }
 
-    /// The VM whose addresses the queue's batches use.
+    /// Returns the VM in whose address space batches run.
     pub(crate) fn vm(&self) -> &Arc<Vm> {
         &self.vm
     }
 
-    /// Whether the queue orders binds, and takes no batches.
+    /// Returns whether the queue orders binds and takes no batches.
     pub(crate) fn is_bind(&self) -> bool {
-        self.kind == Kind::Bind
+        self.kind == QueueKind::Bind
     }
 
-    /// Whether the queue will never finish another job: it is banned or closed.
+    /// Returns whether the queue is banned or closed and so finishes no further job.
     pub(crate) fn is_dead(&self) -> bool {
         self.banned.load(Acquire) || self.stop.load(Acquire)
     }
 
-    /// Queues the batch at the GPU address `batch` behind the others.
+    /// Appends a job with the batch at GPU address `batch`.
     ///
-    /// Fails with `ECANCELED` if the queue is dead, with `EAGAIN` if it holds [`MAX_JOBS`], or its
-    /// client as many as it may, and with `ENOMEM`.
+    /// Fails with `ECANCELED` if the queue is dead, `EAGAIN` if it has [`MAX_QUEUE_JOBS`] or its
+    /// client too many jobs, and `ENOMEM`.
     pub(crate) fn submit(self: &Arc<Self>, batch: u64, fence: Option<UserFence>) -> Result {
-        let claim = self.vm.client().claim(Resource::Job)?;
+        let usage = self.vm.client().try_count(Resource::Job)?;
         let job = ListArc::pin_init(
             try_pin_init!(Job {
                 batch,
                 fence,
-                _claim: claim,
+                _usage: usage,
                 links <- ListLinks::new(),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -215,7 +217,7 @@ impl ExecQueue {
         if jobs.closed || self.is_dead() {
             return Err(ECANCELED);
         }
-        if jobs.count + usize::from(jobs.begun) >= MAX_JOBS {
+        if jobs.count + usize::from(jobs.begun) >= MAX_QUEUE_JOBS {
             return Err(EAGAIN);
         }
         jobs.waiting.push_back(job);
@@ -229,10 +231,10 @@ impl ExecQueue {
         Ok(())
     }
 
-    /// Closes the queue: drops its jobs and stops the one that runs.
+    /// Closes the queue: drops its jobs and stops the running one. May be called again.
     ///
-    /// When this returns, the queue does not access memory any more. The wait for that is not longer
-    /// than a piece of a command takes. May be called again.
+    /// When this returns, the queue does not access memory any more. The wait for that takes no
+    /// longer than one step of a command.
     pub(crate) fn close(&self) {
         self.stop.store(true, Release);
         let mut jobs = self.jobs.lock();
@@ -243,11 +245,11 @@ impl ExecQueue {
         }
         drop(jobs);
         drop(dropped);
-        // Who waits for a fence of this queue waits in vain.
+        // Waiters for a fence of this queue would wait in vain.
         self.signal();
     }
 
-    /// Takes no more jobs, because the one that was begun failed, whose batch is at `batch`.
+    /// Bans the queue, because the started job with the batch at `batch` failed.
     fn ban(&self, batch: u64, error: EngineError) {
         drm_dbg!(
             &*self.dev,
@@ -264,31 +266,31 @@ impl ExecQueue {
         self.signal();
     }
 
-    /// Has those look again who wait for what jobs store, or for the queue to be dead.
+    /// Wakes threads that wait for memory written by jobs, or for the queue's death.
     fn signal(&self) {
         self.dev.fences.signal(self.vm.mm());
     }
 
-    /// Has what is in `node` run, when it is its turn.
-    fn wake(&self, node: KBox<Node<Execution>>) {
-        let lane = self.vm.client().lane();
-        self.dev.queues.engines.wake(lane, node);
+    /// Makes the execution in `node` runnable.
+    fn wake(&self, node: KBox<FifoNode<Execution>>) {
+        let run_queue = self.vm.client().run_queue();
+        self.dev.queues.engines.wake(run_queue, node);
     }
 
-    /// An engine comes to run jobs. Returns whether it may.
+    /// Marks the queue as running on an engine. Returns false if it must not run.
     fn enter(&self) -> bool {
         let mut jobs = self.jobs.lock();
         jobs.on_engine = !jobs.closed && !self.is_dead();
         jobs.on_engine
     }
 
-    /// The engine that came goes.
+    /// Marks the queue as not running on an engine.
     fn leave(&self) {
         self.jobs.lock().on_engine = false;
         self.paused.notify_all();
     }
 
-    /// The job to run next, if there is one; the one before it is done.
+    /// Completes the current job and starts the next one, if there is one.
     fn next(&self) -> Option<ListArc<Job>> {
         let mut jobs = self.jobs.lock();
         let next = jobs.waiting.pop_front();
@@ -299,8 +301,8 @@ impl ExecQueue {
         next
     }
 
-    /// Keeps `node` until there is a job. If there is one now, or none will ever be, gives it back.
-    fn park(&self, mut node: KBox<Node<Execution>>) -> Option<KBox<Node<Execution>>> {
+    /// Stores `node` until there is a job. Returns it if there is a job, or the queue is dead.
+    fn park(&self, mut node: KBox<FifoNode<Execution>>) -> Option<KBox<FifoNode<Execution>>> {
         let mut jobs = self.jobs.lock();
         if jobs.closed || self.is_dead() || jobs.count > 0 {
             return Some(node);
@@ -308,66 +310,67 @@ impl ExecQueue {
         let queue = node.value.queue.take();
         jobs.idle = Some(node);
         drop(jobs);
-        // Maybe the last reference.
+        // May drop the last reference, so without the lock.
         drop(queue);
         None
     }
 }
 
 impl Jobs {
-    /// Takes all waiting jobs out, for dropping them without the lock.
+    /// Takes all waiting jobs, for the caller to drop without the lock.
     fn take(&mut self) -> List<Job> {
         self.count = 0;
         core::mem::take(&mut self.waiting)
     }
 }
 
-/// What runs the jobs of a queue, one after the other.
+/// The state of running the jobs of a queue, one after the other.
 pub(crate) struct Execution {
-    /// Whose jobs; none while it is idle.
+    /// The queue; `None` while the execution is idle.
     queue: Option<Arc<ExecQueue>>,
-    /// The job that was begun.
+    /// The job that was started.
     job: Option<ListArc<Job>>,
-    /// Whether its batch is done, and its fence is stored.
+    /// Whether the batch is done and the fence is being written.
     is_fence: bool,
-    context: Context,
-    /// The fault that it waits for.
+    context: EngineContext,
+    /// The fault that the job waits for.
     fault: Fault,
-    share: Share<Self>,
+    sched: SchedState<Self>,
 }
 
-/// How a turn ends.
-enum End {
-    /// The time is over.
-    Slice,
-    /// The job waits for its fault.
+/// How a turn ended.
+enum TurnEnd {
+    /// The granted time is over.
+    Timeslice,
+    /// The job waits for a fault.
     Fault,
-    /// There are no jobs.
+    /// There are no more jobs.
     Idle,
-    /// There will be none any more.
+    /// The queue is dead.
     Dead,
 }
 
 impl Execution {
-    /// One that is idle.
+    /// Creates an idle execution.
     fn new() -> Result<Self> {
         Ok(Self {
             queue: None,
             job: None,
             is_fence: false,
-            context: Context::new()?,
+            context: EngineContext::new()?,
             fault: Fault {
                 addr: 0,
                 access: crate::gpu::Access::Read,
             },
-            share: Share::new(),
+            sched: SchedState::new(),
         })
     }
 
-    /// Has a queue use its turn, on the calling thread, and puts it where it belongs then.
+    /// Runs a queue for its turn on the calling engine's thread, then passes the execution on to
+    /// its next owner.
     ///
-    /// `used` tells how long that took so far, in nanoseconds; `is_over` is asked after each step
-    /// whether the turn is over.
+    /// `used` returns how long the turn took so far, in nanoseconds; `is_over` is called after each
+    /// step and returns whether the turn is over.
     pub(crate) fn take_turn(
         list: &RunList<Self>,
         mut turn: Turn<Self>,
@@ -377,34 +380,34 @@ impl Execution {
         let Some(queue) = turn.node.value.queue.clone() else {
             return;
         };
-        let mut end = End::Dead;
+        let mut end = TurnEnd::Dead;
         if queue.enter() {
             end = turn.node.value.run(&queue, is_over);
             queue.leave();
         }
-        // From here on it may be found by others.
-        let node = list.spend(turn, used());
+        // From here on other threads can take the execution.
+        let node = list.account(turn, used());
         let node = match end {
-            End::Slice => Some(node),
-            End::Fault => {
+            TurnEnd::Timeslice => Some(node),
+            TurnEnd::Fault => {
                 queue.vm.fault(node);
                 None
             }
-            End::Idle => queue.park(node),
-            End::Dead => None,
+            TurnEnd::Idle => queue.park(node),
+            TurnEnd::Dead => None,
         };
         if let Some(node) = node {
-            // The process may have gone meanwhile, so its place is looked up again.
-            list.put_back(queue.vm.client().lane(), node);
+            // The process may have exited meanwhile, so look up the run queue again.
+            list.put_back(queue.vm.client().run_queue(), node);
         }
     }
 
-    /// Runs jobs of `queue`, which is its queue.
-    fn run(&mut self, queue: &ExecQueue, mut is_over: impl FnMut() -> bool) -> End {
+    /// Runs the jobs of `queue`, the execution's own queue.
+    fn run(&mut self, queue: &ExecQueue, mut is_over: impl FnMut() -> bool) -> TurnEnd {
         loop {
             if self.job.is_none() {
                 let Some(job) = queue.next() else {
-                    return End::Idle;
+                    return TurnEnd::Idle;
                 };
                 self.context.start(job.batch);
                 self.is_fence = false;
@@ -413,23 +416,23 @@ impl Execution {
             let aspace = queue.vm.aspace();
             match self.context.run(aspace, &queue.stop, &mut is_over) {
                 Outcome::Done => self.done(queue),
-                Outcome::Over => return End::Slice,
+                Outcome::Yielded => return TurnEnd::Timeslice,
                 Outcome::Fault { addr, access } => {
                     self.fault = Fault { addr, access };
-                    return End::Fault;
+                    return TurnEnd::Fault;
                 }
                 Outcome::Failed(error) => {
                     self.fail(queue, error);
-                    return End::Dead;
+                    return TurnEnd::Dead;
                 }
             }
             if is_over() {
-                return End::Slice;
+                return TurnEnd::Timeslice;
             }
         }
     }
 
-    /// The batch is done, or the fence.
+    /// Handles the completion of the batch or of the fence.
     fn done(&mut self, queue: &ExecQueue) {
         let fence = self.job.as_ref().and_then(|job| job.fence);
         match fence {
@@ -437,7 +440,7 @@ impl Execution {
                 self.is_fence = true;
                 self.context.start_store(fence.addr, fence.value);
             }
-            // Also without a fence: somebody may wait for a word that the batch has stored.
+            // Without a fence, too: a thread may wait for a word that the batch wrote.
             _ => {
                 self.job = None;
                 queue.signal();
@@ -445,7 +448,7 @@ impl Execution {
         }
     }
 
-    /// The job failed, and all that were to follow do not run.
+    /// Bans the queue after its job failed.
     fn fail(&mut self, queue: &ExecQueue, error: EngineError) {
         let batch = self.job.take().map_or(0, |job| job.batch);
         queue.ban(batch, error);
@@ -453,8 +456,8 @@ impl Execution {
 }
 
 impl Entity for Execution {
-    fn share(&mut self) -> &mut Share<Self> {
-        &mut self.share
+    fn sched_state(&mut self) -> &mut SchedState<Self> {
+        &mut self.sched
     }
 }
 
@@ -463,7 +466,7 @@ impl Faulting for Execution {
         self.fault
     }
 
-    fn answer(mut node: KBox<Node<Self>>, result: Result) {
+    fn answer(mut node: KBox<FifoNode<Self>>, result: Result) {
         let Some(queue) = node.value.queue.clone() else {
             return;
         };

@@ -7,7 +7,7 @@ use crate::{
     driver::Device,
     exec_queue::{
         ExecQueue,
-        Kind, //
+        QueueKind, //
     },
     ioctl::Ioctl,
     uapi, //
@@ -15,19 +15,19 @@ use crate::{
 use kernel::prelude::*;
 use vxe_sim::sysinfo::capable_sys_nice;
 
-/// The most engines that a queue may name: as many as xe has instances of one class.
-const MAX_ENGINES: u32 = 9;
+/// The most engines that a queue may name: as many as xe has instances of a class.
+const MAX_QUEUE_ENGINES: u32 = 9;
 
-/// The priority of a queue that asks for none, and of those of programs without `CAP_SYS_NICE`.
+/// The default priority, and the highest one without `CAP_SYS_NICE`.
 const PRIORITY_NORMAL: u64 = 1;
 
 /// The highest priority of a queue.
 const PRIORITY_HIGH: u64 = 2;
 
-/// The longest time slice that a program without `CAP_SYS_NICE` may ask for, in microseconds.
+/// The longest timeslice without `CAP_SYS_NICE`, in microseconds.
 const TIMESLICE_MAX: u64 = 10_000_000;
 
-/// The highest priority that the caller may ask for.
+/// Returns the highest priority that the caller may set.
 pub(crate) fn max_priority() -> u64 {
     if capable_sys_nice() {
         PRIORITY_HIGH
@@ -38,12 +38,11 @@ pub(crate) fn max_priority() -> u64 {
 
 /// `DRM_IOCTL_XE_EXEC_QUEUE_CREATE`.
 ///
-/// A queue is one wide and has one placement: the copy engine, or the VM_BIND class for a queue that
-/// orders binds.
+/// A queue has a width of one and one placement: the copy engine, or the VM_BIND class for a queue
+/// that orders binds.
 ///
-/// Fails with `EINVAL`, with `EFAULT`, with `ENOENT` for a VM that is none, with what
-/// [`set_property`] fails with, with `ENOSPC` if the process that made the VM has too many queues, and
-/// with `ENOMEM`.
+/// Fails with `EINVAL`, `EFAULT`, `ENOENT` for an unknown VM, `ENOSPC` if the process that created
+/// the VM has too many queues, `ENOMEM`, and as [`set_property`] does.
 pub(crate) fn create_ioctl(
     ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_exec_queue_create,
@@ -54,15 +53,15 @@ pub(crate) fn create_ioctl(
     ensure!(dev, args.reserved == [0; 2], EINVAL);
 
     let engines = u32::from(args.width) * u32::from(args.num_placements);
-    ensure!(dev, engines != 0 && engines <= MAX_ENGINES, EINVAL);
+    ensure!(dev, engines != 0 && engines <= MAX_QUEUE_ENGINES, EINVAL);
     let engine: uapi::drm_xe_engine_class_instance = ioctl.read(args.instances)?;
-    // There is but one engine of a class, which cannot be named twice.
+    // There is one engine of each class, and a queue cannot name an engine twice.
     ensure!(dev, engines == 1, EINVAL);
     ensure!(dev, engine.gt_id == 0 && engine.pad == 0, EINVAL);
     ensure!(dev, engine.engine_instance == 0, EINVAL);
     let kind = match u32::from(engine.engine_class) {
-        uapi::DRM_XE_ENGINE_CLASS_COPY => Kind::Copy,
-        uapi::DRM_XE_ENGINE_CLASS_VM_BIND => Kind::Bind,
+        uapi::DRM_XE_ENGINE_CLASS_COPY => QueueKind::Copy,
+        uapi::DRM_XE_ENGINE_CLASS_VM_BIND => QueueKind::Bind,
         class => {
             vxe_sim::drm_dbg!(dev, "no engine of class {}", class);
             return Err(EINVAL);
@@ -80,11 +79,11 @@ pub(crate) fn create_ioctl(
     Ok(0)
 }
 
-/// Takes a property of a queue that is being made. What is taken has no effect: all queues have the
-/// same time slices and no priority.
+/// Checks a property of a queue at its creation. Properties have no effect: all queues have the
+/// same timeslice and no priority.
 ///
-/// Fails with `EINVAL`; with `EPERM` for a priority that takes `CAP_SYS_NICE`; with `ENODEV` for
-/// protected content and queue groups, and with `EOPNOTSUPP` for what is the render engine's.
+/// Fails with `EINVAL`; `EPERM` for a priority that needs `CAP_SYS_NICE`; `ENODEV` for protected
+/// content and queue groups; `EOPNOTSUPP` for a property of the render engine.
 fn set_property(dev: &Device, property: u32, value: u64) -> Result {
     match property {
         uapi::DRM_XE_EXEC_QUEUE_SET_PROPERTY_PRIORITY => {
@@ -100,8 +99,8 @@ fn set_property(dev: &Device, property: u32, value: u64) -> Result {
         uapi::DRM_XE_EXEC_QUEUE_SET_PROPERTY_PXP_TYPE => uapi::check_pxp_type(dev, value),
         uapi::DRM_XE_EXEC_QUEUE_SET_PROPERTY_MULTI_GROUP => Err(ENODEV),
         uapi::DRM_XE_EXEC_QUEUE_SET_DISABLE_STATE_CACHE_PERF_FIX => Err(EOPNOTSUPP),
-        // The priority within a group is for queues of a group, and no queue is; a state to replay
-        // is a render context's.
+        // Not supported: the priority within a group, as there are no groups, and the replay state
+        // of a render context.
         _ => {
             vxe_sim::drm_dbg!(dev, "no property {} of a queue", property);
             Err(EINVAL)
@@ -111,8 +110,8 @@ fn set_property(dev: &Device, property: u32, value: u64) -> Result {
 
 /// `DRM_IOCTL_XE_EXEC_QUEUE_DESTROY`.
 ///
-/// Waits for the running job, which is stopped. Fails with `EINVAL`, and with `ENOENT` for a queue
-/// that is none.
+/// Waits until the running job has stopped. Fails with `EINVAL`, and with `ENOENT` for an unknown
+/// queue.
 pub(crate) fn destroy_ioctl(
     ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_exec_queue_destroy,
@@ -125,7 +124,7 @@ pub(crate) fn destroy_ioctl(
 
 /// `DRM_IOCTL_XE_EXEC_QUEUE_GET_PROPERTY`: whether the queue is banned.
 ///
-/// Fails with `EINVAL`, and with `ENOENT` for a queue that is none.
+/// Fails with `EINVAL`, and with `ENOENT` for an unknown queue.
 pub(crate) fn get_property_ioctl(
     ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_exec_queue_get_property,
@@ -142,8 +141,8 @@ pub(crate) fn get_property_ioctl(
 
 /// `DRM_IOCTL_XE_EXEC_QUEUE_SET_PROPERTY`.
 ///
-/// The only property that can change is a queue's priority within its group, and no queue is in one.
-/// So this fails: with `ENOENT` for a queue that is none, else with `EINVAL`.
+/// The only property that can change is the priority within a queue group, and there are no groups.
+/// So this fails with `ENOENT` for an unknown queue, and with `EINVAL` otherwise.
 pub(crate) fn set_property_ioctl(
     ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_exec_queue_set_property,

@@ -1,32 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! GPU page faults: from the engine that has one, through the queue of its VM, to a worker and back.
+//! GPU page faults: from the engine to the fault queue of the VM, to a worker, and back.
 //!
-//! What has a fault leaves its engine, and waits in the queue of its VM for the VM's work item, which
-//! runs on the client's work queue (`client.rs`). The answer has it run again. So
+//! An execution with a fault leaves its engine and waits in the fault queue of its VM. The VM's
+//! work item, on the client's work queue (`client.rs`), services the fault, and its answer makes
+//! the execution runnable again. So
 //!
-//! - no thread waits for a fault but the one that services it;
-//! - the faults of one VM are serviced one after the other, by one worker at a time: however many
-//!   queues fault, and however long one fault takes (userfaultfd, a slow file system), it occupies
-//!   one worker and delays its own VM only;
-//! - a client has a few workers. When so many of its VMs wait for pages, the others of its VMs do, too,
-//!   but no other client. A VM that faults on and on lets others have its worker after some faults;
-//! - faults that the service of another one has settled (other queues in the same chunk) are
-//!   answered with it;
-//! - every fault is answered once. What faults belongs to the fault queue from the fault to the answer,
-//!   and nothing is allocated for it: none can fail for that, be forgotten, or be answered twice.
+//! - no thread waits for a fault except the one that services it;
+//! - one worker at a time services the faults of a VM, one after the other. Any number of faulting
+//!   queues, and any duration of a fault (userfaultfd, a slow file system), occupies one worker and
+//!   delays only this VM;
+//! - a client has a fixed number of workers. If all of them wait for pages, the client's other VMs
+//!   wait, too, but no other client does. The work item of a VM with many faults is requeued after
+//!   [`FAULTS_PER_RUN`] of them, so that other VMs get the worker;
+//! - one service answers all faults that it resolves, for example of other queues in the same
+//!   chunk;
+//! - each fault is answered once. From the fault to its answer, the fault queue owns the execution,
+//!   and nothing is allocated for it: so no fault fails for lack of memory, is lost, or is answered
+//!   twice.
 //!
-//! When a VM is closed its waiting faults fail at once, also the one that is being serviced; who
-//! services it need not wait for its page any more (`vm/workers.rs`), and tears the VM down afterwards, so
-//! that closing waits for nobody.
+//! When a VM is closed its pending faults fail at once, including the one in service. The worker
+//! stops waiting for pages (`vm/workers.rs`), and tears the VM down afterwards, so that close()
+//! need not wait for the worker.
 //!
-//! Lock order: a queue's lock is a leaf. Answers are given without it.
+//! Lock order: the lock of a fault queue is a leaf. Faults are answered without it.
 
 use crate::{
     exec_queue::Execution,
     fifo::{
         Fifo,
-        Node, //
+        FifoNode, //
     },
     gpu::Access,
     vm::{
@@ -50,35 +53,36 @@ use kernel::{
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;
 
-/// How many faults of one VM are serviced before it is the turn of other VMs of the client.
-const FAULTS_A_TURN: u32 = 16;
+/// How many faults of a VM are serviced before its work item is requeued behind other VMs of the
+/// client.
+const FAULTS_PER_RUN: u32 = 16;
 
 /// An access that is not mapped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fault {
     /// The GPU address.
     pub(crate) addr: u64,
-    /// What the engine wants to do there.
+    /// The access that the engine needs.
     pub(crate) access: Access,
 }
 
-/// What the service of a fault made possible.
+/// The mapping that the service of a fault made.
 #[derive(Clone, Debug)]
-pub(crate) struct Served {
+pub(crate) struct Serviced {
     /// The addresses that are mapped now.
     pub(crate) span: Span,
-    /// The strongest access that works on all of them.
+    /// The strongest access that the whole span allows.
     pub(crate) access: Access,
 }
 
-impl Served {
-    /// Whether `fault` needs no service any more.
-    pub(crate) fn settles(&self, fault: &Fault) -> bool {
+impl Serviced {
+    /// Returns whether the mapping allows the access of `fault`.
+    pub(crate) fn resolves(&self, fault: &Fault) -> bool {
         self.span.contains(&fault.addr) && strength(fault.access) <= strength(self.access)
     }
 }
 
-/// Each access includes those that are weaker.
+/// Returns the rank of an access; each access includes those of lower rank.
 fn strength(access: Access) -> u8 {
     match access {
         Access::Read => 0,
@@ -87,30 +91,30 @@ fn strength(access: Access) -> u8 {
     }
 }
 
-/// What has faults.
+/// A context that can have faults.
 pub(crate) trait Faulting: Sized {
-    /// The fault that it waits for.
+    /// Returns the fault that the context waits for.
     fn fault(&self) -> Fault;
 
-    /// The fault is serviced, or failed; `node` has what it waited for. May take locks, but sleeps for
-    /// a short time only.
-    fn answer(node: KBox<Node<Self>>, result: Result);
+    /// Passes on the context in `node` after its fault was serviced or has failed. May take locks;
+    /// must not sleep for long.
+    fn answer(node: KBox<FifoNode<Self>>, result: Result);
 }
 
-/// What goes on with a queue's VM.
+/// The state of the VM's fault service.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// No fault is being serviced.
+    /// No fault is in service.
     Idle,
-    /// One is.
+    /// A fault is in service.
     Serving,
-    /// One is, and who services it tears the VM down.
+    /// A fault is in service, and its worker tears the VM down.
     Closing,
-    /// No fault will be serviced any more.
+    /// No further fault is serviced.
     Closed,
 }
 
-/// Faults that wait. What is forgotten has failed.
+/// Pending faults. Those left when it is dropped fail.
 struct Pending<T: Faulting>(Fifo<T>);
 
 impl<T: Faulting> Pending<T> {
@@ -132,22 +136,22 @@ impl<T: Faulting> Drop for Pending<T> {
 struct State<T: Faulting> {
     phase: Phase,
     pending: Pending<T>,
-    /// What waits for the fault that is being serviced. Who takes it out answers.
-    serving: Option<KBox<Node<T>>>,
+    /// The context whose fault is in service. The thread that takes it out answers the fault.
+    serving: Option<KBox<FifoNode<T>>>,
 }
 
-/// Counts of a queue's faults.
+/// Counts of faults.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Counts {
     /// Serviced with success.
     pub(crate) served: u64,
-    /// Answered with the service of another.
+    /// Answered with the service of another fault.
     pub(crate) coalesced: u64,
-    /// Answered with an error by their service.
+    /// Failed in their service.
     pub(crate) failed: u64,
 }
 
-/// The faults of one VM.
+/// The faults of a VM.
 #[pin_data]
 pub(crate) struct FaultQueue<T: Faulting> {
     #[pin]
@@ -157,27 +161,27 @@ pub(crate) struct FaultQueue<T: Faulting> {
     failed: Atomic<u64>,
 }
 
-/// Who has to tear a VM down.
+/// Which thread has to tear the VM down.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TearDown {
     /// The caller, now.
-    Yours,
-    /// Somebody else, or nobody any more.
-    NotYours,
+    Caller,
+    /// Another thread, or none any more.
+    Other,
 }
 
-/// What [`FaultQueue::serve`] did.
+/// The result of [`FaultQueue::serve`].
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Serve {
-    whose: TearDown,
-    /// Whether there are more faults.
+struct ServeResult {
+    teardown: TearDown,
+    /// Whether more faults are pending.
     more: bool,
 }
 
 impl<T: Faulting> FaultQueue<T> {
-    /// An open queue.
+    /// Creates an open queue.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             state <- new_mutex!(
@@ -194,9 +198,9 @@ impl<T: Faulting> FaultQueue<T> {
         })
     }
 
-    /// Puts what has a fault into the queue; the caller then makes sure that a worker looks at it. If
-    /// the VM is closed, answers `ENOENT`.
-    fn submit(&self, node: KBox<Node<T>>) {
+    /// Queues a context with a fault. The caller then makes sure that a worker runs. If the VM is
+    /// closed, answers `ENOENT`.
+    fn submit(&self, node: KBox<FifoNode<T>>) {
         let mut state = self.state.lock();
         if state.is_closed() {
             drop(state);
@@ -205,11 +209,13 @@ impl<T: Faulting> FaultQueue<T> {
         state.pending.0.push_back(node);
     }
 
-    /// Has the next fault serviced and answers it. Returns none if there was none.
+    /// Services the next fault with `service` and answers it. Returns `None` if no fault is
+    /// pending.
     ///
-    /// The answer also goes to all other faults that it settles: success to those that work now, an
-    /// error to those that are the same. The caller must be the only one who services.
-    fn serve(&self, service: impl FnOnce(Fault) -> Result<Served>) -> Option<Serve> {
+    /// Also answers other pending faults: with success those that `service` resolved, and with the
+    /// same error those at the same address for the same access. At most one thread may call this
+    /// at a time.
+    fn serve(&self, service: impl FnOnce(Fault) -> Result<Serviced>) -> Option<ServeResult> {
         let fault = {
             let mut state = self.state.lock();
             if state.phase != Phase::Idle {
@@ -232,49 +238,49 @@ impl<T: Faulting> FaultQueue<T> {
             Ok(_) => Ok(()),
             Err(e) => Err(*e),
         };
-        let is_settled = |waiting: &T| {
+        let is_resolved = |waiting: &T| {
             let other = waiting.fault();
             match &result {
-                Ok(served) => served.settles(&other),
+                Ok(served) => served.resolves(&other),
                 Err(_) => other.addr == fault.addr && other.access == fault.access,
             }
         };
 
         let mut state = self.state.lock();
-        let whose = if state.phase == Phase::Closing {
+        let teardown = if state.phase == Phase::Closing {
             state.phase = Phase::Closed;
-            TearDown::Yours
+            TearDown::Caller
         } else {
             state.phase = Phase::Idle;
-            TearDown::NotYours
+            TearDown::Other
         };
         let served = state.serving.take();
-        let mut settled = state.pending.0.take_if(is_settled);
+        let mut resolved = state.pending.0.take_if(is_resolved);
         let more = !state.pending.0.is_empty();
         drop(state);
 
         if let Some(node) = served {
             T::answer(node, answer);
         }
-        while let Some(node) = settled.pop_front() {
+        while let Some(node) = resolved.pop_front() {
             T::answer(node, answer);
             self.coalesced.add(1, Relaxed);
         }
-        Some(Serve { whose, more })
+        Some(ServeResult { teardown, more })
     }
 
-    /// Whether the VM is closed.
+    /// Returns whether the VM is closed.
     pub(crate) fn is_closed(&self) -> bool {
         self.state.lock().is_closed()
     }
 
-    /// Fails all faults, present and future, also the one that is being serviced.
+    /// Fails all present and future faults, including the one in service.
     pub(crate) fn close(&self) -> TearDown {
         let mut state = self.state.lock();
-        let (phase, whose) = match state.phase {
-            Phase::Idle => (Phase::Closed, TearDown::Yours),
-            Phase::Serving => (Phase::Closing, TearDown::NotYours),
-            closed @ (Phase::Closing | Phase::Closed) => (closed, TearDown::NotYours),
+        let (phase, teardown) = match state.phase {
+            Phase::Idle => (Phase::Closed, TearDown::Caller),
+            Phase::Serving => (Phase::Closing, TearDown::Other),
+            closed @ (Phase::Closing | Phase::Closed) => (closed, TearDown::Other),
         };
         state.phase = phase;
         let pending = core::mem::replace(&mut state.pending, Pending(Fifo::new()));
@@ -285,10 +291,10 @@ impl<T: Faulting> FaultQueue<T> {
             T::answer(node, Err(ENOENT));
         }
         pending.answer(Err(ENOENT));
-        whose
+        teardown
     }
 
-    /// What happened so far.
+    /// Returns the counts.
     pub(crate) fn counts(&self) -> Counts {
         Counts {
             served: self.served.load(Relaxed),
@@ -305,29 +311,30 @@ impl<T: Faulting> State<T> {
 }
 
 impl Vm {
-    /// Has the fault serviced that `node` waits for, soon, and answered.
+    /// Queues the fault that `node` waits for.
     ///
-    /// The answer is `ENOENT` if the VM is or gets closed, or what its [service](Self::service) says.
-    pub(crate) fn fault(self: &Arc<Self>, node: KBox<Node<Execution>>) {
+    /// The answer is `ENOENT` if the VM is or gets closed, else the result of its
+    /// [service](Self::service).
+    pub(crate) fn fault(self: &Arc<Self>, node: KBox<FifoNode<Execution>>) {
         self.faults().submit(node);
         self.queue_service();
     }
 }
 
-/// Services the faults of `vm`, by `service`, until there are none, or others have waited for long enough: what
-/// its work item does.
-pub(crate) fn work(vm: &Arc<Vm>, service: impl Fn(Fault) -> Result<Served>) {
+/// Services the faults of `vm` with `service` until none is pending, or requeues the VM's work item
+/// after [`FAULTS_PER_RUN`] faults. Called by that work item.
+pub(crate) fn service_faults(vm: &Arc<Vm>, service: impl Fn(Fault) -> Result<Serviced>) {
     let service = |fault: Fault| {
         service(fault).inspect_err(|e| {
             vxe_sim::drm_dbg!(vm.dev(), "{fault:?} failed: {e:?}");
             vm.failed().add(&fault, *e);
         })
     };
-    for _ in 0..FAULTS_A_TURN {
+    for _ in 0..FAULTS_PER_RUN {
         let Some(done) = vm.faults().serve(service) else {
             return;
         };
-        if done.whose == TearDown::Yours {
+        if done.teardown == TearDown::Caller {
             vm.tear_down();
         }
         if !done.more {

@@ -1,38 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! First in, first out: a list of boxed nodes that own each other.
+//! A FIFO of boxed nodes, each of which owns the next.
 //!
-//! A node has an owner at any time: a list, or whoever took it out. So it can be in one list only,
-//! is changed without a lock by whoever has it, and nothing is allocated to put it anywhere.
+//! A node has one owner at a time: a FIFO, or the code that took it out. So a node is in one FIFO
+//! at most, its owner changes it without a lock, and moving it between FIFOs allocates nothing.
 //!
-//! Each operation takes constant time but for [`Fifo::pop_front`], which does on the average.
+//! All operations take constant time; [`Fifo::pop_front`] does so on average, and [`Fifo::take_if`]
+//! takes linear time.
 
 use kernel::prelude::*;
 
-/// What can be in a [`Fifo`].
-pub(crate) struct Node<T> {
-    next: Option<KBox<Node<T>>>,
-    /// What it is about.
+/// A node of a [`Fifo`].
+pub(crate) struct FifoNode<T> {
+    next: Option<KBox<FifoNode<T>>>,
+    /// The node's value.
     pub(crate) value: T,
 }
 
-impl<T> Node<T> {
-    /// A node in no list.
+impl<T> FifoNode<T> {
+    /// Creates a node that is in no FIFO.
     pub(crate) fn new(value: T, flags: kernel::alloc::Flags) -> Result<KBox<Self>> {
         Ok(KBox::new(Self { next: None, value }, flags)?)
     }
 }
 
-/// A list of nodes.
+/// A FIFO of nodes.
 pub(crate) struct Fifo<T> {
-    /// The first ones, in order.
-    front: Option<KBox<Node<T>>>,
-    /// Those behind them, the last one first.
-    back: Option<KBox<Node<T>>>,
+    /// The first nodes, in order.
+    front: Option<KBox<FifoNode<T>>>,
+    /// The nodes after `front`, in reverse order.
+    back: Option<KBox<FifoNode<T>>>,
 }
 
 impl<T> Fifo<T> {
-    /// An empty list.
+    /// Creates an empty FIFO.
     pub(crate) const fn new() -> Self {
         Self {
             front: None,
@@ -40,23 +41,23 @@ impl<T> Fifo<T> {
         }
     }
 
-    /// Whether there are no nodes.
+    /// Returns whether the FIFO has no nodes.
     pub(crate) fn is_empty(&self) -> bool {
         self.front.is_none() && self.back.is_none()
     }
 
-    /// Puts a node behind all others.
-    pub(crate) fn push_back(&mut self, node: KBox<Node<T>>) {
+    /// Appends a node.
+    pub(crate) fn push_back(&mut self, node: KBox<FifoNode<T>>) {
         push(&mut self.back, node);
     }
 
-    /// Puts a node before all others.
-    pub(crate) fn push_front(&mut self, node: KBox<Node<T>>) {
+    /// Prepends a node.
+    pub(crate) fn push_front(&mut self, node: KBox<FifoNode<T>>) {
         push(&mut self.front, node);
     }
 
-    /// Takes the first node out.
-    pub(crate) fn pop_front(&mut self) -> Option<KBox<Node<T>>> {
+    /// Takes the first node.
+    pub(crate) fn pop_front(&mut self) -> Option<KBox<FifoNode<T>>> {
         if self.front.is_none() {
             while let Some(node) = pop(&mut self.back) {
                 push(&mut self.front, node);
@@ -65,7 +66,7 @@ impl<T> Fifo<T> {
         pop(&mut self.front)
     }
 
-    /// Takes the nodes out of which `f` says so, in order. The others stay, in order.
+    /// Takes the nodes for which `f` returns true, in order. The other nodes stay, in order.
     pub(crate) fn take_if(&mut self, f: impl Fn(&T) -> bool) -> Self {
         let (mut taken, mut kept) = (Self::new(), Self::new());
         while let Some(node) = self.pop_front() {
@@ -82,18 +83,18 @@ impl<T> Fifo<T> {
 }
 
 impl<T> Drop for Fifo<T> {
-    /// Node by node: a node that dropped the one behind it would need stack for all of them.
+    /// Drops one node at a time: recursive drops of a long FIFO would overflow the stack.
     fn drop(&mut self) {
         while self.pop_front().is_some() {}
     }
 }
 
-fn push<T>(list: &mut Option<KBox<Node<T>>>, mut node: KBox<Node<T>>) {
+fn push<T>(list: &mut Option<KBox<FifoNode<T>>>, mut node: KBox<FifoNode<T>>) {
     node.next = list.take();
     *list = Some(node);
 }
 
-fn pop<T>(list: &mut Option<KBox<Node<T>>>) -> Option<KBox<Node<T>>> {
+fn pop<T>(list: &mut Option<KBox<FifoNode<T>>>) -> Option<KBox<FifoNode<T>>> {
     let mut node = list.take()?;
     *list = node.next.take();
     Some(node)
@@ -106,7 +107,7 @@ mod tests {
     fn list(values: &[u32]) -> Result<Fifo<u32>> {
         let mut list = Fifo::new();
         for value in values {
-            list.push_back(Node::new(*value, GFP_KERNEL)?);
+            list.push_back(FifoNode::new(*value, GFP_KERNEL)?);
         }
         Ok(list)
     }
@@ -123,8 +124,8 @@ mod tests {
         let mut fifo = list(&[1, 2, 3])?;
         assert!(!fifo.is_empty());
         assert!(fifo.pop_front().is_some_and(|node| node.value == 1));
-        fifo.push_back(Node::new(4, GFP_KERNEL)?);
-        fifo.push_front(Node::new(0, GFP_KERNEL)?);
+        fifo.push_back(FifoNode::new(4, GFP_KERNEL)?);
+        fifo.push_front(FifoNode::new(0, GFP_KERNEL)?);
         assert!(is(fifo, &[0, 2, 3, 4]));
         assert!(is(Fifo::new(), &[]));
         Ok(())
@@ -134,7 +135,7 @@ mod tests {
     fn some_are_taken_out() -> Result {
         let mut fifo = list(&[1, 2, 3, 4, 5])?;
         assert!(fifo.pop_front().is_some());
-        fifo.push_back(Node::new(6, GFP_KERNEL)?);
+        fifo.push_back(FifoNode::new(6, GFP_KERNEL)?);
         let even = fifo.take_if(|value| value % 2 == 0);
         assert!(is(even, &[2, 4, 6]) && is(fifo, &[3, 5]));
         Ok(())
@@ -144,7 +145,7 @@ mod tests {
     fn long_lists_are_dropped() -> Result {
         let mut fifo = Fifo::new();
         for value in 0..20_000u32 {
-            fifo.push_back(Node::new(value, GFP_KERNEL)?);
+            fifo.push_back(FifoNode::new(value, GFP_KERNEL)?);
         }
         drop(fifo);
         Ok(())

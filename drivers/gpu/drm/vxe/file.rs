@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An open file: the VMs and exec queues that a program made through it, by their ids.
+//! An open file: the VMs and exec queues that a program created through it, by their ids.
 //!
-//! What an id names is closed when the id goes, be it by an ioctl or with the file, and whoever else
-//! still has a reference finds it closed. VMs go before the queues that run in them: their jobs fail, also
-//! those that wait for a page which never comes.
+//! A VM or queue is closed when its id is removed, by an ioctl or with the file; later users of
+//! other references find it closed. VMs are closed before the queues that run in them: closing a VM
+//! fails its jobs, also those that wait for a page which userspace holds back.
 
 use crate::{
     check::ensure,
@@ -16,7 +16,7 @@ use crate::{
     exec_queue::ExecQueue,
     vm::{
         workers::WATCH_MS,
-        AtOnce,
+        TeardownBudget,
         Vm,
         VmIdentity, //
     }, //
@@ -54,18 +54,19 @@ use kernel_ext::{
 };
 use vxe_sim::debugfs::has_overflowed;
 
-/// The largest id; 0 is none, and ids are given out from 1.
+/// The largest id. Ids start at 1; 0 stands for none.
 const MAX_ID: usize = u32::MAX as usize;
 
 /// An open file.
 #[pin_data]
 pub(crate) struct File {
     dev: ARef<Device>,
-    /// The process that opened it.
+    /// The process that opened the file.
     pid: Pid,
-    /// What is taken out of its VMs at once when all of them go.
-    at_once: Arc<AtOnce>,
-    // Dropped before `queues`: a closed VM fails its faults, and a job ends whose fault never would.
+    /// Bounds what closing the file tears down itself of all its VMs.
+    budget: Arc<TeardownBudget>,
+    // Dropped before `queues`: closing a VM fails its faults, which ends jobs whose fault is never
+    // serviced.
     #[pin]
     vms: MapleTreeAlloc<KBox<VmId>>,
     #[pin]
@@ -76,11 +77,11 @@ impl drm::file::DriverFile for File {
     type Driver = VxeDriver;
 
     fn open(dev: &Device) -> Result<Pin<KBox<Self>>> {
-        let at_once = Arc::new(AtOnce::new(), GFP_KERNEL_ACCOUNT)?;
+        let budget = Arc::new(TeardownBudget::new(), GFP_KERNEL_ACCOUNT)?;
         KBox::pin_init(
             pin_init!(Self {
                 dev: dev.into(),
-                at_once,
+                budget,
                 pid: kernel::current!().group_leader().pid(),
                 queues <- MapleTreeAlloc::new(),
                 vms <- MapleTreeAlloc::new(),
@@ -91,23 +92,23 @@ impl drm::file::DriverFile for File {
 }
 
 impl File {
-    /// Gives a new VM an id.
+    /// Adds a VM and returns its id. Fails with `ENOMEM`.
     pub(crate) fn add_vm(&self, vm: Arc<Vm>) -> Result<u32> {
-        // From here on it is closed when it has no id.
+        // From here on, dropping the id closes the VM.
         let id = VmId {
             vm,
-            at_once: Some(self.at_once.clone()),
+            budget: Some(self.budget.clone()),
         };
         self.dev.vms.add(&id.vm, self.pid)?;
         let id = KBox::new(id, GFP_KERNEL_ACCOUNT)?;
         let id = self
             .vms
             .alloc_range(1, id, 1..=MAX_ID, GFP_KERNEL_ACCOUNT)?;
-        // CAST: Not more than `MAX_ID`.
+        // CAST: At most `MAX_ID`.
         Ok(id as u32)
     }
 
-    /// The VM with this id. Fails with `ENOENT`.
+    /// Looks up the VM with this id. Fails with `ENOENT`.
     pub(crate) fn vm(&self, id: u32) -> Result<Arc<Vm>> {
         let mut vms = self.vms.lock();
         // CAST: Widens.
@@ -115,28 +116,28 @@ impl File {
         Ok(id.vm.clone())
     }
 
-    /// Closes the VM with this id. Fails with `ENOENT`, and with `EBUSY` if its queues do not let it go.
-    /// Sleeps.
+    /// Closes the VM with this id. Fails with `ENOENT`, and with `EBUSY` for a VM without faults
+    /// that has queues. Sleeps.
     pub(crate) fn remove_vm(&self, id: u32) -> Result {
         ensure!(&*self.dev, !self.vm(id)?.is_held_by_queues(), EBUSY);
         // CAST: Widens.
         let mut id = self.vms.erase(id as usize).ok_or(ENOENT)?;
-        // It goes alone.
-        id.at_once = None;
+        // VM_DESTROY closes one VM, with a budget of its own.
+        id.budget = None;
         Ok(())
     }
 
-    /// Gives a new queue an id.
+    /// Adds a queue and returns its id. Fails with `ENOMEM`.
     pub(crate) fn add_queue(&self, queue: Arc<ExecQueue>) -> Result<u32> {
         let id = KBox::new(QueueId::new(queue), GFP_KERNEL_ACCOUNT)?;
         let id = self
             .queues
             .alloc_range(1, id, 1..=MAX_ID, GFP_KERNEL_ACCOUNT)?;
-        // CAST: Not more than `MAX_ID`.
+        // CAST: At most `MAX_ID`.
         Ok(id as u32)
     }
 
-    /// The queue with this id. Fails with `ENOENT`.
+    /// Looks up the queue with this id. Fails with `ENOENT`.
     pub(crate) fn queue(&self, id: u32) -> Result<Arc<ExecQueue>> {
         let mut queues = self.queues.lock();
         // CAST: Widens.
@@ -144,14 +145,14 @@ impl File {
         Ok(id.0.clone())
     }
 
-    /// Closes the queue with this id. Fails with `ENOENT`. Waits for the job that runs.
+    /// Closes the queue with this id. Fails with `ENOENT`. Waits until the engine leaves the queue.
     pub(crate) fn remove_queue(&self, id: u32) -> Result {
         // CAST: Widens.
         self.queues.erase(id as usize).map(drop).ok_or(ENOENT)
     }
 }
 
-/// The id of a queue.
+/// The id of a queue. Dropping it closes the queue.
 struct QueueId(Arc<ExecQueue>);
 
 impl QueueId {
@@ -172,27 +173,30 @@ impl Drop for QueueId {
     }
 }
 
-/// The id of a VM.
+/// The id of a VM. Dropping it closes the VM.
 struct VmId {
     vm: Arc<Vm>,
-    /// What is taken out at once of all VMs that go together; none of one that goes alone.
-    at_once: Option<Arc<AtOnce>>,
+    /// The budget shared by all VMs of a file that is closed; none for a VM that is destroyed
+    /// alone.
+    budget: Option<Arc<TeardownBudget>>,
 }
 
 impl Drop for VmId {
     fn drop(&mut self) {
-        match &self.at_once {
-            Some(at_once) => self.vm.close(at_once),
-            None => self.vm.close(&AtOnce::new()),
+        match &self.budget {
+            Some(budget) => self.vm.close(budget),
+            None => self.vm.close(&TeardownBudget::new()),
         }
     }
 }
 
-/// The VMs of a device that are not torn down yet: for debugfs, for the device's end, and for a look now and then
-/// for processes that are gone, as long as workers are at work.
+/// The VMs of a device that are not torn down yet.
+///
+/// debugfs shows them, unbinding closes them, and while a worker runs for one of them a delayed
+/// work checks every [`WATCH_MS`] whether its process has exited.
 #[pin_data]
 pub(crate) struct VmList {
-    /// By the [numbers](VmIdentity::number) of their identities.
+    /// By [`VmIdentity::number`].
     #[pin]
     vms: Mutex<RBTree<u64, ListedVm>>,
     queues: Arc<Queues>,
@@ -224,12 +228,12 @@ impl WorkItem for VmList {
 #[derive(Clone)]
 struct ListedVm {
     vm: Arc<Vm>,
-    /// The process that made it.
+    /// The process that created the VM.
     pid: Pid,
 }
 
 impl VmList {
-    /// An empty list. Fails with `ENOMEM`.
+    /// Creates an empty list. Fails with `ENOMEM`.
     pub(crate) fn new(queues: &Arc<Queues>) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -241,15 +245,15 @@ impl VmList {
         )
     }
 
-    /// Has the VMs looked at in a while, of which workers work for one that is open. They are flushed before
-    /// [`unwatch`](Self::unwatch).
+    /// Schedules a check of all VMs in [`WATCH_MS`]. Called by a worker that runs for an open VM.
+    /// The workers are flushed before [`unwatch`](Self::unwatch).
     pub(crate) fn watch(self: &Arc<Self>) {
         let delay = msecs_to_jiffies(WATCH_MS);
-        // If the work is queued already, it will look at all there are then.
+        // If the work is pending already, it checks all VMs that are listed when it runs.
         let _ = self.queues.work.enqueue_delayed(self.clone(), delay);
     }
 
-    /// Looks at no VM any more. None may be open, and the work must not be running.
+    /// Cancels the check. No VM may be open, and the work must not be running.
     pub(crate) fn unwatch(self: &Arc<Self>) {
         cancel_delayed(self);
     }
@@ -266,14 +270,14 @@ impl VmList {
         Ok(())
     }
 
-    /// Takes a VM out, if it is in the list.
+    /// Removes a VM, if it is listed.
     pub(crate) fn remove(&self, vm: VmIdentity) {
         let removed = self.vms.lock().remove_node(&vm.number());
-        // Maybe the last reference, whose end must not hold up others.
+        // Dropped after the unlock, as it may be the last reference to the VM.
         drop(removed);
     }
 
-    /// The first VM with a number of `number` or more, and its number.
+    /// Returns the first VM whose number is at least `number`, with its number.
     fn first_from(&self, number: u64) -> Option<(u64, ListedVm)> {
         let list = self.vms.lock();
         let cursor = list.cursor_lower_bound(&number)?;
@@ -281,28 +285,29 @@ impl VmList {
         Some((*number, listed.clone()))
     }
 
-    /// Closes all of them, and has nothing mapped for the device that goes, also of those that are closed and
-    /// whose SVM lock somebody has still. No new one may be added any more. Waits for nobody who waits for
-    /// userspace. Sleeps.
+    /// Closes all VMs and unmaps them from the device that is unbound, also closed VMs whose SVM
+    /// lock another thread still holds. The caller makes sure that no VM is added any more. Waits
+    /// for no thread that waits for userspace. Sleeps.
     pub(crate) fn close_all(&self) {
-        // Closing a VM takes its locks, so that the list's must not be held. All VMs are closed before
-        // any is unmapped, which may take long.
+        // `Vm::close()` takes locks of the VM, so the list's lock is not held. All VMs are closed
+        // before the first is unmapped, which may take long.
         let mut next = 0;
         while let Some((number, listed)) = self.first_from(next) {
-            listed.vm.close(&AtOnce::new());
+            listed.vm.close(&TeardownBudget::new());
             next = number.wrapping_add(1);
         }
         while let Some((_, listed)) = self.first_from(0) {
-            // Whoever has its SVM lock still, and so may be tearing it down, maps nothing more.
+            // Another thread may still hold the SVM lock, for tearing the VM down; it cannot map
+            // anything after this.
             listed.vm.unmap();
             self.remove(listed.vm.identity());
         }
     }
 
-    /// Prints all VMs.
+    /// Prints all VMs to debugfs.
     pub(crate) fn show(&self, m: &SeqFile) -> Result {
         let mut next = 0;
-        // Showing a VM takes its locks, so that the list's must not be held.
+        // `Vm::show()` takes locks of the VM, so the list's lock is not held.
         while let Some((number, listed)) = self.first_from(next) {
             if has_overflowed(m) || sched::check_killed().is_err() {
                 break;

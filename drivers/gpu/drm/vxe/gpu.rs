@@ -1,29 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The GPU: a model of hardware in software, and strict as hardware.
+//! The GPU: a software model of the hardware.
 //!
-//! It knows nothing of processes, VMs or ioctls. A driver gives it translations and batches, and
-//! gets faults:
+//! The GPU knows nothing of processes, VMs or ioctls. A driver provides translations and batches,
+//! and handles faults:
 //!
 //! ```text
-//!   engine         runs the commands of batches; tells the driver of faults
-//!     command        what the dwords of a batch mean
-//!   address_space  what a batch can reach: the driver maps, zaps and invalidates here
-//!     tlb            translations that were used last, until they are invalidated
+//!   engine         runs the commands of batches; reports faults to the driver
+//!     command        decodes the dwords of a batch
+//!   address_space  the memory that a batch can access: the driver maps, zaps and invalidates here
+//!     tlb            recently used translations, until they are invalidated
 //!     page_table     translations, changed in place
-//!     expected       pages whose faults were serviced, and that were not accessed yet
-//!   copy           moves memory between the device's own and the system's
+//!     expected       pages whose faults were serviced and which were not accessed since
+//!   copy           copies between the device's memory and system memory
 //! ```
 //!
-//! It reaches memory over [`vxe_sim::bus`]: the system's, by addresses that the DMA API gave out for this
-//! device, and the device's own.
+//! It accesses memory through [`vxe_sim::bus`]: system memory at DMA addresses that the DMA API
+//! mapped for this device, and the device's own memory.
 //!
-//! Nothing here tries to be forgiving. A page table entry that is gone while its translation is
-//! still in the TLB is used on; memory that was freed under a mapping is accessed, and KASAN or the
-//! bus says so; dwords that are no command stop the batch.
+//! The model does not hide driver bugs. A cleared page table entry whose translation is still in
+//! the TLB is used; memory freed under a mapping is accessed, and KASAN or the bus reports it; an
+//! invalid command stops the batch.
 //!
-//! Lock order: TLB set → page table; the node pool of a page table alone. All are spinlocks, none is
-//! held when a method returns, so a driver may call from under any lock that allows spinlocks.
+//! Lock order: TLB set → page table; the node pool of a page table nests in nothing and nothing in
+//! it. All are spinlocks, and none is held when a method returns, so a driver may call the methods
+//! under any lock that allows spinlocks.
 
 mod address_space;
 mod command;
@@ -36,8 +37,8 @@ mod tests;
 mod tlb;
 
 pub(crate) use address_space::AddressSpace;
-pub(crate) use copy::{CopyEngine, Run};
-pub(crate) use engine::{Context, EngineError, Outcome};
+pub(crate) use copy::{CopyEngine, CopyRun};
+pub(crate) use engine::{EngineContext, EngineError, Outcome};
 pub(crate) use page_table::{Access, PteFlag, PteFlags, Staged, PAGE_SIZE};
 pub(crate) use vxe_sim::bus::{
     Bus,

@@ -2,8 +2,8 @@
 
 //! The table of ioctls.
 //!
-//! The callbacks from C are in [`vxe_sim::ioctl`]. Each makes an [`Ioctl`], which fails with `ENODEV` if the
-//! device is not registered any more, and calls a function here or elsewhere in the driver.
+//! The callbacks from C are in [`vxe_sim::ioctl`]. Each creates an [`Ioctl`], which fails with
+//! `ENODEV` if the device is not registered any more, and calls the handler.
 
 mod context;
 
@@ -42,9 +42,9 @@ vxe_sim::drm_ioctls! {
     DRM_XE_VM_GET_PROPERTY: IOWR<drm_xe_vm_get_property>, vm::property::ioctl;
 }
 
-/// `DRM_IOCTL_XE_OBSERVATION`: there is nothing to observe.
+/// `DRM_IOCTL_XE_OBSERVATION`: the device has no observation streams.
 ///
-/// Fails with `ENODEV` for what xe can observe, with `EINVAL` for what it cannot.
+/// Fails with `ENODEV` for the types that xe has, and with `EINVAL` for others.
 fn observation_ioctl(
     ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_observation_param,

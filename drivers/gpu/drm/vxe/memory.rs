@@ -1,27 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The device's memory as a place where pages of processes live.
+//! Placement of process pages in the device's memory.
 //!
-//! A [`DeviceMemory`] describes it to the kernel. It is made when a VM needs it first, and waits in a cache
-//! when no VM has it. What one migration brings is a block; blocks are kept in the order in which they
-//! came ([`residents`]), and the oldest go back to system memory when room is wanted.
+//! A [`DeviceMemory`] describes the memory to the gpusvm core. The first VM that needs it creates
+//! it; without users it waits in a cache. Each migration to the device allocates a block. The
+//! blocks are listed in the order of their arrival ([`residents`]), and an allocation that finds no
+//! room evicts the oldest ones to system memory.
 //!
-//! It is charged to the dmem cgroup of the process whose pages are there, or which makes a buffer
-//! ([`charge`]). A cgroup that is at its limit has its own blocks make way.
+//! The memory is charged to the dmem cgroup of the process whose pages are migrated, or which
+//! creates a buffer ([`charge`]). An allocation of a cgroup at its limit evicts blocks of that
+//! cgroup.
 //!
-//! Before the device is unbound all blocks go, and no new one comes: processes lose nothing.
+//! Unbind evicts all blocks and refuses new ones, so that processes lose no data.
 //!
 //! # Locking
 //!
-//! The locks here are taken by migrations and CPU faults, under the mmap lock of some process. Under
-//! them nothing sleeps, and no memory is allocated but under that of the cache's lookup.
+//! Migrations and CPU faults take the locks of this module under the mmap lock of a process. Their
+//! holders do not sleep, and allocate no memory, except for the cache's lookup under the cache's
+//! lock.
 //!
-//! A migration that finds no room at once lets its pages and that lock go, and has room made then
+//! A migration that finds no room at once unlocks its pages and the mmap lock before it makes room
 //! ([`Provider::allocate`](provider::Provider::allocate)).
 
-mod advance;
 mod charge;
 mod local;
+mod precharge;
 mod residents;
 
 use crate::{
@@ -30,8 +33,6 @@ use crate::{
     stats::Stat,
     vram::Vram, //
 };
-pub(crate) use advance::Advance;
-use advance::Advances;
 use charge::Limits;
 #[cfg(CONFIG_KUNIT = "y")]
 use core::cell::Cell;
@@ -85,45 +86,47 @@ use kernel_ext::{
 };
 pub(crate) use local::target;
 use local::Local;
+pub(crate) use precharge::Precharge;
+use precharge::Precharges;
 use residents::Residents;
 use vxe_sim::port::Port;
 
-/// The device's memory, as the kernel knows it. A counted reference.
+/// The pagemap of the device's memory, refcounted.
 pub(crate) type DeviceMemory = provider::DeviceMemory<Local>;
 
-/// Addresses in the memory of the device that uses them.
+/// Protocol of addresses in the mapping device's own memory.
 pub(crate) const OWN: Protocol = Protocol::driver(0);
 
-/// Addresses on the fabric, in the memory of another device.
+/// Protocol of addresses on the fabric, in the memory of another device.
 pub(crate) const PEER: Protocol = Protocol::driver(1);
 
-/// How long an unbinding waits for blocks that somebody works on, in milliseconds.
+/// How long unbind waits for blocks that other threads are using, in milliseconds.
 const CLOSE_MS: u32 = 10_000;
 
-/// Why something cannot be had.
-enum Short<W> {
-    /// There is not enough left of something.
-    Of(W),
-    /// Another reason.
-    Not(Error),
+/// Why an attempt to allocate failed.
+enum Shortage<W> {
+    /// There is not enough left of this resource.
+    OutOf(W),
+    /// Any other error.
+    Failed(Error),
 }
 
-/// Has something by `attempt`, and what it is short of made room for by `evict`, which has one block after
-/// the other go, and returns none when there is no more.
+/// Calls `attempt` until it succeeds, with a call to `evict` after each shortage. `evict` evicts
+/// one block, and returns `None` if there is no further candidate.
 ///
-/// A block that cannot go, whatever has become of its owner, is passed by for the next. Only system memory
-/// is what they all need: without it this fails with `ENOMEM`. It fails with `ENOSPC` when nothing is left
-/// that could go, and with `EINTR` for a caller who is killed.
+/// A block that cannot be evicted is skipped, whatever the error, except `ENOMEM`: every eviction
+/// needs system memory, so `make_room()` fails with it. Fails also with `ENOSPC` without a further
+/// candidate, and with `EINTR` if the caller is killed.
 fn make_room<T, W>(
-    mut attempt: impl FnMut() -> Result<T, Short<W>>,
+    mut attempt: impl FnMut() -> Result<T, Shortage<W>>,
     mut evict: impl FnMut(W) -> Option<Result<u64>>,
 ) -> Result<T> {
     loop {
         sched::check_killed()?;
         let short = match attempt() {
             Ok(done) => return Ok(done),
-            Err(Short::Not(e)) => return Err(e),
-            Err(Short::Of(what)) => what,
+            Err(Shortage::Failed(e)) => return Err(e),
+            Err(Shortage::OutOf(what)) => what,
         };
         match evict(short) {
             None => return Err(ENOSPC),
@@ -133,27 +136,27 @@ fn make_room<T, W>(
     }
 }
 
-/// A device's memory; there may be none.
+/// A device's own memory, if the device has any.
 #[pin_data]
 pub(crate) struct LocalMemory {
     vram: Option<Arc<Vram>>,
     port: Arc<Port>,
-    /// From when the device is made until it is unbound.
+    /// Set from the creation of the device until its unbind.
     #[pin]
     cache: Mutex<Option<DeviceMemoryCache<Local>>>,
-    /// What it is charged to; as long.
+    /// The dmem region that the memory is charged to. Set as long as the cache is.
     #[pin]
     region: Mutex<Option<Registration<Limits>>>,
-    /// What others find it by; as long.
+    /// The entry by which other devices find the memory. Set as long as the cache is.
     #[pin]
     in_registry: Mutex<Option<registry::Registration>>,
     #[pin]
     residents: Residents,
     #[pin]
-    advances: Advances,
+    precharges: Precharges,
 }
 
-/// The memory, for other devices. It keeps the device, until the offer ends.
+/// The memory as other devices open it. Holds a reference to the device until it is unregistered.
 struct Shared(ARef<Device>);
 
 impl Regions for Shared {
@@ -167,7 +170,7 @@ impl Regions for Shared {
 }
 
 impl LocalMemory {
-    /// The memory of a device that is on the fabric at `port`.
+    /// Creates the memory of a device at `port` of the fabric.
     pub(crate) fn new(vram: Option<Arc<Vram>>, port: Arc<Port>) -> impl PinInit<Self> {
         pin_init!(Self {
             vram,
@@ -176,12 +179,12 @@ impl LocalMemory {
             region <- new_mutex!(None, "LocalMemory::region"),
             in_registry <- new_mutex!(None, "LocalMemory::in_registry"),
             residents <- Residents::new(),
-            advances <- Advances::new(),
+            precharges <- Precharges::new(),
         })
     }
 
-    /// Makes it ready for VMs, and for other devices. To be called once, before there are any; then,
-    /// unless it fails, [`close`](Self::close) has to be. Fails with `ENOMEM`.
+    /// Makes the memory available to VMs and to other devices. The caller calls this once, before
+    /// it creates a VM, and [`close`](Self::close) later if this succeeded. Fails with `ENOMEM`.
     pub(crate) fn open(&self, parent: &device::Device<Bound>, dev: &Device) -> Result {
         if let Some(vram) = &self.vram {
             let drm = DrmDevice::of(dev);
@@ -190,7 +193,7 @@ impl LocalMemory {
             let shared = KBox::new(Shared(dev.into()), GFP_KERNEL)?;
             let in_registry = registry::Registration::new(drm, shared)?;
             let region = charge::register(parent, dev, vram)?;
-            // Both of these keep the device, until `close()`.
+            // These two hold references to the device until `close()`.
             *self.in_registry.lock() = Some(in_registry);
             *self.region.lock() = Some(region);
             *self.cache.lock() = Some(cache);
@@ -198,14 +201,15 @@ impl LocalMemory {
         Ok(())
     }
 
-    /// The owner that pages have which this device reaches where they are.
+    /// Returns the owner of all pages that this device can access in place.
     pub(crate) fn owner(&self) -> OwnerId {
         self.port.owner()
     }
 
-    /// The memory, in use as long as the result is kept; none if there is none.
+    /// Returns the device's pagemap, which stays in use while the caller holds the result; `None`
+    /// for a device without memory.
     ///
-    /// Fails with `ENODEV` if the device is gone, `EINTR` if a signal comes first, `ENOMEM`. Sleeps.
+    /// Fails with `ENODEV` after unbind, `EINTR` if a signal is pending, `ENOMEM`. Sleeps.
     pub(crate) fn pagemap(&self, dev: &Device) -> Result<Option<DeviceMemory>> {
         let Some(vram) = &self.vram else {
             return Ok(None);
@@ -219,11 +223,11 @@ impl LocalMemory {
         Ok(Some(pagemap))
     }
 
-    /// Charges by `attempt`. When a limit is hit, old blocks of those below it go to system memory, one
-    /// after the other, until there is room. With `any`, also those that came just now.
+    /// Charges memory with `attempt`. At a limit, evicts the oldest blocks charged below that
+    /// limit, one at a time, until the charge fits. With `any`, also blocks that arrived just now.
     ///
-    /// Fails with `ENOSPC` when nothing more can go, with `ENODEV` when the device is gone, `ENOMEM` when
-    /// there is no system memory for what goes, `EINTR` for a caller who is killed, and as `attempt` does.
+    /// Fails with `ENOSPC` if no block is left to evict, `ENODEV` after unbind, `ENOMEM` without
+    /// system memory for an eviction, `EINTR` if the caller is killed, and as `attempt` does.
     /// Sleeps.
     pub(crate) fn charge(
         &self,
@@ -239,38 +243,39 @@ impl LocalMemory {
         make_room(
             || {
                 attempt(&region).map_err(|refused| match refused {
-                    Refused::Limit(limit) => Short::Of(limit),
-                    Refused::Failed(e) => Short::Not(e),
+                    Refused::Limit(limit) => Shortage::OutOf(limit),
+                    Refused::Failed(e) => Shortage::Failed(e),
                 })
             },
             |limit| self.evict_next(dev, newest, any, Want::Limit(&limit)),
         )
     }
 
-    /// Charges the process that `mm` is of for `bytes`, of which what the calling thread moves until the
-    /// result is dropped takes what it needs. None if that is left to the time when it is known: to a thread
-    /// of the process itself, or where not all of it can be had.
+    /// Charges the process of `mm` for `bytes` before the calling thread migrates pages of that
+    /// process. Migrations by this thread take their charge from the result until it is dropped.
+    /// Returns `None` if the migration has to charge by itself: when the caller is a thread of the
+    /// process, and when the limit does not allow all of `bytes`.
     ///
-    /// Fails as [`charge`](Self::charge) and [`dmem::charge`] do. Sleeps; to be called before pages or
-    /// locks of the process are taken.
-    pub(crate) fn advance(
+    /// Fails as [`charge`](Self::charge) and [`dmem::charge`] do. Sleeps; the caller must hold no
+    /// pages or locks of the process.
+    pub(crate) fn precharge(
         &self,
         dev: &Device,
         mm: &Mm,
         bytes: usize,
-    ) -> Result<Option<Advance<'_>>> {
+    ) -> Result<Option<Precharge<'_>>> {
         if sched::is_thread_of(mm) {
             return Ok(None);
         }
         let pages = u32::try_from(bytes / PAGE_SIZE)?;
         match self.charge(dev, false, |region| dmem::charge(mm, region, pages)) {
-            Ok(charge) => self.advances.put(charge).map(Some),
+            Ok(charge) => self.precharges.put(charge).map(Some),
             Err(ENOSPC) => Ok(None),
             Err(e) => Err(e),
         }
     }
 
-    /// Charges a process that the calling thread is one of, if it is, and if its limits allow that.
+    /// Charges the process of `mm` if the caller is a thread of it and the limits allow that.
     fn try_charge_own(&self, mm: &Mm, pages: u32) -> Option<Charge> {
         if !sched::is_thread_of(mm) {
             return None;
@@ -279,12 +284,12 @@ impl LocalMemory {
         region.try_charge_pages(pages).ok()
     }
 
-    /// Allocates what is charged as `charge` by `attempt`, which fails with `ENOSPC` when there is no
-    /// room: then old blocks go to system memory, one after the other, until there is. With `any`, also
-    /// those that came just now.
+    /// Allocates memory that is charged as `charge` with `attempt`, which fails with `ENOSPC` if
+    /// there is no room. In this case evicts the oldest blocks, one at a time, until `attempt`
+    /// succeeds. With `any`, also blocks that arrived just now.
     ///
-    /// Fails with `ENOSPC` when nothing more can go, `ENOMEM` when there is no system memory for it
-    /// either, `EINTR` for a caller who is killed, and as `attempt` does. Sleeps.
+    /// Fails with `ENOSPC` if no block is left to evict, `ENOMEM` without system memory for an
+    /// eviction, `EINTR` if the caller is killed, and as `attempt` does. Sleeps.
     pub(crate) fn make_room<T>(
         &self,
         dev: &Device,
@@ -296,17 +301,17 @@ impl LocalMemory {
         make_room(
             || {
                 attempt().map_err(|e| match e {
-                    ENOSPC => Short::Of(()),
-                    e => Short::Not(e),
+                    ENOSPC => Shortage::OutOf(()),
+                    e => Shortage::Failed(e),
                 })
             },
             |()| self.evict_next(dev, newest, any, Want::Room(charge)),
         )
     }
 
-    /// Has the oldest block that is not newer than `newest` go to system memory, of those that have to
-    /// give way to who wants it; none if there is no such block. Returns how many bytes are free for that.
-    /// Fails as [`Block::evict`](provider::Block::evict) does.
+    /// Evicts the oldest block up to number `newest` that `want` allows to take, to system memory.
+    /// Returns the number of bytes freed, or `None` without such a block. Fails as
+    /// [`Block::evict`](provider::Block::evict) does.
     fn evict_next(
         &self,
         dev: &Device,
@@ -341,8 +346,8 @@ impl LocalMemory {
         Some(done.map(|()| kib * 1024))
     }
 
-    /// Brings all that is there back to system memory, for good: nothing comes there any more. Waits
-    /// for what is on its way. The device must be bound still.
+    /// Evicts all blocks to system memory and refuses new ones. Waits for migrations that are under
+    /// way. The device must still be bound.
     pub(crate) fn close(&self, dev: &Device) {
         let in_registry = self.in_registry.lock().take();
         drop(in_registry);
@@ -371,15 +376,15 @@ impl LocalMemory {
 mod tests {
     use super::*;
 
-    /// Allocates where there is room for `first` more, or when one of the blocks has gone. Returns what
-    /// comes of it, and how many blocks are left.
+    /// Allocates where there is room at the `first` attempt, or after one of `blocks` could be
+    /// evicted. Returns the result, and how many blocks are left.
     fn allocate(first: bool, blocks: &[Result]) -> (Result, usize) {
         let room = Cell::new(first);
         let mut blocks = blocks.iter();
         let result = make_room(
             || match room.get() {
                 true => Ok(()),
-                false => Err(Short::Of("room")),
+                false => Err(Shortage::OutOf("room")),
             },
             |what| {
                 assert_eq!(what, "room");
@@ -398,7 +403,7 @@ mod tests {
         assert_eq!(allocate(false, &[]), (Err(ENOSPC), 0));
     }
 
-    /// A dying owner, say.
+    /// A block of a dying process, for example.
     #[test]
     fn a_block_that_cannot_go_is_passed_by() {
         for error in [EBUSY, EFAULT, EIO, EAGAIN, ENODEV, EINVAL] {
@@ -416,7 +421,7 @@ mod tests {
     #[test]
     fn other_errors_of_the_allocation_evict_nothing() {
         let result = make_room(
-            || Err::<(), Short<()>>(Short::Not(ENODEV)),
+            || Err::<(), Shortage<()>>(Shortage::Failed(ENODEV)),
             |()| Some(Err(EINVAL)),
         );
         assert_eq!(result, Err(ENODEV));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How many objects of each kind a device has, for debugfs: from when one is made until it is freed,
-//! whoever knows of it. What leaks is counted for ever.
+//! Counts of a device's objects, for debugfs. An object is counted from its creation until it is
+//! freed, so a leak shows as a count that never goes down.
 
 use kernel::{
     prelude::*,
@@ -18,9 +18,9 @@ use kernel::{
     }, //
 };
 
-/// What is counted.
+/// A kind of object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum ObjectKind {
     /// VMs.
     Vm,
     /// Exec queues.
@@ -29,7 +29,7 @@ pub(crate) enum Kind {
     Buffer,
 }
 
-/// The numbers of a device's objects.
+/// Counts the objects of a device.
 pub(crate) struct Objects {
     vms: Atomic<usize>,
     queues: Atomic<usize>,
@@ -37,7 +37,7 @@ pub(crate) struct Objects {
 }
 
 impl Objects {
-    /// None of any kind. Fails with `ENOMEM`.
+    /// Creates counters that are zero. Fails with `ENOMEM`.
     pub(crate) fn new() -> Result<Arc<Self>> {
         let none = Self {
             vms: Atomic::new(0),
@@ -47,16 +47,16 @@ impl Objects {
         Ok(Arc::new(none, GFP_KERNEL)?)
     }
 
-    fn of(&self, kind: Kind) -> &Atomic<usize> {
+    fn of(&self, kind: ObjectKind) -> &Atomic<usize> {
         match kind {
-            Kind::Vm => &self.vms,
-            Kind::Queue => &self.queues,
-            Kind::Buffer => &self.buffers,
+            ObjectKind::Vm => &self.vms,
+            ObjectKind::Queue => &self.queues,
+            ObjectKind::Buffer => &self.buffers,
         }
     }
 
-    /// One more object, which keeps the result.
-    pub(crate) fn count(self: &Arc<Self>, kind: Kind) -> Counted {
+    /// Counts one more object, until the result is dropped.
+    pub(crate) fn count(self: &Arc<Self>, kind: ObjectKind) -> Counted {
         self.of(kind).add(1, Relaxed);
         Counted {
             objects: self.clone(),
@@ -72,10 +72,10 @@ impl Objects {
     }
 }
 
-/// An object that is counted; dropped, it is not any more.
+/// Counts one object until it is dropped.
 pub(crate) struct Counted {
     objects: Arc<Objects>,
-    kind: Kind,
+    kind: ObjectKind,
 }
 
 impl Drop for Counted {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! DEVICE_QUERY: what the device is.
+//! DEVICE_QUERY: the properties of the device.
 //!
-//! A program asks twice: first with size 0, to learn the size of the answer, then with a buffer of
-//! exactly that size.
+//! A program calls it twice: with size 0, which returns the size of the reply, and then with a
+//! buffer of exactly that size.
 
 use crate::{
     check::ensure,
@@ -26,44 +26,44 @@ use kernel::{
 };
 use vxe_sim::sysinfo::Clock;
 
-/// The clock of the GT, in Hz: as on the device that this one looks like.
+/// The reference clock of the GT in Hz, that of a Battlemage G21.
 const REFERENCE_CLOCK: u32 = 19_200_000;
 
 /// The graphics IP of the GT: Xe2.
 const IP_VERSION: (u16, u16, u16) = (20, 1, 4);
 
-/// The bytes of a mask of subslices, as xe has it. There are none, in a GPU that only copies.
+/// The size of a mask of subslices in xe, in bytes. The device has no subslices, as it only copies.
 const DSS_MASK: [u8; 16] = [0; 16];
-/// The bytes of a mask of execution units in a subslice.
+/// The size of a mask of execution units in a subslice, in bytes.
 const EU_MASK: [u8; 8] = [0; 8];
 
-/// An answer in the making.
+/// A reply that is being built.
 #[derive(Default)]
-struct Answer(KVec<u8>);
+struct Reply(KVec<u8>);
 
-impl Answer {
-    /// Puts a value behind what is there.
+impl Reply {
+    /// Appends a value. Fails with `ENOMEM`.
     fn push<T: AsBytes>(&mut self, value: &T) -> Result {
         Ok(self.0.extend_from_slice(value.as_bytes(), GFP_KERNEL)?)
     }
 
-    /// The count that many answers begin with.
+    /// Appends the count that many replies begin with, and its padding.
     fn push_count(&mut self, count: u32) -> Result {
         self.push(&count)?;
         self.push(&0u32)
     }
 
-    /// Tells the size, or copies the answer out.
+    /// Returns the size in `query`, or copies the reply to userspace.
     ///
-    /// Fails with `EINVAL` unless the buffer has that size, and with `fault` unless it can be
-    /// written.
-    fn give(
+    /// Fails with `EINVAL` unless the buffer has exactly the size of the reply, and with `fault`
+    /// if it cannot be written.
+    fn send(
         self,
         ioctl: &mut Ioctl<'_>,
         query: &mut uapi::drm_xe_device_query,
         fault: Error,
     ) -> Result {
-        if tell_size(ioctl.dev(), query, self.0.len())? {
+        if report_size(ioctl.dev(), query, self.0.len())? {
             return Ok(());
         }
         ioctl
@@ -73,10 +73,10 @@ impl Answer {
     }
 }
 
-/// Tells the size of an answer, if that is what is asked; then it is all, and the result is true.
+/// Stores the size of a reply in `query` if userspace asked for it, and returns whether it did.
 ///
-/// Fails with `EINVAL` if the size is another.
-fn tell_size(dev: &Device, query: &mut uapi::drm_xe_device_query, size: usize) -> Result<bool> {
+/// Fails with `EINVAL` if userspace passed another size.
+fn report_size(dev: &Device, query: &mut uapi::drm_xe_device_query, size: usize) -> Result<bool> {
     let size = u32::try_from(size)?;
     let asked = query.size == 0;
     if asked {
@@ -88,23 +88,23 @@ fn tell_size(dev: &Device, query: &mut uapi::drm_xe_device_query, size: usize) -
 
 /// `DRM_IOCTL_XE_DEVICE_QUERY`.
 ///
-/// Fails with `EINVAL`; with `EFAULT` (`ENOSPC` for memory regions, as with xe) for a bad buffer; and
-/// with `ENODEV` for what this device has not: firmware, protected content and sampling.
+/// Fails with `EINVAL`; with `EFAULT` for a bad buffer (`ENOSPC` for memory regions, as in xe); and
+/// with `ENODEV` for firmware, protected content and sampling, which the device does not have.
 pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query) -> Result<u32> {
     let dev = ioctl.dev();
     ensure!(dev, query.extensions == 0, EINVAL);
     ensure!(dev, query.reserved == [0; 2], EINVAL);
     match query.query {
-        uapi::DRM_XE_DEVICE_QUERY_ENGINES => engines()?.give(ioctl, query, EFAULT)?,
-        uapi::DRM_XE_DEVICE_QUERY_MEM_REGIONS => mem_regions(dev)?.give(ioctl, query, ENOSPC)?,
-        uapi::DRM_XE_DEVICE_QUERY_CONFIG => config(dev)?.give(ioctl, query, EFAULT)?,
-        uapi::DRM_XE_DEVICE_QUERY_GT_LIST => gt_list(dev)?.give(ioctl, query, EFAULT)?,
-        // A table of the firmware's, which is empty.
-        uapi::DRM_XE_DEVICE_QUERY_HWCONFIG => Answer::default().give(ioctl, query, EFAULT)?,
-        uapi::DRM_XE_DEVICE_QUERY_GT_TOPOLOGY => gt_topology()?.give(ioctl, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_ENGINES => engines()?.send(ioctl, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_MEM_REGIONS => mem_regions(dev)?.send(ioctl, query, ENOSPC)?,
+        uapi::DRM_XE_DEVICE_QUERY_CONFIG => config(dev)?.send(ioctl, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_GT_LIST => gt_list(dev)?.send(ioctl, query, EFAULT)?,
+        // The table of the firmware, which is empty.
+        uapi::DRM_XE_DEVICE_QUERY_HWCONFIG => Reply::default().send(ioctl, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_GT_TOPOLOGY => gt_topology()?.send(ioctl, query, EFAULT)?,
         uapi::DRM_XE_DEVICE_QUERY_ENGINE_CYCLES => engine_cycles(ioctl, query)?,
         uapi::DRM_XE_DEVICE_QUERY_UC_FW_VERSION => uc_fw_version(ioctl, query)?,
-        uapi::DRM_XE_DEVICE_QUERY_OA_UNITS => oa_units()?.give(ioctl, query, EFAULT)?,
+        uapi::DRM_XE_DEVICE_QUERY_OA_UNITS => oa_units()?.send(ioctl, query, EFAULT)?,
         uapi::DRM_XE_DEVICE_QUERY_PXP_STATUS | uapi::DRM_XE_DEVICE_QUERY_EU_STALL => {
             return Err(ENODEV);
         }
@@ -116,11 +116,11 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query
     Ok(0)
 }
 
-/// The engines: one, that copies.
-fn engines() -> Result<Answer> {
-    let mut answer = Answer::default();
-    answer.push_count(1)?;
-    answer.push(&uapi::drm_xe_engine {
+/// The engines: one copy engine.
+fn engines() -> Result<Reply> {
+    let mut reply = Reply::default();
+    reply.push_count(1)?;
+    reply.push(&uapi::drm_xe_engine {
         instance: uapi::drm_xe_engine_class_instance {
             // CAST: The uAPI's field has 16 bits for its few classes.
             engine_class: uapi::DRM_XE_ENGINE_CLASS_COPY as u16,
@@ -128,15 +128,15 @@ fn engines() -> Result<Answer> {
         },
         ..Default::default()
     })?;
-    Ok(answer)
+    Ok(reply)
 }
 
 /// The memory regions, by number.
-fn mem_regions(dev: &Device) -> Result<Answer> {
-    let mut answer = Answer::default();
-    answer.push_count(u32::try_from(dev.regions.iter().count())?)?;
+fn mem_regions(dev: &Device) -> Result<Reply> {
+    let mut reply = Reply::default();
+    reply.push_count(u32::try_from(dev.regions.iter().count())?)?;
     for (instance, region) in dev.regions.iter().enumerate() {
-        answer.push(&uapi::drm_xe_mem_region {
+        reply.push(&uapi::drm_xe_mem_region {
             mem_class: region.kind().class(),
             instance: u16::try_from(instance)?,
             min_page_size: region.min_page_size(),
@@ -147,18 +147,18 @@ fn mem_regions(dev: &Device) -> Result<Answer> {
             ..Default::default()
         })?;
     }
-    Ok(answer)
+    Ok(reply)
 }
 
-/// The numbers that describe the device.
-fn config(dev: &Device) -> Result<Answer> {
+/// The configuration of the device.
+fn config(dev: &Device) -> Result<Reply> {
     let mut flags = uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_LOW_LATENCY
         | uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_CPU_ADDR_MIRROR
         | uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_NO_COMPRESSION_HINT;
     if dev.regions.has_vram() {
         flags |= uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_VRAM;
     }
-    // In the order of the uAPI's numbers.
+    // In the order of the uAPI's indices.
     let info: [u64; 5] = [
         u64::from(DEVICE_ID) | u64::from(REVISION) << 16,
         u64::from(flags),
@@ -166,21 +166,21 @@ fn config(dev: &Device) -> Result<Answer> {
         u64::from(VA_BITS),
         max_priority(),
     ];
-    let mut answer = Answer::default();
-    answer.push_count(info.len() as u32)?;
-    answer.push(&info)?;
-    Ok(answer)
+    let mut reply = Reply::default();
+    reply.push_count(info.len() as u32)?;
+    reply.push(&info)?;
+    Ok(reply)
 }
 
 /// The GTs: one.
-fn gt_list(dev: &Device) -> Result<Answer> {
+fn gt_list(dev: &Device) -> Result<Reply> {
     let near = match dev.regions.has_vram() {
         true => dev.regions.mask() & !(1 << region::SYSTEM),
         false => 1 << region::SYSTEM,
     };
-    let mut answer = Answer::default();
-    answer.push_count(1)?;
-    answer.push(&uapi::drm_xe_gt {
+    let mut reply = Reply::default();
+    reply.push_count(1)?;
+    reply.push(&uapi::drm_xe_gt {
         // CAST: The uAPI's field has 16 bits for its few types.
         type_: uapi::DRM_XE_QUERY_GT_TYPE_MAIN as u16,
         reference_clock: REFERENCE_CLOCK,
@@ -191,41 +191,41 @@ fn gt_list(dev: &Device) -> Result<Answer> {
         ip_ver_rev: IP_VERSION.2,
         ..Default::default()
     })?;
-    Ok(answer)
+    Ok(reply)
 }
 
 /// The subslices and execution units of the GT.
-fn gt_topology() -> Result<Answer> {
-    let mut answer = Answer::default();
+fn gt_topology() -> Result<Reply> {
+    let mut reply = Reply::default();
     for (kind, mask) in [
         (uapi::DRM_XE_TOPO_DSS_GEOMETRY, &DSS_MASK[..]),
         (uapi::DRM_XE_TOPO_DSS_COMPUTE, &DSS_MASK[..]),
         (uapi::DRM_XE_TOPO_SIMD16_EU_PER_DSS, &EU_MASK[..]),
     ] {
-        answer.push(&uapi::drm_xe_query_topology_mask {
+        reply.push(&uapi::drm_xe_query_topology_mask {
             // CAST: The uAPI's field has 16 bits for its few types.
             type_: kind as u16,
             num_bytes: u32::try_from(mask.len())?,
             ..Default::default()
         })?;
-        answer.0.extend_from_slice(mask, GFP_KERNEL)?;
+        reply.0.extend_from_slice(mask, GFP_KERNEL)?;
     }
-    Ok(answer)
+    Ok(reply)
 }
 
-/// The units for observation: none.
-fn oa_units() -> Result<Answer> {
-    let mut answer = Answer::default();
-    answer.push(&0u64)?;
-    answer.push_count(0)?;
-    Ok(answer)
+/// The observation units: none.
+fn oa_units() -> Result<Reply> {
+    let mut reply = Reply::default();
+    reply.push(&0u64)?;
+    reply.push_count(0)?;
+    Ok(reply)
 }
 
-/// The time of an engine, beside that of a CPU clock of the caller's choice.
+/// The timestamp of an engine, with that of the CPU clock that the caller names.
 fn engine_cycles(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query) -> Result {
     let dev = ioctl.dev();
     let size = size_of::<uapi::drm_xe_query_engine_cycles>();
-    if tell_size(dev, query, size)? {
+    if report_size(dev, query, size)? {
         return Ok(());
     }
     let mut cycles: uapi::drm_xe_query_engine_cycles = ioctl.read(query.data)?;
@@ -238,24 +238,24 @@ fn engine_cycles(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query) -
     let before = Clock::Monotonic.now_ns();
     let cpu = clock.now_ns();
     let delta = Clock::Monotonic.now_ns().saturating_sub(before);
-    // The engine counts since the system booted.
+    // The engine counts from boot.
     let (seconds, ns) = (before / NSEC_PER_SEC, before % NSEC_PER_SEC);
     let clock = i64::from(REFERENCE_CLOCK);
     let engine = seconds.saturating_mul(clock) + ns * clock / NSEC_PER_SEC;
     cycles.width = 64;
-    // CAST: Times since the epoch of a clock are positive.
+    // CAST: The clocks are not negative.
     cycles.engine_cycles = engine as u64;
     cycles.cpu_timestamp = cpu as u64;
     cycles.cpu_delta = delta as u64;
     ioctl.write(query.data, &cycles)
 }
 
-/// The version of firmware, of which there is none.
+/// The version of a firmware; the device has none.
 fn uc_fw_version(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query) -> Result {
     let dev = ioctl.dev();
     const GUC: u32 = uapi::XE_QUERY_UC_TYPE_GUC_SUBMISSION;
     const HUC: u32 = uapi::XE_QUERY_UC_TYPE_HUC;
-    if tell_size(dev, query, size_of::<uapi::drm_xe_query_uc_fw_version>())? {
+    if report_size(dev, query, size_of::<uapi::drm_xe_query_uc_fw_version>())? {
         return Ok(());
     }
     let version: uapi::drm_xe_query_uc_fw_version = ioctl.read(query.data)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The memory regions of a device: what there is, and how much of it is used.
+//! The memory regions of a device and their usage.
 
 use crate::{
     uapi,
@@ -19,28 +19,28 @@ use kernel::{
 };
 use vxe_sim::sysinfo;
 
-/// The number of system memory, in [`Regions`] and in the uAPI.
+/// The instance of system memory, in [`Regions`] and in the uAPI.
 pub(crate) const SYSTEM: usize = 0;
 
-/// The number of the device's own memory, in both as well, on a device that has any.
+/// The instance of the device's own memory, if it has any, in [`Regions`] and in the uAPI.
 pub(crate) const VRAM: usize = 1;
 
-/// Where a region's memory is.
+/// The kind of a region's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum RegionKind {
     /// The system's memory.
     System,
-    /// The device's own.
+    /// The device's own memory.
     Vram,
 }
 
-impl Kind {
-    /// The uAPI's class of such a region.
+impl RegionKind {
+    /// Returns the region's class in the uAPI.
     pub(crate) fn class(self) -> u16 {
         match self {
             // CAST: The uAPI's field has 16 bits for its few classes.
-            Kind::System => uapi::drm_xe_memory_class_DRM_XE_MEM_REGION_CLASS_SYSMEM as u16,
-            Kind::Vram => uapi::drm_xe_memory_class_DRM_XE_MEM_REGION_CLASS_VRAM as u16,
+            RegionKind::System => uapi::drm_xe_memory_class_DRM_XE_MEM_REGION_CLASS_SYSMEM as u16,
+            RegionKind::Vram => uapi::drm_xe_memory_class_DRM_XE_MEM_REGION_CLASS_VRAM as u16,
         }
     }
 }
@@ -49,20 +49,20 @@ impl Kind {
 pub(crate) enum Region {
     /// The system's memory.
     System(Arc<System>),
-    /// The device's own.
+    /// The device's own memory.
     Vram(Arc<Vram>),
 }
 
-/// The system's memory, as far as buffer objects use it.
+/// The system memory that buffer objects may use.
 pub(crate) struct System {
-    /// In bytes.
+    /// The limit, in bytes.
     total: u64,
-    /// What pages of buffer objects take, in bytes; not more than `total`.
+    /// The bytes that pages of buffer objects use; at most `total`.
     used: Atomic<u64>,
 }
 
 impl Region {
-    /// The system's memory. Objects may have three quarters of it, as with xe, in whole pages.
+    /// The system memory region: three quarters of RAM, as in xe, in whole pages.
     fn system() -> Result<Self> {
         // CAST: Widens.
         let page = PAGE_SIZE as u64;
@@ -73,15 +73,15 @@ impl Region {
         Ok(Self::System(Arc::new(system, GFP_KERNEL)?))
     }
 
-    /// Where the memory is.
-    pub(crate) fn kind(&self) -> Kind {
+    /// Returns the kind of memory.
+    pub(crate) fn kind(&self) -> RegionKind {
         match self {
-            Self::System(_) => Kind::System,
-            Self::Vram(_) => Kind::Vram,
+            Self::System(_) => RegionKind::System,
+            Self::Vram(_) => RegionKind::Vram,
         }
     }
 
-    /// Its size in bytes.
+    /// Returns the size in bytes.
     pub(crate) fn total(&self) -> u64 {
         match self {
             Self::System(system) => system.total,
@@ -89,7 +89,7 @@ impl Region {
         }
     }
 
-    /// How much of it is used, in bytes.
+    /// Returns how many bytes are used.
     pub(crate) fn used(&self) -> u64 {
         match self {
             Self::System(system) => system.used.load(Relaxed),
@@ -97,14 +97,14 @@ impl Region {
         }
     }
 
-    /// The smallest unit in which it is given out, in bytes.
+    /// Returns the unit of allocation, in bytes.
     pub(crate) fn min_page_size(&self) -> u32 {
         // CAST: A page is 4 KiB.
         PAGE_SIZE as u32
     }
 
-    /// How much of it the CPU can reach, in bytes: all of the device's memory; 0 for the system's, as
-    /// with xe.
+    /// Returns how many bytes the CPU can map: all of the device's memory; 0 for system memory, as
+    /// in xe.
     pub(crate) fn cpu_visible_size(&self) -> u64 {
         match self {
             Self::System(_) => 0,
@@ -112,7 +112,7 @@ impl Region {
         }
     }
 
-    /// How much of what the CPU can reach is used, in bytes; 0 for the system's memory.
+    /// Returns how many CPU-visible bytes are used; 0 for system memory.
     pub(crate) fn cpu_visible_used(&self) -> u64 {
         match self {
             Self::System(_) => 0,
@@ -122,20 +122,20 @@ impl Region {
 }
 
 impl System {
-    /// Its size in bytes.
+    /// Returns the limit in bytes.
     pub(crate) fn total(&self) -> u64 {
         self.total
     }
 }
 
-/// System memory that is used; dropping it gives it back.
+/// A reservation of system memory, returned when dropped.
 pub(crate) struct Reservation {
     system: Arc<System>,
     size: u64,
 }
 
 impl Reservation {
-    /// Nothing yet.
+    /// Creates an empty reservation.
     pub(crate) fn new(system: &Arc<System>) -> Self {
         Self {
             system: system.clone(),
@@ -143,7 +143,7 @@ impl Reservation {
         }
     }
 
-    /// Adds `size` bytes. Fails with `ENOMEM` if so much is not left.
+    /// Reserves `size` more bytes. Fails with `ENOMEM` if the region has no room for them.
     pub(crate) fn grow(&mut self, size: u64) -> Result {
         let mut used = self.system.used.load(Relaxed);
         loop {
@@ -156,7 +156,7 @@ impl Reservation {
                 Err(other) => used = other,
             }
         }
-        // Does not overflow: the sum of all is not more than the total.
+        // Does not overflow: all reservations together are at most `total`.
         self.size += size;
         Ok(())
     }
@@ -164,17 +164,18 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // What is given back was reserved, so this does not wrap.
+        // Does not wrap: `size` bytes were added by `grow()`.
         let _ = self.system.used.fetch_sub(self.size, Relaxed);
     }
 }
 
-/// All regions of a device. A region's number is its `instance` in the uAPI, and its bit in a
+/// All regions of a device. A region's index is its `instance` in the uAPI and its bit in a
 /// placement mask.
 pub(crate) struct Regions(KVec<Region>);
 
 impl Regions {
-    /// The regions of a device that has memory of its own, or not.
+    /// Creates the regions of a device: system memory, and the device's own if it has any. Fails
+    /// with `ENOMEM`.
     pub(crate) fn new(vram: Option<Arc<Vram>>) -> Result<Self> {
         let mut regions = KVec::new();
         regions.push(Region::system()?, GFP_KERNEL)?;
@@ -184,19 +185,20 @@ impl Regions {
         Ok(Self(regions))
     }
 
-    /// All of them, by number.
+    /// Returns all regions, by instance.
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &Region> + ExactSizeIterator {
         self.0.iter()
     }
 
-    /// Whether there is memory of the device's own.
+    /// Returns whether the device has memory of its own.
     pub(crate) fn has_vram(&self) -> bool {
-        self.iter().any(|region| region.kind() != Kind::System)
+        self.iter()
+            .any(|region| region.kind() != RegionKind::System)
     }
 
-    /// A bit for each of them.
+    /// Returns the placement mask of all regions.
     pub(crate) fn mask(&self) -> u32 {
-        // There are fewer than 32.
+        // CAST: There are fewer than 32 regions.
         1u32.checked_shl(self.0.len() as u32)
             .map_or(u32::MAX, |bit| bit.wrapping_sub(1))
     }

@@ -1,27 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Whose turn it is: time slices, round-robin among clients, then among the queues of a client.
+//! The scheduler: timeslices, round-robin among clients, and among the queues of each client.
 //!
-//! A client has a [`Lane`], in which its queues stand that can run; the lanes with such queues stand in
-//! the *rotation*. Both, a lane and what stands in it, have time left of their last slice ([`SLICE`]).
-//! Who runs spends it, and gets a new slice by going behind all others, in no other way. So between
-//! two turns of a client each other one runs for one slice, about, however many queues it has, and
-//! however it comes and goes.
+//! A client has a [`RunQueue`] with its entities that can run. The run queues that are not empty
+//! are in the round-robin list. A run queue and each entity have time left of their last timeslice
+//! ([`TIMESLICE_NS`]). Running uses that up; only a move to the end of the list gives a new
+//! timeslice. So between two turns of a client each other client runs for about one timeslice,
+//! however many queues a client has, and however often they become runnable.
 //!
-//! Who can run again (its fault was answered, a job came), and has time left as its client has, is
-//! *prompt*: it goes before all others. So a page that was just mapped is accessed before it is gone
-//! again, and short jobs do not wait for long ones.
+//! An entity that becomes runnable (its fault was serviced, a job arrived) while it and its client
+//! have time left is *boosted*: it runs before all others. So a page is accessed soon after it was
+//! mapped, and short jobs do not wait for long ones.
 //!
-//! A client that is alone has all engines; one with a single queue has one of them.
+//! A client without competitors can use all engines; one with a single queue uses one engine.
 //!
-//! This file knows no GPU and no clock: it hands out grants of time, and is told what was used.
+//! This file knows no GPU and no clock: it grants time, and its callers report how much was used.
 //!
-//! Lock order: the run list, then a lane. Both are spinlocks; no entity is dropped
-//! inside them.
+//! Lock order: the run list, then a run queue. Both are spinlocks; no entity is dropped under them.
 
 use crate::fifo::{
     Fifo,
-    Node, //
+    FifoNode, //
 };
 use kernel::{
     alloc::flags::GFP_KERNEL_ACCOUNT,
@@ -45,46 +44,46 @@ use kernel::{
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;
 
-/// How long a client, and a queue of it, may run before it is the turn of others, in nanoseconds.
-pub(crate) const SLICE: u64 = 4_000_000;
+/// The timeslice of a client, and of a queue of it, in nanoseconds.
+pub(crate) const TIMESLICE_NS: u64 = 4_000_000;
 
 /// The most engines of a device.
 pub(crate) const MAX_ENGINES: usize = 64;
 
-/// What an entity has to do with turns: for the run list alone.
-pub(crate) struct Share<T> {
-    /// The time that is left of its slice, in nanoseconds.
+/// The scheduler's state of an entity. Used by the run list only.
+pub(crate) struct SchedState<T> {
+    /// The time left of the entity's timeslice, in nanoseconds.
     left: u64,
-    /// Where it belongs, while it is prompt.
-    lane: Option<Arc<Lane<T>>>,
+    /// The client's run queue, while the entity is boosted.
+    run_queue: Option<Arc<RunQueue<T>>>,
 }
 
-impl<T> Share<T> {
-    /// The one of an entity that has not run yet.
+impl<T> SchedState<T> {
+    /// Creates the state of an entity that has not run yet.
     pub(crate) const fn new() -> Self {
         Self {
             left: 0,
-            lane: None,
+            run_queue: None,
         }
     }
 }
 
-/// What runs in turns.
+/// An entity that the scheduler runs.
 pub(crate) trait Entity: Sized {
-    /// Its share.
-    fn share(&mut self) -> &mut Share<Self>;
+    /// Returns the scheduler's state.
+    fn sched_state(&mut self) -> &mut SchedState<Self>;
 }
 
-/// What a client has that can run.
+/// The runnable entities of a client.
 struct Ready<T> {
     entities: Fifo<T>,
-    /// The time that is left of the client's slice.
+    /// The time left of the client's timeslice, in nanoseconds.
     left: u64,
 }
 
-/// The place of a client.
+/// The run queue of a client.
 #[pin_data]
-pub(crate) struct Lane<T> {
+pub(crate) struct RunQueue<T> {
     #[pin]
     links: ListLinks,
     #[pin]
@@ -94,14 +93,14 @@ pub(crate) struct Lane<T> {
 }
 
 impl_list_arc_safe! {
-    impl{T} ListArcSafe<0> for Lane<T> { tracked_by tracker: AtomicTracker; }
+    impl{T} ListArcSafe<0> for RunQueue<T> { tracked_by tracker: AtomicTracker; }
 }
 impl_list_item! {
-    impl{T} ListItem<0> for Lane<T> { using ListLinks { self.links }; }
+    impl{T} ListItem<0> for RunQueue<T> { using ListLinks { self.links }; }
 }
 
-impl<T> Lane<T> {
-    /// A lane in which nothing stands. Fails with `ENOMEM`.
+impl<T> RunQueue<T> {
+    /// Creates an empty run queue. Fails with `ENOMEM`.
     pub(crate) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -112,7 +111,7 @@ impl<T> Lane<T> {
                         entities: Fifo::new(),
                         left: 0,
                     },
-                    "vxe_sched_lane"
+                    "vxe_sched_run_queue"
                 ),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -120,85 +119,89 @@ impl<T> Lane<T> {
     }
 }
 
-struct Rotation<T> {
-    /// Those that go before all lanes.
-    prompt: Fifo<T>,
-    /// The lanes in which something stands.
-    lanes: List<Lane<T>>,
-    /// The engines that have nothing to do, a bit each.
+struct RoundRobin<T> {
+    /// Boosted entities, which run before all run queues.
+    boosted: Fifo<T>,
+    /// The run queues that are not empty.
+    run_queues: List<RunQueue<T>>,
+    /// A bitmap of the engines that have nothing to run.
     idle: u64,
 }
 
-impl<T: Entity> Rotation<T> {
-    /// Has `node` stand in `lane`, and the lane in the rotation.
-    fn insert(&mut self, lane: &Arc<Lane<T>>, mut node: KBox<Node<T>>) {
-        let mut ready = lane.ready.lock();
-        let left = &mut node.value.share().left;
+impl<T: Entity> RoundRobin<T> {
+    /// Adds `node` to a run queue, and the run queue to the list.
+    fn insert(&mut self, run_queue: &Arc<RunQueue<T>>, mut node: KBox<FifoNode<T>>) {
+        let mut ready = run_queue.ready.lock();
+        let left = &mut node.value.sched_state().left;
         if *left > 0 {
             ready.entities.push_front(node);
         } else {
-            *left = SLICE;
+            *left = TIMESLICE_NS;
             ready.entities.push_back(node);
         }
-        // Where the lane stands already, it stays.
-        if let Ok(lane) = ListArc::try_from_arc(lane.clone()) {
+        // A run queue that is in the list already keeps its position.
+        if let Ok(run_queue) = ListArc::try_from_arc(run_queue.clone()) {
             if ready.left > 0 {
-                self.lanes.push_front(lane);
+                self.run_queues.push_front(run_queue);
             } else {
-                ready.left = SLICE;
-                self.lanes.push_back(lane);
+                ready.left = TIMESLICE_NS;
+                self.run_queues.push_back(run_queue);
             }
         }
     }
 
-    /// The next one that is prompt, if its client still has time left.
-    fn next_prompt(&mut self) -> Option<Turn<T>> {
-        while let Some(mut node) = self.prompt.pop_front() {
-            // Those that are prompt have one.
-            let lane = node.value.share().lane.take()?;
-            let mut ready = lane.ready.lock();
-            let grant = ready.left.min(node.value.share().left);
+    /// Takes the next boosted entity whose client still has time left.
+    fn next_boosted(&mut self) -> Option<Turn<T>> {
+        while let Some(mut node) = self.boosted.pop_front() {
+            // Each boosted entity has one.
+            let run_queue = node.value.sched_state().run_queue.take()?;
+            let mut ready = run_queue.ready.lock();
+            let grant = ready.left.min(node.value.sched_state().left);
             if grant > 0 {
                 ready.left -= grant;
                 drop(ready);
-                return Some(Turn { node, grant, lane });
+                return Some(Turn {
+                    node,
+                    grant,
+                    run_queue,
+                });
             }
             drop(ready);
-            self.insert(&lane, node);
+            self.insert(&run_queue, node);
         }
         None
     }
 
-    /// The next one of the next client.
+    /// Takes the next entity of the next client.
     fn next_in_turn(&mut self) -> Option<Turn<T>> {
-        while let Some(lane) = self.lanes.pop_front() {
-            let mut ready = lane.ready.lock();
+        while let Some(run_queue) = self.run_queues.pop_front() {
+            let mut ready = run_queue.ready.lock();
             if ready.left == 0 {
-                ready.left = SLICE;
+                ready.left = TIMESLICE_NS;
                 drop(ready);
-                self.lanes.push_back(lane);
+                self.run_queues.push_back(run_queue);
                 continue;
             }
             let Some(mut node) = ready.entities.pop_front() else {
-                // Does not happen: lanes are in the rotation while something stands in them.
+                // Does not happen: only run queues with entities are in the list.
                 continue;
             };
-            let grant = ready.left.min(node.value.share().left);
+            let grant = ready.left.min(node.value.sched_state().left);
             ready.left -= grant;
             let (more, spent) = (!ready.entities.is_empty(), ready.left == 0);
             if more && spent {
-                ready.left = SLICE;
+                ready.left = TIMESLICE_NS;
             }
             drop(ready);
             let turn = Turn {
                 node,
                 grant,
-                lane: lane.clone_arc(),
+                run_queue: run_queue.clone_arc(),
             };
             match (more, spent) {
-                (false, _) => drop(lane),
-                (true, true) => self.lanes.push_back(lane),
-                (true, false) => self.lanes.push_front(lane),
+                (false, _) => drop(run_queue),
+                (true, true) => self.run_queues.push_back(run_queue),
+                (true, false) => self.run_queues.push_front(run_queue),
             }
             return Some(turn);
         }
@@ -208,89 +211,94 @@ impl<T: Entity> Rotation<T> {
 
 /// The turn of an entity.
 pub(crate) struct Turn<T> {
-    /// Who.
-    pub(crate) node: KBox<Node<T>>,
-    /// For how long, in nanoseconds.
+    /// The entity.
+    pub(crate) node: KBox<FifoNode<T>>,
+    /// The time granted, in nanoseconds.
     pub(crate) grant: u64,
-    lane: Arc<Lane<T>>,
+    run_queue: Arc<RunQueue<T>>,
 }
 
-/// The clients of some engines, and their turns.
+/// The run queues of all clients of a device, and the order in which they run.
 #[pin_data]
 pub(crate) struct RunList<T> {
     #[pin]
-    rotation: SpinLock<Rotation<T>>,
+    round_robin: SpinLock<RoundRobin<T>>,
 }
 
 impl<T: Entity> RunList<T> {
-    /// A list for so many engines, at most [`MAX_ENGINES`], which have nothing to do.
+    /// Creates a list for `engines` engines, at most [`MAX_ENGINES`], all idle.
     pub(crate) fn new(engines: usize) -> impl PinInit<Self> {
         let unused = MAX_ENGINES.saturating_sub(engines);
         pin_init!(Self {
-            rotation <- new_spinlock!(
-                Rotation {
-                    prompt: Fifo::new(),
-                    lanes: List::new(),
+            round_robin <- new_spinlock!(
+                RoundRobin {
+                    boosted: Fifo::new(),
+                    run_queues: List::new(),
                     // CAST: At most 64.
                     idle: u64::MAX.checked_shr(unused as u32).unwrap_or(0),
                 },
-                "vxe_sched_rotation"
+                "vxe_sched_round_robin"
             ),
         })
     }
 
-    /// Has `node`, which belongs to the client of `lane`, run again. Returns an engine that had nothing to
-    /// do, if there is one: the caller sees to it that it calls [`next`](Self::next).
+    /// Makes `node` of the client with run queue `run_queue` runnable. Returns an idle engine, if
+    /// there is one; the caller must make that engine call [`next`](Self::next).
     #[must_use]
-    pub(crate) fn wake(&self, lane: &Arc<Lane<T>>, mut node: KBox<Node<T>>) -> Option<usize> {
-        let mut rotation = self.rotation.lock();
-        let share = node.value.share();
-        if share.left > 0 && lane.ready.lock().left > 0 {
-            share.lane = Some(lane.clone());
-            rotation.prompt.push_back(node);
+    pub(crate) fn wake(
+        &self,
+        run_queue: &Arc<RunQueue<T>>,
+        mut node: KBox<FifoNode<T>>,
+    ) -> Option<usize> {
+        let mut round_robin = self.round_robin.lock();
+        let state = node.value.sched_state();
+        if state.left > 0 && run_queue.ready.lock().left > 0 {
+            state.run_queue = Some(run_queue.clone());
+            round_robin.boosted.push_back(node);
         } else {
-            rotation.insert(lane, node);
+            round_robin.insert(run_queue, node);
         }
-        let engine = rotation.idle.trailing_zeros();
-        rotation.idle &= rotation.idle.wrapping_sub(1);
-        // CAST: Small.
+        let engine = round_robin.idle.trailing_zeros();
+        round_robin.idle &= round_robin.idle.wrapping_sub(1);
+        // CAST: At most 64.
         (engine < u64::BITS).then_some(engine as usize)
     }
 
-    /// Has `node` run on, when it is its turn again: by an engine that calls [`next`](Self::next) now.
-    pub(crate) fn put_back(&self, lane: &Arc<Lane<T>>, node: KBox<Node<T>>) {
-        self.rotation.lock().insert(lane, node);
+    /// Makes `node` runnable again at the end of its turn. The calling engine must call
+    /// [`next`](Self::next) afterwards.
+    pub(crate) fn put_back(&self, run_queue: &Arc<RunQueue<T>>, node: KBox<FifoNode<T>>) {
+        self.round_robin.lock().insert(run_queue, node);
     }
 
-    /// Whose turn it is. If nobody's, the engine with the number `engine` has nothing to do until
-    /// [`wake`](Self::wake) says its number.
+    /// Takes the next entity to run. If there is none, engine `engine` is idle until
+    /// [`wake`](Self::wake) returns its number.
     ///
-    /// The caller has the entity run for as long as was granted, about, then calls
-    /// [`spend`](Self::spend), and then lets others find it.
+    /// The caller runs the entity for about the granted time, then calls
+    /// [`account`](Self::account), and only then makes the entity visible to other threads.
     pub(crate) fn next(&self, engine: usize) -> Option<Turn<T>> {
-        let mut rotation = self.rotation.lock();
-        let turn = rotation.next_prompt();
-        let turn = turn.or_else(|| rotation.next_in_turn());
+        let mut round_robin = self.round_robin.lock();
+        let turn = round_robin.next_boosted();
+        let turn = turn.or_else(|| round_robin.next_in_turn());
         if turn.is_none() {
-            // CAST: Small.
-            rotation.idle |= 1u64.checked_shl(engine as u32).unwrap_or(0);
+            // CAST: Less than 64.
+            round_robin.idle |= 1u64.checked_shl(engine as u32).unwrap_or(0);
         }
         turn
     }
 
-    /// Takes note that a turn is over, after `used` nanoseconds. Returns the entity, which nobody else
-    /// knew of meanwhile.
-    pub(crate) fn spend(&self, turn: Turn<T>, used: u64) -> KBox<Node<T>> {
+    /// Accounts `used` nanoseconds at the end of a turn. Returns the entity, which only the caller
+    /// owned meanwhile.
+    pub(crate) fn account(&self, turn: Turn<T>, used: u64) -> KBox<FifoNode<T>> {
         let Turn {
             mut node,
             grant,
-            lane,
+            run_queue,
         } = turn;
-        let left = &mut node.value.share().left;
+        let left = &mut node.value.sched_state().left;
         *left = left.saturating_sub(used.max(1));
-        let mut ready = lane.ready.lock();
-        // It may have got a new slice meanwhile.
-        ready.left = (ready.left + grant.saturating_sub(used.max(1))).min(SLICE);
+        let mut ready = run_queue.ready.lock();
+        // The client may have got a new timeslice meanwhile.
+        ready.left = (ready.left + grant.saturating_sub(used.max(1))).min(TIMESLICE_NS);
         drop(ready);
         node
     }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The counters of a GT, under the names that xe gives them; Documentation/gpu/vxe.rst says what they count.
+//! The counters of a GT, with the names of xe; Documentation/gpu/vxe.rst says what they count.
 //!
-//! `dri/<device>/gt0/stats` shows one `name: value` a line; writing a true value there sets all to zero.
+//! `dri/<device>/gt0/stats` shows one `name: value` a line; writing a true value resets all
+//! counters.
 //!
 //! C header: `drivers/gpu/drm/xe/xe_gt_stats_types.h`
 
@@ -27,10 +28,10 @@ use kernel::{
     }, //
 };
 
-/// The sizes of ranges and copies that xe counts apart, in bytes.
+/// The sizes for which xe counts ranges and copies separately, in bytes.
 const SIZES: [u64; 3] = [SZ_4K as u64, SZ_64K as u64, SZ_2M as u64];
 
-/// The names of a counter that there is for each of [`SIZES`].
+/// The names of a counter for each of [`SIZES`].
 macro_rules! by_size {
     ($what:literal) => {
         [
@@ -68,7 +69,7 @@ stats! {
     SvmCpuCopyUs = "svm_cpu_copy_us",
     SvmDeviceCopyKb = "svm_device_copy_kb",
     SvmCpuCopyKb = "svm_cpu_copy_kb",
-    // xe has none of those that follow.
+    // xe does not have the following.
     SvmThrashCount = "svm_thrash_count",
     SvmRevisitCount = "svm_revisit_count",
     SvmFullCount = "svm_full_count",
@@ -78,7 +79,7 @@ stats! {
 }
 
 stats! {
-    /// A counter that there is for each of [`SIZES`].
+    /// A counter for each of [`SIZES`].
     SizeStat, [&str; SIZES.len()]:
     PagefaultCount = by_size!("pagefault_count"),
     ValidPagefaultCount = by_size!("valid_pagefault_count"),
@@ -93,7 +94,7 @@ stats! {
     BindUs = by_size!("bind_us"),
 }
 
-/// Counters of xe whose events do not exist on this device. Programs look some of them up, and expect them.
+/// Counters of xe for events that this device does not have. Some programs expect their names.
 const ALWAYS_ZERO: [&str; 11] = [
     "invalid_prefetch_pagefault_count",
     "hw_engine_group_suspend_lr_queue_count",
@@ -108,14 +109,14 @@ const ALWAYS_ZERO: [&str; 11] = [
     "prl_aborted_count",
 ];
 
-/// The counters of one GT. They count up from when the device was made, or from the last reset.
+/// The counters of one GT, since the device was created or the last reset.
 pub(crate) struct Stats {
     all: [Atomic<u64>; Stat::NAMES.len()],
     by_size: [[Atomic<u64>; SIZES.len()]; SizeStat::NAMES.len()],
 }
 
 impl Stats {
-    /// All counters at zero.
+    /// Creates counters that are zero.
     pub(crate) fn new() -> Self {
         Self {
             all: [const { Atomic::new(0) }; Stat::NAMES.len()],
@@ -125,7 +126,7 @@ impl Stats {
 
     /// Adds `n` to a counter. May be called in any context.
     pub(crate) fn add(&self, stat: Stat, n: u64) {
-        // A `Stat` always has its counter: there is one for each name.
+        // The index is in bounds: the array has a counter for each name.
         if let Some(counter) = self.all.get(stat as usize) {
             counter.add(n, Relaxed);
         }
@@ -136,7 +137,7 @@ impl Stats {
         self.add(stat, 1);
     }
 
-    /// Adds `n` to the counter for `size` bytes, if that is one of [`SIZES`].
+    /// Adds `n` to the counter for `size` bytes, if `size` is one of [`SIZES`].
     pub(crate) fn add_for(&self, stat: SizeStat, size: u64, n: u64) {
         let counters = SIZES
             .iter()
@@ -146,7 +147,7 @@ impl Stats {
         }
     }
 
-    /// Sets all counters to zero. What is counted meanwhile may be lost.
+    /// Sets all counters to zero. A concurrent addition may be lost.
     pub(crate) fn reset(&self) {
         for counter in self.all.iter().chain(self.by_size.as_flattened()) {
             counter.store(0, Relaxed);
@@ -166,24 +167,25 @@ impl Stats {
     }
 }
 
-/// The time since `start` in microseconds, to be added to a counter.
+/// Returns the time since `start` in microseconds.
 pub(crate) fn us_since(start: Instant<Monotonic>) -> u64 {
     u64::try_from(start.elapsed().as_nanos()).unwrap_or(0) / 1000
 }
 
-/// Counts one job of the copy engine: data by the size of contiguous pieces, time by the size of the job.
+/// Counts one job of the copy engine: bytes by the size of contiguous runs, time by the size of the
+/// job.
 pub(crate) struct CopyStats<'a> {
     stats: &'a Stats,
     kb: (Stat, SizeStat),
     us: (Stat, SizeStat),
     started: Instant<Monotonic>,
-    /// The last piece, which may go on, by its addresses in the device's memory.
+    /// The last contiguous run, in addresses of the device's memory.
     piece: Range<u64>,
     total: u64,
 }
 
 impl<'a> CopyStats<'a> {
-    /// Begins a job that copies to the device's memory, or from there.
+    /// Begins counting a job that copies to or from the device's memory.
     pub(crate) fn begin(stats: &'a Stats, to_device: bool) -> Self {
         let (kb, us) = if to_device {
             (Stat::SvmDeviceCopyKb, Stat::SvmDeviceCopyUs)
@@ -220,7 +222,7 @@ impl<'a> CopyStats<'a> {
         self.stats.add_for(self.kb.1, len, len / 1024);
     }
 
-    /// The job is done.
+    /// Ends the job and adds it to the counters.
     pub(crate) fn finish(self) {
         self.count_piece();
         let us = us_since(self.started);

@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Mirroring: how a VM's GPU page table follows the page tables of the process.
+//! SVM: the VM's GPU page table mirrors the CPU page tables of the process.
 //!
-//! A range is mapped when the GPU faults on it ([`fault`]) or a program asks for it ([`prefetch`]),
-//! and zapped in one place, [`Driver::invalidate`]: when the CPU changes its mappings, when the
-//! range is removed, and before it is mapped anew for stronger access.
+//! A range is mapped when the GPU faults on it ([`fault`]) or a program prefetches it
+//! ([`prefetch`]). [`Driver::invalidate`] alone zaps it: when the CPU changes its mappings, when
+//! the range is removed, and before the range is mapped anew with more access rights.
 //!
-//! Before it is mapped its memory may migrate ([`migrate`]). The memory of other devices is mapped where
-//! it is, if this one reaches it.
+//! Before a range is mapped its memory may migrate ([`migrate`]). Memory on another device is
+//! mapped in place if this device can access it.
 //!
-//! A range is mapped for what its pages bear: a read of memory that would be copied on write, or is
-//! read-only, maps it for reading, and a write that comes later faults again.
+//! A range is mapped with the rights that its pages have at that time: after a read fault on memory
+//! that is read-only or copied on write, the mapping is read-only, and a later write faults again.
 //!
-//! Lock order, outermost first: the SVM lock, the VM's map of VMAs, the notifier lock, then what
-//! the page table, the TLB and a work queue take inside themselves. The collector's spinlock is
-//! taken under the notifier lock, and only a work queue's inside it. What runs under the notifier
-//! lock must not allocate with reclaim, and so must not take the map's lock, under which memory is
-//! allocated.
+//! Lock order, outermost first: the SVM lock, the lock of the VM's VMA map, the notifier lock, then
+//! the inner locks of the page table, the TLB and a work queue. The collector's spinlock nests
+//! inside the notifier lock, and only a work queue's locks nest inside the collector's. A holder of
+//! the notifier lock must not allocate with reclaim, so it must not take the VMA map's lock, whose
+//! holders do.
 
 mod bind;
-mod bound;
 pub(crate) mod migrate;
+mod range_state;
 mod revisit;
 mod serve;
 mod thrashing;
@@ -44,8 +44,6 @@ use crate::{
     }, //
 };
 pub(crate) use bind::pte_flags;
-use bound::Bound;
-pub(crate) use bound::Line;
 use core::ops::Range;
 use gpusvm::{
     pagemap::dmem,
@@ -74,6 +72,8 @@ use kernel::{
         Monotonic, //
     }, //
 };
+pub(crate) use range_state::Line;
+use range_state::RangeState;
 pub(crate) use revisit::revisit;
 use revisit::Revisits;
 pub(crate) use serve::{
@@ -84,7 +84,7 @@ pub(crate) use serve::{
 /// The sizes of ranges, in bytes: those of xe.
 const CHUNK_SIZES: &[usize] = &[SZ_2M, SZ_64K, SZ_4K];
 
-/// What a VM mirrors: the whole GPU address space, with notifiers of 512 MiB as xe has them.
+/// The SVM of each VM covers the whole GPU address space, with notifiers of 512 MiB as in xe.
 pub(crate) const CONFIG: Config = Config {
     start: 0,
     size: 1 << VA_BITS,
@@ -95,38 +95,39 @@ pub(crate) const CONFIG: Config = Config {
 /// vxe as a driver of the gpusvm core.
 pub(crate) struct Mirror;
 
-/// What the callbacks of a VM's SVM need. They know no VM: it may be on its way out.
+/// The data of a VM's SVM for the driver's callbacks. Has no reference to the VM, which may be in
+/// teardown.
 pub(crate) struct Context {
     /// The device.
     pub(crate) dev: ARef<Device>,
-    /// The GPU's side of the VM.
+    /// The VM's GPU address space.
     pub(crate) aspace: Arc<AddressSpace>,
-    /// The way to the VM's garbage collection, while the VM is open.
+    /// Queues the VM's garbage collection while the VM is open.
     pub(crate) collector: Arc<Collector>,
-    /// The device's memory, if it has any that pages may move to.
+    /// The device's memory, if the device has any that pages can migrate to.
     pub(crate) memory: Option<DeviceMemory>,
-    /// The process as one that pays for device memory.
+    /// Makes the process chargeable for device memory.
     #[expect(dead_code, reason = "only dropped")]
     pub(crate) charged: Option<dmem::Registration>,
     /// The process.
     pub(crate) pid: Pid,
 }
 
-/// How a mirrored VM is reached from under the notifier lock.
+/// A link to an SVM's VM, for callers under the notifier lock.
 ///
-/// It holds a reference to the VM that holds it, from [`connect`](Self::connect) to
-/// [`disconnect`](Self::disconnect), which is when the VM is closed.
+/// Holds a reference to the VM that owns it, from [`connect`](Self::connect) until
+/// [`disconnect`](Self::disconnect) when the VM is closed.
 #[pin_data]
 pub(crate) struct Collector {
     #[pin]
     vm: SpinLock<Option<Arc<Vm>>>,
-    /// When ranges that fell back to system memory are unmapped.
+    /// The schedule for ranges that fell back to system memory.
     #[pin]
     revisits: Revisits,
 }
 
 impl Collector {
-    /// A collector of no VM yet.
+    /// Creates a collector without a VM.
     pub(crate) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -137,19 +138,19 @@ impl Collector {
         )
     }
 
-    /// From now on garbage is that of `vm`.
+    /// Links `vm`.
     pub(crate) fn connect(&self, vm: &Arc<Vm>) {
         *self.vm.lock() = Some(vm.clone());
     }
 
-    /// From now on nobody collects.
+    /// Drops the reference to the VM.
     pub(crate) fn disconnect(&self) {
-        // The reference goes when the lock is released.
+        // The statement above releases the spinlock, so the reference is dropped without it.
         let vm = self.vm.lock().take();
         drop(vm);
     }
 
-    /// Has [`revisit()`] called in so many jiffies, if it is not about to be. Does not sleep.
+    /// Queues [`revisit()`] in `delay` jiffies, unless it is queued already. Does not sleep.
     fn revisit_in(&self, delay: usize) {
         let vm = self.vm.lock();
         if let Some(vm) = &*vm {
@@ -158,12 +159,12 @@ impl Collector {
         }
     }
 
-    /// Has garbage collected soon. Does not sleep.
+    /// Queues garbage collection. Does not sleep.
     fn wake(&self) {
         let vm = self.vm.lock();
         if let Some(vm) = &*vm {
-            // A reference that the queue does not want is dropped here, under the lock, where it
-            // cannot be the last.
+            // If the work is queued already, the queue drops this reference under the spinlock. It
+            // is not the last one: `self.vm` holds another.
             vm.queue_collection();
         }
     }
@@ -173,10 +174,10 @@ impl Collector {
 impl Driver for Mirror {
     const NAME: &'static CStr = c"vxe";
     type Vm = Context;
-    type Range = Bound;
+    type Range = RangeState;
 
-    fn new_range(_vm: &Context) -> Result<Bound> {
-        Ok(Bound::new())
+    fn new_range(_vm: &Context) -> Result<RangeState> {
+        Ok(RangeState::new())
     }
 
     fn invalidate(vm: &Context, invalidation: &Invalidation<'_, Self>) {
@@ -199,7 +200,8 @@ impl Driver for Mirror {
         vm: &Context,
         invalidation: &Invalidation<'_, Self>,
     ) -> Result<(), WouldBlock> {
-        // The page table and the TLB have spinlocks only, which are held for an access of a page at most.
+        // The locks of the page table and the TLB are spinlocks, held for the access to one page at
+        // most.
         Self::invalidate(vm, invalidation);
         Ok(())
     }
@@ -209,19 +211,19 @@ impl Driver for Mirror {
     }
 }
 
-/// The smallest span around all addresses whose translations a TLB has to forget.
+/// The smallest span around all stale translations of a TLB.
 ///
-/// Spans are added to it and never replace each other, so that none is left out.
+/// Spans are only added, never replaced, so the flush covers all of them.
 #[must_use = "translations that changed must be flushed"]
 pub(crate) struct StaleSpan(Option<Span>);
 
 impl StaleSpan {
-    /// Of nothing.
+    /// Creates an empty span.
     pub(crate) fn new() -> Self {
         Self(None)
     }
 
-    /// Adds what a change of the page table says is stale.
+    /// Adds the span that a change of the page table made stale.
     pub(crate) fn add(&mut self, stale: Option<Span>) {
         self.0 = match (self.0.take(), stale) {
             (Some(a), Some(b)) => Some(a.start.min(b.start)..a.end.max(b.end)),
@@ -229,7 +231,7 @@ impl StaleSpan {
         };
     }
 
-    /// Makes the TLB forget; returns whether there was anything.
+    /// Invalidates the TLB for the span. Returns whether the span had any translations.
     pub(crate) fn flush(self, aspace: &AddressSpace, stats: &Stats) -> bool {
         let Some(span) = self.0 else { return false };
         aspace.invalidate_tlb(span.start, span.end - span.start);
@@ -238,19 +240,19 @@ impl StaleSpan {
     }
 }
 
-/// CPU addresses as GPU addresses: the same.
+/// Converts CPU addresses to GPU addresses, which are the same.
 pub(crate) fn to_gpu(span: Range<usize>) -> Span {
-    // CAST: Addresses have 64 bits on what this driver runs on.
+    // CAST: `usize` has 64 bits on all architectures of this driver.
     span.start as u64..span.end as u64
 }
 
-/// GPU addresses as CPU addresses: the same.
+/// Converts GPU addresses to CPU addresses, which are the same.
 pub(crate) fn to_cpu(span: &Span) -> Range<usize> {
-    // CAST: Addresses have 64 bits on what this driver runs on.
+    // CAST: `usize` has 64 bits on all architectures of this driver.
     span.start as usize..span.end as usize
 }
 
-/// Where the largest chunk around `addr` ends.
+/// Returns the end of the largest chunk around `addr`.
 pub(crate) fn end_of_chunk(addr: u64) -> u64 {
     // Does not overflow: addresses have 48 bits.
     (addr / SZ_2M as u64 + 1) * SZ_2M as u64

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! User fences, and those who wait for them.
+//! User fences and their waiters.
 //!
-//! A user fence is a 64-bit word that gets a value when something is done. Who waits for one is one of the
-//! [`FenceWaiters`] of the device: whoever writes a fence, or changes what a waiter looks at, calls
-//! [`FenceWaiters::signal`] afterwards.
+//! A user fence is a 64-bit word that is set to a value when an operation is complete. Waiters are
+//! in the device's list, [`FenceWaiters`]. A thread that writes a fence, or changes anything else
+//! that a waiter checks, calls [`FenceWaiters::signal`] afterwards.
 //!
-//! The fence of a VM_BIND is at a CPU address of the process that binds, a [`BindFence`], which the
-//! ioctl writes when all is done; that of an EXEC is at a GPU address, which the queue stores to.
+//! The fence of a VM_BIND is at a CPU address of the calling process, a [`BindFence`]; the ioctl
+//! writes it once the bind is complete. The fence of an EXEC is at a GPU address; the queue writes
+//! it.
 
 use crate::{
     check::ensure,
@@ -24,23 +25,24 @@ pub(crate) use waiters::{
     Waited, //
 };
 
-/// A user fence: a 64-bit word, and the value that it gets.
+/// A user fence: a 64-bit word, and the value it is set to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct UserFence {
-    /// An address, 8-byte aligned: the GPU's of a fence that a job signals, the CPU's of one that a
-    /// bind signals.
+    /// The address, 8-byte aligned: a GPU address for the fence of a job, a CPU address for that of
+    /// a bind.
     pub(crate) addr: u64,
     pub(crate) value: u64,
 }
 
-/// A fence at an address of the CPU, which could be read.
+/// A fence at a CPU address that was readable.
 pub(crate) struct BindFence(UserFence);
 
 impl BindFence {
     /// Signals the fence.
     ///
-    /// The calling thread writes it, so that a page which does not come holds up nobody else. No lock
-    /// may be held. What cannot be written, since the process has unmapped it, is left.
+    /// The calling thread writes the word itself, so that a page that userspace holds back delays
+    /// only this thread. The caller must hold no locks. A fence whose page the process has unmapped
+    /// is not written.
     pub(crate) fn signal(self, ioctl: &mut Ioctl<'_>) {
         let dev = ioctl.dev();
         let UserFence { addr, value } = self.0;
@@ -51,9 +53,9 @@ impl BindFence {
     }
 }
 
-/// The fence that a VM_BIND asks for with the `num` sync entries at user address `syncs`.
+/// Reads the fence of a VM_BIND from the `num` sync entries at user address `syncs`.
 ///
-/// Fails as [`fence`] does, and with `EFAULT` unless the fence can be read.
+/// Fails as [`fence`] does, and with `EFAULT` unless the fence is readable.
 pub(crate) fn bind_fence(ioctl: &mut Ioctl<'_>, syncs: u64, num: u32) -> Result<Option<BindFence>> {
     let Some(fence) = fence(ioctl, syncs, num)? else {
         return Ok(None);
@@ -62,20 +64,20 @@ pub(crate) fn bind_fence(ioctl: &mut Ioctl<'_>, syncs: u64, num: u32) -> Result<
     Ok(Some(BindFence(fence)))
 }
 
-/// The fence that an EXEC or VM_BIND asks for with the `num` sync entries at user address `syncs`. All VMs
-/// are of the kind that never signals a DMA fence, so that the only entry there may be is one user fence to
-/// signal.
+/// Reads the fence of an EXEC or VM_BIND from the `num` sync entries at user address `syncs`. All
+/// VMs are in long-running mode, without DMA fences, so one user fence to signal is the only entry
+/// allowed.
 ///
-/// The device has no sync objects, so that a handle of one never names any.
+/// The device has no sync objects, so a handle never names one.
 ///
-/// Fails with `EFAULT`; with `EINVAL` for too many entries, unknown types or flags, non-zero
-/// reserved fields, a misaligned address, and a second user fence; with `EOPNOTSUPP` for a sync
-/// object to signal, and for a user fence to wait for; with `ENOENT` for a sync object to wait for.
+/// Fails with `EFAULT`; `EINVAL` for too many entries, unknown types or flags, non-zero reserved
+/// fields, a misaligned address, and a second user fence; `EOPNOTSUPP` for a sync object to signal,
+/// and for a user fence to wait for; `ENOENT` for a sync object to wait for.
 pub(crate) fn fence(ioctl: &mut Ioctl<'_>, syncs: u64, num: u32) -> Result<Option<UserFence>> {
     let dev = ioctl.dev();
     ensure!(dev, num <= uapi::DRM_XE_MAX_SYNCS, EINVAL);
     let mut found = None;
-    // CAST: `num` was checked to be small.
+    // CAST: `num` is at most `DRM_XE_MAX_SYNCS`.
     let len = num as usize * size_of::<uapi::drm_xe_sync>();
     let mut entries = ioctl.reader(syncs, len);
     for _ in 0..num {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The Xe uAPI: its structures, its constants in the types that its structures use, and how to walk
-//! a chain of extensions.
+//! The uAPI of xe: its structures and constants, and a walker for chains of extensions.
 //!
 //! C header: [`include/uapi/drm/xe_drm.h`](srctree/include/uapi/drm/xe_drm.h)
 
@@ -14,21 +13,20 @@ use kernel::prelude::*;
 
 pub(crate) use vxe_sim::bindings::*;
 
-/// The longest chain of extensions that is followed.
+/// The longest chain of extensions that is accepted.
 const MAX_EXTENSIONS: usize = 16;
 
-/// Calls `set` with each property of the chain of extensions at `addr`, which may be 0 for none.
+/// Calls `set` with each property of the chain of extensions at `addr`; 0 is an empty chain.
 ///
-/// Every extension must be one that sets a property, which is what all of Xe's chains consist of.
-/// Fails with `EFAULT`, with `EINVAL` for an unknown extension or non-zero padding, with `E2BIG` for
-/// more than 16 of them, and with what `set` fails with.
+/// All extensions of xe's chains set a property. Fails with `EFAULT`, with `EINVAL` for an unknown
+/// extension or non-zero padding, with `E2BIG` for more than 16 extensions, and as `set` does.
 pub(crate) fn for_each_property(
     ioctl: &mut Ioctl<'_>,
     mut addr: u64,
     mut set: impl FnMut(u32, u64) -> Result,
 ) -> Result {
     let dev = ioctl.dev();
-    // Both chains of the uAPI give this the same number.
+    // Both chains of the uAPI use the same number for this extension.
     const SET_PROPERTY: u32 = DRM_XE_EXEC_QUEUE_EXTENSION_SET_PROPERTY;
     const _: () = assert!(SET_PROPERTY == DRM_XE_GEM_CREATE_EXTENSION_SET_PROPERTY);
 
@@ -49,9 +47,9 @@ pub(crate) fn for_each_property(
     Ok(())
 }
 
-/// Checks a type of protected content, of which there is none here.
+/// Checks a type of protected content; the device supports none.
 ///
-/// Fails with `ENODEV` for the one that xe knows, with `EINVAL` for others.
+/// Fails with `ENODEV` for the type that xe has, and with `EINVAL` for others.
 pub(crate) fn check_pxp_type(dev: &Device, value: u64) -> Result {
     const NONE: u64 = drm_xe_pxp_session_type_DRM_XE_PXP_TYPE_NONE as u64;
     const HWDRM: u64 = drm_xe_pxp_session_type_DRM_XE_PXP_TYPE_HWDRM as u64;

@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! VMs: GPU address spaces that programs make, fill and destroy.
+//! VMs: GPU address spaces that programs create, fill and destroy.
 //!
-//! A VM is open from its creation to [`Vm::close`], which comes with VM_DESTROY or with the end of
-//! the file. Jobs may hold on to a closed VM: they find nothing mapped, and their faults fail.
+//! A VM is open from its creation until [`Vm::close`], which VM_DESTROY and the close of the file
+//! call. Jobs may hold references to a closed VM: nothing is mapped in it, and their faults fail.
 //!
 //! # Locking
 //!
 //! Outermost first: the SVM lock ([`svm_lock`]), the lock of the map of VMAs, the notifier lock.
-//! Every change of the map, of the page table and of ranges is made with the SVM lock held. So who
-//! holds it may look a VMA up, let the map's lock go and work with a copy. The map's lock keeps the
-//! map readable for others; memory is allocated under it, so that nothing takes it under the
-//! notifier lock. The fault queue's lock is a leaf.
+//! Every change of the map, of the page table and of ranges is made with the SVM lock held. So a
+//! thread that holds the SVM lock may look up a VMA, release the map's lock and work with a copy.
+//! The map's lock protects the map from readers without the SVM lock. Memory is allocated under it,
+//! so it must not be taken under the notifier lock. The fault queue's lock is a leaf.
 //!
 //! C header: `DRM_IOCTL_XE_VM_*` in [`include/uapi/drm/xe_drm.h`](srctree/include/uapi/drm/xe_drm.h)
 
-mod at_once;
 pub(crate) mod attributes;
 pub(crate) mod bind;
 mod buffer;
@@ -26,12 +25,13 @@ pub(crate) mod property;
 pub(crate) mod query_attrs;
 mod spans;
 mod svm_lock;
+mod teardown_budget;
 pub(crate) mod vma;
 pub(crate) mod workers;
 
 use crate::{
     check::ensure,
-    client::Membership,
+    client::ClientRef,
     driver::{
         Device,
         VA_BITS, //
@@ -40,7 +40,7 @@ use crate::{
     fault::{
         Fault,
         FaultQueue,
-        Served,
+        Serviced,
         TearDown, //
     },
     gpu::{
@@ -51,7 +51,7 @@ use crate::{
     memory::DeviceMemory,
     objects::{
         Counted,
-        Kind, //
+        ObjectKind, //
     },
     svm::{
         self,
@@ -62,7 +62,6 @@ use crate::{
     },
     uapi, //
 };
-pub(crate) use at_once::AtOnce;
 use gpusvm::{
     pagemap::dmem,
     Guard,
@@ -101,11 +100,12 @@ use kernel_ext::{
     workqueue::cancel_delayed, //
 };
 use map::{
+    LockedVmaMap, //
     Retired,
-    VmaMaps, //
 };
 use property::FailedFaults;
 use svm_lock::LockedSvm;
+pub(crate) use teardown_budget::TeardownBudget;
 use vma::{
     Backing,
     Span, //
@@ -121,38 +121,38 @@ use workers::{
 /// All addresses of a VM, in bytes.
 pub(crate) const SPAN: Span = 0..1 << VA_BITS;
 
-/// How memory is allocated whose amount is userspace's choice: charged to its memory cgroup, and without
-/// a report where there is none.
+/// Returns the flags for allocations whose size userspace chooses: charged to its memory cgroup,
+/// and without a warning when they fail.
 fn account() -> Flags {
     GFP_KERNEL_ACCOUNT | __GFP_NOWARN
 }
 
-/// How often the service of a fault is begun anew when it has spent its attempts or its time, both
-/// of which are bounded each time: a second is not much on a machine that is busy.
+/// How often the service of a fault starts over after a [`Retry`] is spent. Each `Retry` is bounded
+/// to about a second, which may be too short on a busy machine.
 const ROUNDS: u32 = 16;
 
-/// How a VM maps what is bound.
+/// When a VM maps what is bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// When the GPU faults on it.
     OnFault,
-    /// When it is bound. The process's addresses cannot be mirrored.
-    AtOnce,
+    /// When it is bound. Such a VM cannot mirror the process.
+    Immediate,
 }
 
-/// Which VM a VM is: no other has been, or will be, the same.
+/// Identifies a VM. Identities are never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct VmIdentity(u64);
 
 impl VmIdentity {
-    /// A number that no other VM has had, or will have.
+    /// Returns the number, which no other VM has or will have.
     pub(crate) fn number(self) -> u64 {
         self.0
     }
 
     fn new() -> Self {
-        static MADE: Atomic<u64> = Atomic::new(0);
-        Self(MADE.fetch_add(1, Relaxed))
+        static CREATED: Atomic<u64> = Atomic::new(0);
+        Self(CREATED.fetch_add(1, Relaxed))
     }
 }
 
@@ -161,9 +161,9 @@ impl VmIdentity {
 pub(crate) struct Vm {
     dev: ARef<Device>,
     identity: VmIdentity,
-    client: Membership,
+    client: ClientRef,
     mode: Mode,
-    /// How many of its queues for jobs are open.
+    /// The number of open queues for jobs.
     queues: Atomic<usize>,
     aspace: Arc<AddressSpace>,
     collector: Arc<Collector>,
@@ -172,7 +172,7 @@ pub(crate) struct Vm {
     #[pin]
     failed: FailedFaults,
     #[pin]
-    map: VmaMaps,
+    map: LockedVmaMap,
     #[pin]
     svm: LockedSvm,
     #[pin]
@@ -187,20 +187,20 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// An open VM of the calling process, charged to its memory cgroup. Whoever makes it must
+    /// Creates an open VM for the calling process, charged to its memory cgroup. The caller must
     /// [close](Self::close) it.
     ///
     /// Fails with `EINVAL` for a kernel thread, `ENODEV` if the device is unbound, and `ENOMEM`.
     fn new(dev: &Device, mode: Mode) -> Result<Arc<Self>> {
         let task = kernel::current!();
         let mm: &Mm = task.mm().ok_or(EINVAL)?;
-        let client = Membership::new(&dev.queues, mm)?;
+        let client = ClientRef::new(&dev.queues, mm)?;
         let dma = dev.dma.as_ref().ok_or(ENODEV)?;
         let aspace = AddressSpace::new(dev.bus.clone(), VA_BITS)?;
         let collector = Collector::new()?;
         let (memory, charged) = match mode {
             Mode::OnFault => (memory_of(dev)?, Some(dmem::register()?)),
-            Mode::AtOnce => (None, None),
+            Mode::Immediate => (None, None),
         };
         let context = Context {
             dev: dev.into(),
@@ -221,13 +221,13 @@ impl Vm {
                 collector,
                 faults <- FaultQueue::new(),
                 failed <- FailedFaults::new(),
-                map <- VmaMaps::new(),
+                map <- LockedVmaMap::new(),
                 svm <- LockedSvm::new(mm, dma, context),
                 workers <- Workers::new(),
                 service <- new_work!("Vm::service"),
                 collection <- new_work!("Vm::collection"),
                 revisit <- new_delayed_work!("Vm::revisit"),
-                _counted: dev.objects.count(Kind::Vm),
+                _counted: dev.objects.count(ObjectKind::Vm),
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
@@ -235,22 +235,22 @@ impl Vm {
         Ok(vm)
     }
 
-    /// The address space of the process that it was made for.
+    /// Returns the address space of the process that the VM was created for, if it has not exited.
     pub(crate) fn mm(&self) -> Option<&Mm> {
         self.svm.mm()
     }
 
-    /// The process that it was made for.
-    pub(crate) fn client(&self) -> &Membership {
+    /// Returns the client that the VM belongs to.
+    pub(crate) fn client(&self) -> &ClientRef {
         &self.client
     }
 
-    /// The GPU's side.
+    /// Returns the GPU address space.
     pub(crate) fn aspace(&self) -> &Arc<AddressSpace> {
         &self.aspace
     }
 
-    /// Which VM it is.
+    /// Returns the VM's identity.
     pub(crate) fn identity(&self) -> VmIdentity {
         self.identity
     }
@@ -260,69 +260,70 @@ impl Vm {
         self.queues.add(1, Relaxed);
     }
 
-    /// Counts one less.
+    /// Counts one open queue less.
     pub(crate) fn queue_closed(&self) {
         let _ = self.queues.fetch_sub(1, Relaxed);
     }
 
-    /// Whether the VM may not be destroyed yet: one that maps at once may not while it has queues for
-    /// jobs, as with xe, whose jobs depend on all that is mapped.
+    /// Returns whether the VM has queues that forbid VM_DESTROY. As in xe, that is a VM without
+    /// faults with open queues for jobs, since these depend on all of its mappings.
     pub(crate) fn is_held_by_queues(&self) -> bool {
-        self.mode == Mode::AtOnce && self.queues.load(Relaxed) != 0
+        self.mode == Mode::Immediate && self.queues.load(Relaxed) != 0
     }
 
-    /// Whether the VM is closed, which it then stays.
+    /// Returns whether the VM is closed. A closed VM stays closed.
     pub(crate) fn is_closed(&self) -> bool {
         self.faults.is_closed()
     }
 
-    /// The faults that wait.
+    /// Returns the queue of pending faults.
     pub(crate) fn faults(&self) -> &FaultQueue<Execution> {
         &self.faults
     }
 
-    /// The faults that could not be serviced.
+    /// Returns the faults that could not be serviced.
     pub(crate) fn failed(&self) -> &FailedFaults {
         &self.failed
     }
 
-    /// The device.
+    /// Returns the device.
     pub(crate) fn dev(&self) -> &Device {
         &self.dev
     }
 
-    /// Services a fault: makes its access possible.
+    /// Services a fault: maps its page for its access.
     ///
-    /// Fails with `ENOENT` if the VM is closed, `EINTR` if it is closed meanwhile, `EFAULT` if its process is
-    /// exiting, `EINVAL` where nothing is bound, `EPERM` for a write to what is bound for reading, `EACCES` for
-    /// an atomic where the GPU may do none, and as [`svm::fault`] and [`buffer::fault`] do.
-    pub(crate) fn service(self: &Arc<Self>, fault: Fault) -> Result<Served> {
+    /// Fails with `ENOENT` if the VM is closed, `EINTR` if it is closed meanwhile, `EFAULT` if its
+    /// process is exiting, `EINVAL` where nothing is bound, `EPERM` for a write to a read-only
+    /// binding, `EACCES` for an atomic where the GPU may do none, and as [`svm::fault`] and
+    /// [`buffer::fault`] do.
+    pub(crate) fn service(self: &Arc<Self>, fault: Fault) -> Result<Serviced> {
         let _charged = self.charge_process()?;
         let mut done = self.try_service(fault, false);
         for _ in 1..ROUNDS {
-            // The CPU keeps changing its mappings, or is just slow. Others get their turn at the lock
-            // before the next round, which is content with one page.
+            // The CPU keeps changing its mappings, or the machine is slow. The next round maps one
+            // page only. Between two rounds other threads can take the SVM lock.
             if !matches!(done, Err(EBUSY)) {
                 break;
             }
             done = self.try_service(fault, true);
         }
         if done.is_err() {
-            // Who remembers it charges nobody.
+            // Allocate here, where the process is charged: `FaultQueue` adds the fault later.
             self.failed.make_room();
         }
         done
     }
 
-    /// Has what the calling thread, a worker of the kernel's, allocates for the process be charged to that, as
-    /// long as the result is kept. Fails with `EFAULT` for a process that is exiting.
+    /// Charges allocations of the calling worker to the memory cgroup of the VM's process until the
+    /// result is dropped. Fails with `EFAULT` if the process is exiting.
     fn charge_process(&self) -> Result<ActiveMemcg> {
         let mm = self.mm().ok_or(EFAULT)?;
         live_mm::charge(mm)
     }
 
-    /// Holds the lock for as long as one [`Retry`] lasts, at the most.
-    fn try_service(self: &Arc<Self>, fault: Fault, page_only: bool) -> Result<Served> {
+    /// Holds the SVM lock for one [`Retry`] at most.
+    fn try_service(self: &Arc<Self>, fault: Fault, page_only: bool) -> Result<Serviced> {
         let mut svm = self.lock_svm_killable()?;
         let mut retry = Retry::bounded();
         while retry.next().is_some() {
@@ -331,7 +332,7 @@ impl Vm {
             }
             self.collect_garbage(&mut svm)?;
             match self.service_locked(&mut svm, fault, page_only) {
-                // With what the CPU unmapped go attributes, maybe.
+                // The CPU unmapped the range. Collect it first: that may reset attributes.
                 Err(EAGAIN) => continue,
                 done => return done,
             }
@@ -344,7 +345,7 @@ impl Vm {
         svm: &mut Guard<'_, Mirror>,
         fault: Fault,
         page_only: bool,
-    ) -> Result<Served> {
+    ) -> Result<Serviced> {
         let vma = self.map.lock().find(fault.addr).cloned().ok_or(EINVAL)?;
         if vma.read_only && fault.access != Access::Read {
             return Err(EPERM);
@@ -358,9 +359,9 @@ impl Vm {
         }
     }
 
-    /// For loops under the SVM lock that userspace can make long: lets others run if it is time. Fails with
-    /// `EINTR` for a caller who is killed, and with `ENOENT` if the VM was closed meanwhile.
-    fn go_on(&self) -> Result {
+    /// Called in loops under the SVM lock whose length userspace controls: reschedules if needed.
+    /// Fails with `EINTR` for a killed caller, and with `ENOENT` if the VM was closed meanwhile.
+    fn check_continue(&self) -> Result {
         sched::check_killed()?;
         if self.is_closed() {
             return Err(ENOENT);
@@ -368,25 +369,28 @@ impl Vm {
         Ok(())
     }
 
-    /// Removes the ranges that the CPU unmapped, and resets attributes that go with them. Fails as
-    /// [`go_on`](Self::go_on) does: the worker does the rest then, which was told of all of them, or who tears
-    /// the VM down.
+    /// Removes the ranges that the CPU unmapped, and resets their attributes. Fails as
+    /// [`check_continue`](Self::check_continue) does; then the collection work removes the
+    /// remaining ranges, or the thread that tears the VM down.
     fn collect_garbage(&self, svm: &mut Guard<'_, Mirror>) -> Result {
         let reset = |range: &Range<Mirror>| {
             let span = svm::to_gpu(range.span());
             madvise::reset_unmapped(&self.dev, &self.map, &span)
         };
-        svm.collect_garbage_while(|| self.go_on(), reset).map(drop)
+        svm.collect_garbage_while(|| self.check_continue(), reset)
+            .map(drop)
     }
 
-    /// Drops what a change of the map removed; without locks. A worker drops what a caller leaves who is killed.
+    /// Drops what a change of the map removed. The caller holds no lock. What a killed caller does
+    /// not drop, the collection work drops.
     fn retire(self: &Arc<Self>, retired: Retired) {
         if self.map.retire(retired) {
             self.queue_collection();
         }
     }
 
-    /// As [`collect_garbage`](Self::collect_garbage), for a worker.
+    /// Collects garbage as [`collect_garbage`](Self::collect_garbage) does, for the collection
+    /// work.
     fn collect_garbage_as_worker(self: &Arc<Self>) {
         self.map.drop_left();
         let charged = self.charge_process();
@@ -395,41 +399,42 @@ impl Vm {
         };
         let _ = match charged {
             Ok(_) => self.collect_garbage(&mut svm),
-            // No fault of it is serviced any more, whatever the attributes are.
+            // The process is exiting: no fault on the range is serviced again, so its attributes do
+            // not matter.
             Err(_) => svm
-                .collect_garbage_while(|| self.go_on(), |_| Ok(()))
+                .collect_garbage_while(|| self.check_continue(), |_| Ok(()))
                 .map(drop),
         };
     }
 
-    /// Closes the VM: nothing is mapped any more, and no fault serviced. Faults that wait fail. It leaves the
-    /// list of the device when all is taken out.
+    /// Closes the VM: unmaps everything and fails all faults, pending and future. The VM leaves the
+    /// device's list when it is torn down.
     ///
-    /// Waits for no fault that is being serviced: what that still needs goes when it is done. Nor for
-    /// others who have the SVM lock, or for more to be taken out than `at_once` allows: a worker does that then.
-    /// The process that closes a VM cannot be killed, as it may have been killed already. May be called any
-    /// number of times. Sleeps.
-    pub(crate) fn close(self: &Arc<Self>, at_once: &AtOnce) {
-        let whose = self.faults.close();
+    /// The caller does not wait for a fault that is being serviced: the worker that services it
+    /// tears the VM down afterwards. Nor does it wait for the SVM lock, or tear down more than
+    /// `budget` allows: the collection work does that. The closing process may already be killed,
+    /// so it must not rely on being killable. May be called any number of times. Sleeps.
+    pub(crate) fn close(self: &Arc<Self>, budget: &TeardownBudget) {
+        let teardown = self.faults.close();
         self.workers.kill();
         self.collector.disconnect();
-        // Nobody enqueues it any more.
+        // The collector is disconnected, so nobody queues the work again.
         cancel_delayed::<_, REVISIT>(self);
-        // The GPU is cut off in any case.
+        // Revokes the GPU's access now, whoever tears the VM down.
         self.zap_all();
-        if whose == TearDown::Yours && !self.try_tear_down(at_once) {
+        if teardown == TearDown::Caller && !self.try_tear_down(budget) {
             self.queue_collection();
         }
     }
 
-    /// Takes everything out of a closed VM, if nobody is in the way and `at_once` allows it; else it has to be
-    /// torn down.
-    fn try_tear_down(&self, at_once: &AtOnce) -> bool {
+    /// Tears down a closed VM, if its SVM lock is free and `budget` suffices. Returns whether all
+    /// is torn down.
+    fn try_tear_down(&self, budget: &TeardownBudget) -> bool {
         let Some(mut svm) = self.svm.try_lock_closed() else {
             return false;
         };
         loop {
-            if !at_once.take() {
+            if !budget.take() {
                 return false;
             }
             if !svm.remove_first(svm::to_cpu(&SPAN)) {
@@ -439,15 +444,15 @@ impl Vm {
         }
         self.zap_all();
         drop(svm);
-        let is_done = self.drop_vmas_while(|| at_once.take());
+        let is_done = self.drop_vmas_while(|| budget.take());
         if is_done {
             self.dev.vms.remove(self.identity);
         }
         is_done
     }
 
-    /// Takes everything out of a closed VM, which may take long; or leaves that to who has the SVM lock. For
-    /// workers.
+    /// Tears down a closed VM, which may take long, or leaves that to the holder of the SVM lock.
+    /// For workers.
     pub(crate) fn tear_down(&self) {
         let Some(mut svm) = self.svm.try_lock_closed() else {
             return;
@@ -459,19 +464,20 @@ impl Vm {
         self.dev.vms.remove(self.identity);
     }
 
-    /// The device goes: has nothing mapped for it, now and later, of a closed VM. Waits for nobody who waits for
-    /// userspace.
+    /// Unmaps a closed VM from a device that is unbound, and keeps the holder of the SVM lock from
+    /// mapping anything later. Waits for no thread that waits for userspace.
     pub(crate) fn unmap(&self) {
         self.svm.shut();
         self.zap_all();
     }
 
-    /// Drops the VMAs of a closed VM as long as it is to `go_on`, and with them buffers, maybe: without locks,
-    /// and after the GPU's mappings of them. Whether none is left.
+    /// Drops the VMAs of a closed VM while `may_continue` returns true. Returns whether none is
+    /// left. The caller holds no lock, as a VMA may hold the last reference to a buffer, and has
+    /// removed the GPU's mappings.
     ///
-    /// The SVM lock was held since the VM was closed, so that nobody adds any.
-    fn drop_vmas_while(&self, go_on: impl Fn() -> bool) -> bool {
-        while go_on() {
+    /// No VMA is added meanwhile: the caller has held the SVM lock since the VM was closed.
+    fn drop_vmas_while(&self, may_continue: impl Fn() -> bool) -> bool {
+        while may_continue() {
             if self.map.take_any().is_none() {
                 return true;
             }
@@ -486,12 +492,12 @@ impl Vm {
         stale.flush(&self.aspace, &self.dev.stats);
     }
 
-    /// Prints VMAs, and ranges unless somebody is at work on them, for debugfs.
+    /// Prints the VMAs to debugfs, and the ranges unless another thread holds the SVM lock.
     pub(crate) fn show(self: &Arc<Self>, m: &SeqFile) -> Result {
         let counts = self.faults.counts();
         let mode = match self.mode {
             Mode::OnFault => "on fault",
-            Mode::AtOnce => "at once",
+            Mode::Immediate => "at once",
         };
         seq_print!(m, "  maps {}\n", mode);
         seq_print!(
@@ -503,7 +509,7 @@ impl Vm {
         );
         seq_print!(m, "  vmas:\n");
         for vma in self.map.lock_killable()?.iter() {
-            // A buffer that is too small is thrown away, and all of this done again with a larger one.
+            // The seq_file discards an overflowing buffer and calls this again with a larger one.
             if has_overflowed(m) || sched::check_killed().is_err() {
                 return Ok(());
             }
@@ -524,8 +530,8 @@ impl Vm {
     }
 }
 
-/// The device's memory for a new VM. One that cannot be had is one that is not there: all stays in system
-/// memory then. Fails with `ENODEV` and `EINTR`.
+/// Returns the device's memory for a new VM. If it cannot be had, returns none: all memory of the
+/// VM then stays in system memory. Fails with `ENODEV` and `EINTR`.
 fn memory_of(dev: &Device) -> Result<Option<DeviceMemory>> {
     match dev.memory.pagemap(dev) {
         Err(e) if e != ENODEV && e != EINTR => {
@@ -538,8 +544,8 @@ fn memory_of(dev: &Device) -> Result<Option<DeviceMemory>> {
 
 /// VM_CREATE.
 ///
-/// Fails as xe does, and with `EOPNOTSUPP` for what vxe has none of: scratch pages, and VMs that
-/// are not in long-running mode (their fences are DMA fences).
+/// Fails as xe does, and with `EOPNOTSUPP` for scratch pages and for VMs that are not in
+/// long-running mode, whose fences are DMA fences.
 pub(crate) fn create_ioctl(
     ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_vm_create,
@@ -566,22 +572,23 @@ pub(crate) fn create_ioctl(
     let mode = if has(FAULT) {
         Mode::OnFault
     } else {
-        Mode::AtOnce
+        Mode::Immediate
     };
     let vm = Vm::new(dev, mode)?;
-    // Who unplugs the device closes all VMs that are known then, and that are known to it.
+    // `drm_dev_unplug()` waits for the guard, so the VM is in the list before unbinding closes the
+    // listed VMs.
     let added = match ioctl.registered() {
         Ok(_registered) => file.inner().add_vm(vm.clone()),
         Err(e) => Err(e),
     };
-    args.vm_id = added.inspect_err(|_| vm.close(&AtOnce::new()))?;
+    args.vm_id = added.inspect_err(|_| vm.close(&TeardownBudget::new()))?;
     Ok(0)
 }
 
 /// VM_DESTROY.
 ///
-/// Fails with `EINVAL`, with `ENOENT` for no such VM, and with `EBUSY` for one that maps at once and has
-/// queues for jobs.
+/// Fails with `EINVAL`, with `ENOENT` for no such VM, and with `EBUSY` for a VM without faults that
+/// has queues for jobs.
 pub(crate) fn destroy_ioctl(
     ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_vm_destroy,

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The memory of a device: who has which part of it.
+//! The allocator of a device's memory.
 //!
-//! It belongs to the board, bound or not: what was allocated stays its owner's when the device is
-//! unbound, and is not given to anybody else when it is bound again.
+//! The memory belongs to the board, not to the binding: an allocation outlives unbind, and its
+//! memory is not allocated again when the device is bound anew.
 //!
-//! Lock order: the allocator's own mutex is a leaf, but for memory that is allocated under it.
+//! Lock order: the allocator's mutex is a leaf, except that its holder allocates memory.
 
 use crate::gpu::Target;
 use kernel::{
@@ -28,7 +28,7 @@ use kernel::{
 };
 use vxe_sim::device_ram::DeviceRam;
 
-/// The unit in which it is given out, in bytes.
+/// The unit of allocation, in bytes.
 const PAGE: u64 = PAGE_SIZE as u64;
 
 /// The memory of a device.
@@ -38,9 +38,10 @@ pub(crate) struct Vram {
 }
 
 impl Vram {
-    /// A memory of `size` bytes, all of it free.
+    /// Creates a memory of `size` bytes.
     ///
-    /// Fails with `EINVAL` unless that is a number of large pages, and `ENOMEM`.
+    /// Fails with `EINVAL` unless `size` is a positive multiple of the large page, and with
+    /// `ENOMEM`.
     pub(crate) fn new(size: u64) -> Result<Arc<Self>> {
         // CAST: Widens.
         if size == 0 || size % SZ_2M as u64 != 0 {
@@ -57,32 +58,34 @@ impl Vram {
         Ok(Arc::new(vram, GFP_KERNEL)?)
     }
 
-    /// What the bus reaches.
+    /// Returns the RAM that backs the memory, as the bus accesses it.
     pub(crate) fn ram(&self) -> &Arc<DeviceRam> {
         &self.ram
     }
 
-    /// Its size in bytes.
+    /// Returns the size in bytes.
     pub(crate) fn size(&self) -> u64 {
         self.ram.size()
     }
 
-    /// How much of it is allocated, in bytes.
+    /// Returns the number of allocated bytes.
     pub(crate) fn used(&self) -> u64 {
         self.size().saturating_sub(self.buddy.avail())
     }
 
-    /// Allocates `size` bytes, in as few pieces as there are. What is in them is what whoever had
-    /// them before left there. RAM for it is allocated as `flags` say, but for little that the kernel's allocator
-    /// needs.
+    /// Allocates `size` bytes in as few pieces as possible. The memory holds what its previous user
+    /// wrote. The RAM that backs it is allocated with `flags`; the buddy allocator's own small
+    /// allocations are not.
     ///
-    /// Fails with `EINTR` for a caller who is killed, with `ENOSPC` if there is not so much left, with
-    /// `EINVAL` for no number of pages, and with `ENOMEM`, also if there is no RAM to stand for so much.
+    /// Fails with `EINTR` if the caller is killed, `ENOSPC` without enough free memory, `EINVAL`
+    /// unless `size` is a positive multiple of the page size, and `ENOMEM`, also if `size` exceeds
+    /// the memory.
     pub(crate) fn allocate(self: &Arc<Self>, size: u64, flags: Flags) -> Result<Allocation> {
         self.allocate_aligned(size, Alignment::new::<PAGE_SIZE>(), flags)
     }
 
-    /// Allocates a large page, as [`allocate`](Self::allocate). Fails with `ENOSPC` and `ENOMEM`.
+    /// Allocates a large page, as [`allocate`](Self::allocate) does. Fails with `ENOSPC` and
+    /// `ENOMEM`.
     pub(crate) fn allocate_large(self: &Arc<Self>, flags: Flags) -> Result<Allocation> {
         self.allocate_aligned(SZ_2M as u64, Alignment::new::<SZ_2M>(), flags)
     }
@@ -97,7 +100,7 @@ impl Vram {
             return Err(EINVAL);
         }
         if size > self.size() {
-            // Nothing that others give up helps.
+            // No eviction can help.
             return Err(ENOMEM);
         }
         let mode = GpuBuddyAllocMode::Simple;
@@ -105,7 +108,7 @@ impl Vram {
             .buddy
             .alloc_blocks(mode, size, align, GpuBuddyAllocFlags::default());
         let blocks = KBox::pin_init(blocks, flags)?;
-        // The RAM stays the device's, whoever has it.
+        // The RAM belongs to the device, so it is not charged to the caller's memory cgroup.
         let account = GFP_KERNEL_ACCOUNT & !GFP_KERNEL;
         let mut allocation = Allocation {
             vram: self.clone(),
@@ -118,8 +121,9 @@ impl Vram {
                 Some(last) if last.end() == start => last.len += len,
                 _ => allocation.extents.push(Extent { start, len }, flags)?,
             }
-            // What was not given is not taken back either, in effect.
-            self.ram.give(start..start + len, flags & !account)?;
+            // On failure, dropping `allocation` takes back extents that were not given too, which
+            // is harmless.
+            self.ram.grant(start..start + len, flags & !account)?;
         }
         Ok(allocation)
     }
@@ -128,44 +132,44 @@ impl Vram {
 /// A contiguous piece of a device's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extent {
-    /// Its address.
+    /// The start address.
     pub(crate) start: u64,
-    /// In bytes; whole pages.
+    /// The length in bytes, a multiple of the page size.
     pub(crate) len: u64,
 }
 
 impl Extent {
-    /// Where it ends. Does not overflow: it is within the memory.
+    /// Returns the end. Does not overflow: the extent lies within the memory.
     pub(crate) fn end(&self) -> u64 {
         self.start + self.len
     }
 
-    /// Where the GPU reaches it.
+    /// Returns the bus target of the extent's start.
     pub(crate) fn target(&self) -> Target {
         Target::Vram(self.start)
     }
 }
 
-/// A part of a device's memory; dropping it gives it back. Sleeps then.
+/// An allocation of a device's memory. Dropping it frees the memory; the drop may sleep.
 pub(crate) struct Allocation {
     vram: Arc<Vram>,
     extents: KVVec<Extent>,
-    // Dropped after nobody reaches the memory any more.
+    // Freed last, when no mapping or copy uses the memory any more.
     blocks: Pin<KBox<AllocatedBlocks>>,
 }
 
 impl Allocation {
-    /// Its pieces, in order: neighbours are not adjacent.
+    /// Returns the extents in order. Neighbours in the slice are not adjacent in memory.
     pub(crate) fn extents(&self) -> &[Extent] {
         &self.extents
     }
 
-    /// How much it is, in bytes.
+    /// Returns the size in bytes.
     pub(crate) fn size(&self) -> u64 {
         self.extents.iter().map(|extent| extent.len).sum()
     }
 
-    /// The address of the byte at `offset`, if it has so many.
+    /// Returns the address of the byte at `offset`, if the allocation is that large.
     pub(crate) fn addr(&self, mut offset: u64) -> Option<u64> {
         for extent in &self.extents {
             if offset < extent.len {
@@ -176,7 +180,7 @@ impl Allocation {
         None
     }
 
-    /// The RAM that stands for the page with this number, as long as the allocation lives.
+    /// Returns the RAM page that backs page `index` of the allocation.
     pub(crate) fn page(&self, index: usize) -> Option<&Page> {
         let offset = u64::try_from(index).ok()?.checked_mul(PAGE)?;
         self.vram.ram.page(self.addr(offset)?).ok()
@@ -186,7 +190,7 @@ impl Allocation {
 impl Drop for Allocation {
     fn drop(&mut self) {
         for extent in &self.extents {
-            self.vram.ram.take_back(extent.start..extent.end());
+            self.vram.ram.revoke(extent.start..extent.end());
         }
     }
 }

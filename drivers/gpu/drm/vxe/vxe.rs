@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! vxe: a virtual Xe device in software, for those who work on DRM and have no such GPU.
+//! vxe: a software GPU with the uAPI of xe, for DRM development without the hardware.
 //!
-//! It speaks the uAPI of the kernel's xe driver, so that programs written for that run on it:
+//! The driver implements the uAPI of the kernel's xe driver, so programs written for xe run on it:
 //!
 //! ```text
-//!   ioctl          the table of ioctls; the callbacks from C
-//!     query bo exec exec_queue_ioctl wait_user_fence vm      what they do
-//!   driver file    devices and open files
-//!   exec_queue     jobs in order, each run by the GPU
-//!   engines sched  whose turn it is to run
-//!   client         processes, and what each may have under way
-//!   sync           user fences and who waits for them
-//!   svm            mirrored ranges: faults, and where their memory moves
-//!   memory         pages of processes in the device's memory
+//!   ioctl            the table of ioctls; the callbacks from C
+//!     query bo exec exec_queue_ioctl wait_user_fence vm      the ioctls
+//!   driver file      devices and open files
+//!   exec_queue       jobs of a queue, run by the GPU in order
+//!   engines sched    engines, and the scheduler that picks the next queue
+//!   client           processes, and the limits on their queues and jobs
+//!   sync             user fences and their waiters
+//!   svm              mirrored ranges: faults and migration
+//!   memory           pages of processes in the device's memory
 //!   vram region stats objects debugfs
-//!   gpu            the hardware: address spaces, an engine, and no notion of processes
+//!   gpu              the hardware: address spaces and an engine; knows no processes
 //! ```
 //!
-//! What needs `unsafe` is in `kernel_ext` and [`vxe_sim`].
+//! All code that needs `unsafe` is in `kernel_ext` and [`vxe_sim`].
 //!
-//! The same object is linked a second time as the module `vxe2`, for tests: its platform driver and
-//! devices are called as the module is, and both may be loaded.
+//! For tests the same object is linked a second time, as the module `vxe2`. Its platform driver and
+//! devices carry the module's name, so both modules can be loaded at once.
 
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs)]
 
@@ -76,17 +76,17 @@ module! {
     },
 }
 
-/// How many devices there may be.
+/// The most devices of one module.
 const MAX_DEVICES: u8 = 8;
 
-/// The most memory that a device may have, in MiB.
+/// The most memory of a device, in MiB.
 const MAX_VRAM_MB: u32 = 1 << 16;
 
-/// The module, while it is loaded: its driver, and the devices that it drives.
+/// The loaded module: its driver and its devices.
 #[pin_data]
 struct VxeModule {
-    // Dropped before the driver, so that a device is unbound once.
-    _boards: KVec<platform_device::Registration<driver::Board>>,
+    // Dropped before the driver, so that each device is unbound once.
+    _devices: KVec<platform_device::Registration<driver::PlatformData>>,
     #[pin]
     driver: kernel::driver::Registration<driver::PlatformDriver>,
 }
@@ -95,8 +95,9 @@ impl kernel::InPlaceModule for VxeModule {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             driver <- kernel::driver::Registration::new(platform_device::module_name(module), module),
-            // The driver is there, so that each device is bound when it is made.
-            _boards: boards(
+            // The driver is registered by now, so the driver core binds each device at its
+            // registration.
+            _devices: register_devices(
                 platform_device::module_name(module),
                 module_parameters::devices.value(),
                 module_parameters::vram_mb.value(),
@@ -105,12 +106,16 @@ impl kernel::InPlaceModule for VxeModule {
     }
 }
 
-/// As many devices for the driver called `name`, each with `vram_mb` MiB of memory.
-fn boards(
+/// Registers `count` platform devices for the driver called `name`, each with `vram_mb` MiB of
+/// memory.
+///
+/// Fails with `EINVAL` for a bad number of devices or size, `ENOMEM` if the machine has less RAM
+/// than the devices together.
+fn register_devices(
     name: &CStr,
     count: u8,
     vram_mb: u32,
-) -> Result<KVec<platform_device::Registration<driver::Board>>> {
+) -> Result<KVec<platform_device::Registration<driver::PlatformData>>> {
     if !(1..=MAX_DEVICES).contains(&count) {
         pr_err!("there can be 1 to {MAX_DEVICES} devices, not {count}\n");
         return Err(EINVAL);
@@ -124,21 +129,22 @@ fn boards(
     let vram = u64::from(vram_mb) << 20;
     let (all, ram) = (vram * u64::from(count), sysinfo::total_ram());
     if all > ram {
-        // RAM stands for it. Nobody could have all of it, and who tries takes everybody's.
+        // RAM backs the devices' memory. A program that fills it would take all memory of the
+        // machine.
         pr_err!(
             "{count} devices with {vram_mb} MiB of memory each: the machine has only {} MiB\n",
             ram >> 20
         );
         return Err(ENOMEM);
     }
-    let mut boards = KVec::new();
+    let mut devices = KVec::new();
     for index in 0..count {
-        boards.push(
-            driver::Board::register(name, index.into(), vram)?,
+        devices.push(
+            driver::PlatformData::register(name, index.into(), vram)?,
             GFP_KERNEL,
         )?;
     }
-    Ok(boards)
+    Ok(devices)
 }
 
 #[cfg(CONFIG_KUNIT = "y")]
@@ -146,12 +152,12 @@ fn boards(
 mod tests {
     use super::*;
 
-    /// More memory than the machine has is refused before anything is made; so is what is no number of
-    /// large pages.
+    /// More memory than the machine has is refused before any device is registered; so is a size
+    /// that is not a multiple of the large page.
     #[test]
     fn memory_is_the_machines() {
         let all = u64::from(MAX_DEVICES) * (u64::from(MAX_VRAM_MB) << 20);
-        let refused = |count, vram_mb| boards(c"vxe-none", count, vram_mb).err();
+        let refused = |count, vram_mb| register_devices(c"vxe-none", count, vram_mb).err();
         if all > sysinfo::total_ram() {
             assert_eq!(refused(MAX_DEVICES, MAX_VRAM_MB), Some(ENOMEM));
         }

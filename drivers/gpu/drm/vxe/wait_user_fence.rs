@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! WAIT_USER_FENCE: sleeps until a word in the caller's memory compares as wanted.
+//! WAIT_USER_FENCE: sleeps until a word in the caller's memory satisfies a condition.
 //!
-//! The caller says which queue it waits for, if any, and is told when that queue is dead and so will
-//! not write the word any more.
+//! The caller may name the queue that is to write the word. The wait fails when that queue is dead
+//! and so will never write it.
 
 use crate::{
     check::ensure,
@@ -19,10 +19,10 @@ use kernel::{
 };
 use vxe_sim::sysinfo::{nsecs_to_jiffies, Clock};
 
-/// For ever, in jiffies.
+/// No time-out, in jiffies.
 const FOREVER: Jiffies = MAX_SCHEDULE_TIMEOUT as Jiffies;
 
-/// How the word is compared with the value.
+/// A comparison of the word with a value.
 #[derive(Clone, Copy)]
 struct Condition {
     op: fn(&u64, &u64) -> bool,
@@ -31,7 +31,7 @@ struct Condition {
 }
 
 impl Condition {
-    /// Fails with `EINVAL` for an unknown operation.
+    /// Creates the condition. Fails with `EINVAL` for an unknown operation.
     fn new(args: &uapi::drm_xe_wait_user_fence) -> Result<Self> {
         Ok(Self {
             op: match u32::from(args.op) {
@@ -48,7 +48,8 @@ impl Condition {
         })
     }
 
-    /// Whether the word at the user address `addr` is as wanted. Fails with `EFAULT`.
+    /// Returns whether the word at user address `addr` satisfies the condition. Fails with
+    /// `EFAULT`.
     fn holds_at(&self, ioctl: &mut Ioctl<'_>, addr: u64) -> Result<bool> {
         let word: u64 = ioctl.read(addr)?;
         Ok((self.op)(&(word & self.mask), &(self.value & self.mask)))
@@ -57,13 +58,12 @@ impl Condition {
 
 /// `DRM_IOCTL_XE_WAIT_USER_FENCE`.
 ///
-/// A time-out is in nanoseconds: relative, or absolute on `CLOCK_MONOTONIC`; a negative one is for
-/// ever. What is left of a relative one is handed back, also when the call is interrupted, and then
-/// restarted with it.
+/// A time-out is in nanoseconds: relative, or absolute on `CLOCK_MONOTONIC`; a negative one never
+/// expires. The remainder of a relative time-out is returned in `args`, also when a signal
+/// interrupts the call; the restarted call uses it.
 ///
-/// Fails with `EINVAL`, with `EFAULT`, with `ENOENT` for a queue that is none, with `ETIME` when the
-/// time is up, with `EIO` when the queue is dead, with `ENODEV` when the device is gone, with
-/// `ERESTARTSYS` on a signal.
+/// Fails with `EINVAL`, `EFAULT`, `ENOENT` for an unknown queue, `ETIME` after the time-out, `EIO`
+/// when the queue is dead, `ENODEV` when the device is gone, and `ERESTARTSYS` on a signal.
 pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fence) -> Result<u32> {
     let (dev, file) = (ioctl.dev(), ioctl.file());
     ensure!(dev, args.extensions == 0, EINVAL);
@@ -84,7 +84,7 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fen
     };
 
     if args.timeout < 0 {
-        // What is handed back of it stays positive for ever.
+        // So that the remainder never gets negative or zero.
         args.timeout = i64::MAX;
     }
     let mut timeout = to_jiffies(args.timeout, absolute);
@@ -92,9 +92,9 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fen
     let start = Clock::Monotonic.now_ns();
 
     let result = loop {
-        // Before looking, so that what is signalled afterwards is not slept through.
+        // Taken before the checks, so that a signal after them ends the wait.
         let seen = waiter.generation();
-        // The queue before the word: a queue may write the word, and die after that.
+        // Checked before the word: a queue may write the word and die afterwards.
         let dead = queue.as_ref().is_some_and(|queue| queue.is_dead());
         match wanted.holds_at(ioctl, args.addr) {
             Ok(true) => break Ok(0),
@@ -108,12 +108,12 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fen
             Ok(false) => {}
             Err(error) => break Err(error),
         }
-        // Who waits for the GPU answers when the process is asked to pay for its memory; not while it looks,
-        // which may be to wait for a page.
+        // While this thread waits for the GPU, charges of device memory to the process may
+        // interrupt it. Not while it reads the word, since it may wait for a page then.
         let _waiting = dmem::begin_wait();
         timeout = match waiter.wait(seen, timeout) {
             Waited::Signalled(left) => left,
-            // Look once more.
+            // Check once more.
             Waited::TimedOut => 0,
             Waited::Interrupted => timeout,
         };
@@ -126,9 +126,7 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fen
     result
 }
 
-/// A time-out in jiffies: at least one, unless `timeout` is zero.
-///
-/// For ever, if that is more than can be waited for.
+/// Converts a time-out to jiffies: at least one, unless `timeout` is zero, at most [`FOREVER`].
 fn to_jiffies(timeout: i64, absolute: bool) -> Jiffies {
     if timeout == 0 {
         return 0;
@@ -138,7 +136,7 @@ fn to_jiffies(timeout: i64, absolute: bool) -> Jiffies {
     } else {
         timeout
     };
-    // The current jiffy is partly over, so that one more makes sure not to be early.
+    // The current jiffy is partly over, so add one in order not to be early.
     match u64::try_from(ns) {
         Ok(ns) => nsecs_to_jiffies(ns).saturating_add(1).min(FOREVER),
         Err(_) => 1,

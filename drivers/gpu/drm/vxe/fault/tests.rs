@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit suite of fault queues: every fault is answered, with what became of it.
+//! KUnit suite of fault queues: each fault is answered, with the result of its service.
 
 use kernel::prelude::*;
 
@@ -14,7 +14,7 @@ mod suite {
 
     const PAGE: u64 = 4096;
 
-    /// Where an answer goes.
+    /// The answer to a fault, if there is one.
     type Answer = Arc<SpinLock<Option<Result>>>;
 
     struct Waiter {
@@ -27,9 +27,9 @@ mod suite {
             self.fault
         }
 
-        fn answer(node: KBox<Node<Self>>, result: Result) {
+        fn answer(node: KBox<FifoNode<Self>>, result: Result) {
             let before = node.value.answer.lock().replace(result);
-            // One answer each.
+            // A fault is answered once.
             assert_eq!(before, None);
         }
     }
@@ -46,7 +46,7 @@ mod suite {
             fault: Fault { addr, access },
             answer: answer.clone(),
         };
-        queue.submit(Node::new(waiter, GFP_KERNEL)?);
+        queue.submit(FifoNode::new(waiter, GFP_KERNEL)?);
         Ok(answer)
     }
 
@@ -54,21 +54,21 @@ mod suite {
         *waiter.lock()
     }
 
-    /// A service that leaves nothing to do.
-    const LAST: Option<Serve> = Some(Serve {
-        whose: TearDown::NotYours,
+    /// The result of a service after which no fault is pending.
+    const LAST: Option<ServeResult> = Some(ServeResult {
+        teardown: TearDown::Other,
         more: false,
     });
 
-    /// A service that leaves other faults.
-    const MORE: Option<Serve> = Some(Serve {
-        whose: TearDown::NotYours,
+    /// The result of a service after which more faults are pending.
+    const MORE: Option<ServeResult> = Some(ServeResult {
+        teardown: TearDown::Other,
         more: true,
     });
 
-    /// What maps the page at `addr` for `access`.
-    fn served(addr: u64, access: Access) -> Result<Served> {
-        Ok(Served {
+    /// Returns the result of a service that maps the page at `addr` for `access`.
+    fn served(addr: u64, access: Access) -> Result<Serviced> {
+        Ok(Serviced {
             span: addr..addr + PAGE,
             access,
         })
@@ -119,7 +119,7 @@ mod suite {
         let behind = submit(&queue, 2 * PAGE, Access::Read)?;
         let done = queue.serve(|fault| {
             assert_eq!(fault.addr, PAGE);
-            // Nobody knows before it is done.
+            // The fault is not answered before its service is complete.
             assert_eq!(answer(&first), None);
             served(PAGE, fault.access)
         });
@@ -149,11 +149,11 @@ mod suite {
             submit(&queue, 0, Access::Read)?,
             submit(&queue, PAGE, Access::Write)?,
         ];
-        assert_eq!(queue.close(), TearDown::Yours);
+        assert_eq!(queue.close(), TearDown::Caller);
         for waiter in &waiting {
             assert_eq!(answer(waiter), Some(Err(ENOENT)));
         }
-        assert_eq!(queue.close(), TearDown::NotYours);
+        assert_eq!(queue.close(), TearDown::Other);
         assert_eq!(queue.serve(|_| served(0, Access::Atomic)), None);
         let late = submit(&queue, 0, Access::Read)?;
         assert_eq!(answer(&late), Some(Err(ENOENT)));
@@ -168,16 +168,16 @@ mod suite {
             submit(&queue, 0, Access::Read)?,
         );
         let done = queue.serve(|_| {
-            assert_eq!(queue.close(), TearDown::NotYours);
-            // Whoever waits is let go at once, whatever comes of the service.
+            assert_eq!(queue.close(), TearDown::Other);
+            // The faults are answered at once, whatever the service returns.
             assert_eq!(answer(&first), Some(Err(ENOENT)));
             assert_eq!(answer(&second), Some(Err(ENOENT)));
-            assert_eq!(queue.close(), TearDown::NotYours);
+            assert_eq!(queue.close(), TearDown::Other);
             served(0, Access::Atomic)
         });
-        assert_eq!(done.map(|done| done.whose), Some(TearDown::Yours));
+        assert_eq!(done.map(|done| done.teardown), Some(TearDown::Caller));
         assert_eq!(answer(&first), Some(Err(ENOENT)));
-        assert_eq!(queue.close(), TearDown::NotYours);
+        assert_eq!(queue.close(), TearDown::Other);
         Ok(())
     }
 }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The commands of the GPU: what the dwords of a batch mean.
+//! The commands of the GPU, and how the dwords of a batch encode them.
 //!
 //! The encodings are those of Intel's command streamer and blitter, as the `xe` driver
-//! (`drivers/gpu/drm/xe/instructions`) and programs written for it use them. Each command has one
-//! form that is understood, bit by bit; anything else is rejected, so that a GPU that runs into
-//! data stops there.
+//! (`drivers/gpu/drm/xe/instructions`) and programs for it use them. Exactly one form of each
+//! command is accepted; any other bit pattern is rejected, so that a GPU that runs into data stops
+//! there.
 //!
-//! Decoding knows no memory: [`length`] says from the first dword how many there are, [`decode`]
-//! makes a [`Command`] of them.
+//! Decoding does not access memory: [`length`] returns the number of dwords of a command from its
+//! first one, and [`decode`] makes a [`Command`] of the dwords.
 
 use kernel::{bits::bit_u32, fmt, prelude::*};
 
@@ -26,41 +26,41 @@ const MEM_COPY: u32 = 0x2 << 29 | 0x5a << 22;
 const MEM_COPY_PAGE_MODE: u32 = bit_u32(19);
 const MEM_COPY_MATRIX: u32 = bit_u32(17);
 
-/// The bits of a header that say which command it is, for commands of the command streamer.
+/// The bits of a header that identify a command of the command streamer.
 const MI_COMMAND: u32 = 0x1ff << 23;
-/// The same, for commands of the blitter.
+/// The bits of a header that identify a command of the blitter.
 const BLT_COMMAND: u32 = 0x3ff << 22;
-/// The bits of a header that say how many dwords there are, less two.
+/// The bits of a header with the number of dwords, less two.
 const LENGTH: u32 = 0xff;
 
-/// The unit of a copy in page mode, to which its addresses are aligned, in bytes.
+/// The unit of a copy in page mode and the alignment of its addresses, in bytes.
 const COPY_PAGE: u64 = 256;
 
-/// Why dwords are no command.
+/// Why dwords are not a valid command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reject {
-    /// The header is that of no command known.
+pub(crate) enum DecodeError {
+    /// The header is not that of a known command.
     Unknown,
-    /// The header's length is not that of the command.
+    /// The length in the header is wrong for the command.
     Length,
-    /// The header has a bit set that has no meaning, or one that is not supported.
+    /// The header has an undefined or unsupported bit set.
     Reserved,
-    /// An address is not aligned as the command demands.
+    /// An address is not aligned as the command requires.
     Misaligned,
 }
 
-impl fmt::Display for Reject {
+impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Reject::Unknown => "unknown command",
-            Reject::Length => "wrong length",
-            Reject::Reserved => "reserved bits set",
-            Reject::Misaligned => "misaligned address",
+            DecodeError::Unknown => "unknown command",
+            DecodeError::Length => "wrong length",
+            DecodeError::Reserved => "reserved bits set",
+            DecodeError::Misaligned => "misaligned address",
         })
     }
 }
 
-/// A command. Addresses are as the program wrote them.
+/// A command. Addresses are as in the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
     /// Does nothing.
@@ -69,68 +69,68 @@ pub(super) enum Command {
     End,
     /// Stores a 32-bit value.
     Store {
-        /// Where; aligned.
+        /// The address, aligned.
         addr: u64,
-        /// What.
+        /// The value.
         value: u32,
     },
-    /// Adds to a 32-bit value, wrapping, as one operation.
+    /// Adds to a 32-bit value atomically; wraps around.
     Add {
-        /// Where; aligned.
+        /// The address, aligned.
         addr: u64,
-        /// How much: 1, or what wraps to -1.
+        /// The addend: 1, or `u32::MAX` to subtract 1.
         delta: u32,
     },
     /// Copies memory.
     Copy(Copy2d),
 }
 
-/// A copy of rows of bytes. A linear copy has one.
+/// A copy of rows of bytes. A linear copy has one row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Copy2d {
-    /// Where the first row comes from.
+    /// The address of the first source row.
     pub(super) src: u64,
-    /// Where the first row goes to.
+    /// The address of the first destination row.
     pub(super) dst: u64,
     /// Bytes of a row; at most 2^40.
     pub(super) width: u64,
     /// Rows; at least one, at most 2^32.
     pub(super) rows: u64,
-    /// Bytes from one row to the next, where they come from; at most 2^32.
+    /// Bytes from one source row to the next; at most 2^32.
     pub(super) src_pitch: u64,
-    /// Bytes from one row to the next, where they go to; at most 2^32.
+    /// Bytes from one destination row to the next; at most 2^32.
     pub(super) dst_pitch: u64,
 }
 
-/// Says how many dwords the command with this header has: 1 to [`MAX_DWORDS`].
-pub(super) fn length(header: u32) -> Result<usize, Reject> {
+/// Returns how many dwords the command with this header has: 1 to [`MAX_DWORDS`].
+pub(super) fn length(header: u32) -> Result<usize, DecodeError> {
     let dwords = match header & MI_COMMAND {
         MI_NOOP | MI_BATCH_BUFFER_END => return Ok(1),
         MI_STORE_DWORD_IMM => 4,
         MI_ATOMIC => 3,
         _ if header & BLT_COMMAND == MEM_COPY => 10,
-        _ => return Err(Reject::Unknown),
+        _ => return Err(DecodeError::Unknown),
     };
     // CAST: At most 255.
     if (header & LENGTH) as usize + 2 != dwords {
-        return Err(Reject::Length);
+        return Err(DecodeError::Length);
     }
     Ok(dwords)
 }
 
-/// Decodes the command that `dwords` begins with.
+/// Decodes the command at the start of `dwords`.
 ///
-/// There must be as many dwords as [`length`] says; more are ignored.
-pub(super) fn decode(dwords: &[u32]) -> Result<Command, Reject> {
-    let header = *dwords.first().ok_or(Reject::Length)?;
-    let dwords = dwords.get(..length(header)?).ok_or(Reject::Length)?;
+/// There must be as many dwords as [`length`] returns; additional ones are ignored.
+pub(super) fn decode(dwords: &[u32]) -> Result<Command, DecodeError> {
+    let header = *dwords.first().ok_or(DecodeError::Length)?;
+    let dwords = dwords.get(..length(header)?).ok_or(DecodeError::Length)?;
 
     match *dwords {
         [MI_NOOP] => Ok(Command::Noop),
         [MI_BATCH_BUFFER_END] => Ok(Command::End),
         [header, low, high, value] => {
             if header & !LENGTH != MI_STORE_DWORD_IMM {
-                return Err(Reject::Reserved);
+                return Err(DecodeError::Reserved);
             }
             let addr = aligned(low, high, 4)?;
             Ok(Command::Store { addr, value })
@@ -139,10 +139,10 @@ pub(super) fn decode(dwords: &[u32]) -> Result<Command, Reject> {
             let delta = match header & MI_ATOMIC_OPCODE {
                 MI_ATOMIC_INC => 1,
                 MI_ATOMIC_DEC => u32::MAX,
-                _ => return Err(Reject::Unknown),
+                _ => return Err(DecodeError::Unknown),
             };
             if header & !(LENGTH | MI_ATOMIC_OPCODE) != MI_ATOMIC {
-                return Err(Reject::Reserved);
+                return Err(DecodeError::Reserved);
             }
             let addr = aligned(low, high, 4)?;
             Ok(Command::Add { addr, delta })
@@ -153,9 +153,9 @@ pub(super) fn decode(dwords: &[u32]) -> Result<Command, Reject> {
                 0 => (1, 1, false),
                 MEM_COPY_MATRIX => (1, 1, true),
                 MEM_COPY_PAGE_MODE => (COPY_PAGE, COPY_PAGE, false),
-                _ => return Err(Reject::Reserved),
+                _ => return Err(DecodeError::Reserved),
             };
-            // The fields hold sizes less one. None of this can overflow: 32 bits, times 256.
+            // The fields hold sizes less one. Cannot overflow: 32 bits times 256.
             let size = |field: u32| u64::from(field) + 1;
             Ok(Command::Copy(Copy2d {
                 src: aligned(src_low, src_high, align)?,
@@ -166,16 +166,16 @@ pub(super) fn decode(dwords: &[u32]) -> Result<Command, Reject> {
                 dst_pitch: size(dst_pitch),
             }))
         }
-        // A header of one dword with other bits set.
-        _ => Err(Reject::Reserved),
+        // A command of one dword with other bits set in its header.
+        _ => Err(DecodeError::Reserved),
     }
 }
 
-/// The address of two dwords, which must be a multiple of `align`.
-fn aligned(low: u32, high: u32, align: u64) -> Result<u64, Reject> {
+/// Returns the address in two dwords, which must be a multiple of `align`.
+fn aligned(low: u32, high: u32, align: u64) -> Result<u64, DecodeError> {
     let addr = u64::from(high) << 32 | u64::from(low);
     if addr % align != 0 {
-        return Err(Reject::Misaligned);
+        return Err(DecodeError::Misaligned);
     }
     Ok(addr)
 }
@@ -258,10 +258,10 @@ mod tests {
     fn unknown_commands() {
         // A small number, text, a command of another engine, MI_BATCH_BUFFER_START.
         for header in [0x6c6c_6548, 0x7a00_0004, 0x1880_0001, u32::MAX] {
-            assert_eq!(length(header), Err(Reject::Unknown));
-            assert_eq!(decode(&[header; MAX_DWORDS]), Err(Reject::Unknown));
+            assert_eq!(length(header), Err(DecodeError::Unknown));
+            assert_eq!(decode(&[header; MAX_DWORDS]), Err(DecodeError::Unknown));
         }
-        assert_eq!(decode(&[0x1780_0701, LOW, HIGH]), Err(Reject::Unknown));
+        assert_eq!(decode(&[0x1780_0701, LOW, HIGH]), Err(DecodeError::Unknown));
     }
 
     #[test]
@@ -273,17 +273,17 @@ mod tests {
             0x5688_0007,
             0x5688_00ff,
         ] {
-            assert_eq!(length(header), Err(Reject::Length));
-            assert_eq!(decode(&[header; MAX_DWORDS]), Err(Reject::Length));
+            assert_eq!(length(header), Err(DecodeError::Length));
+            assert_eq!(decode(&[header; MAX_DWORDS]), Err(DecodeError::Length));
         }
-        assert_eq!(decode(&[]), Err(Reject::Length));
-        assert_eq!(decode(&[0x1000_0002, LOW, HIGH]), Err(Reject::Length));
+        assert_eq!(decode(&[]), Err(DecodeError::Length));
+        assert_eq!(decode(&[0x1000_0002, LOW, HIGH]), Err(DecodeError::Length));
     }
 
     #[test]
     fn reserved_bits() {
-        // A number that is no header, an end with a flag, GGTT and 64-bit stores, 64-bit atomics,
-        // atomics with a return value, two copy modes at once, compression.
+        // A number that is not a header, MI_BATCH_BUFFER_END with a flag, GGTT and 64-bit stores,
+        // 64-bit atomics, atomics with a return value, two copy modes at once, compression.
         for header in [
             0x0000_1234,
             0x0500_0001,
@@ -294,13 +294,13 @@ mod tests {
             0x568a_0008,
             0x5688_0108,
         ] {
-            assert_eq!(decode(&[header; MAX_DWORDS]), Err(Reject::Reserved));
+            assert_eq!(decode(&[header; MAX_DWORDS]), Err(DecodeError::Reserved));
         }
     }
 
     #[test]
     fn misaligned_addresses() {
-        let reject = Err(Reject::Misaligned);
+        let reject = Err(DecodeError::Misaligned);
         assert_eq!(decode(&[0x1000_0002, LOW + 2, HIGH, 0]), reject);
         assert_eq!(decode(&[0x1780_0501, LOW + 1, HIGH]), reject);
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The copy engine: moves memory between the device's own and the system's.
+//! The copy engine: copies between the device's memory and system memory.
 //!
-//! It works on addresses of the bus, not of an address space, and so beside the engines that run
-//! batches: a driver moves pages with it that no program can reach meanwhile. It has no lock and no
-//! queue: whoever calls it lends it a thread, and any number may at once.
+//! It works on bus addresses, not in an address space, and independently of the engines that run
+//! batches: a driver copies pages with it while no batch can access them. It has no lock, queue or
+//! thread: each call copies on the calling thread, and calls may run concurrently.
 
 use super::{page_table::PAGE_SIZE, Bus, Target};
 use kernel::{
@@ -16,27 +16,27 @@ use kernel::{
 };
 use kernel_ext::sched::cond_resched;
 
-/// A contiguous piece of work.
+/// A contiguous piece of memory to copy or clear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Run {
-    /// Where it comes from; nothing for zeros.
+pub(crate) struct CopyRun {
+    /// The source; `None` to write zeros.
     pub(crate) from: Option<Target>,
-    /// Where it goes to.
+    /// The destination.
     pub(crate) to: Target,
-    /// In bytes.
+    /// The length in bytes.
     pub(crate) len: u64,
 }
 
-/// How many bytes were moved, by where they went.
+/// The bytes copied so far, by direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Moved {
-    /// From system memory to the device's own.
+pub(crate) struct CopyCounters {
+    /// From system memory to the device's memory.
     pub(crate) to_vram: u64,
-    /// From the device's own memory to the system's.
+    /// From the device's memory to system memory.
     pub(crate) to_system: u64,
-    /// Within the device's own memory, or between devices.
+    /// Within the device's memory, or between devices.
     pub(crate) within: u64,
-    /// Zeros that were written.
+    /// Zeros written.
     pub(crate) cleared: u64,
 }
 
@@ -50,7 +50,7 @@ pub(crate) struct CopyEngine {
 }
 
 impl CopyEngine {
-    /// A copy engine on a device's bus.
+    /// Creates a copy engine on a device's bus.
     pub(crate) fn new(bus: Arc<Bus>) -> Self {
         Self {
             bus,
@@ -61,11 +61,11 @@ impl CopyEngine {
         }
     }
 
-    /// Carries out `runs`, one after the other, and returns when all is done. Sleeps.
+    /// Executes `runs` in order, and returns when all are complete. Sleeps.
     ///
-    /// On failure a part may have been moved. Fails as [`Bus`] does, with `EINVAL` for a run that
-    /// wraps around, and with `EOPNOTSUPP` for one that begins and ends in system memory.
-    pub(crate) fn run(&self, runs: impl IntoIterator<Item = Run>) -> Result {
+    /// On failure a part may have been copied. Fails as [`Bus`] does, with `EINVAL` for a run that
+    /// wraps around, and with `EOPNOTSUPP` for a copy within system memory.
+    pub(crate) fn run(&self, runs: impl IntoIterator<Item = CopyRun>) -> Result {
         for run in runs {
             run.to.checked_offset(run.len).ok_or(EINVAL)?;
             if let Some(from) = run.from {
@@ -80,15 +80,16 @@ impl CopyEngine {
         Ok(())
     }
 
-    /// Does as much of `run` from `done` on as lies within a page on both sides; returns how much.
-    fn piece(&self, run: &Run, done: u64) -> Result<u64> {
+    /// Executes `run` from `done` up to the next page boundary on either side. Returns the number
+    /// of bytes.
+    fn piece(&self, run: &CopyRun, done: u64) -> Result<u64> {
         let rest = |at: Target| PAGE_SIZE - at.addr() % PAGE_SIZE;
         let to = run.to.offset(done);
         let from = run.from.map(|from| from.offset(done));
         let len = (run.len - done)
             .min(rest(to))
             .min(from.map_or(PAGE_SIZE, rest));
-        // CAST: Not more than a page.
+        // CAST: At most a page.
         let size = len as usize;
         let counter = match (from, to) {
             (None, _) => &self.cleared,
@@ -104,9 +105,9 @@ impl CopyEngine {
         Ok(len)
     }
 
-    /// What was moved since the device was made. Counters are read one after the other.
-    pub(crate) fn moved(&self) -> Moved {
-        Moved {
+    /// Returns the bytes copied so far. The counters are read one by one.
+    pub(crate) fn counters(&self) -> CopyCounters {
+        CopyCounters {
             to_vram: self.to_vram.load(Relaxed),
             to_system: self.to_system.load(Relaxed),
             within: self.within.load(Relaxed),

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The copy engine: runs batches of commands in an address space.
+//! The copy engine's command streamer: runs batches in an address space.
 //!
-//! A batch runs in a [`Context`], which holds all that there is between two of its steps: where the
-//! next command is fetched, the command under way, and how far a copy is. [`Context::run`] lends it
-//! the calling thread, and returns where the batch ends, where it faults, or after the step at which
-//! the caller wants the thread back. Later, another thread may call it again, and the batch goes on
-//! there. So no thread waits for a fault, and many more batches than threads may be under way; several
-//! may run in one address space at once.
+//! A [`EngineContext`] holds the whole state of a batch between two steps: the address of the next
+//! command, the current command, and the progress of a copy. [`EngineContext::run`] executes the
+//! batch on the calling thread. It returns at the end of the batch, at a fault, or after a step
+//! when the caller's `is_over` says so. Another thread may call it later to continue the batch. So
+//! no thread waits for a fault, and there can be many more batches than threads; several can run in
+//! one address space at a time.
 //!
-//! A step is one command, or one piece of a copy, of at most one page. An access that faults has not
-//! happened: nothing of it is seen, and calling [`Context::run`] again tries it again.
+//! A step is one command, or one piece of a copy, of at most one page. An access that faults has no
+//! effect; the next call of [`EngineContext::run`] repeats it.
 //!
-//! A fault that is serviced again and again without effect is given up on in the end, so that each
-//! batch ends: by its last command, by an error, or by its `stop` flag, which is looked at before each
-//! access: once it is set, the batch makes one access more at most.
+//! A fault that is serviced without effect too often fails the batch. So each batch ends: with its
+//! last command, with an error, or by its `stop` flag. The flag is checked before each access:
+//! after it is set, the batch makes at most one more access.
 
 use super::{
     address_space::{AccessError, AddressSpace},
-    command::{self, Command, Copy2d, Reject, MAX_DWORDS},
+    command::{self, Command, Copy2d, DecodeError, MAX_DWORDS},
     page_table::{Access, PAGE_SIZE},
 };
 use kernel::{
@@ -29,45 +29,45 @@ use kernel::{
 };
 use kernel_ext::sched::cond_resched;
 
-/// Tries of one access, each after a fault that was serviced, before it counts as hopeless.
+/// How many times an access may fault, with each fault serviced, before the batch fails.
 ///
-/// A page may be taken away again before the access is tried, so one try is not enough; but each
-/// costs a whole fault, and some thousand in a row are no race any more.
+/// The page may be invalidated again before the access is repeated, so one attempt is not enough.
+/// But each attempt costs a whole fault, and thousands in a row are not a race any more.
 const MAX_TRIES: u32 = 4096;
 
-/// Bytes that are fetched of a batch at once.
+/// How many bytes of a batch are fetched at once.
 const LINE: usize = 64;
 
-/// Bytes of a piece of a copy at most: what one access can move.
+/// The most bytes of a piece of a copy: those of one access.
 const PIECE: usize = PAGE_SIZE as usize;
 
 /// Why a batch failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EngineError {
-    /// It was told to stop.
+    /// It was stopped.
     Stopped,
     /// A fault could not be serviced.
     Fault {
         /// The address of the access.
         addr: u64,
-        /// Its kind.
+        /// The kind of access.
         access: Access,
-        /// What the handler said.
+        /// The error of the fault handler.
         error: Error,
     },
-    /// A page keeps faulting, however often that is serviced.
+    /// A page keeps faulting although its faults are serviced.
     NoProgress {
         /// The address of the access.
         addr: u64,
-        /// Its kind.
+        /// The kind of access.
         access: Access,
     },
-    /// An access that is mapped was refused by the bus: the driver lost track of its mappings, or
-    /// the device is gone.
+    /// The bus refused an access that is mapped: the driver lost track of its mappings, or the
+    /// device is gone.
     Bus {
         /// The address of the access.
         addr: u64,
-        /// What the bus said.
+        /// The error of the bus.
         error: Error,
     },
     /// An address is not within the address space.
@@ -75,14 +75,14 @@ pub(crate) enum EngineError {
         /// The address.
         addr: u64,
     },
-    /// Something in the batch is not a command.
+    /// The batch contains an invalid command.
     Command {
-        /// Where in the batch: a GPU virtual address.
+        /// The GPU virtual address of the command.
         at: u64,
-        /// Its first dword.
+        /// The first dword of the command.
         header: u32,
-        /// What is wrong.
-        reject: Reject,
+        /// What is wrong with the command.
+        error: DecodeError,
     },
     /// The address of a batch or a fence is not aligned.
     Misaligned {
@@ -105,8 +105,8 @@ impl fmt::Display for EngineError {
             }
             Self::Bus { addr, error } => f.write_fmt(fmt!("bus error at {addr:#x}: {error:?}")),
             Self::Address { addr } => f.write_fmt(fmt!("no such address: {addr:#x}")),
-            Self::Command { at, header, reject } => {
-                f.write_fmt(fmt!("bad command {header:#010x} at {at:#x}: {reject}"))
+            Self::Command { at, header, error } => {
+                f.write_fmt(fmt!("bad command {header:#010x} at {at:#x}: {error}"))
             }
             Self::Misaligned { addr } => f.write_fmt(fmt!("misaligned address {addr:#x}")),
         }
@@ -114,7 +114,7 @@ impl fmt::Display for EngineError {
 }
 
 impl From<EngineError> for Error {
-    /// What a waiter is told: `ECANCELED` for a batch that was stopped, else `EIO`.
+    /// Returns the error for waiters: `ECANCELED` for a batch that was stopped, else `EIO`.
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::Stopped => ECANCELED,
@@ -123,93 +123,92 @@ impl From<EngineError> for Error {
     }
 }
 
-/// How [`Context::run`] returns.
+/// Why [`EngineContext::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The batch, or the store, is done.
     Done,
-    /// The caller wanted its thread back; there is more to do.
-    Over,
-    /// An access is not mapped. It is tried again when the batch goes on.
+    /// `is_over` returned true; there is more to do.
+    Yielded,
+    /// An access is not mapped. The next call repeats it.
     Fault {
         /// The GPU virtual address.
         addr: u64,
         /// The kind of access.
         access: Access,
     },
-    /// The batch failed. What it has written, stays.
+    /// The batch failed. What it has written stays.
     Failed(EngineError),
 }
 
-/// Why a step did not get to its end.
-enum Pause {
+/// Why a step was not completed.
+enum StepError {
     Fault { addr: u64, access: Access },
     Failed(EngineError),
 }
 
-impl From<EngineError> for Pause {
+impl From<EngineError> for StepError {
     fn from(error: EngineError) -> Self {
         Self::Failed(error)
     }
 }
 
-/// What the next step is.
-enum Step {
-    /// Nothing: all is done.
+/// The next step.
+enum NextStep {
+    /// None: all is done.
     Idle,
-    /// To begin a batch at an address, which was not looked at yet.
+    /// Starts a batch at this address, which is not checked yet.
     Begin(u64),
-    /// To fetch a command.
+    /// Fetches a command.
     Fetch,
-    /// To store a value, or add to one.
+    /// Stores or adds a value.
     Execute(Command),
-    /// To copy a piece.
-    Copy(Copying),
-    /// To store a fence.
+    /// Copies a piece.
+    Copy(CopyState),
+    /// Writes a fence.
     Fence { addr: u64, value: u64 },
 }
 
-/// A batch that runs, runs no more or waits to run: see the module.
-pub(crate) struct Context {
-    step: Step,
+/// The state of a batch; see the module.
+pub(crate) struct EngineContext {
+    step: NextStep,
     fetcher: Fetcher,
-    /// How often the access that comes next has faulted.
+    /// How often the next access has faulted.
     faults: u32,
-    /// What a copy has read and not written yet.
+    /// Data that a copy has read and not yet written.
     buffer: KBox<[u8; PIECE]>,
 }
 
-impl Context {
-    /// One that has nothing to do. Fails with `ENOMEM`; its memory, a bit more than a page, is charged
-    /// to the caller's memory cgroup.
+impl EngineContext {
+    /// Creates a context without a batch. Fails with `ENOMEM`. Its memory, a bit more than a page,
+    /// is charged to the caller's memory cgroup.
     pub(crate) fn new() -> Result<Self> {
         Ok(Self {
-            step: Step::Idle,
+            step: NextStep::Idle,
             fetcher: Fetcher::new(0),
             faults: 0,
             buffer: KBox::zeroed(GFP_KERNEL_ACCOUNT)?,
         })
     }
 
-    /// Has the batch at the address `batch` run next, up to its `MI_BATCH_BUFFER_END`. What was under
-    /// way is forgotten.
+    /// Starts the batch at `batch`, which runs up to its `MI_BATCH_BUFFER_END`. Drops the previous
+    /// batch.
     pub(crate) fn start(&mut self, batch: u64) {
-        self.step = Step::Begin(batch);
+        self.step = NextStep::Begin(batch);
         self.faults = 0;
     }
 
-    /// Has `value` stored next at the address `addr`, which must be a multiple of 8: the fence that a
-    /// program waits for. All that the GPU wrote in this context before is visible to whoever sees it.
+    /// Starts a store of `value` at `addr`, which must be a multiple of 8: a fence. All earlier
+    /// writes of this context are visible to a reader of the value.
     pub(crate) fn start_store(&mut self, addr: u64, value: u64) {
-        self.step = Step::Fence { addr, value };
+        self.step = NextStep::Fence { addr, value };
         self.faults = 0;
     }
 
-    /// Runs what was started, in `aspace`, and on from where it was.
+    /// Runs or continues the batch in `aspace`.
     ///
-    /// Soon after `stop` is set, it fails. `is_over` is asked after each step whether the caller wants
-    /// its thread back; at least one access is tried in any case. May sleep, as other threads get
-    /// their turn.
+    /// Fails soon after `stop` is set. Calls `is_over` after each step and returns if that returns
+    /// true; tries at least one access in any case. May sleep to let other threads run.
     pub(crate) fn run(
         &mut self,
         aspace: &AddressSpace,
@@ -218,76 +217,78 @@ impl Context {
     ) -> Outcome {
         loop {
             match self.step(aspace, stop) {
-                Err(Pause::Failed(error)) => return Outcome::Failed(error),
-                Err(Pause::Fault { addr, access }) => return Outcome::Fault { addr, access },
+                Err(StepError::Failed(error)) => return Outcome::Failed(error),
+                Err(StepError::Fault { addr, access }) => return Outcome::Fault { addr, access },
                 Ok(()) => {}
             }
-            if let Step::Idle = self.step {
+            if let NextStep::Idle = self.step {
                 return Outcome::Done;
             }
             if is_over() {
-                return Outcome::Over;
+                return Outcome::Yielded;
             }
             cond_resched();
         }
     }
 
-    /// Takes one step. If it returns early, the same step is next.
-    fn step(&mut self, aspace: &AddressSpace, stop: &AtomicFlag) -> Result<(), Pause> {
-        let mut port = Port {
+    /// Executes one step. On an error the same step is next.
+    fn step(&mut self, aspace: &AddressSpace, stop: &AtomicFlag) -> Result<(), StepError> {
+        let mut accessor = Accessor {
             aspace,
             stop,
             faults: &mut self.faults,
         };
-        port.check_stop()?;
+        accessor.check_stop()?;
         self.step = match &mut self.step {
-            Step::Idle => Step::Idle,
-            Step::Begin(batch) => {
+            NextStep::Idle => NextStep::Idle,
+            NextStep::Begin(batch) => {
                 if *batch % 4 != 0 {
                     return Err(EngineError::Misaligned { addr: *batch }.into());
                 }
-                self.fetcher = Fetcher::new(port.address(*batch, 0)?);
-                Step::Fetch
+                self.fetcher = Fetcher::new(accessor.address(*batch, 0)?);
+                NextStep::Fetch
             }
-            Step::Fetch => match self.fetcher.command(&mut port)? {
-                Command::Noop => Step::Fetch,
-                Command::End => Step::Idle,
-                Command::Copy(copy) => Step::Copy(Copying::new(copy)),
-                command @ (Command::Store { .. } | Command::Add { .. }) => Step::Execute(command),
+            NextStep::Fetch => match self.fetcher.command(&mut accessor)? {
+                Command::Noop => NextStep::Fetch,
+                Command::End => NextStep::Idle,
+                Command::Copy(copy) => NextStep::Copy(CopyState::new(copy)),
+                command @ (Command::Store { .. } | Command::Add { .. }) => {
+                    NextStep::Execute(command)
+                }
             },
-            Step::Execute(command) => {
+            NextStep::Execute(command) => {
                 match *command {
-                    Command::Store { addr, value } => port.store_u32(addr, value)?,
-                    Command::Add { addr, delta } => port.add_u32(addr, delta)?,
+                    Command::Store { addr, value } => accessor.store_u32(addr, value)?,
+                    Command::Add { addr, delta } => accessor.add_u32(addr, delta)?,
                     Command::Noop | Command::End | Command::Copy(_) => {}
                 }
-                Step::Fetch
+                NextStep::Fetch
             }
-            Step::Copy(copying) => {
-                copying.piece(&mut port, &mut self.buffer)?;
-                if !copying.is_done() {
+            NextStep::Copy(state) => {
+                state.piece(&mut accessor, &mut self.buffer)?;
+                if !state.is_done() {
                     return Ok(());
                 }
-                Step::Fetch
+                NextStep::Fetch
             }
-            Step::Fence { addr, value } => {
-                port.store_u64(*addr, *value)?;
-                Step::Idle
+            NextStep::Fence { addr, value } => {
+                accessor.store_u64(*addr, *value)?;
+                NextStep::Idle
             }
         };
         Ok(())
     }
 }
 
-/// The way of one step to memory.
-struct Port<'a> {
+/// The memory accesses of one step.
+struct Accessor<'a> {
     aspace: &'a AddressSpace,
     stop: &'a AtomicFlag,
-    /// How often the access that comes next has faulted.
+    /// How often the next access has faulted.
     faults: &'a mut u32,
 }
 
-impl Port<'_> {
+impl Accessor<'_> {
     fn check_stop(&self) -> Result<(), EngineError> {
         if self.stop.load(Relaxed) {
             return Err(EngineError::Stopped);
@@ -295,7 +296,7 @@ impl Port<'_> {
         Ok(())
     }
 
-    /// The virtual address of `len` bytes that a program calls `addr`.
+    /// Returns the virtual address of the `len` bytes at `addr` of a command.
     fn address(&self, addr: u64, len: u64) -> Result<u64, EngineError> {
         let span = self.aspace.span(addr, len);
         Ok(span.ok_or(EngineError::Address { addr })?.start)
@@ -307,7 +308,7 @@ impl Port<'_> {
         va: u64,
         access: Access,
         attempt: impl FnOnce(&AddressSpace) -> Result<(), AccessError>,
-    ) -> Result<(), Pause> {
+    ) -> Result<(), StepError> {
         self.check_stop()?;
         match attempt(self.aspace) {
             Ok(()) => {
@@ -319,27 +320,27 @@ impl Port<'_> {
                 Err(EngineError::NoProgress { addr: va, access }.into())
             }
             Err(AccessError::Fault) => {
-                // Does not overflow: it is below the limit.
+                // Does not overflow: it is less than `MAX_TRIES`.
                 *self.faults += 1;
-                Err(Pause::Fault { addr: va, access })
+                Err(StepError::Fault { addr: va, access })
             }
         }
     }
 
-    fn read(&mut self, va: u64, buf: &mut [u8]) -> Result<(), Pause> {
+    fn read(&mut self, va: u64, buf: &mut [u8]) -> Result<(), StepError> {
         self.access(va, Access::Read, |aspace| aspace.read(va, buf))
     }
 
-    fn write(&mut self, va: u64, data: &[u8]) -> Result<(), Pause> {
+    fn write(&mut self, va: u64, data: &[u8]) -> Result<(), StepError> {
         self.access(va, Access::Write, |aspace| aspace.write(va, data))
     }
 
-    fn store_u32(&mut self, addr: u64, value: u32) -> Result<(), Pause> {
+    fn store_u32(&mut self, addr: u64, value: u32) -> Result<(), StepError> {
         let va = self.address(addr, 4)?;
         self.access(va, Access::Write, |aspace| aspace.store_u32(va, value))
     }
 
-    fn store_u64(&mut self, addr: u64, value: u64) -> Result<(), Pause> {
+    fn store_u64(&mut self, addr: u64, value: u64) -> Result<(), StepError> {
         if addr % 8 != 0 {
             return Err(EngineError::Misaligned { addr }.into());
         }
@@ -347,24 +348,25 @@ impl Port<'_> {
         self.access(va, Access::Write, |aspace| aspace.store_u64(va, value))
     }
 
-    fn add_u32(&mut self, addr: u64, delta: u32) -> Result<(), Pause> {
+    fn add_u32(&mut self, addr: u64, delta: u32) -> Result<(), StepError> {
         let va = self.address(addr, 4)?;
         self.access(va, Access::Atomic, |aspace| aspace.add_u32(va, delta))
     }
 }
 
-/// A copy under way, upwards, row by row, in pieces that cross no page of either side.
-struct Copying {
+/// The progress of a copy: upwards, row by row, in pieces that cross no page boundary on either
+/// side.
+struct CopyState {
     copy: Copy2d,
-    /// The row that is copied.
+    /// The current row.
     row: u64,
-    /// How many of its bytes are.
+    /// How many bytes of the row are done.
     done: u64,
-    /// Whether the next piece is in the buffer.
+    /// Whether the buffer holds the next piece.
     is_read: bool,
 }
 
-impl Copying {
+impl CopyState {
     fn new(copy: Copy2d) -> Self {
         Self {
             copy,
@@ -378,11 +380,15 @@ impl Copying {
         self.row >= self.copy.rows
     }
 
-    /// Copies the next piece. One that was read is not read again, whatever becomes of its source
-    /// until it can be written.
-    fn piece(&mut self, port: &mut Port<'_>, buffer: &mut [u8; PIECE]) -> Result<(), Pause> {
+    /// Copies the next piece. A piece that was read is not read again, even if its source changes
+    /// before it is written.
+    fn piece(
+        &mut self,
+        accessor: &mut Accessor<'_>,
+        buffer: &mut [u8; PIECE],
+    ) -> Result<(), StepError> {
         let copy = &self.copy;
-        // Rows and pitches have 33 bits at most, so only the sums can leave 64 bits.
+        // Rows and pitches have at most 33 bits, so only the sums can overflow.
         let place = |addr: u64, pitch: u64| {
             let row = addr.checked_add(self.row.saturating_mul(pitch));
             row.ok_or(EngineError::Address { addr })
@@ -391,21 +397,21 @@ impl Copying {
             place(copy.src, copy.src_pitch)?,
             place(copy.dst, copy.dst_pitch)?,
         );
-        // Cannot overflow: both spans lie within the address space, and `done` is less than a row.
-        let from = port.address(src, copy.width)? + self.done;
-        let to = port.address(dst, copy.width)? + self.done;
+        // Cannot overflow: both rows lie within the address space, and `done` is less than a row.
+        let from = accessor.address(src, copy.width)? + self.done;
+        let to = accessor.address(dst, copy.width)? + self.done;
         let piece = (copy.width - self.done)
             .min(PAGE_SIZE - from % PAGE_SIZE)
             .min(PAGE_SIZE - to % PAGE_SIZE);
-        // CAST: A piece is not larger than a page, which is also why this never fails.
+        // CAST: At most a page, so `get_mut()` does not fail.
         let Some(data) = buffer.get_mut(..piece as usize) else {
             return Err(EngineError::Address { addr: from }.into());
         };
         if !self.is_read {
-            port.read(from, data)?;
+            accessor.read(from, data)?;
             self.is_read = true;
         }
-        port.write(to, data)?;
+        accessor.write(to, data)?;
         self.is_read = false;
         self.done += piece;
         if self.done >= copy.width {
@@ -416,17 +422,17 @@ impl Copying {
     }
 }
 
-/// Fetches commands, through a buffer of one line: as on hardware, a command that is changed after
-/// the line with it has been fetched, runs as it was.
+/// Fetches commands through a buffer of one line. As on hardware, a command that changes after its
+/// line was fetched runs in its old form.
 struct Fetcher {
     /// The address of the next dword.
     at: u64,
     line: [u8; LINE],
     /// The address of the line in the buffer.
     line_at: Option<u64>,
-    /// The command that is being fetched.
+    /// The dwords of the current command.
     dwords: [u32; MAX_DWORDS],
-    /// How many of its dwords are there.
+    /// How many of them were fetched.
     count: usize,
 }
 
@@ -442,13 +448,13 @@ impl Fetcher {
     }
 
     /// Fetches the next command, or the rest of it.
-    fn command(&mut self, port: &mut Port<'_>) -> Result<Command, Pause> {
+    fn command(&mut self, accessor: &mut Accessor<'_>) -> Result<Command, StepError> {
         let mut wanted = 1;
         loop {
             let header = self.dwords[0];
-            // Cannot overflow: as many dwords were fetched before.
+            // Does not underflow: these dwords were fetched before.
             let at = self.at - 4 * self.count as u64;
-            let bad = |reject| EngineError::Command { at, header, reject };
+            let bad = |error| EngineError::Command { at, header, error };
             if self.count > 0 {
                 wanted = command::length(header).map_err(bad)?;
             }
@@ -458,8 +464,8 @@ impl Fetcher {
                 self.count = 0;
                 return Ok(command);
             }
-            let dword = self.dword(port)?;
-            // A command is not longer than the longest, which is why this never fails.
+            let dword = self.dword(accessor)?;
+            // Does not fail: no command has more dwords.
             let Some(place) = self.dwords.get_mut(self.count) else {
                 return Err(EngineError::Misaligned { addr: self.at }.into());
             };
@@ -469,13 +475,13 @@ impl Fetcher {
     }
 
     /// Fetches the next dword.
-    fn dword(&mut self, port: &mut Port<'_>) -> Result<u32, Pause> {
-        // The end of the address space may be reached.
-        let at = port.address(self.at, 4)?;
+    fn dword(&mut self, accessor: &mut Accessor<'_>) -> Result<u32, StepError> {
+        // Fails at the end of the address space.
+        let at = accessor.address(self.at, 4)?;
         let line_at = at / LINE as u64 * LINE as u64;
         if self.line_at != Some(line_at) {
             self.line_at = None;
-            port.read(line_at, &mut self.line)?;
+            accessor.read(line_at, &mut self.line)?;
             self.line_at = Some(line_at);
         }
         // CAST: Less than a line.

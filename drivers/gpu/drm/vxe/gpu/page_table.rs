@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The page table of one address space: what a GPU virtual address means.
+//! The page table of an address space.
 //!
-//! A page is not mapped, or mapped by a small leaf (4 KiB), or by a large one (2 MiB). Changes are
-//! made in place, under a spinlock that is held for one large page at a time: nodes are allocated
-//! before ([`PageTable::stage`]) and freed after. A GPU that walks the table meanwhile sees each
-//! page as it was or as it will be. What TLBs hold is not touched here: each change says which
-//! addresses had another translation before, and its caller makes the TLBs forget them.
+//! A page is unmapped, or mapped by a small leaf (4 KiB) or a large one (2 MiB). Changes are made
+//! in place, under a spinlock that is held for one large page at a time: nodes are allocated before
+//! that ([`PageTable::stage`]) and freed afterwards. A concurrent walk of the GPU sees each page
+//! before or after the change. Changes do not touch the TLBs: each returns the span whose
+//! translations changed, which the caller must invalidate.
 //!
-//! No leaf is larger than the [`PageTable::map`] call that made it. So mappings never depend on
-//! their neighbours: zapping one takes away pages of another only if both came from one call.
+//! No leaf is larger than the [`PageTable::map`] call that made it. So mappings do not depend on
+//! their neighbours: zapping a page zaps another only if the same call mapped both.
 //!
-//! Lock order: the lock of the table is taken within that of a TLB set, with nothing inside.
+//! Lock order: the table's lock nests inside that of a TLB set, and no lock nests inside the
+//! table's.
 
 mod node;
 #[cfg(CONFIG_KUNIT = "y")]
@@ -29,36 +30,36 @@ use kernel::{
 };
 use kernel_ext::sched;
 use node::{NodeList, NodePool};
-use tree::{Edges, Leaf, Tree, Work, WorstCase};
+use tree::{Change, Edges, Leaf, Tree, WorstCase};
 
 pub(crate) use node::Staged;
 
 /// Address bits within a page.
 pub(crate) const PAGE_SHIFT: u32 = 12;
-/// Bytes of a page of the GPU, whatever the CPU's are.
+/// Bytes of a GPU page, which is independent of the CPU's page size.
 pub(crate) const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 /// Address bits within a large page.
 pub(crate) const LARGE_PAGE_SHIFT: u32 = 21;
 /// Bytes of a large page of the GPU.
 pub(crate) const LARGE_PAGE_SIZE: u64 = 1 << LARGE_PAGE_SHIFT;
 
-/// The kinds of access that a translation allows or not.
+/// The kinds of access that a translation may allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     /// Load.
     Read,
     /// Store.
     Write,
-    /// Load, change and store, at once.
+    /// Atomic read-modify-write.
     Atomic,
 }
 
 impl_flags!(
-    /// What a translation allows, besides reading.
+    /// The rights of a translation besides reading.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub(crate) struct PteFlags(u64);
 
-    /// One thing that a translation allows.
+    /// A right of a translation.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) enum PteFlag {
         /// Writing.
@@ -68,7 +69,7 @@ impl_flags!(
     }
 );
 
-/// A translation: the address of a page behind the bus, with flags in the bits that pages leave.
+/// A page table entry: the bus address of a page, with flags in the low bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pte(u64);
 
@@ -79,7 +80,7 @@ impl Pte {
     /// The page is in another device's memory.
     const PEER: u64 = bit_u64(3);
 
-    /// The translation to `target`, which is aligned to pages.
+    /// Creates an entry for the page at `target`, which is aligned.
     pub(super) fn new(target: Target, flags: PteFlags) -> Self {
         let kind = match target {
             Target::System(_) => 0,
@@ -89,7 +90,7 @@ impl Pte {
         Self((target.addr() & !(PAGE_SIZE - 1)) | kind | u64::from(flags))
     }
 
-    /// Where the page is.
+    /// Returns the bus target of the page.
     pub(super) fn target(self) -> Target {
         let addr = self.0 & !(PAGE_SIZE - 1);
         if self.0 & Self::VRAM != 0 {
@@ -101,7 +102,7 @@ impl Pte {
         }
     }
 
-    /// What it allows.
+    /// Returns the rights.
     pub(super) fn flags(self) -> PteFlags {
         let mut flags = PteFlags::empty();
         for flag in [PteFlag::Writable, PteFlag::Atomic] {
@@ -112,7 +113,7 @@ impl Pte {
         flags
     }
 
-    /// Whether it allows `access`.
+    /// Returns whether the entry allows `access`.
     pub(super) fn allows(self, access: Access) -> bool {
         let flags = self.flags();
         match access {
@@ -123,13 +124,13 @@ impl Pte {
     }
 }
 
-// Kinds and rights have bits of their own.
+// The bits of target kinds and rights are distinct.
 const _: () = assert!((Pte::VRAM | Pte::PEER) & Pte::FLAGS == 0 && Pte::PEER < PAGE_SIZE);
 
 /// A page table.
 #[pin_data]
 pub(super) struct PageTable {
-    /// Addresses from here on are not translated.
+    /// The end of the address space.
     end: u64,
     pool: Arc<NodePool>,
     #[pin]
@@ -137,9 +138,9 @@ pub(super) struct PageTable {
 }
 
 impl PageTable {
-    /// An empty table for addresses of `va_bits` bits.
+    /// Creates an empty table for addresses of `va_bits` bits.
     ///
-    /// Fails with `EINVAL` if that is not in 21..=48.
+    /// Fails with `EINVAL` if `va_bits` is not in 21..=48.
     pub(super) fn new(va_bits: u32) -> Result<impl PinInit<Self>> {
         if !(LARGE_PAGE_SHIFT..=tree::TREE_BITS).contains(&va_bits) {
             return Err(EINVAL);
@@ -152,9 +153,10 @@ impl PageTable {
         }))
     }
 
-    /// The span of `len` bytes at `va`.
+    /// Returns the span of `len` bytes at `va`.
     ///
-    /// Fails with `EINVAL` if it is empty, does not consist of pages, or leaves the address space.
+    /// Fails with `EINVAL` if it is empty, does not consist of whole pages, or exceeds the address
+    /// space.
     fn span(&self, va: u64, len: u64) -> Result<Range<u64>> {
         let end = va.checked_add(len).ok_or(EINVAL)?;
         if len == 0 || (va | len) % PAGE_SIZE != 0 || end > self.end {
@@ -163,37 +165,38 @@ impl PageTable {
         Ok(va..end)
     }
 
-    /// Allocates what mapping or splitting `[va, va + len)` can need, however it is cut.
+    /// Allocates the nodes that mapping or splitting `[va, va + len)` can need, in any number of
+    /// calls.
     ///
-    /// Fails with `EINVAL` for a span that is no span of pages, and `ENOMEM`. May sleep.
+    /// Fails with `EINVAL` unless this is a span of pages, and `ENOMEM`. May sleep.
     pub(super) fn stage(&self, va: u64, len: u64) -> Result<Staged> {
         let span = self.span(va, len)?;
         self.stage_all(core::iter::once(span))
     }
 
-    /// Allocates what mapping all of `spans` can need, however they are cut. They must come in ascending
-    /// order and not overlap.
+    /// Allocates the nodes that mapping all of `spans` can need, in any number of calls. The spans
+    /// must be in ascending order and not overlap.
     ///
-    /// Fails with `EINVAL` for a span that is no span of pages, `EINTR` for a caller who is killed, and
+    /// Fails with `EINVAL` unless all are spans of pages, `EINTR` if the caller is killed, and
     /// `ENOMEM`. May sleep.
     pub(super) fn stage_all(&self, spans: impl Iterator<Item = Range<u64>>) -> Result<Staged> {
-        let (mut hull, mut worst) = (0..0, WorstCase::new());
+        let (mut covered, mut worst) = (0..0, WorstCase::new());
         for span in spans {
             sched::check_killed()?;
             let span = self.span(span.start, span.end.saturating_sub(span.start))?;
             worst.add(&span);
-            hull = extended(hull, span);
+            covered = extended(covered, span);
         }
-        self.pool.stage(hull, worst.nodes()?)
+        self.pool.stage(covered, worst.nodes()?)
     }
 
-    /// Allocates what [clearing](Self::zap_exact) all of `spans` needs: a node for each large leaf that
-    /// a span has only a part of. The spans must come in ascending order and not overlap, and nobody may
-    /// map anything there until they are cleared.
+    /// Allocates the nodes that [clearing](Self::zap_exact) all of `spans` needs: one for each
+    /// large leaf that a span only partly covers. The spans must be in ascending order and not
+    /// overlap, and the caller must prevent new mappings there until they are cleared.
     ///
     /// Fails as [`Self::stage_all`] does. May sleep.
     pub(super) fn stage_removals(&self, spans: impl Iterator<Item = Range<u64>>) -> Result<Staged> {
-        let (mut hull, mut count, mut counted) = (0..0, 0, None);
+        let (mut covered, mut count, mut counted) = (0..0, 0, None);
         for span in spans {
             sched::check_killed()?;
             let span = self.span(span.start, span.end.saturating_sub(span.start))?;
@@ -208,18 +211,19 @@ impl PageTable {
                     count += 1;
                 }
             }
-            hull = extended(hull, span);
+            covered = extended(covered, span);
         }
-        self.pool.stage(hull, count)
+        self.pool.stage(covered, count)
     }
 
-    /// Maps `[va, va + len)` to the memory that begins at `target`, in place of what was mapped.
+    /// Maps `[va, va + len)` to the memory from `target` on, replacing existing mappings.
     ///
-    /// On success, says which span of addresses may have had another translation before: the
-    /// caller makes TLBs forget it. Does not sleep.
+    /// Returns the span that may have had other translations before, which the caller must
+    /// invalidate in the TLBs. Does not sleep.
     ///
-    /// Fails with `EINVAL`, and changes nothing, if the span is no span of pages or not within what
-    /// was staged, or the target is not aligned to pages or wraps around.
+    /// Fails with `EINVAL`, without a change, unless this is a span of pages within the staged one,
+    /// or if the target is not aligned to pages or wraps around; with `ENOMEM`, after a part, if
+    /// `staged` runs out of nodes.
     pub(super) fn map(
         &self,
         staged: &mut Staged,
@@ -234,36 +238,37 @@ impl PageTable {
         }
         target.checked_offset(len).ok_or(EINVAL)?;
 
-        let mut work = Work::new(Some(&mut staged.nodes));
+        let mut change = Change::new(Some(&mut staged.nodes));
         for part in large_pages(span) {
             let first = Pte::new(target.offset(part.start - va), flags);
-            self.tree.lock().map(&part, first, &mut work);
+            self.tree.lock().map(&part, first, &mut change);
         }
-        self.finish(work)
+        self.finish(change)
     }
 
-    /// Clears all of `[va, va + len)`, and the rest of each large leaf of which a part is in it.
+    /// Clears all of `[va, va + len)`, and the rest of each large leaf that the span only partly
+    /// covers.
     ///
-    /// Returns the span of what was cleared, which may reach beyond what was asked: the caller
-    /// makes TLBs forget all of it. `None` if nothing was mapped. A span that does not consist of
-    /// pages is widened to pages. Neither allocates nor sleeps.
+    /// Returns the span that was cleared, which may be larger than the requested one, and which the
+    /// caller must invalidate in the TLBs; `None` if nothing was mapped. A span that does not
+    /// consist of whole pages is widened. Neither allocates nor sleeps.
     pub(super) fn zap(&self, va: u64, len: u64) -> Option<Range<u64>> {
         let end = va.saturating_add(len).min(self.end);
         let end = end.checked_next_multiple_of(PAGE_SIZE)?;
-        let mut work = Work::new(None);
-        self.zap_span(va / PAGE_SIZE * PAGE_SIZE..end, Edges::Widen, &mut work);
-        let stale = work.stale.take();
-        self.pool.put(work.pruned);
+        let mut change = Change::new(None);
+        self.zap_span(va / PAGE_SIZE * PAGE_SIZE..end, Edges::Widen, &mut change);
+        let stale = change.stale.take();
+        self.pool.put(change.pruned);
         stale
     }
 
-    /// Clears exactly `[va, va + len)`: large leaves of which a part is in it are split. They are staged for
-    /// by [`Self::stage_removals`], or [`Self::stage`].
+    /// Clears exactly `[va, va + len)`: splits large leaves that the span only partly covers. The
+    /// nodes for that come from [`Self::stage_removals`] or [`Self::stage`].
     ///
-    /// On success, returns the span of what was cleared, as [`Self::zap`] does. Does not sleep.
+    /// Returns the span that was cleared, as [`Self::zap`] does. Does not sleep.
     ///
-    /// Fails with `EINVAL`, and changes nothing, if the span is no span of pages or not within what
-    /// was staged.
+    /// Fails with `EINVAL`, without a change, unless this is a span of pages within the staged one;
+    /// with `ENOMEM` as [`Self::map`] does.
     pub(super) fn zap_exact(
         &self,
         staged: &mut Staged,
@@ -274,12 +279,12 @@ impl PageTable {
         if !contains(&staged.span, &span) {
             return Err(EINVAL);
         }
-        let mut work = Work::new(Some(&mut staged.nodes));
-        self.zap_span(span, Edges::Split, &mut work);
-        self.finish(work)
+        let mut change = Change::new(Some(&mut staged.nodes));
+        self.zap_span(span, Edges::Split, &mut change);
+        self.finish(change)
     }
 
-    /// The translation of the page of `va`.
+    /// Returns the translation of the page of `va`.
     pub(super) fn translate(&self, va: u64) -> Option<Pte> {
         if va >= self.end {
             return None;
@@ -287,44 +292,45 @@ impl PageTable {
         self.tree.lock().translate(va)
     }
 
-    fn zap_span(&self, span: Range<u64>, edges: Edges, work: &mut Work<'_>) {
+    fn zap_span(&self, span: Range<u64>, edges: Edges, change: &mut Change<'_>) {
         let mut at = span.start;
         while at < span.end {
             let mut tree = self.tree.lock();
-            // Whatever is not mapped is skipped, so that a zap costs what it clears.
+            // Skips unmapped addresses, so that the time depends on what is cleared.
             let Some(leaf) = tree.next_leaf(at) else {
                 break;
             };
             let start = leaf.start.max(at);
-            if let Some(cut) = tree.cut(start, &span, work) {
+            if let Some(table) = tree.detach(start, &span, change) {
                 drop(tree);
-                at = cut.end;
+                at = table.end;
                 continue;
             }
             let Some(part) = large_pages(start..span.end).next() else {
                 break;
             };
-            tree.zap(&part, edges, work);
+            tree.zap(&part, edges, change);
             at = part.end;
         }
     }
 
-    /// Ends a change: frees nodes, and says what is stale.
-    fn finish(&self, mut work: Work<'_>) -> Result<Option<Range<u64>>> {
-        let (stale, starved) = (work.stale.take(), work.starved);
+    /// Completes a change: frees nodes, and returns the stale span.
+    fn finish(&self, mut change: Change<'_>) -> Result<Option<Range<u64>>> {
+        let (stale, starved) = (change.stale.take(), change.starved);
         self.pool
-            .put(core::mem::replace(&mut work.pruned, NodeList::new()));
-        // Staging is for the worst case. It runs short only if two changes use up the nodes of one
-        // on the same addresses, and the second then is a driver's mistake.
+            .put(core::mem::replace(&mut change.pruned, NodeList::new()));
+        // Staging covers the worst case. It runs out of nodes only if two changes of the same
+        // addresses use the nodes of one, which is a bug of the driver.
         if starved {
             return Err(ENOMEM);
         }
         Ok(stale)
     }
 
-    /// Writes what is mapped, one line for each span that is contiguous on both sides.
+    /// Writes the mapped spans, a line for each that is contiguous in virtual addresses and on the
+    /// bus.
     ///
-    /// What changes meanwhile is written as it was or as it is.
+    /// A concurrent change is shown either before or after it.
     pub(super) fn dump(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut run: Option<Leaf> = None;
         let mut at = 0;
@@ -376,20 +382,20 @@ impl Leaf {
     }
 }
 
-/// The smallest span that includes both, the first of which may be empty.
-fn extended(hull: Range<u64>, span: Range<u64>) -> Range<u64> {
-    if hull.is_empty() {
+/// Returns the smallest span that includes both. The first one may be empty.
+fn extended(covered: Range<u64>, span: Range<u64>) -> Range<u64> {
+    if covered.is_empty() {
         return span;
     }
-    hull.start.min(span.start)..hull.end.max(span.end)
+    covered.start.min(span.start)..covered.end.max(span.end)
 }
 
-/// Whether `inner` lies within `outer`.
+/// Returns whether `inner` lies within `outer`.
 fn contains(outer: &Range<u64>, inner: &Range<u64>) -> bool {
     outer.start <= inner.start && inner.end <= outer.end
 }
 
-/// Cuts `span` at multiples of large pages.
+/// Splits `span` at multiples of the large page size.
 fn large_pages(span: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let mut at = span.start;
     core::iter::from_fn(move || {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit suites of the GPU as a whole: what runs in real memory.
+//! KUnit suites of the GPU as a whole, on real memory.
 
-/// Fails the test, and lets it clean up: a failed assertion would not.
+/// Fails the test by returning an error, so that it cleans up: a failed assertion would not.
 macro_rules! check {
     ($condition:expr) => {
         if !$condition {

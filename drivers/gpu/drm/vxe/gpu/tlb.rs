@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The TLB of one address space: the translations that the GPU used last.
+//! The TLB of an address space: recently used translations.
 //!
-//! It really caches. An access that finds its page here does not look at the page table, so a
-//! translation lives on after the page table lost it, until an invalidation (or, by chance, another
-//! page that needs the room) removes it. Entries are for small pages, large leaves are cached page
-//! by page: so an invalidation that is too narrow shows, too. Pages that are not mapped are not
-//! cached, and an access that an entry does not permit asks the page table again, as GPUs and CPUs
-//! do: to add a mapping, or to add rights to one, needs no invalidation.
+//! It is a real cache. An access that hits does not read the page table, so a translation remains
+//! in use after the page table lost it, until an invalidation removes it (or another page evicts it
+//! by chance). Entries are for small pages, and large leaves are cached page by page, so an
+//! invalidation that is too narrow has an effect, too. Unmapped pages are not cached, and an access
+//! that an entry does not allow reads the page table again, as on GPUs and CPUs: so a new mapping,
+//! or a mapping with more rights, needs no invalidation.
 //!
-//! The TLB is set-associative, and each set has a spinlock of its own. An access holds the lock of
-//! its page's set until it is done with memory; an invalidation takes the lock of each set that
-//! could have an entry to remove. So, when an invalidation returns, no access through what it
-//! removed is in flight, and the wait for it is at most one access of a page. Accesses to pages of
-//! different sets run in parallel, each invalidation included.
+//! The TLB is set-associative; each set has a spinlock. An access holds the lock of its page's set
+//! until its memory access is done. An invalidation takes the lock of each set that may have an
+//! entry to remove. So when it returns, no access with a removed translation is in flight, and it
+//! has waited for each lock for at most one access of a page. Accesses and invalidations in
+//! different sets run in parallel.
 //!
-//! Lock order: the lock of one set at a time; within it that of the page table.
+//! Lock order: the lock of one set at a time, then that of the page table.
 
 use super::page_table::{Access, Pte};
 use core::ops::Range;
@@ -25,7 +25,7 @@ use kernel::{
 };
 use pin_init::pin_init_array_from_fn;
 
-/// Sets of the TLB. Pages next to each other are in different sets.
+/// Sets of the TLB. Adjacent pages are in different sets.
 const SETS: usize = 64;
 
 /// Entries of a set.
@@ -34,7 +34,7 @@ const WAYS: usize = 8;
 /// A cached translation.
 #[derive(Clone, Copy)]
 struct Entry {
-    /// The number of the page: its address, in pages.
+    /// The page number.
     page: u64,
     pte: Pte,
 }
@@ -42,7 +42,7 @@ struct Entry {
 /// The entries of all pages whose numbers are equal modulo [`SETS`].
 struct Set {
     ways: [Option<Entry>; WAYS],
-    /// The way that goes next when there is no room.
+    /// The last way that was evicted.
     victim: usize,
     hits: u64,
     misses: u64,
@@ -63,7 +63,7 @@ impl Set {
         entry.map(|entry| entry.pte)
     }
 
-    /// Adds an entry, in place of another one for the page if there is one.
+    /// Adds an entry, or replaces the one for the same page.
     fn insert(&mut self, page: u64, pte: Pte) {
         let same = |way: &Option<Entry>| way.is_some_and(|entry| entry.page == page);
         let way = self
@@ -95,7 +95,7 @@ pub(super) struct Tlb {
 }
 
 impl Tlb {
-    /// An empty TLB.
+    /// Creates an empty TLB.
     pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             sets <- pin_init_array_from_fn(|_| new_spinlock!(Set::new(), "vxe_gpu_tlb_set")),
@@ -107,11 +107,12 @@ impl Tlb {
         &self.sets[(page % SETS as u64) as usize]
     }
 
-    /// Translates the page number `page` for `access`, and runs `f` with the result while no
-    /// invalidation of the page can finish.
+    /// Translates page number `page` for `access`, and calls `f` with the result. No invalidation
+    /// of the page completes meanwhile.
     ///
-    /// `walk` is the page table, asked if the TLB has no translation that allows the access.
-    /// `None` if that has none, either: a fault. Neither closure may sleep or use the TLB.
+    /// On a miss, or if the entry does not allow the access, calls `walk`, which reads the page
+    /// table. Returns `None`, a fault, if the page table does not allow the access either. The
+    /// closures must neither sleep nor use the TLB.
     pub(super) fn access<R>(
         &self,
         page: u64,
@@ -127,8 +128,8 @@ impl Tlb {
             }
             None => {
                 set.misses = set.misses.wrapping_add(1);
-                // The set's lock is held: an invalidation that comes after the page table has
-                // changed finds the entry that was made from it as it was.
+                // The set's lock is held: an invalidation after a change of the page table also
+                // removes an entry that is made here from the old table.
                 let pte = walk().filter(|pte| pte.allows(access))?;
                 set.insert(page, pte);
                 pte
@@ -137,9 +138,9 @@ impl Tlb {
         Some(f(pte))
     }
 
-    /// Forgets all translations of page numbers in `pages`, and waits for accesses through them.
+    /// Removes all translations of page numbers in `pages`, and waits for accesses that use them.
     ///
-    /// The wait is for accesses to memory only, of at most one page each. Does not sleep.
+    /// Waits only for memory accesses of at most one page each. Does not sleep.
     pub(super) fn invalidate(&self, pages: Range<u64>) {
         if pages.end.saturating_sub(pages.start) < SETS as u64 {
             for page in pages.clone() {
@@ -152,7 +153,7 @@ impl Tlb {
         }
     }
 
-    /// Accesses that found their translation here, and accesses that did not.
+    /// Returns the numbers of hits and of misses.
     pub(super) fn hits_and_misses(&self) -> (u64, u64) {
         self.sets
             .iter()
@@ -172,17 +173,17 @@ mod tests {
         KVBox::pin_init(Tlb::new(), GFP_KERNEL)
     }
 
-    /// A translation that allows writing.
+    /// Returns a translation that allows writing.
     fn pte(addr: u64) -> Option<Pte> {
         Some(Pte::new(Target::System(addr), PteFlag::Writable.into()))
     }
 
-    /// A translation that allows no writing.
+    /// Returns a translation that does not allow writing.
     fn read_only(addr: u64) -> Option<Pte> {
         Some(Pte::new(Target::System(addr), Default::default()))
     }
 
-    /// What an access of a page translates to, if the page table has `entry` for it.
+    /// Translates an access of a page whose page table entry is `entry`.
     fn translate(tlb: &Tlb, page: u64, access: Access, entry: Option<Pte>) -> Option<u64> {
         tlb.access(page, access, || entry, |pte| pte.target().addr())
     }
@@ -199,7 +200,7 @@ mod tests {
     fn a_translation_outlives_its_entry() -> Result {
         let tlb = tlb()?;
         assert_eq!(read(&tlb, 7, pte(0x1000)), Some(0x1000));
-        // The page table says something else now, or nothing; the GPU does not know.
+        // The page table changes, without an invalidation.
         assert_eq!(read(&tlb, 7, pte(0x2000)), Some(0x1000));
         assert_eq!(write(&tlb, 7, None), Some(0x1000));
         assert_eq!(tlb.hits_and_misses(), (2, 1));
@@ -257,10 +258,10 @@ mod tests {
     fn rights_are_asked_for_again() -> Result {
         let tlb = tlb()?;
         read(&tlb, 7, read_only(0x1000));
-        // Not allowed by either.
+        // Neither the TLB entry nor the page table entry allows it.
         assert_eq!(write(&tlb, 7, read_only(0x2000)), None);
         assert_eq!(write(&tlb, 7, None), None);
-        // That did not make it forget what it may still do.
+        // The TLB entry is kept.
         assert_eq!(read(&tlb, 7, None), Some(0x1000));
         // More rights need no invalidation, and replace the entry.
         assert_eq!(write(&tlb, 7, pte(0x2000)), Some(0x2000));
@@ -284,7 +285,7 @@ mod tests {
     #[test]
     fn the_last_pages_stay() -> Result {
         let tlb = tlb()?;
-        // All of one set.
+        // All in one set.
         for i in 0..100 {
             read(&tlb, i * SETS as u64, pte(i << 12));
         }

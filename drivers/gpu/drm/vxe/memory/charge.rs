@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the device's memory is charged to: the `dmem` cgroup of whoever has it.
+//! Charging of the device's memory to `dmem` cgroups.
 //!
-//! The region is called as with xe, `drm/<device>/vram0`. When a limit is lowered below what is in use,
-//! blocks of that cgroup make way; buffers stay.
+//! The region is named as xe's, `drm/<device>/vram0`. When the limit of a cgroup is lowered below
+//! its usage, blocks of that cgroup are evicted; buffers stay.
 
 use super::Want;
 use crate::{
@@ -27,7 +27,7 @@ use kernel_ext::{
     sched, //
 };
 
-/// Has those who are above a limit give way. It keeps the device, until the registration ends.
+/// Evicts blocks above a limit. Holds a reference to the device until it is unregistered.
 pub(super) struct Limits(ARef<Device>);
 
 impl Reclaim for Limits {
@@ -38,7 +38,8 @@ impl Reclaim for Limits {
         while freed < bytes && sched::check_killed().is_ok() {
             match memory.evict_next(&self.0, newest, true, Want::Limit(limit)) {
                 Some(Ok(evicted)) => freed += evicted,
-                // Nothing can go without system memory; else it is the next one's turn.
+                // Without system memory no block can be evicted; after any other error the next one
+                // may be.
                 Some(Err(e)) if e == ENOMEM && freed == 0 => return Err(e),
                 Some(Err(e)) if e == ENOMEM => break,
                 Some(Err(_)) => {}
@@ -49,7 +50,7 @@ impl Reclaim for Limits {
     }
 }
 
-/// Makes the controller know the memory. Fails with `ENOMEM`.
+/// Registers the memory with the dmem controller. Fails with `ENOMEM`.
 pub(super) fn register(
     parent: &device::Device<Bound>,
     dev: &Device,

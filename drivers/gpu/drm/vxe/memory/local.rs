@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the core asks of the device's memory: [`Provider`].
+//! The gpusvm core's [`Provider`] for the device's memory.
 
 use super::{
-    residents::Entry,
+    residents::ResidentEntry,
     OWN,
     PEER, //
 };
 use crate::{
     driver::Device,
     gpu::{
-        Run,
+        CopyRun,
         Target, //
     },
     stats::CopyStats,
@@ -51,7 +51,7 @@ use vxe_sim::port::Port;
 /// Bytes of a page, as a difference of addresses.
 const PAGE: u64 = PAGE_SIZE as u64;
 
-/// The provider of a device's memory. The device is kept while its pagemap is there.
+/// The provider of a device's memory. Holds a reference to the device while the pagemap exists.
 pub(crate) struct Local {
     dev: ARef<Device>,
     vram: Arc<Vram>,
@@ -67,19 +67,20 @@ impl Local {
         }
     }
 
-    /// Allocates a piece of `1 << order` pages, or so many single ones. Fails with `ENOSPC` if there is no room.
+    /// Allocates one piece of `1 << order` pages, or `pages` single ones. Fails with `ENOSPC`
+    /// without room.
     fn get(&self, order: u32, pages: usize, flags: Flags) -> Result<Allocation> {
         if order != 0 {
             if let Ok(large) = self.vram.allocate_large(flags) {
                 return Ok(large);
             }
         }
-        // What is not in one piece is moved page by page.
+        // Without a large page the core copies these pages one at a time.
         self.vram.allocate(pages as u64 * PAGE, flags)
     }
 
-    /// The parts of a block for a request, each of which is allocated by `get`: a piece of several pages, or so
-    /// many single ones. Fails as `get` does, and with `ENOMEM`.
+    /// Allocates the parts of a block for a request with `get`: large pieces, and runs of single
+    /// pages. Fails as `get` does, and with `ENOMEM`.
     fn parts(
         request: &AllocRequest<'_>,
         flags: Flags,
@@ -103,11 +104,11 @@ impl Local {
     fn block(
         &self,
         request: &AllocRequest<'_>,
-        entry: Entry,
+        entry: ResidentEntry,
         charge: Charge,
         parts: KVVec<Part>,
-    ) -> Block {
-        Block {
+    ) -> VramBlock {
+        VramBlock {
             parts,
             entry,
             dev: self.dev.clone(),
@@ -116,43 +117,43 @@ impl Local {
         }
     }
 
-    /// What the calling thread was advanced, if that is enough.
-    fn advanced(&self, pages: u32) -> Option<Charge> {
-        self.dev.memory.advances.take(u64::from(pages) * PAGE)
+    /// Takes a charge for `pages` from the calling thread's precharge, if that is large enough.
+    fn precharged(&self, pages: u32) -> Option<Charge> {
+        self.dev.memory.precharges.take(u64::from(pages) * PAGE)
     }
 }
 
 /// A part of a block.
 struct Part {
-    /// The number of its first page in the block.
+    /// The index of its first page in the block.
     first: usize,
     allocation: Allocation,
 }
 
-/// What one migration brings.
-pub(crate) struct Block {
+/// The device memory of one migration.
+pub(crate) struct VramBlock {
     parts: KVVec<Part>,
-    entry: Entry,
+    entry: ResidentEntry,
     dev: ARef<Device>,
-    /// Given back after the memory.
+    /// Uncharged after the memory is freed.
     charge: Charge,
-    /// Whose pages came, if that is known.
+    /// The process whose pages were migrated, if known.
     pid: Option<Pid>,
 }
 
-impl Block {
-    /// What it is charged as.
+impl VramBlock {
+    /// Returns the charge of the block.
     pub(super) fn charge(&self) -> &Charge {
         &self.charge
     }
 
-    /// Its place in the list.
-    pub(super) fn entry(&self) -> &Entry {
+    /// Returns the block's entry in the list of residents.
+    pub(super) fn entry(&self) -> &ResidentEntry {
         &self.entry
     }
 }
 
-impl fmt::Display for Block {
+impl fmt::Display for VramBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let first = self.parts.first();
         let at = first.and_then(|part| part.allocation.addr(0));
@@ -165,27 +166,27 @@ impl fmt::Display for Block {
     }
 }
 
-impl Drop for Block {
+impl Drop for VramBlock {
     fn drop(&mut self) {
-        // Before anybody is told that the block is gone.
+        // Free the memory before the block leaves the list: `LocalMemory::close()` waits for that.
         self.parts = KVVec::new();
         self.dev.memory.residents.remove(&self.entry);
     }
 }
 
 impl Provider for Local {
-    type Memory = Block;
+    type Memory = VramBlock;
 
-    fn try_allocate(&self, request: &AllocRequest<'_>) -> Option<Block> {
+    fn try_allocate(&self, request: &AllocRequest<'_>) -> Option<VramBlock> {
         let memory = &self.dev.memory;
         let flags = GFP_NOWAIT | (GFP_KERNEL_ACCOUNT & !GFP_KERNEL);
         let pages = u32::try_from(request.pages()).ok()?;
         let entry = memory.residents.add(flags).ok()?;
         let parts = Self::parts(request, flags, |order, pages| self.get(order, pages, flags));
-        // The charge comes last: what is taken of an advance is not put back.
+        // The charge comes last: a charge taken from a precharge cannot be put back.
         let made = parts.ok().and_then(|parts| {
             let own = || memory.try_charge_own(request.mm(), pages);
-            let charge = self.advanced(pages).or_else(own)?;
+            let charge = self.precharged(pages).or_else(own)?;
             Some((charge, parts))
         });
         let Some((charge, parts)) = made else {
@@ -195,13 +196,14 @@ impl Provider for Local {
         Some(self.block(request, entry, charge, parts))
     }
 
-    fn allocate(&self, request: &AllocRequest<'_>) -> Result<Block> {
+    fn allocate(&self, request: &AllocRequest<'_>) -> Result<VramBlock> {
         let (dev, memory) = (&self.dev, &self.dev.memory);
         let flags = GFP_KERNEL_ACCOUNT;
         let pages = u32::try_from(request.pages())?;
-        // Before it waits for anything: while it is listed, the device is there.
+        // Listed before this waits for anything: `LocalMemory::close()` waits for listed blocks, so
+        // the device stays bound.
         let entry = memory.residents.add(flags)?;
-        let charge = match self.advanced(pages) {
+        let charge = match self.precharged(pages) {
             Some(charge) => Ok(charge),
             None => memory.charge(dev, false, |region| {
                 dmem::charge(request.mm(), region, pages)
@@ -217,13 +219,13 @@ impl Provider for Local {
         Ok(self.block(request, entry, charge, parts))
     }
 
-    fn page(block: &Block, index: usize) -> usize {
+    fn page(block: &VramBlock, index: usize) -> usize {
         let behind = block.parts.partition_point(|part| part.first <= index);
         let addr = behind
             .checked_sub(1)
             .and_then(|at| block.parts.get(at))
             .and_then(|part| part.allocation.addr((index - part.first) as u64 * PAGE));
-        // A page that is not there is refused.
+        // The core refuses a page outside of the memory.
         addr.and_then(|addr| usize::try_from(addr / PAGE).ok())
             .unwrap_or(usize::MAX)
     }
@@ -241,13 +243,13 @@ impl Provider for Local {
                 } else {
                     (vram, other_side)
                 };
-                Run {
+                CopyRun {
                     from: Some(from),
                     to,
                     len,
                 }
             }
-            CopyOp::Clear { page, pages } => Run {
+            CopyOp::Clear { page, pages } => CopyRun {
                 from: None,
                 to: target(OWN, page as u64 * PAGE),
                 len: pages as u64 * PAGE,
@@ -269,17 +271,17 @@ impl Provider for Local {
 
     fn attached(&self, handle: Arc<provider::Block<Self>>) {
         let residents = &self.dev.memory.residents;
-        // The handle keeps the block.
+        // `handle` moves into the list; the clone keeps the block for the borrow of its entry.
         let block = handle.clone();
         residents.attach(&block.memory().entry, handle);
     }
 
-    fn detached(&self, block: &Block) {
+    fn detached(&self, block: &VramBlock) {
         self.dev.memory.residents.detach(&block.entry);
     }
 }
 
-/// Where the device finds what the core has at an address.
+/// Returns the bus target of an address that the core returned.
 pub(crate) fn target(proto: Protocol, addr: u64) -> Target {
     match proto {
         OWN => Target::Vram(addr),

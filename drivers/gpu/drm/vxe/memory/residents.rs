@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The blocks of a device's memory that pages of processes are in, or are about to be.
+//! The blocks of a device's memory that hold pages of processes, or are allocated for them.
 //!
-//! A block is known from when its memory is allocated until that is given back. In between it is
-//! *listed*, by a number that grows with each block: first without a handle; with one when pages are
-//! in it; and no more when none is. Whoever evicts gives a block a new number first, so that others
-//! turn to the next.
+//! A block counts from the allocation of its memory until that is freed. In between it is *listed*
+//! by a number that grows with each block: first without a handle, with one while it holds pages,
+//! and no longer once it holds none. A thread that evicts a block gives it a new number first, so
+//! that other threads evict the next one.
 //!
 //! # Locking
 //!
-//! A mutex, under which nothing sleeps nor is dropped that could.
+//! The list's mutex is a leaf: its holder neither sleeps nor drops a reference whose release may
+//! sleep.
 
 use super::local::Local;
 use gpusvm::pagemap::provider;
@@ -36,22 +37,22 @@ use kernel_ext::{
     time::jiffies, //
 };
 
-/// How long a block is left alone by those who want room, after it came, in milliseconds: what is
-/// brought for one access must not push out what was brought for the other half of it.
-const SETTLE_MS: u32 = 10;
+/// For how long a block is not evicted after its arrival, in milliseconds. Otherwise an access that
+/// spans two blocks could evict the one for the other.
+const MIN_RESIDENCY_MS: u32 = 10;
 
 /// A block's entry in the list.
-pub(super) struct Entry {
-    /// Its number; changed under the lock of the list.
+pub(super) struct ResidentEntry {
+    /// The number of the block. Written under the lock of the list.
     number: Atomic<u64>,
-    /// When pages came, in jiffies.
+    /// When the pages arrived, in jiffies.
     since: Atomic<usize>,
 }
 
-impl Entry {
-    /// Whether the time is over in which a block is left alone.
-    fn is_settled(&self) -> bool {
-        jiffies::since(self.since.load(Relaxed)) > msecs_to_jiffies(SETTLE_MS)
+impl ResidentEntry {
+    /// Returns whether [`MIN_RESIDENCY_MS`] have passed since the block's arrival.
+    fn is_evictable(&self) -> bool {
+        jiffies::since(self.since.load(Relaxed)) > msecs_to_jiffies(MIN_RESIDENCY_MS)
     }
 }
 
@@ -64,23 +65,23 @@ pub(super) struct Residents {
 
 struct List {
     blocks: RBTree<u64, Option<Arc<provider::Block<Local>>>>,
-    /// The number of the block that came last.
+    /// The number of the newest block.
     last: u64,
-    /// How many blocks there are, listed or not.
+    /// The number of blocks, listed or not.
     count: usize,
     closed: bool,
 }
 
 impl List {
     fn next_number(&mut self) -> u64 {
-        // Does not overflow in a lifetime.
+        // Does not overflow in the lifetime of a machine.
         self.last += 1;
         self.last
     }
 }
 
 impl Residents {
-    /// No blocks.
+    /// Creates an empty list.
     pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             list <- new_mutex!(
@@ -95,10 +96,10 @@ impl Residents {
         })
     }
 
-    /// Lists a new block. Whoever has the entry hands it to [`remove`](Self::remove) in the end.
+    /// Lists a new block. The caller passes the entry to [`remove`](Self::remove) in the end.
     ///
-    /// Allocates as `flags` say. Fails with `ENODEV` when no block may come any more, and `ENOMEM`.
-    pub(super) fn add(&self, flags: Flags) -> Result<Entry> {
+    /// Allocates with `flags`. Fails with `ENODEV` after [`close`](Self::close), and `ENOMEM`.
+    pub(super) fn add(&self, flags: Flags) -> Result<ResidentEntry> {
         let spare = RBTreeNode::new(0, None, flags)?.into_reservation();
         let mut list = self.list.lock();
         if list.closed {
@@ -107,16 +108,16 @@ impl Residents {
         }
         let number = list.next_number();
         list.count += 1;
-        // Nothing has this number yet.
+        // The number is unused, so nothing is replaced.
         let _ = list.blocks.insert(spare.into_node(number, None));
-        Ok(Entry {
+        Ok(ResidentEntry {
             number: Atomic::new(number),
             since: Atomic::new(jiffies::now()),
         })
     }
 
-    /// Pages are in a block.
-    pub(super) fn attach(&self, entry: &Entry, handle: Arc<provider::Block<Local>>) {
+    /// Stores the handle of a block that now holds pages.
+    pub(super) fn attach(&self, entry: &ResidentEntry, handle: Arc<provider::Block<Local>>) {
         entry.since.store(jiffies::now(), Relaxed);
         let mut list = self.list.lock();
         let refused = match list.blocks.get_mut(&entry.number.load(Relaxed)) {
@@ -127,30 +128,31 @@ impl Residents {
         drop(refused);
     }
 
-    /// No page is in a block any more: it is not listed.
-    pub(super) fn detach(&self, entry: &Entry) {
+    /// Removes a block that holds no pages any more from the list.
+    pub(super) fn detach(&self, entry: &ResidentEntry) {
         let node = {
             let mut list = self.list.lock();
             list.blocks.remove_node(&entry.number.load(Relaxed))
         };
-        // With it goes a reference to the block.
+        // Drops the list's reference to the block without the lock.
         drop(node);
     }
 
-    /// The memory of a block is given back.
-    pub(super) fn remove(&self, entry: &Entry) {
+    /// Removes a block whose memory is freed.
+    pub(super) fn remove(&self, entry: &ResidentEntry) {
         self.detach(entry);
         let mut list = self.list.lock();
         list.count = list.count.saturating_sub(1);
     }
 
-    /// The number of the newest block.
+    /// Returns the number of the newest block.
     pub(super) fn newest(&self) -> u64 {
         self.list.lock().last
     }
 
-    /// The oldest block that is to go, of those with numbers up to `newest` that `chooser` does not spare;
-    /// it gets a new number. Blocks that came just now, or have time promised, are to go with `any` only.
+    /// Returns the oldest block with a number up to `newest` that `chooser` allows to take, and
+    /// gives it a new number. Without `any`, skips blocks that arrived just now or whose timeslice
+    /// is not over.
     pub(super) fn next_victim(
         &self,
         newest: u64,
@@ -165,26 +167,26 @@ impl Residents {
             .find_map(|(number, handle)| {
                 let handle = handle.as_ref()?;
                 let block = handle.memory();
-                let may_go = any || (block.entry().is_settled() && handle.timeslice_left() == 0);
+                let may_go = any || (block.entry().is_evictable() && handle.timeslice_left() == 0);
                 (may_go && chooser.may_take(block.charge())).then_some(*number)
             })?;
         let handle = list.blocks.get_mut(&number)?.take()?;
         let spare = list.blocks.remove_node(&number)?.into_reservation();
         let number = list.next_number();
         handle.memory().entry().number.store(number, Relaxed);
-        // Nothing has this number yet.
+        // The number is unused, so nothing is replaced.
         let _ = list
             .blocks
             .insert(spare.into_node(number, Some(handle.clone())));
         Some(handle)
     }
 
-    /// From now on no block comes.
+    /// Refuses new blocks from now on.
     pub(super) fn close(&self) {
         self.list.lock().closed = true;
     }
 
-    /// How many blocks there are, listed or not.
+    /// Returns the number of blocks, listed or not.
     pub(super) fn count(&self) -> usize {
         self.list.lock().count
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit suite of turns: who runs, when, for how long.
+//! KUnit suite of the scheduler: which queue runs, when, for how long.
 
 use kernel::prelude::*;
 
@@ -11,23 +11,23 @@ mod suite {
     /// A queue with a name.
     struct Queue {
         name: u32,
-        share: Share<Self>,
+        sched: SchedState<Self>,
     }
 
-    fn queue(name: u32) -> Result<KBox<Node<Queue>>> {
-        let share = Share::new();
-        Node::new(Queue { name, share }, GFP_KERNEL)
+    fn queue(name: u32) -> Result<KBox<FifoNode<Queue>>> {
+        let sched = SchedState::new();
+        FifoNode::new(Queue { name, sched }, GFP_KERNEL)
     }
 
     impl Entity for Queue {
-        fn share(&mut self) -> &mut Share<Self> {
-            &mut self.share
+        fn sched_state(&mut self) -> &mut SchedState<Self> {
+            &mut self.sched
         }
     }
 
     type List = Pin<KBox<RunList<Queue>>>;
 
-    /// A list for so many engines, none of which has to be told.
+    /// Creates a list for `engines` engines, none of which is idle.
     fn list(engines: usize) -> Result<List> {
         let list = KBox::pin_init(RunList::new(engines), GFP_KERNEL)?;
         for engine in 0..engines {
@@ -36,45 +36,45 @@ mod suite {
         Ok(list)
     }
 
-    /// A client with so many queues, whose names begin with `first`; all can run.
-    fn client(list: &List, first: u32, queues: u32) -> Result<Arc<Lane<Queue>>> {
-        let lane = Lane::new()?;
+    /// Creates a client with `queues` runnable queues, named from `first` on.
+    fn client(list: &List, first: u32, queues: u32) -> Result<Arc<RunQueue<Queue>>> {
+        let run_queue = RunQueue::new()?;
         for name in first..first + queues {
-            list.put_back(&lane, queue(name)?);
+            list.put_back(&run_queue, queue(name)?);
         }
-        Ok(lane)
+        Ok(run_queue)
     }
 
-    /// The next turn of the list's engine: who it is, and the turn.
+    /// Takes the next turn on engine 0. Returns the queue's name and the turn.
     fn next(list: &List) -> Result<(u32, Turn<Queue>)> {
         let turn = list.next(0).ok_or(EIO)?;
         Ok((turn.node.value.name, turn))
     }
 
-    /// Has the next one run for all of its time, and can run again. Says who it was.
+    /// Runs the next queue for all of its granted time; it stays runnable. Returns its name.
     fn run(list: &List) -> Result<u32> {
         let (name, turn) = next(list)?;
         end(list, turn);
         Ok(name)
     }
 
-    /// The end of a turn that was used up.
+    /// Ends a turn that used all of its granted time.
     fn end(list: &List, turn: Turn<Queue>) {
-        let (lane, grant) = (turn.lane.clone(), turn.grant);
-        let node = list.spend(turn, grant);
-        list.put_back(&lane, node);
+        let (run_queue, grant) = (turn.run_queue.clone(), turn.grant);
+        let node = list.account(turn, grant);
+        list.put_back(&run_queue, node);
     }
 
-    /// What it waited for is there.
-    fn wake(list: &List, lane: &Arc<Lane<Queue>>, node: KBox<Node<Queue>>) {
-        // Which engine has nothing to do does not matter: the test is all of them.
-        let _ = list.wake(lane, node);
+    /// Makes a queue runnable again.
+    fn wake(list: &List, run_queue: &Arc<RunQueue<Queue>>, node: KBox<FifoNode<Queue>>) {
+        // The test plays all engines, so it needs to wake none.
+        let _ = list.wake(run_queue, node);
     }
 
-    /// Has the next one run for so long, and wait for something then.
-    fn run_and_wait(list: &List, used: u64) -> Result<(u32, KBox<Node<Queue>>)> {
+    /// Runs the next queue for `used` nanoseconds, after which it waits.
+    fn run_and_wait(list: &List, used: u64) -> Result<(u32, KBox<FifoNode<Queue>>)> {
         let (name, turn) = next(list)?;
-        Ok((name, list.spend(turn, used)))
+        Ok((name, list.account(turn, used)))
     }
 
     fn sequence<const N: usize>(list: &List) -> Result<[u32; N]> {
@@ -113,7 +113,7 @@ mod suite {
         let (a, first) = next(&list)?;
         let (b, second) = next(&list)?;
         assert_eq!((a, b), (1, 2));
-        // The others, if there are any, get the next ones.
+        // An additional client competes for the next turn.
         let _other = client(&list, 10, 1)?;
         let (c, third) = next(&list)?;
         assert!(c == 3 || c == 10);
@@ -128,19 +128,20 @@ mod suite {
         let list = list(1)?;
         let (a, _b) = (client(&list, 1, 2)?, client(&list, 10, 1)?);
         // A fault.
-        let (name, node) = run_and_wait(&list, SLICE / 4)?;
+        let (name, node) = run_and_wait(&list, TIMESLICE_NS / 4)?;
         assert_eq!(name, 1);
-        // It is answered while another queue of the client could run, and another client.
+        // The fault is serviced while another queue of the client, and another client, could run.
         wake(&list, &a, node);
         let (name, turn) = next(&list)?;
-        assert_eq!((name, turn.grant), (1, SLICE - SLICE / 4));
+        assert_eq!((name, turn.grant), (1, TIMESLICE_NS - TIMESLICE_NS / 4));
         end(&list, turn);
-        // Its time is over. The client has some left, when it is its turn.
+        // The queue's time is over. The client has some left for its next turn.
         assert_eq!(run(&list)?, 10);
         let (name, turn) = next(&list)?;
-        assert_eq!((name, turn.grant), (2, SLICE / 4));
+        assert_eq!((name, turn.grant), (2, TIMESLICE_NS / 4));
         end(&list, turn);
-        // What is left of a queue's slice it gets in the client's next turn, and the other one the rest.
+        // A queue gets the rest of its timeslice in the client's next turn, the other queue the
+        // remaining time.
         assert_eq!(sequence(&list)?, [10, 2, 1, 10, 1, 2, 10]);
         Ok(())
     }
@@ -149,15 +150,15 @@ mod suite {
     fn who_is_prompt_spends_the_time_of_its_client() -> Result {
         let list = list(1)?;
         let (a, _b) = (client(&list, 1, 9)?, client(&list, 10, 1)?);
-        // Four of its queues wait after a quarter each, which is less than they may, and can run again,
-        // which is more than the client may.
+        // Four queues of the client wait after a quarter of a timeslice each, less than their own,
+        // and become runnable again; together they would exceed the client's timeslice.
         let mut waiting = KVec::new();
         while waiting.len() < 4 {
             let (name, turn) = next(&list)?;
             if name == 10 {
                 end(&list, turn);
             } else {
-                waiting.push(list.spend(turn, SLICE / 4), GFP_KERNEL)?;
+                waiting.push(list.account(turn, TIMESLICE_NS / 4), GFP_KERNEL)?;
             }
         }
         for node in waiting {
@@ -175,14 +176,14 @@ mod suite {
         let _long = client(&list, 10, 3)?;
         let short = client(&list, 1, 1)?;
         assert_eq!(sequence(&list)?, [10]);
-        let (name, mut node) = run_and_wait(&list, SLICE / 8)?;
+        let (name, mut node) = run_and_wait(&list, TIMESLICE_NS / 8)?;
         assert_eq!(name, 1);
-        // So often does it have time left, when a job comes for it.
+        // For this many jobs the queue has time left.
         for _ in 1..8 {
             assert_eq!(run(&list)? / 10, 1);
             wake(&list, &short, node);
             let name;
-            (name, node) = run_and_wait(&list, SLICE / 8)?;
+            (name, node) = run_and_wait(&list, TIMESLICE_NS / 8)?;
             assert_eq!(name, 1);
         }
         Ok(())
@@ -195,10 +196,11 @@ mod suite {
         let mut used = [0, 0];
         let mut now = None;
         for _ in 0..1000 {
-            // One of them waits after three quarters of what it gets, each time, and can run again at once.
+            // One of them waits after three quarters of its granted time, each time, and is
+            // runnable again at once.
             let (name, turn) = next(&list)?;
-            let (lane, time) = if name == 1 {
-                (&a, (turn.grant * 3 / 4).max(SLICE / 8))
+            let (run_queue, time) = if name == 1 {
+                (&a, (turn.grant * 3 / 4).max(TIMESLICE_NS / 8))
             } else {
                 (&b, turn.grant)
             };
@@ -206,11 +208,11 @@ mod suite {
             if now.replace(name) == Some(10) {
                 assert_eq!(name, 1);
             }
-            let node = list.spend(turn, time);
+            let node = list.account(turn, time);
             if name == 1 {
-                wake(&list, lane, node);
+                wake(&list, run_queue, node);
             } else {
-                list.put_back(lane, node);
+                list.put_back(run_queue, node);
             }
         }
         assert!(used[0] < used[1] + used[1] / 4 && used[1] < used[0] + used[0] / 4);
@@ -222,7 +224,7 @@ mod suite {
         let list = list(1)?;
         let _old = [client(&list, 10, 1)?, client(&list, 20, 1)?];
         let mut new = KVec::new();
-        // As many as somebody makes.
+        // Any number of new clients.
         for name in 100..110 {
             new.push(client(&list, name, 1)?, GFP_KERNEL)?;
         }
@@ -233,26 +235,26 @@ mod suite {
     #[test]
     fn engines_without_work_are_called() -> Result {
         let list = KBox::pin_init(RunList::new(2), GFP_KERNEL)?;
-        let lane = Lane::new()?;
-        assert_eq!(list.wake(&lane, queue(1)?), Some(0));
-        assert_eq!(list.wake(&lane, queue(2)?), Some(1));
-        // All are at work, as far as anybody knows.
-        assert_eq!(list.wake(&lane, queue(3)?), None);
+        let run_queue = RunQueue::new()?;
+        assert_eq!(list.wake(&run_queue, queue(1)?), Some(0));
+        assert_eq!(list.wake(&run_queue, queue(2)?), Some(1));
+        // All engines are busy, as far as the list knows.
+        assert_eq!(list.wake(&run_queue, queue(3)?), None);
         for name in 1..=3 {
             assert!(list
                 .next(1)
                 .is_some_and(|turn| turn.node.value.name == name));
         }
         assert!(list.next(1).is_none());
-        assert_eq!(list.wake(&lane, queue(4)?), Some(1));
+        assert_eq!(list.wake(&run_queue, queue(4)?), Some(1));
 
-        // All engines that there may be.
+        // The most engines of a device.
         let list = KBox::pin_init(RunList::new(MAX_ENGINES), GFP_KERNEL)?;
-        let lane = Lane::new()?;
+        let run_queue = RunQueue::new()?;
         for engine in 0..MAX_ENGINES {
-            assert_eq!(list.wake(&lane, queue(0)?), Some(engine));
+            assert_eq!(list.wake(&run_queue, queue(0)?), Some(engine));
         }
-        assert_eq!(list.wake(&lane, queue(0)?), None);
+        assert_eq!(list.wake(&run_queue, queue(0)?), None);
         Ok(())
     }
 }

@@ -2,8 +2,8 @@
 
 //! C declarations that `kernel::bindings` lacks.
 //!
-//! Generated for the kernel being built, from `bindings_helper.h` and `helpers/`. Types that both
-//! know are the kernel crate's, so that a pointer from one fits the other.
+//! Generated for the kernel being built from `bindings_helper.h` and `helpers/`. Types that both
+//! crates bind are the kernel crate's, so that pointers are compatible.
 
 #![allow(
     clippy::all,

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The bus of the device: all that the GPU reaches, it reaches from here, by device addresses.
+//! The bus of the device: all memory accesses of the GPU, by device addresses.
 //!
-//! This is the only place of the GPU that touches memory. It is as strict as hardware with an honest IOMMU: an access to memory that the device has no business
-//! with fails, and is logged, a few times at least, since only a driver that lost track of its mappings
-//! can cause it.
+//! This is the only part of the GPU that accesses memory. It is as strict as hardware behind an
+//! IOMMU: an access to memory that is not mapped for the device fails. Such failures are logged,
+//! rate-limited, since only a driver that lost track of its mappings can cause them.
 //!
 //! There are no locks. Accesses never sleep.
 
@@ -22,19 +22,19 @@ use kernel::{
     sync::{aref::ARef, Arc}, //
 };
 
-/// An address as the device puts it on its bus.
+/// An address on the device's bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// System memory, by an address that the DMA API mapped for the device.
+    /// System memory, at an address that the DMA API mapped for the device.
     System(DmaAddress),
-    /// The device's own memory, by its address there.
+    /// The device's own memory, at an address in that memory.
     Vram(u64),
-    /// The memory of another device, or its own, by an address of the fabric.
+    /// The memory of another device, or its own, at an address of the fabric.
     Peer(u64),
 }
 
 impl Target {
-    /// The same kind of memory, at another address.
+    /// Returns an address in the same memory.
     fn with(self, addr: u64) -> Self {
         match self {
             Target::System(_) => Target::System(addr),
@@ -43,24 +43,24 @@ impl Target {
         }
     }
 
-    /// The address, in whatever memory.
+    /// Returns the address, without the kind of memory.
     pub fn addr(self) -> u64 {
         match self {
             Target::System(addr) | Target::Vram(addr) | Target::Peer(addr) => addr,
         }
     }
 
-    /// The address `bytes` further on, in the same memory; it wraps around.
+    /// Returns the target `bytes` further on in the same memory; wraps around.
     pub fn offset(self, bytes: u64) -> Self {
         self.with(self.addr().wrapping_add(bytes))
     }
 
-    /// The address `bytes` further on, unless that would wrap around.
+    /// Returns the target `bytes` further on, unless that wraps around.
     pub fn checked_offset(self, bytes: u64) -> Option<Self> {
         Some(self.with(self.addr().checked_add(bytes)?))
     }
 
-    /// Whether the address is a multiple of `size`.
+    /// Returns whether the address is a multiple of `size`.
     pub fn is_aligned(self, size: u64) -> bool {
         self.addr().checked_rem(size) == Some(0)
     }
@@ -76,10 +76,10 @@ impl fmt::Display for Target {
     }
 }
 
-/// The port of one device to all memory that it can reach. All its address spaces share it.
+/// A device's access to all memory that it can reach. All its address spaces share it.
 ///
-/// Accesses lie within one page. They fail as [`DmaMemory`] says for system memory, and
-/// [`DeviceRam`] for that of devices.
+/// Accesses lie within one page. They fail as [`DmaMemory`] does for system memory, and as
+/// [`DeviceRam`] does for device memory.
 pub struct Bus {
     dev: ARef<device::Device>,
     system: DmaMemory,
@@ -87,8 +87,9 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// The bus of `dev`, which has memory of its own or not. When the device is unbound from its
-    /// driver, accesses to system memory begin to fail with `ENODEV`, and none is in flight any more.
+    /// Creates the bus of `dev`, with the device's own memory if it has any. Unbinding the device
+    /// from its driver waits for accesses to system memory in flight; later ones fail with
+    /// `ENODEV`.
     ///
     /// Fails with `ENOMEM`. May sleep.
     pub fn new(dev: &device::Device<Bound>, vram: Option<Arc<DeviceRam>>) -> Result<Arc<Self>> {
@@ -100,8 +101,8 @@ impl Bus {
         Ok(Arc::new(bus, GFP_KERNEL)?)
     }
 
-    /// Runs `f` with the memory of a device, and the place in it that `at` is. Fails with `ENXIO`
-    /// where there is none, and with `EOPNOTSUPP` for system memory.
+    /// Calls `f` with the device memory of `at` and the offset in it. Fails with `ENXIO` if there
+    /// is no such memory, and with `EOPNOTSUPP` for system memory.
     fn with_ram<R>(&self, at: Target, f: impl FnOnce(&DeviceRam, u64) -> Result<R>) -> Result<R> {
         match at {
             Target::System(_) => Err(EOPNOTSUPP),
@@ -113,8 +114,8 @@ impl Bus {
     /// Reads `buf.len()` bytes. Not atomic.
     pub fn read(&self, at: Target, buf: &mut [u8]) -> Result {
         let done = match at {
-            // SAFETY: Addresses come from the page tables of this device, into which its driver puts
-            // what the DMA API mapped for it.
+            // SAFETY: The address comes from the page tables of this device, and its driver only
+            // enters addresses there that the DMA API mapped for the device.
             Target::System(addr) => unsafe { self.system.read(addr, buf) },
             _ => self.with_ram(at, |ram, addr| ram.read(addr, buf)),
         };
@@ -124,63 +125,61 @@ impl Bus {
     /// Writes all of `data`. Not atomic.
     pub fn write(&self, at: Target, data: &[u8]) -> Result {
         let done = match at {
-            // SAFETY: Addresses come from the page tables of this device, into which its driver puts
-            // what the DMA API mapped for it, and marks as writable what may be written; that is
-            // memory of user programs, which no Rust reference covers.
+            // SAFETY: The address comes from the page tables of this device, and its driver only
+            // enters addresses there that the DMA API mapped for the device, as writable only if
+            // the device may write. It is memory of user programs, which no Rust reference covers.
             Target::System(addr) => unsafe { self.system.write(addr, data) },
             _ => self.with_ram(at, |ram, addr| ram.write(addr, data)),
         };
         self.check(at, done)
     }
 
-    /// Stores a 32-bit value at once. The address must be aligned.
+    /// Stores a 32-bit value in a single access. The address must be aligned.
     pub fn store_u32(&self, at: Target, value: u32) -> Result {
         let done = match at {
-            // SAFETY: As for `write`: an address from the page tables of this device, marked as
-            // writable by its driver, of memory that no Rust reference covers.
+            // SAFETY: As in `write`.
             Target::System(addr) => unsafe { self.system.store_u32(addr, value) },
             _ => self.with_ram(at, |ram, addr| ram.store_u32(addr, value)),
         };
         self.check(at, done)
     }
 
-    /// Stores a 64-bit value at once. The address must be aligned.
+    /// Stores a 64-bit value in a single access. The address must be aligned.
     pub fn store_u64(&self, at: Target, value: u64) -> Result {
         let done = match at {
-            // SAFETY: As for `write`: an address from the page tables of this device, marked as
-            // writable by its driver, of memory that no Rust reference covers.
+            // SAFETY: As in `write`.
             Target::System(addr) => unsafe { self.system.store_u64(addr, value) },
             _ => self.with_ram(at, |ram, addr| ram.store_u64(addr, value)),
         };
         self.check(at, done)
     }
 
-    /// Adds `delta` to a 32-bit value, wrapping, atomically towards GPU and CPUs; returns what it
-    /// was. The address must be aligned.
+    /// Adds `delta` to a 32-bit value, wrapping, atomically towards GPU and CPUs. Returns the old
+    /// value. The address must be aligned.
     pub fn fetch_add_u32(&self, at: Target, delta: u32) -> Result<u32> {
         let done = match at {
-            // SAFETY: As for `write`: an address from the page tables of this device, marked as
-            // writable by its driver, of memory that no Rust reference covers.
+            // SAFETY: As in `write`.
             Target::System(addr) => unsafe { self.system.fetch_add_u32(addr, delta) },
             _ => self.with_ram(at, |ram, addr| ram.fetch_add_u32(addr, delta)),
         };
         self.check(at, done)
     }
 
-    /// Copies `len` bytes, within a page on both sides. Not atomic. Fails with `EOPNOTSUPP` for two
-    /// places in system memory, or in peers'.
+    /// Copies `len` bytes, within a page on both sides. Not atomic. Fails with `EOPNOTSUPP` for a
+    /// copy within system memory, or between peers.
     pub fn copy(&self, from: Target, to: Target, len: usize) -> Result {
         let done = match (from, to) {
             (Target::System(_), Target::System(_)) | (Target::Peer(_), Target::Peer(_)) => {
                 Err(EOPNOTSUPP)
             }
             (Target::System(from), to) => self.with_ram(to, |ram, to| {
-                // SAFETY: The driver gives the copy engine what the DMA API mapped for this device.
+                // SAFETY: The driver passes addresses to the copy engine that the DMA API mapped
+                // for this device.
                 unsafe { ram.copy_from_dma(to, &self.system, from, len) }
             }),
             (from, Target::System(to)) => self.with_ram(from, |ram, from| {
-                // SAFETY: As above, and mapped for the device to write; what is copied to is memory
-                // of user programs, or on its way there, which no Rust reference covers.
+                // SAFETY: As above, and the mapping allows the device to write. The memory belongs
+                // to a user program, or is allocated for one, so no Rust reference covers it.
                 unsafe { ram.copy_to_dma(from, &self.system, to, len) }
             }),
             (from, to) => self.with_ram(from, |source, from| {
@@ -190,15 +189,16 @@ impl Bus {
         self.check(from, done)
     }
 
-    /// Writes `len` zeros, within a page of a device's memory. Fails with `EOPNOTSUPP` for system
+    /// Writes `len` zeros within a page of device memory. Fails with `EOPNOTSUPP` for system
     /// memory.
     pub fn clear(&self, at: Target, len: usize) -> Result {
         let done = self.with_ram(at, |ram, addr| ram.clear(addr, len));
         self.check(at, done)
     }
 
-    /// Logs an access that failed if the driver is to blame: not when the device is gone, or a
-    /// program has the GPU use memory that software cannot reach in the GPU's place.
+    /// Logs a failed access if it indicates a bug of the driver. `ENODEV` does not (the device is
+    /// gone), nor does `EIO` (a program made the GPU use memory that only real hardware can
+    /// access).
     fn check<T>(&self, at: Target, done: Result<T>) -> Result<T> {
         done.inspect_err(|err| {
             if ![ENODEV, EIO].contains(err) {

@@ -2,8 +2,8 @@
 
 //! Files in the debugfs directory of a DRM device.
 //!
-//! `kernel::drm` has no debugfs hook, and `kernel::debugfs` makes files only below directories of its
-//! own. Here a [`Tree`] hangs files into `dri/<device>`, which `dri/<minor>` links to.
+//! `kernel::drm` has no debugfs hook, and `kernel::debugfs` creates files only below directories of
+//! its own. [`DebugfsFiles`] creates files in `dri/<device>`, which `dri/<minor>` links to.
 //!
 //! C headers: [`include/linux/debugfs.h`](srctree/include/linux/debugfs.h),
 //! [`include/drm/drm_device.h`](srctree/include/drm/drm_device.h)
@@ -26,90 +26,90 @@ use kernel::{
 /// The longest text that may be written to a file at once, in bytes.
 const MAX_WRITE: usize = 32;
 
-/// What a debugfs file shows, and does when it is written.
+/// The content of a debugfs file, and its write operation.
 #[vtable]
 pub trait Content: Send + Sync + 'static {
-    /// Prints the file. An error becomes the reader's.
+    /// Prints the file. An error is returned to the reader.
     fn show(&self, m: &SeqFile) -> Result;
 
-    /// Takes what was written: up to 32 bytes, without a final newline.
+    /// Handles a write of up to 32 bytes, without its final newline.
     fn write(&self, _text: &[u8]) -> Result {
         kernel::build_error!(kernel::error::VTABLE_DEFAULT_ERROR)
     }
 }
 
-/// Whether what was printed so far does not fit: then it is thrown away, and the file shown again with
-/// more room. C: `seq_has_overflowed()`.
+/// Returns whether the text so far exceeds the buffer. The seq file then discards it and calls
+/// `show()` again with a larger buffer. C: `seq_has_overflowed()`.
 pub fn has_overflowed(m: &SeqFile) -> bool {
     let m: *const bindings::seq_file = core::ptr::from_ref(m).cast();
-    // SAFETY: `SeqFile` is transparent over the C object, which nobody else uses meanwhile.
+    // SAFETY: `SeqFile` is transparent over the C object, which only the caller uses.
     unsafe { (*m).count == (*m).size }
 }
 
-/// A directory that a [`Tree`] has made. It means something to that tree only.
+/// A directory of a [`DebugfsFiles`], valid for that only.
 #[derive(Clone, Copy)]
 pub struct Dir(*mut bindings::dentry);
 
-/// Keeps what a file shows alive.
-trait Keep: Send + Sync {}
-impl<T: Content> Keep for T {}
+/// Any [`Content`], kept alive for its file.
+trait AnyContent: Send + Sync {}
+impl<T: Content> AnyContent for T {}
 
-/// The files that a driver has in its DRM device's debugfs directory.
+/// The files of a driver in its DRM device's debugfs directory.
 ///
-/// Dropping it removes them and waits for who is reading them. Without debugfs it holds nothing,
-/// and nothing fails.
+/// Dropping it removes the files and waits for their readers. Without debugfs no file exists, and
+/// nothing fails.
 ///
 /// # Invariants
 ///
-/// `tops` are the entries that are directly in the device's directory; the contents of every file
-/// below them is in `contents`.
-pub struct Tree {
+/// `tops` are the entries directly in the device's directory. `contents` has the contents of all
+/// files in or below them.
+pub struct DebugfsFiles {
     root: *mut bindings::dentry,
     tops: KVec<*mut bindings::dentry>,
-    contents: KVec<KBox<dyn Keep>>,
+    contents: KVec<KBox<dyn AnyContent>>,
 }
 
 // SAFETY: Entries may be removed from any thread, and contents are `Send`.
-unsafe impl Send for Tree {}
-// SAFETY: A shared tree gives access to nothing.
-unsafe impl Sync for Tree {}
+unsafe impl Send for DebugfsFiles {}
+// SAFETY: There are no methods that take a shared reference.
+unsafe impl Sync for DebugfsFiles {}
 
-impl Tree {
-    /// An empty tree in the directory of `drm`.
+impl DebugfsFiles {
+    /// Creates an empty set of files in the directory of `drm`.
     ///
     /// # Safety
     ///
-    /// The tree must be dropped before `drm` is unregistered.
+    /// The result must be dropped before `drm` is unregistered.
     pub unsafe fn new(drm: *mut bindings::drm_device) -> Self {
         Self {
-            // SAFETY: By the requirement, `drm` is a device whose directory stays.
+            // SAFETY: The caller guarantees that `drm` is valid, and stays registered meanwhile.
             root: unsafe { (*drm).debugfs_root },
             tops: KVec::new(),
             contents: KVec::new(),
         }
     }
 
-    /// Makes a directory in the device's.
+    /// Creates a directory in the device's directory.
     pub fn dir(&mut self, name: &CStr) -> Result<Dir> {
         self.tops.reserve(1, GFP_KERNEL)?;
-        // SAFETY: `name` is a C string, and the device's directory exists by `new()`'s contract;
-        // an error pointer is a valid parent.
+        // SAFETY: `name` is a C string, and the device's directory exists by the contract of
+        // `new()`; an error pointer is a valid parent.
         let dentry = unsafe { ext::debugfs_create_dir(name.as_char_ptr(), self.root) };
-        // INVARIANT: It is directly in the root. Room was reserved above.
+        // INVARIANT: The entry is directly in the root. Room was reserved above.
         self.tops.push(dentry, GFP_KERNEL)?;
         Ok(Dir(dentry))
     }
 
-    /// Makes a file: in `dir`, or in the device's directory.
+    /// Creates a file in `dir`, or in the device's directory.
     pub fn file<T: Content>(&mut self, dir: Option<Dir>, name: &CStr, content: T) -> Result {
         self.tops.reserve(1, GFP_KERNEL)?;
         self.contents.reserve(1, GFP_KERNEL)?;
         let content = KBox::new(content, GFP_KERNEL)?;
         let data: *const T = &*content;
         let mode = if T::HAS_WRITE { 0o600 } else { 0o400 };
-        // SAFETY: The parent exists by `new()`'s contract, or is an error pointer, which is a valid
-        // one. `FOPS` expects an inode whose data is a `T`, which `contents` keeps until `drop()`
-        // has removed the file.
+        // SAFETY: The parent exists by the contract of `new()`, or is an error pointer, which is a
+        // valid parent. `FOPS` expects an inode whose data is a `T`; `contents` keeps it until
+        // `drop()` has removed the file.
         let dentry = unsafe {
             ext::debugfs_create_file(
                 name.as_char_ptr(),
@@ -121,29 +121,31 @@ impl Tree {
         };
         self.contents.push(content, GFP_KERNEL)?;
         if dir.is_none() {
-            // INVARIANT: It is directly in the root; a file in a directory goes with that.
+            // INVARIANT: The entry is directly in the root. A file in a directory is removed with
+            // that.
             self.tops.push(dentry, GFP_KERNEL)?;
         }
         Ok(())
     }
 }
 
-impl Drop for Tree {
+impl Drop for DebugfsFiles {
     fn drop(&mut self) {
         for dentry in &self.tops {
-            // SAFETY: By the type invariant it was made by `dir()` or `file()`, and removed by
-            // nobody; an error pointer is ignored. No reader uses the contents afterwards.
+            // SAFETY: By the type invariant the entry was created by `dir()` or `file()`; only this
+            // removes it. An error pointer is ignored. debugfs has waited for the readers when this
+            // returns.
             unsafe { ext::debugfs_remove(*dentry) };
         }
     }
 }
 
-/// The file operations of a file that shows a `T`.
+/// The file operations of a file with content `T`.
 struct Ops<T>(PhantomData<T>);
 
 impl<T: Content> Ops<T> {
     const FOPS: bindings::file_operations = bindings::file_operations {
-        // An open file keeps its code, even when it was removed.
+        // An open file keeps the module, even after the file was removed.
         owner: this_module::<T::OwnerModule>().as_ptr(),
         open: Some(open::<T>),
         read: Some(bindings::seq_read),
@@ -156,22 +158,22 @@ impl<T: Content> Ops<T> {
 
 /// # Safety
 ///
-/// `inode` must have a `T` as its data that lives until the file is removed, and `file` be newly
+/// The data of `inode` must be a `T` that lives until the file is removed, and `file` must be newly
 /// opened.
 unsafe extern "C" fn open<T: Content>(
     inode: *mut bindings::inode,
     file: *mut bindings::file,
 ) -> c_int {
-    // SAFETY: By this function's requirements; `show` takes the `T` as the private data.
+    // SAFETY: By this function's requirements; `show` expects a `T` as the private data.
     unsafe { bindings::single_open(file, Some(show::<T>), (*inode).i_private) }
 }
 
 /// # Safety
 ///
-/// `seq` must be a seq file whose private data is a `T`, used by nobody else.
+/// `seq` must be a seq file whose private data is a `T`, and which only the caller uses.
 unsafe extern "C" fn show<T: Content>(seq: *mut bindings::seq_file, _: *mut c_void) -> c_int {
-    // SAFETY: By this function's requirements; debugfs keeps the file, and so the `T`, while this
-    // runs.
+    // SAFETY: By this function's requirements; debugfs does not remove the file, so the `T` lives,
+    // while this runs.
     let content = unsafe { &*(*seq).private.cast::<T>() };
     // SAFETY: By this function's requirements.
     let m = unsafe { SeqFile::from_raw(seq) };
@@ -187,8 +189,8 @@ unsafe extern "C" fn write<T: Content>(
     len: usize,
     _pos: *mut file::Offset,
 ) -> isize {
-    // SAFETY: `single_open()` made the private data a seq file, whose own is a `T`; debugfs keeps
-    // it while this runs.
+    // SAFETY: `single_open()` set the file's private data to a seq file, whose private data is a
+    // `T`; debugfs does not remove the file while this runs.
     let content = unsafe {
         let seq: *mut bindings::seq_file = (*file).private_data.cast();
         &*(*seq).private.cast::<T>()
@@ -199,7 +201,7 @@ unsafe extern "C" fn write<T: Content>(
         let user = UserPtr::from_ptr(buf.cast_mut().cast());
         UserSlice::new(user, len).reader().read_slice(text)?;
         content.write(text.strip_suffix(b"\n").unwrap_or(text))?;
-        // CAST: Not more than `MAX_WRITE`.
+        // CAST: At most `MAX_WRITE`.
         Ok(len as isize)
     })
 }

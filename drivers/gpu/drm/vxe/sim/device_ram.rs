@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! RAM that stands for the memory of a device in software.
+//! RAM that backs the memory of a software device.
 //!
-//! It has addresses of its own, from 0 on, and is strict: what nobody was given cannot be reached,
-//! nor what is beyond its end. RAM is taken for a page when it is given out first, and stays, so
-//! that a large memory costs what was used of it.
+//! The memory has its own addresses from 0 on. Only pages that were granted can be accessed. The
+//! RAM of a page is allocated at its first grant, and kept, so a large memory takes only the RAM
+//! that was used.
 //!
-//! Accesses never sleep, but for those that say so. They fail with:
+//! Accesses never sleep, unless documented otherwise. They fail with:
 //!
 //! - `ENXIO` when the address is beyond the end,
-//! - `EINVAL` when the access would cross a page, or is not aligned as its operation demands,
-//! - `ESTALE` when nobody has the page: it was never given out, or was taken back.
+//! - `EINVAL` when the access would cross a page, or is not aligned as its operation requires,
+//! - `ESTALE` when the page is not granted.
 
-use crate::dma_memory::{DmaMemory, Mapped};
+use crate::dma_memory::{DmaMemory, LocalMapping};
 use core::{ops::Range, ptr::NonNull};
 use kernel::{
     alloc::{
@@ -33,19 +33,19 @@ const PAGE: u64 = PAGE_SIZE as u64;
 
 /// A page of the device.
 struct Frame {
-    /// The RAM behind it, from when it was given out first.
+    /// The RAM of the page, from its first grant on.
     ram: SetOnce<Page>,
-    /// Somebody has it.
-    given: Atomic<bool>,
+    /// Whether the page is granted.
+    granted: Atomic<bool>,
 }
 
 /// The memory of a device.
 pub struct DeviceRam(KVVec<Frame>);
 
 impl DeviceRam {
-    /// A memory of `size` bytes, which takes next to no RAM yet. Sleeps.
+    /// Creates a memory of `size` bytes, which takes little RAM yet. Sleeps.
     ///
-    /// Fails with `EINVAL` if that is no number of pages, and `ENOMEM`.
+    /// Fails with `EINVAL` unless `size` is a multiple of the page size, and `ENOMEM`.
     pub fn new(size: u64) -> Result<Self> {
         if size % PAGE != 0 {
             return Err(EINVAL);
@@ -55,20 +55,20 @@ impl DeviceRam {
         for _ in 0..count {
             let frame = Frame {
                 ram: SetOnce::new(),
-                given: Atomic::new(false),
+                granted: Atomic::new(false),
             };
             frames.push(frame, GFP_KERNEL)?;
         }
         Ok(Self(frames))
     }
 
-    /// Its size in bytes.
+    /// Returns the size in bytes.
     pub fn size(&self) -> u64 {
-        // Cannot overflow: it was made of such a number.
+        // Cannot overflow: the size was passed to `new()`.
         self.0.len() as u64 * PAGE
     }
 
-    /// The frames of a span of pages. Fails with `EINVAL` and `ENXIO`.
+    /// Returns the frames of a span of pages. Fails with `EINVAL` and `ENXIO`.
     fn frames(&self, span: &Range<u64>) -> Result<&[Frame]> {
         if span.start % PAGE != 0 || span.end % PAGE != 0 {
             return Err(EINVAL);
@@ -78,60 +78,61 @@ impl DeviceRam {
         self.0.get(start..end).ok_or(ENXIO)
     }
 
-    /// Gives the pages of `span` out: they can be reached from now on. What is in them is what was
-    /// there before. RAM that they still need is allocated as `flags` say.
+    /// Grants access to the pages of `span`, which keep their previous content. RAM that they still
+    /// need is allocated with `flags`.
     ///
-    /// No two may be given the same page at once. Fails with `ENOMEM`, or with `EINTR` for a caller who is
-    /// killed, and then gives none, with `EINVAL` for what are no pages, and `ENXIO`.
-    pub fn give(&self, span: Range<u64>, flags: Flags) -> Result {
+    /// The caller must not grant a page twice. Fails with `ENOMEM`, or with `EINTR` if the caller
+    /// is killed, and then grants no page; with `EINVAL` unless `span` consists of pages, and
+    /// `ENXIO`.
+    pub fn grant(&self, span: Range<u64>, flags: Flags) -> Result {
         let frames = self.frames(&span)?;
         for frame in frames {
             if frame.ram.as_ref().is_none() {
                 let page = Page::alloc_page(flags | __GFP_ZERO | __GFP_NOWARN)?;
-                // Nobody else fills it, as nobody else is given this page.
+                // Cannot be set already: only one caller at a time is granted this page.
                 frame.ram.populate(page);
                 kernel_ext::sched::check_killed()?;
             }
         }
         for frame in frames {
-            frame.given.store(true, Release);
+            frame.granted.store(true, Release);
         }
         Ok(())
     }
 
-    /// Takes the pages of `span` back, if they were given out.
-    pub fn take_back(&self, span: Range<u64>) {
+    /// Revokes the access to the pages of `span`, if they are granted.
+    pub fn revoke(&self, span: Range<u64>) {
         for frame in self.frames(&span).unwrap_or(&[]) {
-            frame.given.store(false, Release);
+            frame.granted.store(false, Release);
         }
     }
 
-    /// The RAM behind the page at `addr`, while somebody has it: for a mapping of the CPU, which must
-    /// go before the page is taken back. Fails with `ENXIO` and `ESTALE`.
+    /// Returns the RAM of the page at `addr` while it is granted, for a CPU mapping, which the
+    /// caller must unmap before the page is revoked. Fails with `ENXIO` and `ESTALE`.
     pub fn page(&self, addr: u64) -> Result<&Page> {
         let index = usize::try_from(addr / PAGE).map_err(|_| ENXIO)?;
         let frame = self.0.get(index).ok_or(ENXIO)?;
-        if !frame.given.load(Acquire) {
+        if !frame.granted.load(Acquire) {
             return Err(ESTALE);
         }
         frame.ram.as_ref().ok_or(ESTALE)
     }
 
-    /// Runs `f` with a pointer to the `len` bytes at `addr`, which are RAM that this alone has,
-    /// aligned as `addr` is. The pointer may be used within `f` only, which must not sleep.
+    /// Calls `f` with a pointer to the `len` bytes at `addr`, which are RAM of this memory, aligned
+    /// as `addr` is. The pointer is valid only within `f`, which must not sleep.
     fn with<R>(&self, addr: u64, len: usize, f: impl FnOnce(*mut u8) -> R) -> Result<R> {
-        // CAST: A remainder of the size of a page.
+        // CAST: A remainder of the page size.
         let offset = (addr % PAGE) as usize;
         if len > PAGE_SIZE - offset {
             return Err(EINVAL);
         }
         let page = NonNull::new(self.page(addr)?.as_ptr()).ok_or(ESTALE)?;
-        let mapped = Mapped::new(page);
+        let mapped = LocalMapping::new(page);
         // SAFETY: The page is mapped, and `offset` is within it.
         Ok(f(unsafe { mapped.as_ptr().add(offset) }))
     }
 
-    /// As [`Self::with`], for a `T` where it is aligned.
+    /// As [`Self::with`], for a `T` at an aligned address.
     fn with_aligned<T, R>(&self, addr: u64, f: impl FnOnce(*mut T) -> R) -> Result<R> {
         // CAST: Alignments are small.
         if addr % align_of::<T>() as u64 != 0 {
@@ -143,7 +144,7 @@ impl DeviceRam {
     /// Reads `buf.len()` bytes at `addr`. Not atomic.
     pub fn read(&self, addr: u64, buf: &mut [u8]) -> Result {
         self.with(addr, buf.len(), |from| {
-            // SAFETY: `from` is valid for so many bytes; `buf` is no page of the device.
+            // SAFETY: `from` is valid for this many bytes; `buf` is not in a page of the device.
             unsafe { copy(buf.as_mut_ptr(), from, buf.len()) }
         })
     }
@@ -151,8 +152,8 @@ impl DeviceRam {
     /// Writes `data` at `addr`. Not atomic.
     pub fn write(&self, addr: u64, data: &[u8]) -> Result {
         self.with(addr, data.len(), |to| {
-            // SAFETY: `to` is valid for so many bytes, and no reference covers it; `data` is no page
-            // of the device.
+            // SAFETY: `to` is valid for this many bytes, and no reference covers it; `data` is not
+            // in a page of the device.
             unsafe { copy(to, data.as_ptr(), data.len()) }
         })
     }
@@ -160,20 +161,21 @@ impl DeviceRam {
     /// Writes `len` zeros at `addr`. Not atomic.
     pub fn clear(&self, addr: u64, len: usize) -> Result {
         self.with(addr, len, |to| {
-            // SAFETY: `to` is valid for so many bytes, and no reference covers it.
+            // SAFETY: `to` is valid for this many bytes, and no reference covers it.
             unsafe { to.write_bytes(0, len) }
         })
     }
 
-    /// Stores a 32-bit `value` at `addr`, at once and after all earlier accesses.
+    /// Stores a 32-bit `value` at `addr` in a single access, after all earlier accesses.
     pub fn store_u32(&self, addr: u64, value: u32) -> Result {
         self.with_aligned(addr, |to: *mut u32| {
-            // SAFETY: `to` is aligned and valid; others access it by the machine only, at once.
+            // SAFETY: `to` is aligned and valid; all concurrent accesses are atomic, or not made by
+            // Rust code.
             unsafe { Atomic::from_ptr(to) }.store(value, Release)
         })
     }
 
-    /// Stores a 64-bit `value` at `addr`, at once and after all earlier accesses.
+    /// Stores a 64-bit `value` at `addr` in a single access, after all earlier accesses.
     pub fn store_u64(&self, addr: u64, value: u64) -> Result {
         self.with_aligned(addr, |to: *mut u64| {
             // SAFETY: As in `store_u32`.
@@ -181,8 +183,8 @@ impl DeviceRam {
         })
     }
 
-    /// Adds `delta` to the 32-bit value at `addr`, wrapping, and returns what it was: one atomic
-    /// operation, towards CPUs as well.
+    /// Adds `delta` to the 32-bit value at `addr`, wrapping, and returns the old value. Atomic
+    /// towards CPUs as well.
     pub fn fetch_add_u32(&self, addr: u64, delta: u32) -> Result<u32> {
         self.with_aligned(addr, |to: *mut u32| {
             // SAFETY: As in `store_u32`.
@@ -190,16 +192,16 @@ impl DeviceRam {
         })
     }
 
-    /// Copies `len` bytes from `addr` in `from`, maybe this memory, to `to`. Not atomic.
+    /// Copies `len` bytes from `addr` in `from`, which may be this memory, to `to`. Not atomic.
     ///
-    /// Fails with `EINVAL` also if both places are the same, or overlap.
+    /// Fails with `EINVAL` also if both spans overlap.
     pub fn copy_from(&self, to: u64, from: &DeviceRam, addr: u64, len: usize) -> Result {
         if core::ptr::eq(self, from) && to.abs_diff(addr) < len as u64 {
             return Err(EINVAL);
         }
         from.with(addr, len, |from| {
             self.with(to, len, |to| {
-                // SAFETY: Both are valid for so many bytes, and were checked not to overlap.
+                // SAFETY: Both are valid for this many bytes, and were checked not to overlap.
                 unsafe { copy(to, from, len) }
             })
         })?
@@ -219,8 +221,8 @@ impl DeviceRam {
     ) -> Result {
         from.with_readable(addr, len, |from| {
             self.with(to, len, |to| {
-                // SAFETY: Both are valid for so many bytes; a page of the device is mapped for no
-                // device by the DMA API.
+                // SAFETY: Both are valid for this many bytes. They do not overlap, as the DMA API
+                // maps no page of the device's memory.
                 unsafe { copy(to, from, len) }
             })
         })?
@@ -246,24 +248,24 @@ impl DeviceRam {
         })?
     }
 
-    /// How many bytes of RAM it takes now.
-    pub fn taken(&self) -> u64 {
-        let taken = self.0.iter().filter(|frame| frame.ram.as_ref().is_some());
-        taken.count() as u64 * PAGE
+    /// Returns how many bytes of RAM are allocated.
+    pub fn allocated(&self) -> u64 {
+        let allocated = self.0.iter().filter(|frame| frame.ram.as_ref().is_some());
+        allocated.count() as u64 * PAGE
     }
 
-    /// How many bytes are given out now.
-    pub fn given(&self) -> u64 {
-        let given = self.0.iter().filter(|frame| frame.given.load(Relaxed));
-        given.count() as u64 * PAGE
+    /// Returns how many bytes are granted.
+    pub fn granted(&self) -> u64 {
+        let granted = self.0.iter().filter(|frame| frame.granted.load(Relaxed));
+        granted.count() as u64 * PAGE
     }
 }
 
-/// Copies memory that others may access meanwhile, as the machine does.
+/// Copies memory that other threads and CPUs may access concurrently.
 ///
 /// # Safety
 ///
-/// `to` must be valid for writing `len` bytes, `from` for reading them, and both not overlap.
+/// `to` must be valid for writing `len` bytes, `from` for reading them, and they must not overlap.
 unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
     // SAFETY: By this function's requirements.
     unsafe { crate::bindings::memcpy(to.cast(), from.cast(), len) }
@@ -273,7 +275,7 @@ unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
 mod tests {
     use super::*;
 
-    /// Fails the test, and lets it clean up: a failed assertion would not.
+    /// Returns an error to fail the test, so that it cleans up: a failed assertion would not.
     fn check(holds: bool) -> Result {
         holds.then_some(()).ok_or(EIO)
     }
@@ -281,44 +283,44 @@ mod tests {
     #[test]
     fn only_what_was_given_is_reached() -> Result {
         let ram = DeviceRam::new(4 * PAGE)?;
-        check(ram.size() == 4 * PAGE && ram.taken() == 0)?;
+        check(ram.size() == 4 * PAGE && ram.allocated() == 0)?;
         check(ram.store_u32(PAGE, 1) == Err(ESTALE))?;
-        ram.give(PAGE..3 * PAGE, GFP_KERNEL)?;
-        check(ram.taken() == 2 * PAGE && ram.given() == 2 * PAGE)?;
+        ram.grant(PAGE..3 * PAGE, GFP_KERNEL)?;
+        check(ram.allocated() == 2 * PAGE && ram.granted() == 2 * PAGE)?;
         ram.store_u32(PAGE, 7)?;
         check(ram.fetch_add_u32(PAGE, 2) == Ok(7))?;
         check(ram.store_u32(0, 1) == Err(ESTALE))?;
         check(ram.store_u32(3 * PAGE, 1) == Err(ESTALE))?;
         check(ram.store_u32(4 * PAGE, 1) == Err(ENXIO))?;
         check(ram.store_u64(u64::MAX - 7, 1) == Err(ENXIO))?;
-        ram.take_back(PAGE..2 * PAGE);
+        ram.revoke(PAGE..2 * PAGE);
         check(ram.clear(PAGE, 4) == Err(ESTALE))?;
         check(ram.page(PAGE).is_err() && ram.page(2 * PAGE).is_ok())?;
-        // RAM stays, and so does what is in it.
-        ram.give(PAGE..2 * PAGE, GFP_KERNEL)?;
-        check(ram.fetch_add_u32(PAGE, 0) == Ok(9) && ram.taken() == 2 * PAGE)
+        // RAM and its content are kept.
+        ram.grant(PAGE..2 * PAGE, GFP_KERNEL)?;
+        check(ram.fetch_add_u32(PAGE, 0) == Ok(9) && ram.allocated() == 2 * PAGE)
     }
 
     #[test]
     fn accesses_stay_within_a_page() -> Result {
         let ram = DeviceRam::new(2 * PAGE)?;
-        ram.give(0..2 * PAGE, GFP_KERNEL)?;
+        ram.grant(0..2 * PAGE, GFP_KERNEL)?;
         let mut four = [0; 4];
         check(ram.read(PAGE - 4, &mut four).is_ok())?;
         check(ram.read(PAGE - 3, &mut four) == Err(EINVAL))?;
         check(ram.write(PAGE - 3, &four) == Err(EINVAL))?;
         check(ram.store_u32(2, 1) == Err(EINVAL))?;
         check(ram.store_u64(4, 1) == Err(EINVAL))?;
-        check(ram.give(1..PAGE, GFP_KERNEL) == Err(EINVAL))?;
-        check(ram.give(0..3 * PAGE, GFP_KERNEL) == Err(ENXIO))?;
+        check(ram.grant(1..PAGE, GFP_KERNEL) == Err(EINVAL))?;
+        check(ram.grant(0..3 * PAGE, GFP_KERNEL) == Err(ENXIO))?;
         check(DeviceRam::new(PAGE + 1).is_err())
     }
 
     #[test]
     fn pieces_are_copied_and_cleared() -> Result {
         let (a, b) = (DeviceRam::new(2 * PAGE)?, DeviceRam::new(PAGE)?);
-        a.give(0..2 * PAGE, GFP_KERNEL)?;
-        b.give(0..PAGE, GFP_KERNEL)?;
+        a.grant(0..2 * PAGE, GFP_KERNEL)?;
+        b.grant(0..PAGE, GFP_KERNEL)?;
         a.write(8, &[1, 2, 3, 4])?;
         a.copy_from(PAGE, &a, 8, 4)?;
         b.copy_from(16, &a, PAGE, 4)?;

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The memory that a device reaches by DMA, reached by the CPU in the device's stead.
+//! System memory as a device accesses it by DMA, accessed by the CPU instead.
 //!
-//! A device in software has no bus to master. [`DmaMemory`] is its port to system memory: it takes
-//! the addresses that the DMA API gave out for the device, follows them through the IOMMU of the
-//! device if one translates, and refuses what a device has no business with. Accesses go through
-//! the kernel's own mapping of memory and are checked by KASAN, so that a device that still uses a
-//! freed page is reported.
+//! A software device cannot master a bus. [`DmaMemory`] takes the DMA addresses that the DMA API
+//! mapped for the device, translates them with the device's IOMMU if there is one, and refuses
+//! memory that a device must not access. Accesses go through the kernel's mapping of memory, so
+//! KASAN reports a device that still uses a freed page.
 //!
-//! Direct DMA and IOMMUs of the generic IOMMU layer are understood; a platform that has DMA
-//! operations of its own is not. The rights of an IOMMU mapping (read only or not) are not checked,
-//! as `iommu_iova_to_phys()` does not tell them.
+//! Direct DMA and IOMMUs of the generic IOMMU layer are supported; platforms with their own DMA
+//! operations are not. The rights of an IOMMU mapping (read-only or not) are not checked, as
+//! `iommu_iova_to_phys()` does not return them.
 //!
 //! C headers: [`include/linux/dma-direct.h`](srctree/include/linux/dma-direct.h),
 //! [`include/linux/iommu.h`](srctree/include/linux/iommu.h),
@@ -37,65 +36,65 @@ pub const ACCESS_SPAN: usize = 4096;
 
 static_assert!(PAGE_SIZE % ACCESS_SPAN == 0);
 
-/// The physical address of a page.
+/// Returns the physical address of a page.
 ///
-/// It is the page's DMA address too, for a device that has no IOMMU and sees memory where the CPU
-/// does.
+/// This is also the page's DMA address for a device without an IOMMU, whose bus addresses are the
+/// CPU's.
 pub fn page_to_phys(page: &Page) -> PhysAddr {
     // SAFETY: `page` is a page that the kernel crate allocated.
     unsafe { bindings::page_to_phys(page.as_ptr()) }
 }
 
-/// Which way the data of an access goes.
+/// The direction of an access.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Direction {
     Read,
     Write,
 }
 
-/// The memory that one device reaches by DMA.
+/// The memory that a device accesses by DMA.
 ///
-/// It works while the device is bound to its driver, because the IOMMU's translation is the
-/// driver's only that long: unbinding waits for accesses in flight, and later ones fail.
+/// It can be accessed while the device is bound to its driver, because only then the IOMMU's domain
+/// is the driver's: unbind waits for accesses in flight, and later ones fail.
 ///
 /// All accesses fail with:
 ///
 /// - `ENODEV` when the device is no longer bound,
 /// - `EINVAL` when the access would cross a multiple of [`ACCESS_SPAN`], or is not aligned as its
-///   operation demands,
+///   operation requires,
 /// - `EFAULT` when the IOMMU has no translation for the address,
 /// - `ENXIO` when there is no RAM at the address,
 /// - `ESTALE` when the page has been freed,
-/// - `EACCES` when the page is the kernel's own (slab, page table), or is one that processes have for
-///   reading only, and would be written: of the kernel's image (the vDSO is), or the zero page,
-/// - `EIO` when a device may reach the page, but not the kernel: it is secret memory (see
+/// - `EACCES` when the page is the kernel's own (slab, page table), or for a write to a page that
+///   processes can only read: one of the kernel's image (such as the vDSO), or the zero page,
+/// - `EIO` when a device could access the page, but the kernel cannot: it is secret memory (see
 ///   `memfd_secret(2)`), or poisoned.
 ///
-/// They never sleep, and may be made in atomic context, though not in an interrupt.
-pub struct DmaMemory(Devres<Port>);
+/// Accesses never sleep, and may be made in atomic context, though not in an interrupt.
+pub struct DmaMemory(Devres<BoundDevice>);
 
-/// The device behind a [`DmaMemory`]; only there while it is bound.
-struct Port(ARef<device::Device>);
+/// The device of a [`DmaMemory`], accessible only while it is bound.
+struct BoundDevice(ARef<device::Device>);
 
 impl DmaMemory {
-    /// The memory that `dev` reaches.
+    /// Creates the DMA memory of `dev`.
     ///
     /// Fails with `ENOMEM`. May sleep, as dropping the result may.
     pub fn new(dev: &device::Device<Bound>) -> Result<Self> {
-        Ok(Self(Devres::new(dev, Port(dev.into()))?))
+        Ok(Self(Devres::new(dev, BoundDevice(dev.into()))?))
     }
 
     /// Reads `buf.len()` bytes at `addr`. Not atomic.
     ///
     /// # Safety
     ///
-    /// `addr` must come from a DMA mapping that was made for this device and allows it to read.
-    /// If the mapping may have been undone since, the caller accepts what real hardware would do
-    /// then: as far as the checks above do not stop it, it reads what is there now.
+    /// `addr` must come from a DMA mapping for this device that allows reading. If the mapping may
+    /// have been removed since, the caller accepts the behaviour of hardware: if none of the checks
+    /// above fails, this reads whatever is there now.
     pub unsafe fn read(&self, addr: DmaAddress, buf: &mut [u8]) -> Result {
-        self.with(addr, buf.len(), Way::Read, |from| {
+        self.with(addr, buf.len(), Direction::Read, |from| {
             // SAFETY: `from` is valid for reading `buf.len()` bytes, as `with` checked; `buf` is
-            // this kernel thread's own and no device memory, so they do not overlap.
+            // kernel memory of the caller and no DMA target, so they do not overlap.
             unsafe { bindings::memcpy(buf.as_mut_ptr().cast(), from.cast(), buf.len()) }
         })
     }
@@ -104,94 +103,94 @@ impl DmaMemory {
     ///
     /// # Safety
     ///
-    /// `addr` must come from a DMA mapping that was made for this device and allows it to write,
-    /// of memory that no Rust reference covers. If the mapping may have been undone since, the
-    /// caller accepts what real hardware would do then: as far as the checks above do not stop
-    /// it, it overwrites what is there now.
+    /// `addr` must come from a DMA mapping for this device that allows writing, of memory that no
+    /// Rust reference covers. If the mapping may have been removed since, the caller accepts the
+    /// behaviour of hardware: if none of the checks above fails, this overwrites whatever is there
+    /// now.
     pub unsafe fn write(&self, addr: DmaAddress, data: &[u8]) -> Result {
-        self.with(addr, data.len(), Way::Write, |to| {
+        self.with(addr, data.len(), Direction::Write, |to| {
             // SAFETY: `to` is valid for writing `data.len()` bytes, as `with` checked; `data` is
-            // this kernel thread's own and no device memory, so they do not overlap.
+            // kernel memory of the caller and no DMA target, so they do not overlap.
             unsafe { bindings::memcpy(to.cast(), data.as_ptr().cast(), data.len()) }
         })
     }
 
-    /// Stores a 32-bit `value` at `addr`, at once and after all earlier accesses.
+    /// Stores a 32-bit `value` at `addr` in a single access, after all earlier accesses.
     ///
     /// # Safety
     ///
     /// As for [`Self::write`].
     pub unsafe fn store_u32(&self, addr: DmaAddress, value: u32) -> Result {
         self.with_aligned(addr, |to: *mut u32| {
-            // SAFETY: `to` is aligned and valid for `u32`, as `with_aligned` checked; what user
-            // programs do to the memory meanwhile are machine accesses, as atomic as this one.
+            // SAFETY: `to` is aligned and valid for `u32`, as `with_aligned` checked; concurrent
+            // accesses by user programs are not made by Rust code.
             unsafe { Atomic::from_ptr(to) }.store(value, Release)
         })
     }
 
-    /// Stores a 64-bit `value` at `addr`, at once and after all earlier accesses.
+    /// Stores a 64-bit `value` at `addr` in a single access, after all earlier accesses.
     ///
     /// # Safety
     ///
     /// As for [`Self::write`].
     pub unsafe fn store_u64(&self, addr: DmaAddress, value: u64) -> Result {
         self.with_aligned(addr, |to: *mut u64| {
-            // SAFETY: `to` is aligned and valid for `u64`, as `with_aligned` checked; what user
-            // programs do to the memory meanwhile are machine accesses, as atomic as this one.
+            // SAFETY: `to` is aligned and valid for `u64`, as `with_aligned` checked; concurrent
+            // accesses by user programs are not made by Rust code.
             unsafe { Atomic::from_ptr(to) }.store(value, Release)
         })
     }
 
-    /// Adds `delta` to the 32-bit value at `addr`, wrapping, and returns what it was: one atomic
-    /// operation, towards CPUs as well.
+    /// Adds `delta` to the 32-bit value at `addr`, wrapping, and returns the old value. Atomic
+    /// towards CPUs as well.
     ///
     /// # Safety
     ///
     /// As for [`Self::write`].
     pub unsafe fn fetch_add_u32(&self, addr: DmaAddress, delta: u32) -> Result<u32> {
         self.with_aligned(addr, |to: *mut u32| {
-            // SAFETY: `to` is aligned and valid for `u32`, as `with_aligned` checked; what user
-            // programs do to the memory meanwhile are machine accesses, as atomic as this one.
+            // SAFETY: `to` is aligned and valid for `u32`, as `with_aligned` checked; concurrent
+            // accesses by user programs are not made by Rust code.
             unsafe { Atomic::from_ptr(to) }.fetch_add(delta, Full)
         })
     }
 
-    /// As [`Self::with`], for writing a `T` where it is aligned.
+    /// As [`Self::with`], for writing a `T` at an aligned address.
     fn with_aligned<T, R>(&self, addr: DmaAddress, f: impl FnOnce(*mut T) -> R) -> Result<R> {
         // CAST: Alignments are small.
         if addr % align_of::<T>() as u64 != 0 {
             return Err(EINVAL);
         }
-        self.with(addr, size_of::<T>(), Way::Write, |ptr| f(ptr.cast()))
+        self.with(addr, size_of::<T>(), Direction::Write, |ptr| f(ptr.cast()))
     }
 
-    /// Runs `f` with a pointer to the `len` bytes at `addr`, to be read only. As [`Self::with`].
+    /// Calls `f` with a pointer to the `len` bytes at `addr`, for reading only. See [`Self::with`].
     pub(crate) fn with_readable<R>(
         &self,
         addr: DmaAddress,
         len: usize,
         f: impl FnOnce(*const u8) -> R,
     ) -> Result<R> {
-        self.with(addr, len, Way::Read, |ptr| f(ptr))
+        self.with(addr, len, Direction::Read, |ptr| f(ptr))
     }
 
-    /// Runs `f` with a pointer to the `len` bytes at `addr`, to be written. As [`Self::with`].
+    /// Calls `f` with a pointer to the `len` bytes at `addr`, for writing. See [`Self::with`].
     pub(crate) fn with_writable<R>(
         &self,
         addr: DmaAddress,
         len: usize,
         f: impl FnOnce(*mut u8) -> R,
     ) -> Result<R> {
-        self.with(addr, len, Way::Write, f)
+        self.with(addr, len, Direction::Write, f)
     }
 
-    /// Runs `f` with a pointer to the `len` bytes at `addr`, which are RAM in use and aligned as
-    /// `addr` is. The pointer may be used within `f` only, which must not sleep.
+    /// Calls `f` with a pointer to the `len` bytes at `addr`, which are RAM in use, aligned as
+    /// `addr` is. The pointer is valid only within `f`, which must not sleep.
     fn with<R>(
         &self,
         addr: DmaAddress,
         len: usize,
-        way: Way,
+        direction: Direction,
         f: impl FnOnce(*mut u8) -> R,
     ) -> Result<R> {
         // CAST: A remainder of `ACCESS_SPAN`.
@@ -200,11 +199,11 @@ impl DmaMemory {
             return Err(EINVAL);
         }
 
-        let port = self.0.try_access().ok_or(ENODEV)?;
-        let place = port.page(addr, way)?;
-        let mapped = Mapped::new(place.page);
-        // SAFETY: The offset is within the page that is mapped, and `len` bytes behind it are,
-        // too, as no multiple of `ACCESS_SPAN` is crossed and pages consist of such spans.
+        let device = self.0.try_access().ok_or(ENODEV)?;
+        let place = device.page(addr, direction)?;
+        let mapped = LocalMapping::new(place.page);
+        // SAFETY: The offset and the `len` bytes after it are within the mapped page, as the access
+        // crosses no multiple of `ACCESS_SPAN`, and pages consist of such spans.
         let ptr = unsafe { mapped.0.add(place.offset) };
         // SAFETY: Any address is allowed.
         if !unsafe { bindings::kernel_can_reach(ptr.cast()) } {
@@ -215,12 +214,12 @@ impl DmaMemory {
 }
 
 /// A page of RAM, and an offset in it.
-struct Place {
+struct PageOffset {
     page: NonNull<kernel::bindings::page>,
     offset: usize,
 }
 
-impl Port {
+impl BoundDevice {
     fn as_raw(&self) -> *mut kernel::bindings::device {
         let dev: *const device::Device = &*self.0;
         // CAST: `Device` is a transparent wrapper of `Opaque<struct device>`, which allows
@@ -228,8 +227,8 @@ impl Port {
         dev.cast::<kernel::bindings::device>().cast_mut()
     }
 
-    /// Finds the RAM at a DMA address of the device, which is bound.
-    fn page(&self, addr: DmaAddress, way: Way) -> Result<Place> {
+    /// Returns the RAM at a DMA address of the device, which is bound.
+    fn page(&self, addr: DmaAddress, direction: Direction) -> Result<PageOffset> {
         let mut phys: PhysAddr = 0;
         // SAFETY: The device is valid and bound, so its IOMMU domain stays; `phys` is writable.
         to_result(unsafe { bindings::dma_resolve(self.as_raw(), addr, &mut phys) })?;
@@ -239,23 +238,23 @@ impl Port {
         let page = unsafe { bindings::pfn_to_online_page(pfn) };
         let page = NonNull::new(page).ok_or(ENXIO)?;
 
-        // SAFETY: Any frame number is allowed, and `page` is the page of online memory.
+        // SAFETY: Any frame number is allowed, and `page` is a page of online memory.
         let fixed =
             unsafe { bindings::is_zero_pfn(pfn) || bindings::page_is_reserved(page.as_ptr()) };
         if fixed {
-            // It never was, and never will be, a page that the allocator gives out.
-            if way == Way::Write {
+            // The page allocator never allocates this page.
+            if direction == Direction::Write {
                 return Err(EACCES);
             }
-        // Of what the kernel allocated some has no reference count, like what is free: slabs.
-        // SAFETY: `page` is the page of online memory.
+        // Some kernel allocations have no reference count, like free pages: slabs.
+        // SAFETY: `page` is a page of online memory.
         } else if unsafe { bindings::page_is_internal(page.as_ptr()) } {
             return Err(EACCES);
-        // SAFETY: `page` is the page of online memory.
+        // SAFETY: `page` is a page of online memory.
         } else if unsafe { bindings::page_is_free(page.as_ptr()) } {
             return Err(ESTALE);
         }
-        Ok(Place {
+        Ok(PageOffset {
             page,
             // CAST: A remainder of `PAGE_SIZE`.
             offset: (phys % PAGE_SIZE as PhysAddr) as usize,
@@ -265,25 +264,25 @@ impl Port {
 
 static_assert!(size_of::<device::Device>() == size_of::<kernel::bindings::device>());
 
-/// A page in the kernel's address space, until it is dropped: in this thread, which must not
-/// sleep, and in the reverse of the order in which pages were mapped.
-pub(crate) struct Mapped(*mut u8);
+/// A page mapped in the kernel's address space until this is dropped: by the same thread, which
+/// must not sleep meanwhile, and in the reverse order of the mappings.
+pub(crate) struct LocalMapping(*mut u8);
 
-impl Mapped {
+impl LocalMapping {
     pub(crate) fn new(page: NonNull<kernel::bindings::page>) -> Self {
         // SAFETY: A page of online RAM can be mapped; that never fails.
         Self(unsafe { kernel::bindings::kmap_local_page(page.as_ptr()) }.cast())
     }
 
-    /// Where it begins.
+    /// Returns the address of the page.
     pub(crate) fn as_ptr(&self) -> *mut u8 {
         self.0
     }
 }
 
-impl Drop for Mapped {
+impl Drop for LocalMapping {
     fn drop(&mut self) {
-        // SAFETY: `kmap_local_page()` returned this address, and it is unmapped here only.
+        // SAFETY: `kmap_local_page()` returned this address, and only this unmaps it.
         unsafe { kernel::bindings::kunmap_local(self.0.cast()) }
     }
 }
@@ -293,7 +292,7 @@ mod tests {
     use super::*;
     use kernel::faux;
 
-    /// The memory of a device without IOMMU.
+    /// Returns the DMA memory of a device without IOMMU.
     fn memory() -> Result<(faux::Registration, DmaMemory)> {
         let device = faux::Registration::new(c"vxe-sim-kunit", None)?;
         let bound: &faux::Device<Bound> = device.as_ref();
@@ -303,12 +302,12 @@ mod tests {
 
     fn read(memory: &DmaMemory, addr: DmaAddress) -> Result<u32> {
         let mut word = [0; 4];
-        // SAFETY: These tests read pages that they allocated, or that nobody minds being read.
+        // SAFETY: The tests read pages that they allocated, or that may be read at any time.
         unsafe { memory.read(addr, &mut word) }?;
         Ok(u32::from_le_bytes(word))
     }
 
-    /// Fails the test, and lets it clean up: a failed assertion would not.
+    /// Returns an error to fail the test, so that it cleans up: a failed assertion would not.
     fn check(holds: bool) -> Result {
         holds.then_some(()).ok_or(EIO)
     }
@@ -360,7 +359,7 @@ mod tests {
     #[test]
     fn freed_pages_are_refused() -> Result {
         let (_device, memory) = memory()?;
-        // Somebody else may get the page before it is read.
+        // Another task may allocate the page before it is read.
         for _ in 0..100 {
             let page = Page::alloc_page(GFP_KERNEL)?;
             let addr = page_to_phys(&page);
@@ -379,22 +378,23 @@ mod tests {
         // SAFETY: Has no requirements.
         let addr = unsafe { bindings::zero_page_phys() };
         check(read(&memory, addr) == Ok(0))?;
-        // SAFETY: Refused, as is checked; otherwise it writes the zero that is there.
+        // SAFETY: The access is refused, as the test checks; otherwise it would write the zero that
+        // is there.
         check(unsafe { memory.store_u32(addr, 0) } == Err(EACCES))
     }
 
-    /// As a process has it in its vDSO.
+    /// A process maps such a page as its vDSO.
     #[test]
     fn the_kernels_image_is_only_read() -> Result {
         let (_device, memory) = memory()?;
         // SAFETY: Has no requirements.
         let addr = unsafe { bindings::kernel_image_phys() };
         check(read(&memory, addr & !3).is_ok())?;
-        // SAFETY: Refused, as is checked.
+        // SAFETY: The access is refused, as the test checks.
         check(unsafe { memory.write(addr, &[0]) } == Err(EACCES))
     }
 
-    /// As a page of a process's that was freed, and then allocated by the kernel.
+    /// Like a page of a process that was freed, and then allocated by the kernel.
     #[test]
     fn what_the_kernel_allocated_is_refused() -> Result {
         let (_device, memory) = memory()?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-/* Exports of vxe_sim.ko, found by the build as those of gpusvm.ko are. */
+/* The exports of vxe_sim.ko; the build generates their list as it does for gpusvm.ko. */
 
 #include <linux/export.h>
 

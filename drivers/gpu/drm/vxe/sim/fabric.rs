@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The fabric over which devices in software reach each other's memory.
+//! The fabric over which software devices access each other's memory.
 //!
-//! Each memory on it has a [`Window`], a span of addresses of the fabric that stands for it. What is
-//! reached through a window is as strict as [`DeviceRam`]: an address in no window is `ENXIO`. There
-//! is one fabric for all drivers, whatever their modules.
+//! Each device memory on the fabric has a [`Window`], a span of fabric addresses. Accesses through
+//! a window are as strict as those to [`DeviceRam`]; an address outside of all windows is `ENXIO`.
+//! All drivers, in all modules, share one fabric.
 //!
 //! # Locking
 //!
@@ -16,40 +16,40 @@ use kernel::{
     sync::Arc, //
 };
 
-/// How many windows there may be.
+/// The most windows.
 const WINDOWS: usize = 32;
 
-/// Log2 of the size of a window in bytes. The first begins after as many: 0 is in none.
+/// Log2 of the size of a window in bytes. The first window starts at this size, so 0 is in none.
 const SHIFT: u32 = 40;
 
 type Table = [Option<Arc<DeviceRam>>; WINDOWS];
 
 kernel::sync::global_lock! {
-    // SAFETY: `init()` is called when the module is loaded, and nobody has a window before.
+    // SAFETY: `init()` is called at module load, before any use.
     unsafe(uninit) static TABLE: SpinLock<Table> = [const { None }; WINDOWS];
 }
 
-/// Makes the table ready.
+/// Initialises the table.
 ///
 /// # Safety
 ///
-/// To be called once, when the module is loaded.
+/// The caller must call this once, at module load.
 pub unsafe fn init() {
     // SAFETY: By this function's requirements.
     unsafe { TABLE.init() };
 }
 
-/// A memory's place on the fabric; dropped, the memory cannot be reached there any more, and no access
-/// is in flight.
+/// The fabric addresses of a device memory. After the drop, the memory cannot be accessed over the
+/// fabric, and no access is in flight.
 ///
 /// # Invariants
 ///
-/// The entry of the table with this index is this window's alone.
+/// The table's entry with this index belongs to this window.
 pub struct Window(usize);
 
 impl Window {
-    /// A window to `ram`. Fails with `ENOSPC` when there are too many, and `EINVAL` for a memory
-    /// that is larger than a window.
+    /// Creates a window to `ram`. Fails with `ENOSPC` without a free window, and `EINVAL` for a
+    /// memory larger than a window.
     pub fn new(ram: Arc<DeviceRam>) -> Result<Self> {
         if ram.size() > 1 << SHIFT {
             return Err(EINVAL);
@@ -58,13 +58,13 @@ impl Window {
         let mut slots = table.iter_mut().enumerate();
         let (index, slot) = slots.find(|(_, slot)| slot.is_none()).ok_or(ENOSPC)?;
         *slot = Some(ram);
-        // INVARIANT: The entry was nobody's.
+        // INVARIANT: The entry was unused.
         Ok(Self(index))
     }
 
-    /// The address on the fabric of the byte at `offset` of the memory.
+    /// Returns the fabric address of the byte at `offset` of the memory.
     pub fn addr(&self, offset: u64) -> u64 {
-        // Does not overflow: there are few windows, and offsets are smaller than one.
+        // Does not overflow: there are few windows, and offsets are smaller than a window.
         ((self.0 as u64 + 1) << SHIFT).wrapping_add(offset)
     }
 }
@@ -72,13 +72,13 @@ impl Window {
 impl Drop for Window {
     fn drop(&mut self) {
         let ram = TABLE.lock().get_mut(self.0).and_then(Option::take);
-        // Maybe the last reference, which is dropped without the lock.
+        // Maybe the last reference, so drop it without the lock.
         drop(ram);
     }
 }
 
-/// Runs `f` with the memory at an address of the fabric, and the place in it: it stays there until `f`
-/// returns, which must not sleep, nor use the fabric. Fails with `ENXIO` where nothing is.
+/// Calls `f` with the device memory at a fabric address, and the offset in it. `f` must neither
+/// sleep nor use the fabric. Fails with `ENXIO` without a window at the address.
 pub fn with<R>(addr: u64, f: impl FnOnce(&DeviceRam, u64) -> R) -> Result<R> {
     let index = (addr >> SHIFT).checked_sub(1).ok_or(ENXIO)?;
     let index = usize::try_from(index).map_err(|_| ENXIO)?;

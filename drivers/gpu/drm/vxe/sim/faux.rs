@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A faux device that memory can be mapped for.
+//! A faux device with DMA.
 //!
-//! A faux device comes without a DMA mask, and every mapping for it fails. This one has the widest
-//! mask and no limit to the length of a segment: what it reaches, it reaches by the CPU.
+//! A plain faux device has no DMA mask, so every DMA mapping for it fails. This one has the widest
+//! mask and no limit to the length of a segment, since the CPU makes its accesses.
 //!
 //! C headers: [`include/linux/device/faux.h`](srctree/include/linux/device/faux.h),
 //! [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h)
@@ -40,7 +40,7 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// Makes a faux device with the given name, under `parent` if there is one.
+    /// Registers a faux device with the given name, under `parent` if there is one.
     ///
     /// Fails with `ENODEV` if the name is taken, or with `EIO` if DMA is not possible at all.
     pub fn new(name: &CStr, parent: Option<&device::Device>) -> Result<Self> {
@@ -52,16 +52,16 @@ impl Registration {
             },
             GFP_KERNEL,
         )?;
-        // INVARIANT: `dma_parms` is set before anyone else learns of the device.
+        // INVARIANT: `dma_parms` is set before the caller can use the device.
         let mut this = Self {
             faux: faux::Registration::new(name, parent)?,
             parms,
         };
         let dev = this.raw();
         let parms: *mut bindings::device_dma_parameters = &mut *this.parms;
-        // SAFETY: The device was just made: no driver but the caller's uses it, so that nobody
-        // reads these fields now. The mask's storage is in the device itself, `parms` outlives the
-        // registration, and `drop()` takes it away.
+        // SAFETY: The device was just created, so nothing maps memory for it and reads these fields
+        // now. The mask's storage is in the device itself; `parms` outlives the registration, and
+        // `drop()` clears the pointer.
         unsafe {
             (*dev).dma_mask = &raw mut (*dev).coherent_dma_mask;
             (*dev).dma_parms = parms;
@@ -87,9 +87,9 @@ impl AsRef<faux::Device<device::Bound>> for Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        // SAFETY: The device is still registered. What is mapped for it, or being mapped, is single pages, for which
-        // nobody looks at these parameters, and is unmapped when the device is unbound, right after this; other
-        // references, which may last longer, only look at its name.
+        // SAFETY: The device is still registered. DMA mappings of it are of single pages, which do
+        // not use these parameters, and end when the device is unbound, right after this. Other
+        // references, which may last longer, only use its name.
         unsafe { (*self.raw()).dma_parms = core::ptr::null_mut() };
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! CPU mappings of GEM objects whose pages are the driver's own.
+//! CPU mappings of GEM objects with pages of the driver's own.
 //!
 //! C headers: [`include/drm/drm_gem.h`](srctree/include/drm/drm_gem.h),
 //! [`include/linux/mm.h`](srctree/include/linux/mm.h)
@@ -21,10 +21,10 @@ use kernel::{
     prelude::*, //
 };
 
-/// What DRM calls for objects with pages of a `T`.
-pub(crate) struct Mapping<T>(PhantomData<T>);
+/// The functions of objects with pages of a `T`.
+pub(crate) struct OwnPagesFuncs<T>(PhantomData<T>);
 
-impl<T: CpuPages> Mapping<T> {
+impl<T: CpuPages> OwnPagesFuncs<T> {
     const VM_OPS: bindings::vm_operations_struct = bindings::vm_operations_struct {
         open: Some(bindings::drm_gem_vm_open),
         close: Some(bindings::drm_gem_vm_close),
@@ -32,9 +32,9 @@ impl<T: CpuPages> Mapping<T> {
         ..pin_init::zeroed()
     };
 
-    /// The functions of such an object, made of those of a shmem object of the same type.
+    /// Returns the functions for such objects, based on those of a shmem object of the same type.
     ///
-    /// It cannot be exported: whoever imports it could not know where its memory is.
+    /// Such objects cannot be exported: an importer would not find their memory.
     pub(crate) fn functions(of: &bindings::drm_gem_object_funcs) -> bindings::drm_gem_object_funcs {
         bindings::drm_gem_object_funcs {
             free: of.free,
@@ -62,7 +62,7 @@ unsafe extern "C" fn export<T: CpuPages>(
 
 /// # Safety
 ///
-/// To be called by DRM for a VMA that is being made.
+/// To be called by DRM for a VMA under construction.
 unsafe extern "C" fn mmap(
     _obj: *mut bindings::drm_gem_object,
     vma: *mut bindings::vm_area_struct,
@@ -73,10 +73,10 @@ unsafe extern "C" fn mmap(
 
 /// # Safety
 ///
-/// To be called by the memory management for a VMA that maps an object with pages of a `T`.
+/// To be called by the core MM for a VMA that maps an object with pages of a `T`.
 unsafe extern "C" fn fault<T: CpuPages>(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
-    // SAFETY: By this function's requirements; DRM puts the object into the VMA, and its offset,
-    // from which that of the VMA counts, does not change while it is mapped.
+    // SAFETY: By this function's requirements. DRM stored the object in the VMA; the object's mmap
+    // offset does not change while it is mapped.
     let (vma, address, index, object) = unsafe {
         let vmf = &(*vmf).__bindgen_anon_1;
         let object: *mut bindings::drm_gem_object = (*vmf.vma).vm_private_data.cast();
@@ -88,8 +88,8 @@ unsafe extern "C" fn fault<T: CpuPages>(vmf: *mut bindings::vm_fault) -> binding
     // SAFETY: The VMA has a reference to the object.
     let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(object) };
     match object.page(index) {
-        // SAFETY: The VMA is one of frames, the address lies in it, and its page is the object's
-        // as long as that lives: longer than the VMA. CAST: A frame number is a word.
+        // SAFETY: The VMA is `VM_PFNMAP`, the address lies in it, and its page stays the object's
+        // as long as that lives: longer than the VMA. CAST: A frame number fits into a word.
         Some(page) => unsafe {
             bindings::vmf_insert_pfn(vma, address, (page_to_phys(page) >> PAGE_SHIFT) as usize)
         },

@@ -2,9 +2,9 @@
 
 //! The table of a DRM driver's ioctls.
 //!
-//! `kernel::declare_drm_ioctls!` knows the structures of `kernel::uapi` only. [`drm_ioctls!`] makes such
-//! a table for the structures of another uAPI, each of which says by [`IoctlArgument`] that the DRM core
-//! may copy it in and out. What is behind the callbacks takes references.
+//! `kernel::declare_drm_ioctls!` only supports the structures of `kernel::uapi`. [`drm_ioctls!`]
+//! makes such a table for the structures of another uAPI, which implement [`IoctlArgument`]. The
+//! handlers take references.
 //!
 //! [`drm_ioctls!`]: crate::drm_ioctls
 //!
@@ -30,8 +30,7 @@ use kernel::{
 /// Any bit pattern must be valid, and each byte initialised: the DRM core copies it in and out.
 pub unsafe trait IoctlArgument {}
 
-/// What an ioctl of a driver whose files are `F` does with its argument. It returns what the system call
-/// does.
+/// The handler of an ioctl of a driver whose files are `F`. Returns the result of the system call.
 pub type Handler<F, A> =
     fn(&drm::Device<<F as DriverFile>::Driver, drm::Ioctl>, &drm::File<F>, &mut A) -> Result<u32>;
 
@@ -39,8 +38,8 @@ pub type Handler<F, A> =
 ///
 /// # Safety
 ///
-/// This must be called by the DRM core as an ioctl of the driver whose files are `F`, with an argument
-/// of the size of an `A`.
+/// The DRM core must call this as an ioctl of the driver whose files are `F`, with an argument of
+/// the size of an `A`.
 pub unsafe fn call<F: DriverFile, A: IoctlArgument>(
     dev: *mut drm_device,
     data: *mut c_void,
@@ -49,23 +48,24 @@ pub unsafe fn call<F: DriverFile, A: IoctlArgument>(
 ) -> c_int {
     // SAFETY: The DRM core keeps the device, which is this driver's and has been registered.
     let dev = unsafe { drm::Device::from_raw(dev) };
-    // SAFETY: The core passes a buffer of at least the size of the argument, aligned for any, which
-    // nobody else uses now; any bytes are an `A`, and every byte of it may be copied out.
+    // SAFETY: The core passes a buffer of at least the size of the argument, aligned for any type,
+    // which only this ioctl uses; any bytes are an `A`, and every byte of it may be copied out.
     let args = unsafe { &mut *data.cast::<A>() };
     // SAFETY: The file is open, and of this driver.
     let file = unsafe { drm::File::<F>::from_raw(file) };
     from_result(|| Ok(handler(dev, file, args)? as c_int))
 }
 
-/// Makes the constant `IOCTLS`: the ioctls of the driver whose files are `$file`, by number from
-/// `DRM_COMMAND_BASE`, each with its direction, its argument and a function. `$uapi` has the numbers and
-/// arguments. `$enter` makes of the device and the file what the functions take first, or fails.
+/// Defines the constant `IOCTLS`: the ioctls of the driver whose files are `$file`, by number from
+/// `DRM_COMMAND_BASE`, each with its direction, argument and handler. `$uapi` is the module with
+/// the numbers and arguments. `$enter` converts the device and the file to the first argument of
+/// the handlers, or fails.
 #[macro_export]
 macro_rules! drm_ioctls {
     ($file:ty, $uapi:ident, $enter:path; $($nr:ident: $dir:ident<$args:ident>, $handler:path;)*) => {
         /// The driver's ioctls, by number from `DRM_COMMAND_BASE`.
         pub(crate) const IOCTLS: &[::kernel::drm::ioctl::DrmIoctlDescriptor] = {
-            // The core finds an ioctl by its number in the table.
+            // The core uses the number of an ioctl as the index.
             const _: () = {
                 let numbers = [$($uapi::$nr,)*];
                 let mut i = 0;
@@ -89,8 +89,8 @@ macro_rules! drm_ioctls {
                             data: *mut ::core::ffi::c_void,
                             file: *mut ::kernel::drm::ioctl::internal::drm_file,
                         ) -> ::kernel::ffi::c_int {
-                            // SAFETY: The core calls this for `cmd`, which has the argument's
-                            // size in it.
+                            // SAFETY: The core calls this for `cmd`, which contains the size of the
+                            // argument.
                             unsafe {
                                 $crate::ioctl::call::<$file, $uapi::$args>(
                                     dev,

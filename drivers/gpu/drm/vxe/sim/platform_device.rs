@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Platform devices that a module makes itself, each with what its driver has to know of it.
+//! Platform devices that a module registers, each with data for its driver.
 //!
-//! The driver finds what a device was made with by [`board`], which knows such devices from those
-//! that firmware or other modules made. They are bound and unbound through sysfs like any other.
+//! The driver gets the data by [`platform_data`], which fails for devices that firmware or other
+//! modules registered. The devices can be bound and unbound through sysfs like any other.
 //!
 //! C headers: [`include/linux/platform_device.h`](srctree/include/linux/platform_device.h),
 //! [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h)
@@ -20,17 +20,17 @@ use kernel::{
     prelude::*, //
 };
 
-/// The widest DMA mask: what such a device reaches, it reaches by the CPU.
+/// The widest DMA mask, since the CPU makes the device's accesses.
 const DMA_MASK: u64 = u64::MAX;
 
-/// The name of the module that this code is part of: one object may be linked into several.
+/// Returns the name of the module that this code is part of: one object may be linked into several.
 pub fn module_name(module: &'static ThisModule) -> &'static CStr {
-    // SAFETY: A loaded module has a name, which ends with a zero and never changes; its code lives no
-    // longer.
+    // SAFETY: A loaded module has a NUL-terminated name that never changes; its code does not
+    // outlive it.
     unsafe { CStr::from_char_ptr((&raw const (*module.as_ptr()).name).cast()) }
 }
 
-/// `device::type` of the devices made here, and of no others.
+/// `device::type` of the devices registered here, and of no others.
 static DEVICE_TYPE: DeviceType = DeviceType(pin_init::zeroed());
 
 #[repr(transparent)]
@@ -39,10 +39,10 @@ struct DeviceType(bindings::device_type);
 // SAFETY: It is never written.
 unsafe impl Sync for DeviceType {}
 
-/// What `platform_data` of a device made here points to.
+/// `platform_data` of a device registered here.
 #[repr(C)]
-struct Board<T> {
-    // First, so that it can be looked at before the type is known.
+struct TaggedData<T> {
+    // First, so that it can be read before the type is known.
     id: TypeId,
     data: T,
 }
@@ -53,34 +53,35 @@ struct Board<T> {
 ///
 /// # Invariants
 ///
-/// The device is registered, its type is `DEVICE_TYPE`, and its platform data is `board`.
+/// The device is registered, its type is `DEVICE_TYPE`, and its platform data is `data`.
 pub struct Registration<T> {
     pdev: NonNull<bindings::platform_device>,
     // Dropped after the device is unbound.
-    board: KBox<Board<T>>,
+    data: KBox<TaggedData<T>>,
 }
 
-// SAFETY: A platform device may be removed from any thread; `T` may be dropped by any.
+// SAFETY: A platform device may be removed from any thread, and a `Send` type may be dropped by
+// any.
 unsafe impl<T: Send> Send for Registration<T> {}
-// SAFETY: A shared registration gives access to a shared `T` only.
+// SAFETY: A shared registration only gives access to a shared `T`.
 unsafe impl<T: Sync> Sync for Registration<T> {}
 
 impl<T: Send + Sync + 'static> Registration<T> {
-    /// Makes the device `name.id`, and binds it to the driver called `name` if there is one: its
-    /// probe function runs before this returns. That it failed is for the log to say.
+    /// Registers the device `name.id`, which binds it to the driver called `name` if there is one:
+    /// the probe function runs before this returns. A failure of the probe is only logged.
     ///
     /// Fails with `ENOMEM`, and with `EEXIST` if there is such a device.
     pub fn new(name: &CStr, id: u16, data: T) -> Result<Self> {
-        let board = Board {
+        let data = TaggedData {
             id: TypeId::of::<T>(),
             data,
         };
-        let board = KBox::new(board, GFP_KERNEL)?;
+        let data = KBox::new(data, GFP_KERNEL)?;
         // SAFETY: The name is copied.
         let pdev = unsafe { bindings::platform_device_alloc(name.as_char_ptr(), id.into()) };
         let pdev = NonNull::new(pdev).ok_or(ENOMEM)?;
-        let ptr: *const Board<T> = &*board;
-        // SAFETY: The device is this function's alone until it is added. `dma_mask` and `dma_parms`
+        let ptr: *const TaggedData<T> = &*data;
+        // SAFETY: Only this function knows the device until it is added. `dma_mask` and `dma_parms`
         // point into the device.
         unsafe {
             let pdev = pdev.as_ptr();
@@ -91,25 +92,25 @@ impl<T: Send + Sync + 'static> Registration<T> {
             (*pdev).dev.type_ = &raw const DEVICE_TYPE.0;
             (*pdev).dev.platform_data = ptr.cast_mut().cast();
         }
-        // SAFETY: The device was made by `platform_device_alloc()`.
+        // SAFETY: The device was created by `platform_device_alloc()`.
         if let Err(e) = to_result(unsafe { bindings::platform_device_add(pdev.as_ptr()) }) {
-            // SAFETY: As above; it was not added, and nobody else knows of it.
+            // SAFETY: As above; it was not added, and only this function knows it.
             unsafe { put(pdev) };
             return Err(e);
         }
-        // INVARIANT: Just so.
-        Ok(Self { pdev, board })
+        // INVARIANT: The device was added, with this type and platform data.
+        Ok(Self { pdev, data })
     }
 
-    /// What the device was made with.
-    pub fn board(&self) -> &T {
-        &self.board.data
+    /// Returns the data that the device was registered with.
+    pub fn data(&self) -> &T {
+        &self.data.data
     }
 }
 
 impl<T> Drop for Registration<T> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the device is registered. When it is removed, no driver is
+        // SAFETY: By the type invariant the device is registered. After its removal no driver is
         // bound to it, and none will be.
         unsafe {
             bindings::platform_device_del(self.pdev.as_ptr());
@@ -118,14 +119,14 @@ impl<T> Drop for Registration<T> {
     }
 }
 
-/// Gives up a device. What may still have a reference to it only looks at its name.
+/// Drops the reference to a device. Other references that remain only use its name.
 ///
 /// # Safety
 ///
-/// `pdev` must be made by [`Registration::new`] and not be added, or not any more.
+/// `pdev` must be created by [`Registration::new`], and be not added yet, or removed.
 unsafe fn put(pdev: NonNull<bindings::platform_device>) {
-    // SAFETY: No driver uses the device, so that nobody looks at these fields now. The release of
-    // the device would free the platform data, which is not its own.
+    // SAFETY: No driver is bound to the device, so nothing uses these fields now. The device's
+    // release function would free the platform data, which the device does not own.
     unsafe {
         (*pdev.as_ptr()).dev.type_ = core::ptr::null();
         (*pdev.as_ptr()).dev.platform_data = core::ptr::null_mut();
@@ -136,24 +137,26 @@ unsafe fn put(pdev: NonNull<bindings::platform_device>) {
 const _: () =
     assert!(size_of::<platform::Device<Bound>>() == size_of::<bindings::platform_device>());
 
-/// What `dev` was made with, if that was done by [`Registration::new`] with a `T`.
+/// Returns the data that `dev` was registered with, if that was by [`Registration::new`] with a
+/// `T`.
 ///
 /// Fails with `ENODEV` otherwise.
-pub fn board<T: Send + Sync + 'static>(dev: &platform::Device<Bound>) -> Result<&T> {
+pub fn platform_data<T: Send + Sync + 'static>(dev: &platform::Device<Bound>) -> Result<&T> {
     let dev: *const platform::Device<Bound> = dev;
     // CAST: `platform::Device` is transparent over `struct platform_device`.
     let dev: *const bindings::platform_device = dev.cast();
-    // SAFETY: The device is valid; both fields were set before it was added, and change only when
-    // it is not bound any more.
+    // SAFETY: The device is valid. Both fields were set before it was added, and only change after
+    // it is unbound.
     let (kind, data) = unsafe { ((*dev).dev.type_, (*dev).dev.platform_data) };
     if !core::ptr::eq(kind, &raw const DEVICE_TYPE.0) {
         return Err(ENODEV);
     }
-    // SAFETY: The device's type says that it was made here, so that its data is a `Board`, which
-    // begins with the id of its type and outlives its being bound.
+    // SAFETY: The device's type is only set by `Registration::new()`, so the data is a
+    // `TaggedData`, which begins with the id of its type and is freed only after the device is
+    // unbound.
     if unsafe { *data.cast::<TypeId>() } != TypeId::of::<T>() {
         return Err(ENODEV);
     }
     // SAFETY: As above, and of this type.
-    Ok(unsafe { &(*data.cast::<Board<T>>()).data })
+    Ok(unsafe { &(*data.cast::<TaggedData<T>>()).data })
 }

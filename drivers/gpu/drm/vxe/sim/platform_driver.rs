@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! DRM drivers of platform devices, which may be unbound at any moment.
+//! DRM drivers of platform devices, which may be unbound at any time.
 //!
-//! A driver says by [`Driver`] what it does when a device comes and goes, and registers an
-//! [`Adapter`] of itself as a platform driver. The DRM device is unplugged when the platform device
-//! is unbound: ioctls fail from then on, and what is open stays open.
+//! A driver implements [`Driver`] and registers an [`Adapter`] of itself as a platform driver.
+//! Unbinding the platform device unplugs the DRM device: later ioctls fail, and open files stay
+//! open.
 //!
 //! C headers: [`include/drm/drm_drv.h`](srctree/include/drm/drm_drv.h),
 //! [`include/linux/platform_device.h`](srctree/include/linux/platform_device.h)
 
 use crate::{
     bindings as ext,
-    debugfs::Tree, //
+    debugfs::DebugfsFiles, //
 };
 use core::marker::PhantomData;
 use kernel::{
@@ -34,18 +34,18 @@ pub trait Driver:
     + Sized
     + 'static
 {
-    /// The data of a device that comes.
+    /// Creates the data of a new device.
     fn data(parent: &platform::Device<device::Bound>) -> Result<impl PinInit<Self::Data, Error>>;
 
-    /// Works on a device, which sits on `parent`, before it is shown to userspace.
+    /// Prepares a device on `parent` before it is registered.
     fn prepare(parent: &platform::Device<device::Bound>, dev: &drm::Device<Self>) -> Result;
 
-    /// Makes the files of a device in its debugfs directory, when it is shown to userspace.
-    fn files(dev: &drm::Device<Self>, tree: &mut Tree) -> Result;
+    /// Creates the device's debugfs files when it is registered.
+    fn debugfs_files(dev: &drm::Device<Self>, tree: &mut DebugfsFiles) -> Result;
 
-    /// Ends all work of a device that userspace does not reach any more: no ioctl is under way that
-    /// has seen it registered. It is bound still. On return nothing may be mapped for it.
-    fn gone(dev: &drm::Device<Self>);
+    /// Ends all work of an unplugged device: no ioctl that saw the device registered is running.
+    /// The device is still bound. On return no memory may be mapped for it.
+    fn unplugged(dev: &drm::Device<Self>);
 }
 
 /// A DRM driver as a driver of platform devices: register a `platform::Adapter<Adapter<T>>`.
@@ -59,48 +59,47 @@ impl<T: Driver> platform::Driver for Adapter<T> {
         dev: &'bound platform::Device<device::Core<'_>>,
         _info: Option<&'bound ()>,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
-        // What such a device reaches, it reaches by the CPU.
+        // The CPU makes the device's accesses, so the device can access all memory.
         // SAFETY: Nothing is mapped for a device that is being probed.
         unsafe { dev.dma_set_mask_and_coherent(dma::DmaMask::new::<64>()) }
             .and_then(|()| Instance::new(dev))
     }
 }
 
-/// A DRM device while its platform device is bound; the driver core has it.
+/// A DRM device while its platform device is bound; the driver core owns it.
 pub struct Instance<'bound, T: Driver> {
-    // The order of the fields is the order in which they go, and what makes this sound: the files
-    // need the DRM device to be registered.
-    debugfs: Tree,
+    // Fields are dropped in this order, which soundness relies on: the files need the registration.
+    debugfs: DebugfsFiles,
     _drm: drm::Registration<'bound, T>,
-    dev: Gone<T>,
+    dev: UnplugGuard<T>,
 }
 
 impl<'bound, T: Driver> Instance<'bound, T> {
     fn new(parent: &'bound platform::Device<device::Bound>) -> Result<Self> {
         let drm = drm::UnregisteredDevice::<T>::new(parent, T::data(parent)?)?;
-        // SAFETY: The device is new: nobody else knows it, and it has no objects.
+        // SAFETY: The device is new: only this function knows it, and it has no objects.
         unsafe { ext::drm_widen_offsets(DrmDevice::of(&*drm).as_raw()) };
         T::prepare(parent, &drm)?;
-        let dev = Gone((&*drm).into());
-        // SAFETY: It becomes a part of what the driver core drops when the device is unbound; nobody
-        // else can take it out. Its data borrows nothing.
+        let dev = UnplugGuard((&*drm).into());
+        // SAFETY: The registration is a part of the data that the driver core drops when the device
+        // is unbound, and is private. Its own data borrows nothing.
         let drm = unsafe { drm::Registration::new(parent.as_ref(), drm, Ok::<(), Error>(()), 0)? };
         let mut this = Self {
-            // SAFETY: The tree is dropped before the registration.
-            debugfs: unsafe { Tree::new(DrmDevice::of(drm.device()).as_raw()) },
+            // SAFETY: The files are dropped before the registration.
+            debugfs: unsafe { DebugfsFiles::new(DrmDevice::of(drm.device()).as_raw()) },
             _drm: drm,
             dev,
         };
-        T::files(&this.dev.0, &mut this.debugfs)?;
+        T::debugfs_files(&this.dev.0, &mut this.debugfs)?;
         Ok(this)
     }
 }
 
-/// Tells the driver that a device is gone, when it is dropped.
-struct Gone<T: Driver>(ARef<drm::Device<T>>);
+/// Calls [`Driver::unplugged`] when dropped.
+struct UnplugGuard<T: Driver>(ARef<drm::Device<T>>);
 
-impl<T: Driver> Drop for Gone<T> {
+impl<T: Driver> Drop for UnplugGuard<T> {
     fn drop(&mut self) {
-        T::gone(&self.0);
+        T::unplugged(&self.0);
     }
 }

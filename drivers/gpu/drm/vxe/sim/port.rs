@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The [`Owners`] of devices in software: all that are on one [fabric](crate::fabric) reach each
+//! The [`Owners`] of software devices: all devices on the [fabric](crate::fabric) can access each
 //! other's memory, whatever modules drive them.
 
 use crate::{
@@ -16,32 +16,32 @@ use kernel::{
     sync::Arc, //
 };
 
-/// A device's place on the fabric, in the group of all that have one; with a window to its memory, if
-/// it has any.
+/// A device on the fabric, as a member of the group of all such devices; with the window to its
+/// memory, if it has any.
 pub type Port = Member<Option<Window>>;
 
 kernel::sync::global_lock! {
-    // SAFETY: `init()` is called when the module is loaded, and nobody joins before.
+    // SAFETY: `init()` is called at module load, before any use.
     unsafe(uninit) static PORTS: Mutex<Option<Arc<Owners<Option<Window>>>>> = None;
 }
 
-/// Makes the list ready.
+/// Initialises the list.
 ///
 /// # Safety
 ///
-/// To be called once, when the module is loaded.
+/// The caller must call this once, at module load.
 pub(crate) unsafe fn init() {
     // SAFETY: By this function's requirements.
     unsafe { PORTS.init() };
 }
 
-/// Gives the list up. To be called when the module is unloaded: nobody has a port any more.
+/// Drops the list at module unload, when no device has a port any more.
 pub(crate) fn exit() {
     let ports = PORTS.lock().take();
     drop(ports);
 }
 
-/// Puts a device on the fabric, with its memory if it has any. Sleeps.
+/// Adds a device to the fabric, with its memory if it has any. Sleeps.
 ///
 /// Fails with `ENOMEM`, and as [`Window::new`] does.
 pub fn join(ram: Option<Arc<DeviceRam>>) -> Result<Port> {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Messages of the driver: debug messages that `drm.debug` turns on, and errors that do not flood the log.
+//! Messages of the driver: debug messages that `drm.debug` enables, and rate-limited errors.
 //!
 //! C headers: [`include/drm/drm_print.h`](srctree/include/drm/drm_print.h),
 //! [`include/linux/dev_printk.h`](srctree/include/linux/dev_printk.h)
@@ -18,7 +18,7 @@ pub fn dbg<T: drm::Driver, C: drm::DeviceContext>(
     drm: &drm::Device<T, C>,
     args: fmt::Arguments<'_>,
 ) {
-    // SAFETY: The device is valid, and a pointer to `Arguments` is what `%pA` takes.
+    // SAFETY: The device is valid, and `%pA` takes a pointer to `Arguments`.
     unsafe {
         bindings::drm_dbg(
             DrmDevice::of(drm).as_raw(),
@@ -27,17 +27,16 @@ pub fn dbg<T: drm::Driver, C: drm::DeviceContext>(
     }
 }
 
-/// Prints an error of a device, unless ten were printed within five seconds. The line's end is added.
-///
-/// All callers share the limit. C: `dev_err_ratelimited()`.
+/// Prints an error of a device, at most ten in five seconds over all callers. Appends a newline. C:
+/// `dev_err_ratelimited()`.
 pub fn dev_err_ratelimited(dev: &Device, args: fmt::Arguments<'_>) {
     let dev: *const Device = dev;
-    // SAFETY: `Device` is a transparent wrapper of `struct device`, whose own accessor is private to the
-    // kernel crate; a pointer to `Arguments` is what `%pA` takes.
+    // SAFETY: `Device` is a transparent wrapper of `struct device`, and its own accessor is private
+    // to the kernel crate; `%pA` takes a pointer to `Arguments`.
     unsafe { bindings::dev_err_ratelimited(dev.cast(), core::ptr::from_ref(&args).cast()) }
 }
 
-/// `drm_dbg()` with Rust's formatting: a message that `drm.debug=0x2` shows.
+/// `drm_dbg()` with Rust's formatting: a message that `drm.debug=0x2` enables.
 #[macro_export]
 macro_rules! drm_dbg {
     ($drm:expr, $($arg:tt)+) => {

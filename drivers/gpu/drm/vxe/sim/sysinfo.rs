@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Facts about the machine, the caller and the time.
+//! Facts about the machine, the calling task and the time.
 //!
 //! C headers: [`include/linux/mm.h`](srctree/include/linux/mm.h),
 //! [`include/linux/capability.h`](srctree/include/linux/capability.h),
@@ -16,26 +16,26 @@ use kernel::{
     time::Jiffies, //
 };
 
-/// The size of the system's memory in bytes.
+/// Returns the size of system memory in bytes.
 pub fn total_ram() -> u64 {
     let mut info = bindings::sysinfo::default();
-    // SAFETY: Fills the structure that it is given.
+    // SAFETY: `si_meminfo()` fills in the structure.
     unsafe { bindings::si_meminfo(&mut info) };
-    // CAST: `unsigned long` is not wider than 64 bits.
+    // CAST: `unsigned long` has at most 64 bits.
     (info.totalram as u64).saturating_mul(u64::from(info.mem_unit))
 }
 
-/// How many CPUs are online at the moment.
+/// Returns how many CPUs are online at the moment.
 pub fn online_cpus() -> usize {
-    // SAFETY: A counter that the kernel changes by atomic operations; it always exists.
+    // SAFETY: A static counter that the kernel changes with atomic operations.
     let count = unsafe { Atomic::from_ptr(&raw mut bindings::__num_online_cpus.counter) };
-    // A negative count there is none.
+    // The count is not negative.
     count.load(Relaxed).try_into().unwrap_or(1)
 }
 
-/// Whether the caller has `CAP_SYS_NICE` in the initial user namespace.
+/// Returns whether the caller has `CAP_SYS_NICE` in the initial user namespace.
 pub fn capable_sys_nice() -> bool {
-    // SAFETY: Looks at `current` only.
+    // SAFETY: `capable()` only uses `current`.
     unsafe { bindings::capable(bindings::CAP_SYS_NICE as c_int) }
 }
 
@@ -55,7 +55,7 @@ pub enum Clock {
 }
 
 impl Clock {
-    /// The clock that userspace calls `id`, if it is one of these.
+    /// Returns the clock with the uAPI id `id`, if it is one of these.
     pub fn from_id(id: i32) -> Option<Self> {
         match u32::try_from(id).ok()? {
             bindings::CLOCK_MONOTONIC => Some(Self::Monotonic),
@@ -67,7 +67,7 @@ impl Clock {
         }
     }
 
-    /// The time now, in nanoseconds since the clock's epoch.
+    /// Returns the current time, in nanoseconds since the clock's epoch.
     pub fn now_ns(self) -> i64 {
         // SAFETY: The timekeeping functions may be called at any time.
         unsafe {
@@ -82,8 +82,8 @@ impl Clock {
     }
 }
 
-/// Nanoseconds in jiffies, rounded down, `nsecs_to_jiffies()`.
+/// Converts nanoseconds to jiffies, rounded down. C: `nsecs_to_jiffies()`.
 pub fn nsecs_to_jiffies(ns: u64) -> Jiffies {
-    // SAFETY: Computes only.
+    // SAFETY: A pure computation.
     unsafe { bindings::nsecs_to_jiffies(ns) }
 }

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The ground that the software GPU of vxe stands on: memory, buses, and glue to DRM.
+//! The simulated hardware that the software GPU of vxe runs on, and glue to DRM.
 //!
 //! All unsafe code of the driver is here, so that the driver itself has none. Three groups:
 //!
-//! - memory as hardware would reach it: [`dma_memory`], the system's, by addresses of the DMA API;
-//!   [`device_ram`], the device's own; [`fabric`] and [`port`], other devices'; [`bus`], all three
-//!   together, as one device sees them; [`faux`], a device to map memory for;
-//! - what `kernel::drm` lacks for such a driver: [`ioctl`], [`gem`], [`debugfs`], [`print`],
-//!   [`platform_driver`], [`platform_device`];
+//! - memory as hardware accesses it: [`dma_memory`], system memory at DMA addresses;
+//!   [`device_ram`], the device's own; [`fabric`] and [`port`], that of other devices; [`bus`], all
+//!   three together, as one device accesses them; [`faux`], a device to map memory for;
+//! - support that `kernel::drm` lacks for such a driver: [`ioctl`], [`gem`], [`debugfs`],
+//!   [`print`], [`platform_driver`], [`platform_device`];
 //! - the structures of the uAPI, in [`bindings`], and facts about the machine, [`sysinfo`].
 //!
-//! It is a module of its own because vxe and vxe2, which are one object linked twice, share one fabric.
+//! It is a module of its own because vxe and vxe2, one object linked twice, share one fabric.
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 
@@ -38,7 +38,7 @@ module! {
     type: SimModule,
     name: "vxe_sim",
     authors: ["The gpusvm authors"],
-    description: "What the virtual Xe devices share",
+    description: "Simulated hardware of the virtual Xe devices",
     license: "GPL",
 }
 
@@ -46,7 +46,7 @@ struct SimModule;
 
 impl kernel::Module for SimModule {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        // SAFETY: This is where the module is loaded.
+        // SAFETY: Called once, at module load.
         unsafe {
             fabric::init();
             port::init();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The structures of the Xe uAPI, as safe code reads and writes them.
+//! Safe access to the structures of the Xe uAPI.
 //!
 //! C header: [`include/uapi/drm/xe_drm.h`](srctree/include/uapi/drm/xe_drm.h)
 
@@ -20,17 +20,17 @@ use kernel::transmute::{
     FromBytes, //
 };
 
-/// Says that structures are integers only: any bytes are a value, and each byte of a value is
-/// initialised.
+/// Declares that structures consist of integers only: any bytes are a valid value, and each byte of
+/// a value is initialised.
 ///
-/// `size` is the sum of the sizes of the members, so that the assertion proves that there is no
-/// padding between them.
+/// `size` is the sum of the sizes of the members, so the assertion proves that there is no padding
+/// between them.
 macro_rules! plain {
     ($($name:ident: $size:expr,)*) => {$(
         const _: () = assert!(size_of::<$name>() == $size);
         // SAFETY: Integers, and unions of structures of integers, take any bit pattern.
         unsafe impl FromBytes for $name {}
-        // SAFETY: There is no padding, as the assertion above says, and no interior mutability.
+        // SAFETY: The assertion above excludes padding, and there is no interior mutability.
         unsafe impl AsBytes for $name {}
     )*};
 }
@@ -54,8 +54,8 @@ plain! {
 macro_rules! argument {
     ($($name:ident: $size:expr,)*) => {$(
         const _: () = assert!(size_of::<$name>() == $size);
-        // SAFETY: Integers, and unions of structures of integers, without padding: the assertion
-        // above says so, its sum being over the members.
+        // SAFETY: Integers, and unions of structures of integers. The assertion above excludes
+        // padding, as its sum is over the members.
         unsafe impl IoctlArgument for $name {}
     )*};
 }
@@ -79,11 +79,11 @@ argument! {
     drm_xe_vm_query_mem_range_attr: 8 + 4 + 4 + 8 + 8 + 8 + 8 + 2 * 8,
 }
 
-// The members of unions. Each is integers, and the whole of the structure is initialised, so that
+// Accessors of unions. Each member consists of integers, and the whole structure is initialised, so
 // reading any of them is sound, whichever was written.
 
 impl drm_xe_ext_set_property {
-    /// The value of the property.
+    /// Returns the value of the property.
     pub fn value(&self) -> u64 {
         // SAFETY: An integer; see above.
         unsafe { self.__bindgen_anon_1.value }
@@ -91,13 +91,13 @@ impl drm_xe_ext_set_property {
 }
 
 impl drm_xe_sync {
-    /// The handle of a sync object.
+    /// Returns the handle of a sync object.
     pub fn handle(&self) -> u32 {
         // SAFETY: An integer; see above.
         unsafe { self.__bindgen_anon_1.handle }
     }
 
-    /// The address of a user fence.
+    /// Returns the address of a user fence.
     pub fn addr(&self) -> u64 {
         // SAFETY: An integer; see above.
         unsafe { self.__bindgen_anon_1.addr }
@@ -105,13 +105,13 @@ impl drm_xe_sync {
 }
 
 impl drm_xe_vm_bind {
-    /// The operation, if it is a single one.
+    /// Returns the operation, if there is a single one.
     pub fn bind(&self) -> drm_xe_vm_bind_op {
         // SAFETY: A structure of integers; see above.
         unsafe { self.__bindgen_anon_1.bind }
     }
 
-    /// The user address of the operations, if they are several.
+    /// Returns the user address of the operations, if there are several.
     pub fn vector_of_binds(&self) -> u64 {
         // SAFETY: An integer; see above.
         unsafe { self.__bindgen_anon_1.vector_of_binds }
@@ -119,19 +119,19 @@ impl drm_xe_vm_bind {
 }
 
 impl drm_xe_vm_bind_op {
-    /// The offset into the object, in bytes.
+    /// Returns the offset into the object, in bytes.
     pub fn obj_offset(&self) -> u64 {
         // SAFETY: An integer; see above.
         unsafe { self.__bindgen_anon_1.obj_offset }
     }
 
-    /// The user address of a userptr.
+    /// Returns the user address of a userptr.
     pub fn userptr(&self) -> u64 {
         // SAFETY: An integer; see above.
         unsafe { self.__bindgen_anon_1.userptr }
     }
 
-    /// The offset of a CPU address mirror.
+    /// Returns the offset of a CPU address mirror.
     pub fn cpu_addr_mirror_offset(&self) -> i64 {
         // SAFETY: An integer; see above.
         unsafe { self.__bindgen_anon_1.cpu_addr_mirror_offset }
@@ -139,7 +139,8 @@ impl drm_xe_vm_bind_op {
 }
 
 impl drm_xe_madvise {
-    /// The preferred location: `devmem_fd`, `migration_policy`, `region_instance`, `reserved`.
+    /// Returns the preferred location: `devmem_fd`, `migration_policy`, `region_instance`,
+    /// `reserved`.
     pub fn preferred_mem_loc(&self) -> (u32, u16, u16, u64) {
         // SAFETY: A structure of integers; see above.
         let loc = unsafe { &self.__bindgen_anon_1.preferred_mem_loc };
@@ -151,14 +152,14 @@ impl drm_xe_madvise {
         )
     }
 
-    /// The atomic mode, or the PAT index: `val`, `pad`, `reserved`.
+    /// Returns the atomic mode, or the PAT index: `val`, `pad`, `reserved`.
     pub fn value(&self) -> (u32, u32, u64) {
         // SAFETY: A structure of integers, of the same layout for both; see above.
         let atomic = unsafe { &self.__bindgen_anon_1.atomic };
         (atomic.val, atomic.pad, atomic.reserved)
     }
 
-    /// The purgeable state: `val`, `pad`, `retained_ptr`.
+    /// Returns the purgeable state: `val`, `pad`, `retained_ptr`.
     pub fn purge_state(&self) -> (u32, u32, u64) {
         // SAFETY: A structure of integers; see above.
         let state = unsafe { &self.__bindgen_anon_1.purge_state_val };
@@ -167,13 +168,13 @@ impl drm_xe_madvise {
 }
 
 impl drm_xe_vm_get_property {
-    /// The user address that an array goes to.
+    /// Returns the user address of the array to write.
     pub fn data(&self) -> u64 {
         // SAFETY: An integer; see above.
         unsafe { self.__bindgen_anon_1.data }
     }
 
-    /// Answers with a single value.
+    /// Sets the single value to return.
     pub fn set_value(&mut self, value: u64) {
         self.__bindgen_anon_1.value = value;
     }

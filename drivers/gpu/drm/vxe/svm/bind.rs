@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Writing the pages of a range into the GPU's page table, and what the GPU may do with them.
+//! Writes the pages of a range to the GPU page table, with the access rights of the VMA and the
+//! pages.
 
 use super::{
     migrate,
@@ -10,7 +11,7 @@ use super::{
     StaleSpan,
 };
 use crate::{
-    fault::Served,
+    fault::Serviced,
     gpu::{
         Access,
         PteFlag,
@@ -32,28 +33,28 @@ use gpusvm::{
 };
 use kernel::prelude::*;
 
-/// Writes the pages of a range into the GPU's page table. The notifier lock is held.
+/// Writes the pages of a range to the GPU page table. The notifier lock is held.
 ///
-/// Fails with `EINVAL` if the pages do not fit into the page table, and then maps nothing.
+/// Fails with `EINVAL` if the pages do not fit into the page table; then nothing is mapped.
 pub(super) fn bind(
     vm: &Context,
     staged: &mut Staged,
     vma: &Vma,
     range: &Range<Mirror>,
     view: View<'_>,
-) -> Result<Served> {
+) -> Result<Serviced> {
     let span = to_gpu(view.span());
     let (mut stale, mut segments, mut in_device) = (StaleSpan::new(), 0, 0);
-    // What works on all of it.
+    // The rights that all pages have.
     let mut rights = PteFlag::Writable | PteFlag::Atomic;
-    let mut map = |run: Run| -> Result {
+    let mut map = |run: PteRun| -> Result {
         segments += 1;
         let flags = run.flags(vm, vma);
         rights &= flags;
         stale.add(run.map(vm, staged, flags)?);
         Ok(())
     };
-    let mut run: Option<Run> = None;
+    let mut run: Option<PteRun> = None;
     let mut result = Ok(());
     for segment in view.segments() {
         if segment.proto != Protocol::SYSTEM {
@@ -65,7 +66,7 @@ pub(super) fn bind(
                 if let Some(before) = before {
                     result = map(before);
                 }
-                Some(Run::of(&segment))
+                Some(PteRun::of(&segment))
             }
         };
         if result.is_err() {
@@ -89,10 +90,10 @@ pub(super) fn bind(
         _ => Access::Read,
     };
     range.data().set(Some(access), segments, in_device);
-    Ok(Served { span, access })
+    Ok(Serviced { span, access })
 }
 
-/// What the GPU may do with pages in `vma` that are writable or not, and bear its atomics or not.
+/// Returns the PTE flags of pages in `vma` by whether they are `writable` and allow `atomics`.
 pub(crate) fn pte_flags(vma: &Vma, writable: bool, atomics: bool) -> PteFlags {
     if !writable || vma.read_only {
         PteFlags::empty()
@@ -103,18 +104,19 @@ pub(crate) fn pte_flags(vma: &Vma, writable: bool, atomics: bool) -> PteFlags {
     }
 }
 
-/// Neighbouring segments that are neighbours on the bus as well: they may share a large page.
-struct Run {
+/// Segments that are contiguous in the GPU's address space and on the bus: they may share a large
+/// page.
+struct PteRun {
     va: u64,
     target: Target,
     len: u64,
     writable: bool,
 }
 
-impl Run {
+impl PteRun {
     fn of(segment: &Mapped<'_>) -> Self {
         Self {
-            // CAST: Addresses and sizes have 64 bits at most.
+            // CAST: Addresses and sizes have at most 64 bits.
             va: segment.va as u64,
             target: memory::target(segment.proto, segment.addr),
             len: segment.len as u64,
@@ -135,7 +137,7 @@ impl Run {
         }
     }
 
-    /// What the GPU may do there.
+    /// Returns the PTE flags for the run.
     fn flags(&self, vm: &Context, vma: &Vma) -> PteFlags {
         let in_system = matches!(self.target, Target::System(_));
         let atomics = !(in_system && migrate::is_exclusive(vm, vma));

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where the memory of ranges lives: the policy, in [`decide`], and [`migrate`], which carries it out. The SVM lock
-//! is held.
+//! The migration policy, [`decide`], and its execution, [`migrate`]. The SVM lock is held.
 //!
-//! - The *preferred location* of memory is on the faulting device, if the program did not advise another.
-//! - A *fault* of the GPU migrates a range of 64 KiB or more there. What is on another device is used there, as two
-//!   that work on it in turn would have it thrash. A read takes no memory for what was never written.
-//! - A range that [thrashes](super::thrashing) gets a *timeslice* on the device, or is *pinned* in system memory.
-//! - A *prefetch* migrates a range of any size to where the program says, and what it says.
-//! - An *exclusive atomic* needs all of the range on the faulting device, for a timeslice.
+//! - The *preferred location* of memory is the faulting device, unless the program advised another.
+//! - A *fault* of the GPU migrates a range of at least 64 KiB there. Memory on another device is
+//!   used in place, as two devices that access it in turn would thrash. A read fault migrates no
+//!   page that was never written.
+//! - A range that [thrashes](super::thrashing) gets a *timeslice* on the device, or is *pinned* in
+//!   system memory.
+//! - A *prefetch* migrates a range of any size to the location, and with the policy, that the
+//!   program asks for.
+//! - An *exclusive atomic* needs the whole range on the faulting device, for a timeslice.
 //!
-//! Only anonymous memory migrates. What cannot, since there is no room or somebody holds it, is mapped where it is;
-//! [`revisit`](mod@super::revisit) has it decided anew later.
+//! Only anonymous memory migrates. Memory that does not migrate, because the device is full or
+//! another thread holds its pages, is mapped in place; [`revisit`](mod@super::revisit) repeats the
+//! decision later.
 
 use super::{
     revisit,
@@ -63,10 +66,11 @@ use kernel_ext::time::jiffies;
 /// The smallest range that a fault migrates, in bytes.
 const MIN_SIZE: usize = SZ_64K;
 
-/// How often a range is tried whose pages somebody else held or changed.
+/// How many times to try a migration whose pages another thread held or changed.
 const TRIES: u32 = 3;
 
-/// The longest timeslice for an exclusive atomic, in milliseconds: the range must stay until the GPU is told.
+/// The longest timeslice for an exclusive atomic, in milliseconds: the range must stay on the
+/// device until the GPU has mapped it.
 const MAX_ATOMIC_MS: u32 = 320;
 
 /// Why a range is to migrate.
@@ -74,33 +78,34 @@ const MAX_ATOMIC_MS: u32 = 320;
 pub(super) enum Cause {
     /// The GPU faulted.
     Fault,
-    /// A program said that the GPU will.
+    /// A program prefetches.
     Prefetch(MigrationPolicy),
-    /// The GPU faulted on an atomic that is to exclude the CPU.
+    /// The GPU faulted on an atomic that must exclude the CPU.
     Atomic,
 }
 
-/// Where a program has memory prefetched to: system memory, that of the device, or the preferred location.
+/// Where a prefetch migrates memory to: system memory, the VM's own device, or the preferred
+/// location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum To {
+pub(crate) enum Destination {
     System,
     Own,
-    Advised,
+    Preferred,
 }
 
-/// The memory of a device: the VM's own, or another, of whatever driver.
+/// The memory of a device: the VM's own, or another device's, of any driver.
 pub(crate) enum Memory<'a> {
     Own(&'a DeviceMemory),
     Other(PagemapRef),
 }
 
-/// Whether an atomic of the GPU in `vma` needs the memory to be the device's.
+/// Returns whether an atomic of the GPU in `vma` needs the memory on the device.
 pub(crate) fn is_exclusive(vm: &Context, vma: &Vma) -> bool {
     vm.memory.is_some() && vma.attributes.atomics.are_exclusive()
 }
 
-/// The preferred location of the memory of a VMA; none for system memory, which takes the place of a device that is
-/// gone, and is where atomics are the CPU's alone.
+/// Returns the preferred location of a VMA's memory; `None` for system memory, also if the
+/// preferred device has been unbound, or if only the CPU may use atomics.
 pub(super) fn preferred_location<'a>(vm: &'a Context, vma: &Vma) -> Option<Memory<'a>> {
     let own = vm.memory.as_ref();
     match &vma.attributes.location {
@@ -115,17 +120,18 @@ pub(super) fn preferred_location<'a>(vm: &'a Context, vma: &Vma) -> Option<Memor
     }
 }
 
-/// What of a range is to migrate to its preferred location, which is on a device, and for how many milliseconds it
-/// then stays there; none if it is to stay where it is. `tries` is how often it was tried for this request.
+/// Decides which pages of a range migrate to its preferred location, which is on a device, and the
+/// timeslice there in milliseconds; `None` if the range stays in place. `tries` counts earlier
+/// attempts for this request.
 ///
-/// Fails with `EACCES` if the range must not be mapped where it is, and never migrates.
+/// Fails with `EACCES` if the range must not be mapped in place but can never migrate.
 fn decide(
     vm: &Context,
     found: &LockedRange<'_, '_, Mirror>,
     request: &Request<'_>,
     tries: u32,
 ) -> Result<Option<(Sources, u32)>> {
-    let (bound, is_movable) = (found.data(), found.has(RangeFlag::MigrateDevmem));
+    let (state, is_movable) = (found.data(), found.has(RangeFlag::MigrateDevmem));
     let decision = match request.cause {
         Cause::Atomic if !is_movable => return Err(EACCES),
         Cause::Atomic => {
@@ -137,7 +143,7 @@ fn decide(
         Cause::Prefetch(MigrationPolicy::OnlySystemPages) => (Sources::System, TIMESLICE_MS),
         Cause::Fault if found.size() < MIN_SIZE => return Ok(None),
         Cause::Fault => match (
-            bound.thrashing.timeslice(jiffies::now()),
+            state.thrashing.timeslice(jiffies::now()),
             request.fault.access,
         ) {
             (Some(ms), Access::Read) => (Sources::Populated, ms),
@@ -145,7 +151,7 @@ fn decide(
             (Some(ms), Access::Atomic) => (Sources::System, ms.max(TIMESLICE_MS)),
             (None, _) => {
                 vm.dev.stats.inc(Stat::SvmThrashCount);
-                revisit::pinned(vm, bound);
+                revisit::pinned(vm, state);
                 return Ok(None);
             }
         },
@@ -153,14 +159,15 @@ fn decide(
     Ok(Some(decision))
 }
 
-/// Migrates what it can of a range, as the policy says, before it is mapped. Returns whether nothing migrated, but
-/// may at another time. Sleeps; takes the mmap lock.
+/// Migrates the memory of a range by the policy before the range is mapped. Returns whether nothing
+/// migrated but a later attempt may succeed. Sleeps; takes the mmap lock.
 ///
-/// What somebody else held or changed just then is tried again, within a bound; what is on a device that does not
-/// reach the preferred location goes by way of system memory.
+/// Retries, up to a bound, pages that another thread held or changed. Memory on a device that the
+/// preferred location cannot access migrates by way of system memory.
 ///
-/// Fails only for an exclusive atomic: as [`decide`] does, and in the end with `ENOSPC` when the memory is full,
-/// `ENODEV` when its device is gone, `EFAULT` when the process is, or `ENOMEM`.
+/// Fails only for an exclusive atomic: as [`decide`] does, and after the last retry with `ENOSPC`
+/// if the device is full, `ENODEV` if it has been unbound, `EFAULT` if the process has exited, or
+/// `ENOMEM`.
 pub(super) fn migrate(
     vm: &Context,
     found: &mut LockedRange<'_, '_, Mirror>,
@@ -172,7 +179,7 @@ pub(super) fn migrate(
     let was_refused = tries == 0 && found.data().fallback.clear();
     let Some(memory) = &request.preferred else {
         if request.is_prefetch() && tries == 0 && found.data().in_device() != 0 {
-            // What does not come back is mapped where it is.
+            // Pages that do not migrate are mapped in place.
             let _ = to_system(vm, found, attempt);
         }
         return Ok(false);
@@ -196,7 +203,8 @@ pub(super) fn migrate(
             ..last
         };
         let is_far = last.unreachable != 0 && sources > Sources::System;
-        // Where nothing moved of a range that migrated before, or again nothing, what is left never does.
+        // If nothing moved of a range that migrated before, or nothing for a second time, retries
+        // are useless.
         let may_move = is_far || last.moved != 0 || (is_new && round == 1);
         if last.left == 0 || round == TRIES || !may_move {
             break;
@@ -228,13 +236,13 @@ pub(super) fn migrate(
     match result {
         Ok(()) => Ok(moved.local == 0 && moved.left != 0),
         Err(e) if cause == Cause::Atomic && tries >= TRIES => Err(e),
-        // With these errors there is no such device or process any more.
+        // These errors mean that the device or the process no longer exists.
         Err(e) => Ok(e != ENODEV && e != EFAULT),
     }
 }
 
-/// Migrates what is on any device of a range back to system memory. Sleeps; takes the mmap lock. Fails as
-/// [`LockedRange::evict`] does.
+/// Migrates pages of a range that are on any device to system memory. Sleeps; takes the mmap lock.
+/// Fails as [`LockedRange::evict`] does.
 pub(super) fn to_system(
     vm: &Context,
     found: &LockedRange<'_, '_, Mirror>,
@@ -250,7 +258,7 @@ pub(super) fn to_system(
 }
 
 impl Memory<'_> {
-    /// Migrates what it can of a range. To another device that is all of it, from everywhere, or nothing.
+    /// Migrates pages of a range. To another device migrates all pages from all locations, or none.
     fn populate(
         &self,
         vm: &Context,
@@ -262,9 +270,9 @@ impl Memory<'_> {
         let (size, mut moved) = (found.size(), Moved::default());
         let memory = match self {
             Self::Own(memory) => {
-                // The process is charged for all that may be needed before any page is taken.
-                let _advance = match found.mm() {
-                    Some(mm) => vm.dev.memory.advance(&vm.dev, mm, size)?,
+                // The process is charged for all that may be needed before any page is locked.
+                let _precharge = match found.mm() {
+                    Some(mm) => vm.dev.memory.precharge(&vm.dev, mm, size)?,
                     None => None,
                 };
                 return found.populate(memory, sources, ms);
@@ -276,7 +284,7 @@ impl Memory<'_> {
             ScanResult::Unpopulated if sources == Sources::Populated => moved.holes = size,
             _ => {
                 found.populate_any(memory, ms)?;
-                // Its driver does not say what moved.
+                // The other device's driver does not report what moved.
                 match found.scan_for(memory, attempt) {
                     ScanResult::Equal => (moved.moved, moved.copied) = (size, size),
                     ScanResult::Other | ScanResult::MixedDevice => {

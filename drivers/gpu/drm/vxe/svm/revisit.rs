@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Revisits: a range that fell back to system memory does not stay there for ever.
+//! Revisits: a range that fell back to system memory gets another chance to migrate.
 //!
-//! A range that is mapped causes no fault, and where its memory lives is decided by faults. So a range that was
-//! not migrated to its preferred location is unmapped later, by one delayed work of its VM. If the GPU
-//! still uses it, it faults, and the decision is made anew.
+//! Faults decide where memory lives, and a mapped range causes none. So a delayed work item of the
+//! VM later unmaps ranges that did not migrate to their preferred location. If the GPU still uses a
+//! range, it faults, and the decision is made anew.
 //!
-//! - A range that is [pinned](super::thrashing) is unmapped when its time is over.
-//! - A range whose migration was *refused*, because the device was full, its cgroup at the limit, or its pages
-//!   were held by somebody, has no time of its own, as there may be any number of them and nobody says when there
-//!   is room. The VM probes: it unmaps one of them. If one migrates then there is room, and twice as many are next
-//!   after [`PROBE_MS`]; if none does, the next probe is for one again, and waits twice as long. So a device that
-//!   stays full, or a GPU that does not fault, costs a VM one range in [`MAX_PROBE_MS`].
+//! - A [pinned](super::thrashing) range is unmapped when its time is over.
+//! - A range whose migration was *refused*, because the device was full, the cgroup at its limit,
+//!   or its pages held by another thread, has no such time: there can be any number of these
+//!   ranges, and no event tells when there is room. The VM probes: it unmaps one of them. If one
+//!   migrates, there is room, and the next probe, [`PROBE_MS`] later, is for twice as many. If none
+//!   does, the next probe is for one again, and its delay doubles. So while a device stays full, or
+//!   the GPU does not fault, revisits cost a VM one range in [`MAX_PROBE_MS`].
 
 use super::{
-    bound::Bound,
+    range_state::RangeState,
     to_cpu,
     Context,
     Mirror, //
@@ -45,26 +46,26 @@ use kernel_ext::{
     time::jiffies, //
 };
 
-/// How soon refused ranges are probed at first, in milliseconds. Doubled with each probe in vain.
+/// The delay of the first probe, in milliseconds. Doubled after each probe without success.
 const PROBE_MS: u32 = 100;
 
-/// No probe waits for longer, in milliseconds.
+/// The longest delay of a probe, in milliseconds.
 const MAX_PROBE_MS: u32 = 3200;
 
-/// No probe unmaps more refused ranges.
+/// The most refused ranges that a probe unmaps.
 const MAX_PROBES: u32 = 256;
 
-/// How often the work looks at the clock while there are such ranges, in milliseconds: a work that waits already
-/// cannot be made to run sooner.
+/// The longest delay of the work item, in milliseconds: once queued, it cannot be made to run
+/// sooner.
 const TICK_MS: u32 = 100;
 
-/// How many ranges are scanned in one hold of the SVM lock.
+/// How many ranges are scanned in one critical section of the SVM lock.
 const SCAN_BATCH: usize = 256;
 
-/// How many of them are unmapped in it.
+/// How many ranges are unmapped in one critical section of the SVM lock.
 const UNMAP_BATCH: usize = 16;
 
-/// Why the memory of a range is not at its preferred location, but in system memory. Changed under the SVM lock.
+/// Why a range is in system memory instead of its preferred location. Changed under the SVM lock.
 pub(super) struct Fallback(Atomic<u32>);
 
 impl Fallback {
@@ -76,18 +77,18 @@ impl Fallback {
         Self(Atomic::new(Self::NONE))
     }
 
-    /// The policy decides anew. Returns whether a migration was refused before.
+    /// Clears the state before a new decision. Returns whether a migration was refused.
     pub(super) fn clear(&self) -> bool {
         self.0.xchg(Self::NONE, Relaxed) == Self::REFUSED
     }
 }
 
-/// Whether the clock has reached `then`; both in jiffies, which wrap around.
+/// Returns whether `now` has reached `then`; both in jiffies, which wrap around.
 fn is_over(now: usize, then: usize) -> bool {
     now.wrapping_sub(then) <= usize::MAX / 2
 }
 
-/// The earlier of two times at most `usize::MAX / 2` apart.
+/// Returns the earlier of two times at most `usize::MAX / 2` apart.
 fn earlier(a: Option<usize>, b: Option<usize>) -> Option<usize> {
     match (a, b) {
         (Some(a), Some(b)) => Some(if is_over(a, b) { b } else { a }),
@@ -99,36 +100,36 @@ fn earlier(a: Option<usize>, b: Option<usize>) -> Option<usize> {
 #[pin_data]
 pub(super) struct Revisits {
     #[pin]
-    plan: SpinLock<Plan>,
+    plan: SpinLock<RevisitPlan>,
 }
 
 impl Revisits {
     pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            plan <- new_spinlock!(Plan::new(), "vxe_revisits"),
+            plan <- new_spinlock!(RevisitPlan::new(), "vxe_revisits"),
         })
     }
 }
 
-/// A range was pinned in system memory. The SVM lock is held.
-pub(super) fn pinned(vm: &Context, bound: &Bound) {
-    bound.fallback.0.store(Fallback::PINNED, Relaxed);
-    update(vm, |plan, _| plan.pinned(bound.thrashing.pinned_until()));
+/// Records that a range was pinned in system memory. The SVM lock is held.
+pub(super) fn pinned(vm: &Context, state: &RangeState) {
+    state.fallback.0.store(Fallback::PINNED, Relaxed);
+    update(vm, |plan, _| plan.pinned(state.thrashing.pinned_until()));
 }
 
-/// The migration of a range was refused. The SVM lock is held.
-pub(super) fn refused(vm: &Context, bound: &Bound) {
-    bound.fallback.0.store(Fallback::REFUSED, Relaxed);
-    update(vm, Plan::refused);
+/// Records that the migration of a range was refused. The SVM lock is held.
+pub(super) fn refused(vm: &Context, state: &RangeState) {
+    state.fallback.0.store(Fallback::REFUSED, Relaxed);
+    update(vm, RevisitPlan::refused);
 }
 
-/// A range whose migration was refused before has migrated.
+/// Records that a range whose migration was refused has migrated.
 pub(super) fn migrated(vm: &Context) {
-    update(vm, Plan::migrated);
+    update(vm, RevisitPlan::migrated);
 }
 
-/// Changes the plan of a VM, at this time, and queues the work accordingly.
-fn update(vm: &Context, change: impl FnOnce(&mut Plan, usize)) {
+/// Applies `change` to the plan of a VM, and queues the work item accordingly.
+fn update(vm: &Context, change: impl FnOnce(&mut RevisitPlan, usize)) {
     let now = jiffies::now();
     let delay = {
         let mut plan = vm.collector.revisits.plan.lock();
@@ -140,33 +141,33 @@ fn update(vm: &Context, change: impl FnOnce(&mut Plan, usize)) {
     }
 }
 
-/// When the work of a VM runs, and what for.
-struct Plan {
-    /// Until when the first of the pinned ranges is pinned, in jiffies.
+/// When the work item of a VM runs, and what it does.
+struct RevisitPlan {
+    /// The earliest end of a pin, in jiffies.
     next: Option<usize>,
     /// When refused ranges are probed, in jiffies, if there are any.
     probe: Option<usize>,
-    /// How long the next probe waits, in milliseconds.
+    /// The delay of the next probe, in milliseconds.
     wait_ms: u32,
-    /// How many ranges the last probe was for.
+    /// How many ranges the last probe unmapped.
     probes: u32,
-    /// Whether a range that was refused has migrated since.
+    /// Whether a refused range has migrated since.
     has_room: bool,
-    /// The address behind the last range that was probed.
+    /// The end address of the last range that was probed.
     cursor: usize,
 }
 
-/// What one pass over the ranges of a VM is to do.
+/// The work of one pass over the ranges of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Pass {
     now: usize,
-    /// How many refused ranges are to be unmapped.
+    /// How many refused ranges to unmap.
     probes: u32,
-    /// From which address on.
+    /// The address from which refused ranges are unmapped.
     cursor: usize,
 }
 
-impl Plan {
+impl RevisitPlan {
     const fn new() -> Self {
         Self {
             next: None,
@@ -196,7 +197,7 @@ impl Plan {
         }
     }
 
-    /// In how many jiffies the work is to run, if it is.
+    /// Returns the delay of the work item in jiffies, or `None` if it has nothing to do.
     fn delay(&self, now: usize) -> Option<usize> {
         let first = earlier(self.next, self.probe)?;
         let left = if is_over(now, first) {
@@ -207,7 +208,7 @@ impl Plan {
         Some(left.clamp(1, msecs_to_jiffies(TICK_MS).max(1)))
     }
 
-    /// Begins a pass, if something is due; [`end`](Self::end) ends it.
+    /// Begins a pass if one is due. The caller passes it to [`end`](Self::end).
     fn begin(&mut self, now: usize) -> Option<Pass> {
         let is_due = |then: &usize| is_over(now, *then);
         let probes = match self.probe.take_if(|then| is_due(then)) {
@@ -231,20 +232,20 @@ impl Plan {
         })
     }
 
-    /// Ends a pass that has `probes` left, saw ranges pinned until `next`, or `refused` ones.
+    /// Ends a pass that has `probes` left, and saw ranges pinned until `next`, or `refused` ones.
     fn end(&mut self, pass: &Pass, cursor: usize, probes: u32, next: Option<usize>, refused: bool) {
         self.next = earlier(self.next, next);
         if refused {
             self.probe
                 .get_or_insert(pass.now.wrapping_add(msecs_to_jiffies(self.wait_ms)));
         }
-        // From the beginning, when the end was reached.
+        // The next pass begins at the first range, if this one reached the end.
         self.cursor = if probes == 0 { cursor } else { 0 };
     }
 }
 
-/// Unmaps ranges of a VM that are not pinned any more, or are to be probed. Sleeps: takes the SVM lock by `lock`, for
-/// a bounded number of ranges at a time, and ends if that fails.
+/// Unmaps ranges of a VM whose pin is over, or which are probed. Sleeps. Takes the SVM lock with
+/// `lock`, for a bounded number of ranges at a time, and returns if that fails.
 pub(crate) fn revisit<'a, G>(vm: &Context, lock: impl Fn() -> Result<G>)
 where
     G: DerefMut<Target = Guard<'a, Mirror>>,
@@ -271,7 +272,7 @@ where
             };
             let (span, data) = (range.span(), range.data());
             let is_due = match data.fallback.0.load(Relaxed) {
-                // The GPU faults on it anyhow, or it is on a device.
+                // The range is not mapped, so the GPU faults on it anyway; or it is on a device.
                 _ if data.access().is_none() || data.in_device() != 0 => false,
                 Fallback::PINNED => {
                     let until = data.thrashing.pinned_until();
@@ -321,7 +322,7 @@ where
 mod tests {
     use super::*;
 
-    /// A time at which the clock wraps around soon.
+    /// Shortly before jiffies wrap around.
     const NOW: usize = usize::MAX - 2;
 
     fn after(ms: u32) -> usize {
@@ -339,14 +340,14 @@ mod tests {
 
     #[test]
     fn without_such_ranges_nothing_is_due() {
-        let mut plan = Plan::new();
+        let mut plan = RevisitPlan::new();
         assert_eq!(plan.delay(NOW), None);
         assert_eq!(plan.begin(NOW), None);
     }
 
     #[test]
     fn pinned_ranges_are_due_in_time() {
-        let mut plan = Plan::new();
+        let mut plan = RevisitPlan::new();
         plan.pinned(after(1000));
         plan.pinned(after(400));
         plan.pinned(after(800));
@@ -357,7 +358,7 @@ mod tests {
         assert_eq!(plan.begin(after(380)), None);
         let pass = plan.begin(after(400));
         assert!(pass.is_some_and(|pass| pass.probes == 0));
-        // One more is pinned meanwhile; the pass saw another.
+        // Another range is pinned meanwhile; the pass saw a third.
         plan.pinned(after(900));
         if let Some(pass) = pass {
             plan.end(&pass, 0, 0, Some(after(800)), false);
@@ -366,8 +367,9 @@ mod tests {
         assert!(plan.begin(after(800)).is_some());
     }
 
-    /// How many passes and probes there are in `ms` milliseconds, if each probe is refused again or none is.
-    fn probe(plan: &mut Plan, from: u32, ms: u32, has_room: bool) -> (u32, u32) {
+    /// Returns how many passes and probes there are in `ms` milliseconds if each probe is refused
+    /// again, or, with `has_room`, migrates.
+    fn probe(plan: &mut RevisitPlan, from: u32, ms: u32, has_room: bool) -> (u32, u32) {
         let (mut passes, mut probes) = (0, 0);
         for ms in from..from + ms {
             if let Some(pass) = plan.begin(after(ms)) {
@@ -386,13 +388,13 @@ mod tests {
 
     #[test]
     fn a_device_that_stays_full_is_probed_seldom() {
-        let mut plan = Plan::new();
+        let mut plan = RevisitPlan::new();
         plan.refused(NOW);
         let (passes, probes) = probe(&mut plan, 0, 60 * MAX_PROBE_MS, false);
-        // One range each, at intervals that double up to the longest.
+        // One range each, with delays that double up to the longest.
         assert_eq!(passes, probes);
         assert!((55..=70).contains(&probes));
-        // Then there is room: within one interval a range, and then twice as many each time.
+        // Once there is room: one range within one delay, then twice as many each time.
         let from = 60 * MAX_PROBE_MS;
         let (passes, probes) = probe(&mut plan, from, MAX_PROBE_MS + 10 * PROBE_MS, true);
         assert!(passes >= 10 && probes > 500);

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The service of faults and of prefetches: one loop, [`serve`], migrates a range's memory by the policy of
-//! [`migrate`](super::migrate), and maps it.
+//! The service of faults and prefetches: [`serve`] migrates the memory of a range by the policy of
+//! [`migrate`](super::migrate), and maps the range.
 
 use super::{
     bind::bind,
     migrate::{
         self,
         Cause,
+        Destination, //
         Memory,
-        To, //
     },
     revisit,
     to_cpu,
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     fault::{
         Fault,
-        Served, //
+        Serviced, //
     },
     gpu::Access,
     stats::{
@@ -48,46 +48,46 @@ use kernel::{
     }, //
 };
 
-/// How many times a range is tried whose pages the CPU invalidates meanwhile. After that only the page
-/// of the fault is mapped, which takes less time.
+/// How many attempts the CPU may invalidate before only the page of the fault is mapped, which
+/// takes less time.
 const TRIES: u32 = 3;
 
-/// How much a fault populates, in bytes, of memory that is mostly not populated: as much as a fault of the
-/// CPU maps around the page of a file.
+/// How many bytes a fault populates of memory that is mostly unpopulated: as much as a CPU fault
+/// maps around a page of a file.
 const FAULT_AROUND: usize = SZ_64K;
 
-/// Services a fault of the GPU in `vma`, a mirror. With `page_only` it maps no more than its page, if
-/// that is not mapped yet.
+/// Services a GPU fault in `vma`, a mirror. With `page_only` maps at most the page of the fault,
+/// unless the range is mapped already.
 ///
-/// Fails with `ENOENT` where the process has no memory, `EPERM` for a write to what may only be
-/// read, `EIO` for the memory of some device, `EFAULT` for pages that cannot be had or a process
-/// that is gone, `EACCES` for an exclusive atomic on memory that never migrates, `EBUSY` when the CPU kept
-/// changing its mappings, `EAGAIN` when it unmapped what was there, which is to be collected first, and
-/// `ENOMEM`; for an exclusive atomic also as a migration does.
+/// Fails with `ENOENT` where the process has no memory, `EPERM` for a write to read-only memory,
+/// `EIO` for a `VM_IO` or `VM_PFNMAP` mapping, `EFAULT` for pages that cannot be faulted in or a
+/// process that has exited, `EACCES` for an exclusive atomic on memory that never migrates, `EBUSY`
+/// when the CPU kept changing its mappings, `EAGAIN` when the CPU unmapped the range, which the
+/// caller must collect first, and `ENOMEM`; for an exclusive atomic also as the migration does.
 pub(crate) fn fault(
     vm: &Context,
     svm: &mut Guard<'_, Mirror>,
     vma: &Vma,
     fault: Fault,
     page_only: bool,
-) -> Result<Served> {
+) -> Result<Serviced> {
     if !page_only {
         vm.dev.stats.inc(Stat::SvmPagefaultCount);
     }
     serve(vm, svm, vma, &Request::fault(vm, vma, fault, page_only))
 }
 
-/// Migrates the range at `addr` in `vma`, a mirror, before the GPU needs it, and maps it for reading: copies that a
-/// write would make are not made.
+/// Migrates the range at `addr` in `vma`, a mirror, before the GPU needs it, and maps it for
+/// reading, which breaks no copy-on-write.
 ///
-/// Fails as [`fault()`] does; memory that cannot migrate is no failure.
+/// Fails as [`fault()`] does; memory that cannot migrate is not an error.
 pub(crate) fn prefetch(
     vm: &Context,
     svm: &mut Guard<'_, Mirror>,
     vma: &Vma,
     addr: u64,
-    to: To,
-) -> Result<Served> {
+    to: Destination,
+) -> Result<Serviced> {
     let done = serve(vm, svm, vma, &Request::prefetch(vm, vma, addr, to));
     vxe_sim::drm_dbg!(
         &vm.dev,
@@ -98,21 +98,22 @@ pub(crate) fn prefetch(
     done
 }
 
-/// What a fault or a prefetch asks for.
+/// The request of a fault or a prefetch.
 pub(super) struct Request<'a> {
-    /// The access that is to work.
+    /// The access that the mapping must allow.
     pub(super) fault: Fault,
     pub(super) cause: Cause,
-    /// The device memory to which the range is to migrate; none for system memory.
+    /// The device memory that the range is to migrate to; `None` for system memory.
     pub(super) preferred: Option<Memory<'a>>,
-    /// Whether no more than the page of the fault is to be mapped.
+    /// Whether to map at most the page of the fault.
     page_only: bool,
-    /// The counters of faults; a prefetch counts nothing.
+    /// The counters of faults; `None` for a prefetch.
     stats: Option<&'a Stats>,
 }
 
 impl<'a> Request<'a> {
-    /// That of a fault. An exclusive atomic needs the memory on the device, whatever its preferred location.
+    /// Creates the request of a fault. An exclusive atomic needs the memory on the device, whatever
+    /// its preferred location.
     fn fault(vm: &'a Context, vma: &Vma, fault: Fault, page_only: bool) -> Self {
         let is_exclusive = fault.access == Access::Atomic && migrate::is_exclusive(vm, vma);
         let (cause, preferred) = if is_exclusive {
@@ -129,8 +130,8 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// That of a program which prefetches what is at `addr`.
-    fn prefetch(vm: &'a Context, vma: &Vma, addr: u64, to: To) -> Self {
+    /// Creates the request of a prefetch at `addr`.
+    fn prefetch(vm: &'a Context, vma: &Vma, addr: u64, to: Destination) -> Self {
         Self {
             fault: Fault {
                 addr,
@@ -138,9 +139,9 @@ impl<'a> Request<'a> {
             },
             cause: Cause::Prefetch(vma.attributes.policy),
             preferred: match to {
-                To::System => None,
-                To::Own => vm.memory.as_ref().map(Memory::Own),
-                To::Advised => migrate::preferred_location(vm, vma),
+                Destination::System => None,
+                Destination::Own => vm.memory.as_ref().map(Memory::Own),
+                Destination::Preferred => migrate::preferred_location(vm, vma),
             },
             page_only: false,
             stats: None,
@@ -158,7 +159,7 @@ impl<'a> Request<'a> {
         matches!(self.cause, Cause::Prefetch(_))
     }
 
-    /// How pages are to be found.
+    /// Returns the parameters by which the core finds and faults in pages.
     fn ctx(&self, vm: &Context) -> Ctx {
         let mut ctx = Ctx::new(match self.fault.access {
             Access::Read => gpusvm::Access::Read,
@@ -168,28 +169,28 @@ impl<'a> Request<'a> {
         ctx.devmem_only = self.cause == Cause::Atomic;
         ctx.allow_mixed = true;
         let owner = vm.dev.memory.owner();
-        // A prefetch is told what to populate.
+        // A prefetch populates what the program asked for, no more.
         if !self.is_prefetch() {
             ctx = ctx.with_fault_around(FAULT_AROUND, Some(owner));
         }
         if self.preferred.is_none() {
-            // Pages come to system memory.
+            // Without an owner, the core's fault on the pages migrates them to system memory.
             return ctx;
         }
-        // They stay in memory that the GPU reaches.
+        // Pages stay in device memory that this GPU can access.
         ctx.with_owner(Some(owner))
     }
 
-    /// Whether to map no more than a page, after `lost` tries in which the CPU invalidated the range. Not for an
-    /// exclusive atomic: single pages do not migrate.
+    /// Returns whether to map only one page, after `lost` attempts that the CPU invalidated. Not
+    /// for an exclusive atomic: single pages do not migrate.
     fn is_page_enough(&self, lost: u32) -> bool {
         self.cause != Cause::Atomic && (self.page_only || lost >= TRIES)
     }
 
-    /// Starts the timeslice of what is mapped, under the notifier lock, after `lost` tries. No access follows a
-    /// prefetch.
-    fn mapped(&self, vm: &Context, range: &Range<Mirror>, served: &Served, lost: u32) {
-        if served.settles(&self.fault) && !self.is_prefetch() {
+    /// Starts the timeslice of a mapping that was made after `lost` attempts. The notifier lock is
+    /// held. Not for a prefetch, which no access follows.
+    fn mapped(&self, vm: &Context, range: &Range<Mirror>, served: &Serviced, lost: u32) {
+        if served.resolves(&self.fault) && !self.is_prefetch() {
             let timeslice = &range.data().timeslice;
             timeslice.begin(&vm.aspace, self.fault.addr, lost != 0);
         }
@@ -202,11 +203,11 @@ fn serve(
     svm: &mut Guard<'_, Mirror>,
     vma: &Vma,
     request: &Request<'_>,
-) -> Result<Served> {
+) -> Result<Serviced> {
     let started = Instant::<Monotonic>::now();
     let ctx = request.ctx(vm);
     let window = to_cpu(&vma.span);
-    // CAST: The address lies in the window.
+    // CAST: The address lies in `window`.
     let addr = request.fault.addr as usize;
 
     let mut retry = Retry::bounded();
@@ -214,7 +215,7 @@ fn serve(
     let mut refused = false;
     while let Some(mut attempt) = retry.next() {
         if request.is_page_enough(lost) {
-            // If the range is that small already, there is nothing better than to try again.
+            // If the range is a single page already, all that remains is another attempt.
             let _ = attempt.narrow(addr, window.clone());
         }
         if is_unmapped(svm, addr) {
@@ -223,8 +224,9 @@ fn serve(
         let mut found = match svm.find_or_insert(addr, window.clone(), &ctx, &attempt) {
             Ok(found) => found,
             Err(EAGAIN) => {
-                // The range that is there does not fit any more. It is removed, alone: what the CPU
-                // unmapped is collected by the caller, who knows of attributes.
+                // The existing range does not fit the VMA any more. Remove only this one: ranges
+                // that the CPU unmapped are collected by the caller, which also updates memory
+                // attributes.
                 if let Some(found) = svm.find(addr) {
                     found.remove();
                 }
@@ -238,9 +240,9 @@ fn serve(
             counted = true;
         }
 
-        // Another thread may have mapped it since the GPU faulted.
+        // Another worker may have mapped the range since the GPU faulted.
         let before = found.commit(|_, range| {
-            let served = Served {
+            let served = Serviced {
                 span: to_gpu(span.clone()),
                 access: range.data().access()?,
             };
@@ -248,8 +250,8 @@ fn serve(
             Some(served)
         });
         if let Ok(Some(served)) = before {
-            // A prefetch migrates what is mapped, too.
-            if served.settles(&request.fault) && !(request.is_prefetch() && tries == 0) {
+            // The first attempt of a prefetch migrates a range that is mapped, too.
+            if served.resolves(&request.fault) && !(request.is_prefetch() && tries == 0) {
                 request.count(SizeStat::ValidPagefaultCount, size, 1);
                 return Ok(served);
             }
@@ -264,13 +266,13 @@ fn serve(
         }
         tries += 1;
 
-        // All memory is allocated before the notifier lock is taken, and before the pages are there: the
-        // sooner they are committed, the less likely it is that the CPU has invalidated them.
+        // Allocate all memory before `get()` and the notifier lock: the sooner the pages are
+        // committed, the less likely the CPU has invalidated them.
         let mut staged = vm.aspace.stage(span.start as u64, size as u64)?;
         let get_started = Instant::<Monotonic>::now();
         match found.get(&ctx, &attempt) {
             Ok(()) => {}
-            // Memory of several devices in one range.
+            // The range has memory of several devices.
             Err(EOPNOTSUPP) if !evicted => {
                 evicted = true;
                 let _ = migrate::to_system(vm, &found, &attempt);
@@ -280,11 +282,11 @@ fn serve(
                 lost += 1;
                 continue;
             }
-            // The CPU has faulted on some of it, which has migrated back.
+            // A CPU fault has migrated part of the range back.
             Err(EFAULT) if ctx.devmem_only => continue,
             Err(e) if (e == EFAULT || e == EPERM) && attempt.narrow(addr, span) => continue,
             Err(e) => {
-                // An empty range would keep a bind of a buffer from its addresses.
+                // An empty range would block a bind of a buffer at its addresses.
                 found.remove();
                 return Err(e);
             }
@@ -292,7 +294,7 @@ fn serve(
         request.count(SizeStat::GetPagesUs, size, us_since(get_started));
 
         let bind_started = Instant::<Monotonic>::now();
-        let bound = found.commit(|view, range| -> Result<Served> {
+        let bound = found.commit(|view, range| -> Result<Serviced> {
             let served = bind(vm, &mut staged, vma, range, view)?;
             request.mapped(vm, range, &served, lost);
             Ok(served)
@@ -308,7 +310,7 @@ fn serve(
         if refused && found.data().in_device() == 0 {
             revisit::refused(vm, found.data());
         }
-        if served.settles(&request.fault) {
+        if served.resolves(&request.fault) {
             request.count(SizeStat::PagefaultUs, size, us_since(started));
             return Ok(served);
         }
@@ -316,7 +318,7 @@ fn serve(
     Err(Retry::spent())
 }
 
-/// Whether the CPU unmapped the range at `addr`, or part of it.
+/// Returns whether the CPU unmapped the range at `addr`, or part of it.
 fn is_unmapped(svm: &Guard<'_, Mirror>, addr: usize) -> bool {
     let mut at = svm.ranges(addr..addr.saturating_add(1));
     at.any(|range| range.has(RangeFlag::Unmapped))

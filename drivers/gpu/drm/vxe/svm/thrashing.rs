@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Thrashing: a range has to migrate to the device again soon after it did, as the CPU took it back.
+//! Thrashing: a range migrates to the device again soon after the CPU migrated it back.
 //!
-//! First it gets a *timeslice* on the device, for which a CPU that touches it waits; a longer one the second time.
-//! The third time it is *pinned* in system memory, which CPU and GPU both reach. After that it migrates and is pinned
-//! in turns, each time for longer. All times are in milliseconds.
+//! The first time, the range gets a *timeslice* on the device, for which a CPU fault on it waits;
+//! the second time, a longer one. The third time the range is *pinned* in system memory, which both
+//! the CPU and the GPU can access. After that it migrates and is pinned in turns, for a longer time
+//! each. All times are in milliseconds.
 
 use kernel::{
     prelude::*,
@@ -15,36 +16,39 @@ use kernel::{
     time::msecs_to_jiffies, //
 };
 
-/// The first timeslice, and the longest.
+/// The first and the longest timeslice.
 pub(super) const TIMESLICE_MS: u32 = 5;
 const MAX_TIMESLICE_MS: u32 = 40;
 
-/// How soon is thrashing; or so many times what the last migration took: one that was worth it is over then.
+/// A migration within this time of the last one, or within this multiple of its duration, is
+/// thrashing. The duration counts because a range that takes long to migrate must also be used for
+/// long.
 const WINDOW_MS: u32 = 250;
 const WINDOW_MIGRATIONS: u32 = 16;
 
 /// How often a range thrashes before it is pinned.
 const THRESHOLD: u32 = 3;
 
-/// For how long a range is pinned first, or so many times what the last migration took; and at most.
+/// For how long a range is pinned the first time: this time, or this multiple of the duration of
+/// the last migration. Then the maximum.
 const PIN_MS: u32 = 50;
 const PIN_MIGRATIONS: u32 = 8;
 const MAX_PIN_MS: u32 = 3200;
 
-/// No migration is taken to need longer.
+/// The maximum that is recorded as the duration of a migration.
 const MAX_MIGRATION_MS: u32 = 400;
 
-/// What is known of the migrations of a range to the device. Changed under the SVM lock.
+/// The history of a range's migrations to the device. Changed under the SVM lock.
 pub(super) struct Thrashing {
-    /// How often in a row it thrashed.
+    /// How often the range thrashed in a row.
     count: Atomic<u32>,
-    /// How long the last migration took, at least 1; 0 if there was none.
+    /// The duration of the last migration, at least 1; 0 if there was none.
     took_ms: Atomic<u32>,
-    /// When that was, or until when the range is pinned, in jiffies.
+    /// The time of the last migration, or until when the range is pinned, in jiffies.
     since: Atomic<usize>,
 }
 
-/// `ms`, doubled so many times, up to `max`, which is 64 times as much at most.
+/// Returns `ms` doubled `times` times, up to `max`, which must be at most 64 times `ms`.
 pub(super) fn doubled(ms: u32, times: u32, max: u32) -> u32 {
     (ms << times.min(6)).min(max)
 }
@@ -58,22 +62,22 @@ impl Thrashing {
         }
     }
 
-    /// How often in a row the range thrashed.
+    /// Returns how often the range thrashed in a row.
     pub(super) fn count(&self) -> u32 {
         self.count.load(Relaxed)
     }
 
-    /// Whether the range never migrated.
+    /// Returns whether the range never migrated.
     pub(super) fn is_new(&self) -> bool {
         self.took_ms.load(Relaxed) == 0
     }
 
-    /// Until when a pinned range is, in jiffies.
+    /// Returns until when a pinned range is pinned, in jiffies.
     pub(super) fn pinned_until(&self) -> usize {
         self.since.load(Relaxed)
     }
 
-    /// The range migrated at the time `now`, in jiffies.
+    /// Records a migration that ended at `now`, in jiffies, after `took_ms` milliseconds.
     pub(super) fn migrated(&self, now: usize, took_ms: u64) {
         let took_ms = u32::try_from(took_ms).unwrap_or(MAX_MIGRATION_MS);
         let took_ms = took_ms.clamp(1, MAX_MIGRATION_MS);
@@ -81,11 +85,12 @@ impl Thrashing {
         self.since.store(now, Relaxed);
     }
 
-    /// The timeslice of a range that is to migrate at the time `now`, in jiffies; none if it is pinned instead.
+    /// Returns the timeslice of a range that is to migrate at `now`, in jiffies; `None` if it is
+    /// pinned instead.
     pub(super) fn timeslice(&self, now: usize) -> Option<u32> {
         let since = now.wrapping_sub(self.since.load(Relaxed));
         let took_ms = self.took_ms.load(Relaxed);
-        // A time to come is one long ago, by the clock that wraps around.
+        // A time in the future appears as one long ago, since jiffies wrap around.
         if !self.is_new() && since > usize::MAX / 2 {
             return None;
         }
@@ -111,8 +116,9 @@ impl Thrashing {
 mod tests {
     use super::*;
 
-    /// Has the GPU fault `every` so many milliseconds, beside a CPU that takes the range back, from a time at which the
-    /// clock wraps around soon. Returns how many faults migrated, and for how long the range was pinned at most.
+    /// Simulates GPU faults `every` so many milliseconds, with a CPU that migrates the range back
+    /// after each, from shortly before jiffies wrap around. Returns how many faults migrated, and
+    /// the longest time for which the range was pinned.
     fn fault(range: &Thrashing, faults: u32, every: u32, took: u32) -> (u32, usize) {
         let (mut now, mut migrations, mut pinned) = (usize::MAX - 2, 0, 0);
         for _ in 0..faults {
@@ -126,7 +132,7 @@ mod tests {
             }
             now = now.wrapping_add(msecs_to_jiffies(every));
         }
-        // When it has calmed down, all is forgotten.
+        // After a quiet time the history is forgotten.
         let later = msecs_to_jiffies(MAX_PIN_MS + WINDOW_MIGRATIONS * (took + WINDOW_MS));
         assert_eq!(range.timeslice(now.wrapping_add(later)), Some(0));
         assert_eq!(range.count(), 0);
@@ -145,7 +151,7 @@ mod tests {
         assert_eq!(pinned, msecs_to_jiffies(MAX_PIN_MS));
     }
 
-    /// Where a migration takes long, so does the way back.
+    /// The GPU cannot use the range during a slow migration either.
     #[test]
     fn a_range_that_migrates_slowly_thrashes_as_well() {
         let every = WINDOW_MS + MAX_MIGRATION_MS;

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The timeslice of a mapping: a page that was mapped for a fault stays mapped until the GPU has accessed it, for
-//! some milliseconds at most.
+//! The access timeslice: a page that is mapped for a fault stays mapped until the GPU has accessed
+//! it, for some milliseconds at most.
 //!
-//! The engine tries its access again when the fault is answered. Beside a thread that changes mappings all the
-//! time the page is invalidated by then, and the next fault ends in the same way. So a range that was invalidated
-//! before the access gets a timeslice when it is mapped for a fault next: the invalidation that comes then waits
-//! for the access, or until [`TIMESLICE_MS`] are over.
+//! The engine repeats its access when the fault is serviced. If a CPU thread keeps changing
+//! mappings, the page may be invalidated before that, and the next fault ends the same way. So a
+//! range that was invalidated before the access gets a timeslice at its next fault: the next
+//! invalidation waits for the access, or until [`MAX_WAIT_MS`] have passed.
 //!
-//! Only an invalidation waits in which the CPU changes memory that stays. One that unmaps it, or may not sleep,
-//! does not; nor does the first that comes after a fault.
+//! An invalidation waits only if the CPU changes mappings of memory that remains. An invalidation
+//! for munmap(), one that must not sleep, and the first one after a fault do not wait.
 
 use crate::gpu::AddressSpace;
 use kernel::{
@@ -26,14 +26,14 @@ use kernel::{
 use kernel_ext::time::jiffies;
 
 /// The timeslice, in milliseconds from when the page was mapped.
-const TIMESLICE_MS: u32 = 20;
+const MAX_WAIT_MS: u32 = 20;
 
-/// How often an invalidation that waits looks for the access, in microseconds.
+/// How often a waiting invalidation checks for the access, in microseconds.
 const POLL_US: i64 = 50;
 
 /// The last fault for which a range was mapped.
 pub(super) struct Timeslice {
-    /// The address of the fault until the next invalidation; [`NONE`](Self::NONE) after that.
+    /// The address of the fault until the next invalidation, [`NONE`](Self::NONE) after that.
     addr: Atomic<u64>,
     /// When the range was mapped, in jiffies.
     since: Atomic<usize>,
@@ -52,8 +52,8 @@ impl Timeslice {
         }
     }
 
-    /// The range was mapped for a fault at `addr`; `was_lost` if the CPU invalidated it while that fault was
-    /// serviced. The notifier lock is held.
+    /// Records that the range was mapped for a fault at `addr`. `was_lost` tells whether the CPU
+    /// invalidated it while that fault was serviced. The notifier lock is held.
     pub(super) fn begin(&self, aspace: &AddressSpace, addr: u64, was_lost: bool) {
         aspace.expect_access(addr);
         self.since.store(jiffies::now(), Relaxed);
@@ -63,8 +63,9 @@ impl Timeslice {
         }
     }
 
-    /// The range is about to be invalidated. Waits for its access, if the timeslice is due and the invalidation
-    /// `can_wait`. The notifier lock is held for writing: no page can be mapped anew meanwhile.
+    /// Ends the timeslice before the range is invalidated. Waits for the access if the timeslice is
+    /// due and the invalidation `can_wait`. The notifier lock is held for writing: no page is
+    /// mapped meanwhile.
     pub(super) fn end(&self, aspace: &AddressSpace, can_wait: bool) {
         let addr = self.addr.xchg(Self::NONE, Relaxed);
         if addr == Self::NONE {
@@ -73,7 +74,7 @@ impl Timeslice {
         let since = self.since.load(Relaxed);
         if can_wait && self.is_due.load(Relaxed) {
             while aspace.expects_access(addr)
-                && jiffies::since(since) <= msecs_to_jiffies(TIMESLICE_MS)
+                && jiffies::since(since) <= msecs_to_jiffies(MAX_WAIT_MS)
             {
                 fsleep(Delta::from_micros(POLL_US));
             }
@@ -102,23 +103,24 @@ mod tests {
 
     const ADDR: u64 = 1 << 30;
 
-    /// Shorter than a timeslice, and longer than what does not wait takes, the shortest of a few times.
-    const WAIT_MS: i64 = TIMESLICE_MS as i64 / 2;
+    /// Shorter than a timeslice, and longer than the fastest of several invalidations that do not
+    /// wait.
+    const WAIT_MS: i64 = MAX_WAIT_MS as i64 / 2;
 
-    /// What was before an invalidation.
+    /// The events before an invalidation.
     #[derive(Clone, Copy, PartialEq, Eq)]
     enum Before {
-        /// A fault, the first one.
+        /// The first fault.
         Fault,
         /// A fault whose range the CPU invalidated while it was serviced.
         LostFault,
-        /// A fault whose page was invalidated before its access, and another one.
+        /// A fault whose page was invalidated before its access, and a second fault.
         Faults,
-        /// The same, and the access.
+        /// The same, and then the access.
         Access,
     }
 
-    /// Whether an invalidation waits then.
+    /// Returns whether an invalidation waits after these events.
     fn waits(before: Before, can_wait: bool) -> Result<bool> {
         let device = faux::Registration::new(c"vxe-timeslice-kunit", None)?;
         let faux: &faux::Device<Bound> = device.as_ref();
@@ -132,7 +134,8 @@ mod tests {
                 timeslice.begin(&aspace, ADDR, false);
             }
             if before == Before::Access {
-                // As good as an access: other pages take the place of this one.
+                // The GPU's list of expected accesses drops the oldest entry, which has the same
+                // effect as its access.
                 for page in 1..100 {
                     aspace.expect_access(ADDR + page * PAGE_SIZE);
                 }

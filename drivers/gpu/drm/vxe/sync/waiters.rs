@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who waits for user fences.
+//! The threads that wait for user fences.
 //!
-//! A fence is a word in memory that many may share, so that anybody may wait for what any job stores. But
-//! mostly it is the process itself whose job it is. So those who wait are grouped by process: who signals
-//! wakes the group of the process that it works for, and other groups in turns, as long as these are
-//! [few](FEW) threads. A work item wakes the others: all at once for however many signals there were, and the
-//! less often the more they are. However many threads a process has wait, what others have the GPU do costs
-//! these next to nothing, and so does what they wait for: a large group is left to the work item, and no small one
-//! with it.
+//! A fence is a word in memory that processes can share, so a thread may wait for any job. Mostly,
+//! the job is one of its own process. So waiters are grouped by process. A thread that signals
+//! wakes the group of the process it signals for, and other groups round-robin, up to
+//! [`MAX_DIRECT`] threads. A work item wakes all remaining groups, once for any number of signals,
+//! at a rate that falls with the number of waiters. So the waiters of one process cost next to
+//! nothing to other processes that signal, and a large group does not delay the wakeup of small
+//! ones.
 //!
-//! Lock order: that of the groups, then that of one of them; both are spinlocks. Under the first the work
-//! is enqueued.
+//! Lock order: the lock of the groups, then that of a group; both are spinlocks. The work is
+//! enqueued under the first one.
 
 use crate::driver::Queues;
 use kernel::{
@@ -49,54 +49,54 @@ use kernel_ext::{
     workqueue::cancel_delayed, //
 };
 
-/// No more threads of other processes are woken by who signals, nor are more processes looked at.
-const FEW: usize = 64;
+/// The most threads of other processes that a signal wakes, and the most groups that it visits.
+const MAX_DIRECT: usize = 64;
 
-/// For how many threads, of those that are more, a millisecond passes before they are woken again.
-const PER_MS: usize = 4;
+/// Two runs of the work item are apart by at least a millisecond for this many waiters.
+const WAITERS_PER_MS: usize = 4;
 
-/// How many times as long passes as it took to wake them, which is when they have run: as the work is nicer
-/// than they are. It leaves the CPUs to others for nearly all of the time.
-const REST: usize = 16;
+/// Two runs of the work item are apart by at least this multiple of the last run time. That
+/// includes the run time of the woken threads, as the work item runs at a lower priority. So the
+/// CPUs are left to others nearly all the time.
+const PAUSE_RATIO: usize = 16;
 
-/// No more than this passes, in milliseconds.
-const MAX_MS: u32 = 4000;
+/// The longest pause of the work item, in milliseconds.
+const MAX_PAUSE_MS: u32 = 4000;
 
-/// How nice the work is to other threads. Those that it wakes are none the later for that, unless the CPUs
-/// are busy.
+/// The nice value of the work item. It delays the wakeups only on busy CPUs.
 const NICE: i16 = 19;
 
-/// How many threads are woken before it is looked whether other tasks are to run.
+/// How many threads are woken between two checks for a reschedule.
 const BATCH: usize = 32;
 
 /// Why [`Waiter::wait`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waited {
-    /// Something was signalled; so many jiffies were left.
+    /// A fence was signalled, with this many jiffies of the time-out left.
     Signalled(Jiffies),
-    /// The time is up.
+    /// The time-out expired.
     TimedOut,
     /// The caller has a signal pending.
     Interrupted,
 }
 
-/// Threads of one process.
+/// The waiting threads of one process.
 ///
-/// What is waited for is in user memory, which cannot be looked at under a lock. So a waiter takes
-/// the [`generation`](Waiter::generation), looks, and sleeps only if nothing was signalled since: a
-/// signal between the two is not missed.
+/// The fence is in user memory, which cannot be read under a lock. So a waiter takes the
+/// [`generation`](Waiter::generation), reads the fence, and sleeps only if the generation is still
+/// the same: a signal in between is not missed.
 #[pin_data]
 struct Group {
     #[pin]
-    state: SpinLock<State>,
+    state: SpinLock<GroupState>,
     #[pin]
     signalled: CondVar,
 }
 
-struct State {
+struct GroupState {
     /// Counts the signals.
     generation: u64,
-    /// How many threads sleep, or are being woken.
+    /// The number of threads that sleep or are being woken.
     asleep: usize,
 }
 
@@ -105,7 +105,7 @@ impl Group {
         Arc::pin_init(
             pin_init!(Self {
                 state <- new_spinlock!(
-                    State {
+                    GroupState {
                         generation: 0,
                         asleep: 0,
                     },
@@ -117,62 +117,62 @@ impl Group {
         )
     }
 
-    /// Whoever looked before this must look again: returns how many of them are to be [woken](Self::wake).
+    /// Starts a new generation. Returns how many threads to [wake](Self::wake).
     fn signal(&self) -> usize {
         let mut state = self.state.lock();
         state.generation = state.generation.wrapping_add(1);
         state.asleep
     }
 
-    /// Wakes `count` threads: those that have slept for longest.
+    /// Wakes `count` threads, those that have slept longest first.
     fn wake(&self, count: usize) {
         (0..count).for_each(|_| self.signalled.notify_one());
     }
 }
 
-/// A process, and how many threads of it wait.
-struct Member {
+/// A group in the tree, with the number of its threads.
+struct GroupEntry {
     group: Arc<Group>,
     threads: usize,
 }
 
-impl Member {
-    /// The group of a process of which one thread waits, and what is to be put into the tree. Fails with
-    /// `ENOMEM`.
+impl GroupEntry {
+    /// Creates the group of a process with one waiting thread, and the node for the tree. Fails
+    /// with `ENOMEM`.
     fn new(key: usize) -> Result<(Arc<Group>, RBTreeNode<usize, Self>)> {
         let group = Group::new()?;
-        let member = Self {
+        let entry = Self {
             group: group.clone(),
             threads: 1,
         };
-        Ok((group, RBTreeNode::new(key, member, GFP_KERNEL_ACCOUNT)?))
+        Ok((group, RBTreeNode::new(key, entry, GFP_KERNEL_ACCOUNT)?))
     }
 }
 
 struct Groups {
-    /// By the addresses of the address spaces, which are there as long as the threads are.
-    tree: RBTree<usize, Member>,
-    /// How many threads there are in all.
+    /// By the address of the `struct mm_struct`, which exists as long as the threads do.
+    tree: RBTree<usize, GroupEntry>,
+    /// The number of all waiting threads.
     threads: usize,
-    /// The work is enqueued.
+    /// Whether the work item is enqueued.
     enqueued: bool,
-    /// When it began to run the last time, in jiffies.
-    ran: usize,
-    /// How long it took the last time.
+    /// When the work item last started, in jiffies.
+    started: usize,
+    /// How long the work item ran the last time, in jiffies.
     took: usize,
-    /// From which group on others are woken next.
-    turn: usize,
-    /// Nothing is enqueued any more.
+    /// The key from which the next signal wakes other groups.
+    next_key: usize,
+    /// Set by `close()`: the work item is not enqueued any more.
     closed: bool,
 }
 
-/// Who waits for any fence of a device.
+/// The threads that wait for any fence of a device.
 #[pin_data]
 pub(crate) struct FenceWaiters {
     #[pin]
     groups: SpinLock<Groups>,
-    /// Those for whose processes there was no memory. Whoever signals wakes them.
-    rest: Arc<Group>,
+    /// The threads for whose groups there was no memory. Each signal wakes them.
+    ungrouped: Arc<Group>,
     #[pin]
     work: DelayedWork<Self>,
     queues: Arc<Queues>,
@@ -189,11 +189,11 @@ impl WorkItem for FenceWaiters {
         {
             let mut groups = this.groups.lock();
             groups.enqueued = false;
-            groups.ran = jiffies::now();
+            groups.started = jiffies::now();
         }
         with_nice(NICE, || this.wake_all());
         let mut groups = this.groups.lock();
-        groups.took = jiffies::since(groups.ran);
+        groups.took = jiffies::since(groups.started);
     }
 }
 
@@ -202,22 +202,22 @@ fn key(mm: &Mm) -> usize {
 }
 
 impl FenceWaiters {
-    /// Nobody waits. Fails with `ENOMEM`.
+    /// Creates an empty list. Fails with `ENOMEM`.
     pub(crate) fn new(queues: &Arc<Queues>) -> Result<Arc<Self>> {
         let groups = Groups {
             tree: RBTree::new(),
             threads: 0,
             enqueued: false,
-            ran: jiffies::now(),
+            started: jiffies::now(),
             took: 0,
-            turn: 0,
+            next_key: 0,
             closed: false,
         };
-        let rest = Group::new()?;
+        let ungrouped = Group::new()?;
         Arc::pin_init(
             pin_init!(Self {
                 groups <- new_spinlock!(groups, "FenceWaiters::groups"),
-                rest,
+                ungrouped,
                 work <- new_delayed_work!("FenceWaiters::work"),
                 queues: queues.clone(),
             }),
@@ -225,8 +225,8 @@ impl FenceWaiters {
         )
     }
 
-    /// The calling thread is one that waits, until the result is dropped. Where there is no memory for a group of
-    /// its process, it is one of those for whom there was none.
+    /// Adds the calling thread as a waiter until the result is dropped. Without memory for a group,
+    /// the thread is added to `ungrouped`.
     pub(crate) fn join(self: &Arc<Self>) -> Waiter {
         let waiter = |group, key| Waiter {
             all: self.clone(),
@@ -238,14 +238,14 @@ impl FenceWaiters {
         if let Some(group) = known {
             return waiter(group, key);
         }
-        let new = key.and_then(|key| Some((key, Member::new(key).ok()?)));
+        let new = key.and_then(|key| Some((key, GroupEntry::new(key).ok()?)));
         let Some((key, (new, node))) = new else {
             self.groups.lock().threads += 1;
-            return waiter(self.rest.clone(), None);
+            return waiter(self.ungrouped.clone(), None);
         };
         let mut groups = self.groups.lock();
         let (group, unused) = match groups.join(key) {
-            // Another thread was faster.
+            // Another thread of the process inserted the group meanwhile.
             Some(group) => (group, Some(node)),
             None => {
                 groups.threads += 1;
@@ -257,41 +257,43 @@ impl FenceWaiters {
         waiter(group, Some(key))
     }
 
-    /// Has everybody look again: the process that `mm` is of now, others soon. To be called after what they
-    /// look at was changed, in process context.
+    /// Makes the waiters check their fences: those of process `mm` now, others soon. Called in
+    /// process context, after a write to a fence or to other state that waiters check.
     pub(crate) fn signal(self: &Arc<Self>, mm: Option<&Mm>) {
         let mut groups = self.groups.lock();
         if groups.closed || groups.threads == 0 {
-            // Nobody sleeps.
+            // No thread waits.
             return;
         }
         let own = mm.map_or(0, key);
-        let is_rest = !groups.wake_few(own);
-        let own = groups.tree.get(&own).map(|member| member.group.clone());
-        if is_rest && !groups.enqueued {
+        let has_more = !groups.wake_direct(own);
+        let own = groups.tree.get(&own).map(|entry| entry.group.clone());
+        if has_more && !groups.enqueued {
             groups.enqueued = true;
-            let delay = groups.pace().saturating_sub(jiffies::since(groups.ran));
-            // It is not enqueued, so that this cannot fail.
+            let delay = groups
+                .interval()
+                .saturating_sub(jiffies::since(groups.started));
+            // Cannot fail: the work is not enqueued.
             let _ = self.queues.work.enqueue_delayed(self.clone(), delay);
         }
         drop(groups);
         if let Some(group) = own {
             group.wake(group.signal());
         }
-        self.rest.wake(self.rest.signal());
+        self.ungrouped.wake(self.ungrouped.signal());
     }
 
-    /// Wakes everybody, for good: the device is gone, which all see who look again. Takes back what is
-    /// enqueued; what runs goes on.
+    /// Wakes all waiters and stops the work item: the device is gone, which each waiter notices.
+    /// Cancels the work item if it is enqueued; does not wait for it if it runs.
     pub(crate) fn close(self: &Arc<Self>) {
         self.groups.lock().closed = true;
         cancel_delayed::<_, 0>(self);
         self.wake_all();
     }
 
-    /// Has everybody look again. Sleeps.
+    /// Makes all waiters check their fences. Sleeps.
     fn wake_all(&self) {
-        self.rest.wake(self.rest.signal());
+        self.ungrouped.wake(self.ungrouped.signal());
         let mut next = Some(0);
         while let Some((key, group)) = next.and_then(|key| self.first_from(key)) {
             let mut left = group.signal();
@@ -305,91 +307,91 @@ impl FenceWaiters {
         }
     }
 
-    /// The first group with a key of `key` or more, and its key.
+    /// Returns the first group with a key of at least `key`, and its key.
     fn first_from(&self, key: usize) -> Option<(usize, Arc<Group>)> {
         let groups = self.groups.lock();
         let cursor = groups.tree.cursor_lower_bound(&key)?;
-        let (key, member) = cursor.current();
-        Some((*key, member.group.clone()))
+        let (key, entry) = cursor.current();
+        Some((*key, entry.group.clone()))
     }
 }
 
 impl Groups {
-    /// Has groups look again but that with the key `own`, in turns, as long as they are of [`FEW`] threads. Returns
-    /// whether these were all.
-    fn wake_few(&mut self, own: usize) -> bool {
-        let (mut threads, mut all) = (FEW, true);
-        let (mut next, mut wrapped) = (self.turn, false);
-        for _ in 0..FEW {
+    /// Wakes groups other than `own`, round-robin, up to [`MAX_DIRECT`] threads. Returns whether
+    /// these were all.
+    fn wake_direct(&mut self, own: usize) -> bool {
+        let (mut threads, mut all) = (MAX_DIRECT, true);
+        let (mut next, mut wrapped) = (self.next_key, false);
+        for _ in 0..MAX_DIRECT {
             let at = self.tree.cursor_lower_bound(&next);
-            let Some((&key, member)) = at.as_ref().map(|at| at.current()) else {
+            let Some((&key, entry)) = at.as_ref().map(|at| at.current()) else {
                 if wrapped {
                     return all;
                 }
                 (next, wrapped) = (0, true);
                 continue;
             };
-            if wrapped && key >= self.turn {
+            if wrapped && key >= self.next_key {
                 return all;
             }
             if key != own {
-                match threads.checked_sub(member.threads) {
+                match threads.checked_sub(entry.threads) {
                     Some(left) => {
                         threads = left;
-                        member.group.wake(member.group.signal());
+                        entry.group.wake(entry.group.signal());
                     }
                     None => all = false,
                 }
             }
             next = key.wrapping_add(1);
         }
-        self.turn = next;
+        self.next_key = next;
         false
     }
 
-    /// From when the work begins to run until it may do so again, in jiffies.
-    fn pace(&self) -> usize {
-        let least = u32::try_from(self.threads / PER_MS).unwrap_or(u32::MAX);
-        let rest = self.took.saturating_mul(REST);
+    /// Returns the least time between two starts of the work item, in jiffies.
+    fn interval(&self) -> usize {
+        let least = u32::try_from(self.threads / WAITERS_PER_MS).unwrap_or(u32::MAX);
+        let pause = self.took.saturating_mul(PAUSE_RATIO);
         msecs_to_jiffies(least)
-            .max(rest)
-            .min(msecs_to_jiffies(MAX_MS))
+            .max(pause)
+            .min(msecs_to_jiffies(MAX_PAUSE_MS))
     }
 
-    /// One more thread of a process that has one already.
+    /// Adds a thread to the group of its process, if the tree has that.
     fn join(&mut self, key: usize) -> Option<Arc<Group>> {
-        let member = self.tree.get_mut(&key)?;
-        member.threads += 1;
-        let group = member.group.clone();
+        let entry = self.tree.get_mut(&key)?;
+        entry.threads += 1;
+        let group = entry.group.clone();
         self.threads += 1;
         Some(group)
     }
 
-    /// One less of a process; returns what is left of that if it was the last.
-    fn leave(&mut self, key: usize) -> Option<RBTreeNode<usize, Member>> {
-        let member = self.tree.get_mut(&key)?;
-        member.threads -= 1;
-        let is_last = member.threads == 0;
+    /// Removes a thread from its group. Returns the node of the group if that was the last thread.
+    fn leave(&mut self, key: usize) -> Option<RBTreeNode<usize, GroupEntry>> {
+        let entry = self.tree.get_mut(&key)?;
+        entry.threads -= 1;
+        let is_last = entry.threads == 0;
         is_last.then(|| self.tree.remove_node(&key)).flatten()
     }
 }
 
-/// A thread that waits.
+/// A waiting thread.
 pub(crate) struct Waiter {
     all: Arc<FenceWaiters>,
     group: Arc<Group>,
-    /// None for one of the rest.
+    /// `None` for a thread in `ungrouped`.
     key: Option<usize>,
 }
 
 impl Waiter {
-    /// What to pass to [`wait`](Self::wait): take it before looking.
+    /// Returns the generation for [`wait`](Self::wait). The caller takes it before it reads the
+    /// fence.
     pub(crate) fn generation(&self) -> u64 {
         self.group.state.lock().generation
     }
 
-    /// Sleeps, interruptibly, until something was signalled after `seen` was taken, or for
-    /// `timeout` jiffies.
+    /// Sleeps interruptibly until a signal after generation `seen`, or for `timeout` jiffies.
     pub(crate) fn wait(&self, seen: u64, mut timeout: Jiffies) -> Waited {
         let Group { state, signalled } = &*self.group;
         let mut state = state.lock();

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a program may say about a piece of a VM: memory attributes, as the uAPI encodes them.
+//! Memory attributes that a program sets for parts of a VM, in the encoding of the uAPI.
 //!
-//! Every type here can hold only what xe would accept; the check is its constructor. Attributes
-//! belong to a VMA, so that they outlive the SVM ranges in it.
+//! Each type here holds only values that xe accepts; its constructor checks them. Attributes belong
+//! to a VMA, so they outlive the SVM ranges in it.
 
 use crate::{
     check::ensure,
@@ -13,63 +13,63 @@ use crate::{
 use gpusvm::pagemap::registry::RegionRef;
 use kernel::prelude::*;
 
-/// An index into the page attribute table of the device, the one of xe's Battlemage.
+/// An index into the page attribute table of the device, which is that of xe's Battlemage.
 ///
 /// # Invariants
 ///
-/// The index is of an entry that the hardware does not reserve.
+/// The hardware does not reserve the entry at the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PatIndex(u16);
 
 impl PatIndex {
-    /// Entries of the table.
+    /// The number of entries.
     const ENTRIES: u32 = 32;
-    /// Reserved entries, a bit each.
+    /// The reserved entries, one bit each.
     const RESERVED: u32 = 0x000f_0000;
-    /// Entries for memory that the GPU keeps coherent with the CPU's caches, a bit each.
+    /// The entries for memory that is coherent with the CPU's caches, one bit each.
     const COHERENT: u32 = 0xccc0_00b6;
-    /// Entries that compress, a bit each.
+    /// The entries for compressed memory, one bit each.
     const COMPRESSED: u32 = 0x2220_de00;
 
-    /// Fails with `EINVAL` for an index that is reserved or beyond the table.
+    /// Checks an index. Fails with `EINVAL` for one that is reserved or beyond the table.
     pub(crate) fn new(dev: &Device, index: u32) -> Result<Self> {
         ensure!(dev, index < Self::ENTRIES, EINVAL);
         ensure!(dev, Self::RESERVED & (1 << index) == 0, EINVAL);
-        // INVARIANT: Just checked.
+        // INVARIANT: Just checked that the entry is not reserved.
         Ok(Self(index as u16))
     }
 
-    /// The index.
+    /// Returns the index.
     pub(crate) fn get(self) -> u32 {
         self.0.into()
     }
 
-    /// Whether the GPU snoops the CPU's caches.
+    /// Returns whether the GPU snoops the CPU's caches.
     pub(crate) fn is_coherent(self) -> bool {
         Self::COHERENT & (1 << self.0) != 0
     }
 
-    /// Whether memory is compressed.
+    /// Returns whether memory is compressed.
     pub(crate) fn is_compressed(self) -> bool {
         Self::COMPRESSED & (1 << self.0) != 0
     }
 }
 
-/// Who may do atomics.
+/// Which processors may do atomics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Atomics {
-    /// Nobody said; the GPU may.
+    /// No advice; the GPU may.
     Undefined,
     /// The GPU.
     Device,
-    /// The GPU and the CPU, each while it has the memory for itself.
+    /// The GPU and the CPU, each while the other cannot access the memory.
     Global,
-    /// The CPU only: an atomic of the GPU is an error.
+    /// The CPU only: an atomic of the GPU fails.
     Cpu,
 }
 
 impl Atomics {
-    /// Fails with `EINVAL` for a value that the uAPI does not know.
+    /// Checks a value. Fails with `EINVAL` for one that the uAPI does not define.
     pub(crate) fn new(dev: &Device, value: u32) -> Result<Self> {
         Ok(match value {
             uapi::DRM_XE_ATOMIC_UNDEFINED => Self::Undefined,
@@ -83,7 +83,7 @@ impl Atomics {
         })
     }
 
-    /// The value in the uAPI.
+    /// Returns the value in the uAPI.
     pub(crate) fn get(self) -> u32 {
         match self {
             Self::Undefined => uapi::DRM_XE_ATOMIC_UNDEFINED,
@@ -93,29 +93,29 @@ impl Atomics {
         }
     }
 
-    /// Whether the GPU may do them, be it elsewhere than where the memory is now.
+    /// Returns whether the GPU may do atomics, perhaps after a migration.
     pub(crate) fn by_device(self) -> bool {
         self != Self::Cpu
     }
 
-    /// Whether the GPU of a device with memory of its own does them in device memory only: where the
-    /// CPU cannot at the same time.
+    /// Returns whether the GPU must exclude the CPU, and so does atomics in device memory only, if
+    /// its device has any.
     pub(crate) fn are_exclusive(self) -> bool {
         self == Self::Global
     }
 }
 
-/// Which pages move when memory moves to its preferred place.
+/// Which pages migrate to the preferred location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MigrationPolicy {
-    /// All.
+    /// All pages.
     AllPages,
-    /// Those that are in system memory.
+    /// Pages in system memory.
     OnlySystemPages,
 }
 
 impl MigrationPolicy {
-    /// Fails with `EINVAL` for a value that the uAPI does not know.
+    /// Checks a value. Fails with `EINVAL` for one that the uAPI does not define.
     pub(crate) fn new(dev: &Device, value: u32) -> Result<Self> {
         Ok(match value {
             uapi::DRM_XE_MIGRATE_ALL_PAGES => Self::AllPages,
@@ -127,7 +127,7 @@ impl MigrationPolicy {
         })
     }
 
-    /// The value in the uAPI.
+    /// Returns the value in the uAPI.
     pub(crate) fn get(self) -> u32 {
         match self {
             Self::AllPages => uapi::DRM_XE_MIGRATE_ALL_PAGES,
@@ -136,27 +136,27 @@ impl MigrationPolicy {
     }
 }
 
-/// Where memory should live.
+/// The preferred location of memory.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Location {
-    /// In the memory of the device that faults, if it has any.
+    /// The memory of the device that faults, if it has any.
     FaultingDevice,
-    /// In system memory.
+    /// System memory.
     System,
-    /// In the memory of a certain device.
+    /// The memory of the device that the program named.
     Device {
-        /// The descriptor by which a program named it.
+        /// The descriptor by which the program named it.
         fd: i32,
-        /// The memory, if it is still there.
+        /// The memory region, if it still exists.
         place: RegionRef,
     },
 }
 
 impl Location {
-    /// From `devmem_fd` and `region_instance`.
+    /// Looks up `devmem_fd` and `region_instance`.
     ///
-    /// Fails as xe does: with `EINVAL` for values that mean nothing, `ENOENT` for a file that is no
-    /// device with such memory, `ENODEV` for a device that is gone, and `ENOLINK` for one that `dev`
+    /// Fails as xe does: with `EINVAL` for invalid values, `ENOENT` for a file that is not a device
+    /// with such memory, `ENODEV` for a device that is unbound, and `ENOLINK` for one that `dev`
     /// has no fast interconnect with.
     pub(crate) fn new(dev: &Device, devmem_fd: i32, region_instance: u16) -> Result<Self> {
         match devmem_fd {
@@ -174,7 +174,7 @@ impl Location {
         }
     }
 
-    /// `devmem_fd` in the uAPI.
+    /// Returns `devmem_fd` of the uAPI.
     pub(crate) fn devmem_fd(&self) -> i32 {
         match self {
             Self::FaultingDevice => 0,
@@ -187,20 +187,20 @@ impl Location {
 /// The attributes of a VMA.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Attributes {
-    /// Caching.
+    /// The caching.
     pub(crate) pat: PatIndex,
     /// The caching that the VMA was bound with.
     pub(crate) default_pat: PatIndex,
-    /// Who may do atomics.
+    /// Which processors may do atomics.
     pub(crate) atomics: Atomics,
-    /// Where memory should live.
+    /// The preferred location.
     pub(crate) location: Location,
-    /// Which pages move there.
+    /// Which pages migrate there.
     pub(crate) policy: MigrationPolicy,
 }
 
 impl Attributes {
-    /// Those of a new VMA.
+    /// Returns the attributes of a new VMA.
     pub(crate) const fn new(pat: PatIndex) -> Self {
         Self {
             pat,
@@ -211,7 +211,7 @@ impl Attributes {
         }
     }
 
-    /// Whether nothing was ever advised.
+    /// Returns whether all attributes have their defaults.
     pub(crate) fn is_default(&self) -> bool {
         *self == Self::new(self.default_pat)
     }

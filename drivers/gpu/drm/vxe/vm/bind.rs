@@ -1,26 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! VM_BIND: what programs put at the addresses of a VM.
+//! VM_BIND: changes the bindings of a VM.
 //!
-//! All operations of a call happen, in order, or none does:
+//! The operations of a call are carried out in order, either all of them or none:
 //!
-//! 1. they are checked by themselves, and their buffers looked up;
-//! 2. under the SVM lock, each is made in the map of VMAs, as a change that is undone if one fails,
-//!    and everything that it will need is allocated ([`Plan`]). Ranges that will be mapped otherwise are
-//!    removed last, as faults bring them back in any case;
-//! 3. the change is committed, and the GPU's page table follows. Nothing here can fail;
-//! 4. without locks, prefetches are done, which are advice: what cannot be had is left to faults. A call
-//!    that does nothing else tells of what is worth telling;
-//! 5. the fence is signalled.
+//! 1. Each operation is checked by itself, and its buffer is looked up.
+//! 2. With the SVM lock held, each operation is made in the map of VMAs, as a change that is undone
+//!    if a later one fails. Everything that the commit needs is allocated ([`Plan`]). Ranges whose
+//!    attributes change are removed last, as faults map them again even if the call fails.
+//! 3. The change is committed, and the GPU's page table is updated. This step cannot fail.
+//! 4. Without locks, memory is prefetched. Prefetches are hints: what cannot be prefetched is left
+//!    to faults. Only a call with nothing but prefetches reports errors of this step.
+//! 5. The fence is signalled.
 //!
-//! All of this is done when the call returns. So bind queues have nothing to order, and exist for
-//! programs' sake.
+//! All steps are done when the call returns. So bind queues have nothing to order; the driver has
+//! them because programs create them.
 //!
-//! Arrays are charged to the memory cgroup of the caller, and no longer than what was read: the number of
-//! operations is userspace's. Each step is linear in the number of operations and of VMAs that they
-//! change, and ends when the caller is killed; what is committed then is left to faults.
+//! Arrays are charged to the memory cgroup of the caller and grow as operations are read, since
+//! userspace chooses their number. Each step takes time linear in the number of operations and of
+//! VMAs that they change, and ends when the caller is killed. After the commit, what is left to map
+//! is left to faults.
 //!
-//! Locks as in [`vm`](super).
+//! For the locks see [`vm`](super).
 
 use super::{
     account,
@@ -34,7 +35,7 @@ use super::{
         Retired, //
     },
     op::{
-        Handle,
+        GemHandle,
         Op, //
     },
     spans::Spans,
@@ -52,7 +53,7 @@ use crate::{
     ioctl::Ioctl,
     svm::{
         self,
-        migrate::To,
+        migrate::Destination,
         to_cpu,
         Mirror, //
     },
@@ -71,11 +72,10 @@ use kernel_ext::sched;
 
 /// VM_BIND.
 ///
-/// Fails as xe does: with `EINVAL` for no such VM and for operations that make no sense, such as to prefetch
-/// a buffer to where it was advised to be, `ENOENT` for no such
-/// queue or buffer, or a VM that is closed, `EBUSY` for an unmap of a mirror where ranges are mapped,
-/// `ENOBUFS` for more operations than there is memory for, `EINTR` for a process that is killed,
-/// `ENOMEM`, `EFAULT`.
+/// Fails as xe does: with `EINVAL` for no such VM and for invalid operations, such as a prefetch of
+/// a buffer to its advised location, `ENOENT` for no such queue or buffer, or a closed VM, `EBUSY`
+/// for an unmap of a mirror where ranges have mapped pages, `ENOBUFS` if there is no memory for the
+/// operations, `EINTR` for a killed process, `ENOMEM`, `EFAULT`.
 pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_vm_bind) -> Result<u32> {
     let (dev, file) = (ioctl.dev(), ioctl.file());
     let vm = file.inner().vm(args.vm_id).map_err(|_| EINVAL)?;
@@ -95,7 +95,7 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_vm_bind) -> R
     ensure!(dev, fence.is_none() || args.num_binds != 0, EOPNOTSUPP);
 
     vm.bind(&resolved)?;
-    // The last reference to a buffer may go here: no lock is held.
+    // May drop the last reference to a buffer; no lock is held.
     drop(resolved);
     if let Some(fence) = fence {
         fence.signal(ioctl);
@@ -103,12 +103,12 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_vm_bind) -> R
     Ok(0)
 }
 
-/// The operations of a call, each checked by itself.
+/// Reads the operations of a call, and checks each by itself.
 fn operations(
     ioctl: &mut Ioctl<'_>,
     args: &uapi::drm_xe_vm_bind,
     mode: Mode,
-) -> Result<KVVec<Op<Handle>>> {
+) -> Result<KVVec<Op<GemHandle>>> {
     let dev = ioctl.dev();
     // CAST: Widens.
     let count = args.num_binds as usize;
@@ -120,7 +120,8 @@ fn operations(
     // Does not overflow: the number has 32 bits.
     let len = count * size_of::<uapi::drm_xe_vm_bind_op>();
     let mut reader = ioctl.reader(args.vector_of_binds(), len);
-    // The array grows with what was read: the number alone, or a vector that never comes, takes nothing.
+    // The array grows with each operation read: neither a large count nor a vector whose memory
+    // never comes allocates memory by itself.
     for _ in 0..count {
         sched::check_killed()?;
         let op = Op::new(dev, &reader.read()?, mode)?;
@@ -129,13 +130,13 @@ fn operations(
     Ok(ops)
 }
 
-/// Looks the buffers of operations up, and gets their memory, charged to the memory cgroup of the caller.
-/// What takes long is done before the device must be there to map it for: whoever unplugs the device
-/// waits only for the rest.
+/// Looks up the buffers of the operations and allocates their pages, charged to the memory cgroup
+/// of the caller. That may take long, and is done before the registration guard is taken:
+/// `drm_dev_unplug()` waits only for the DMA mapping.
 fn resolve(
     ioctl: &mut Ioctl<'_>,
     vm: &Arc<Vm>,
-    ops: KVVec<Op<Handle>>,
+    ops: KVVec<Op<GemHandle>>,
 ) -> Result<KVVec<Op<ARef<Bo>>>> {
     let (dev, file) = (ioctl.dev(), ioctl.file());
     let mut resolved = KVVec::with_capacity(ops.len(), account())?;
@@ -151,29 +152,29 @@ fn resolve(
     Ok(resolved)
 }
 
-/// What committing a change of the map takes besides.
+/// What committing a change of the map needs besides the map.
 struct Plan {
-    /// Where mappings of buffers are to be removed.
+    /// Where mappings of buffers are removed from the page table.
     removals: Spans,
-    /// Mirrors to let go of: their ranges are mapped anew by faults.
+    /// Mirrors whose ranges are removed, so that faults map them again.
     resets: Spans,
-    /// Where buffers are to be mapped now.
+    /// Where buffers are mapped by this call.
     at_once: Spans,
-    /// Where pages are to be mapped before they are needed.
-    prefetches: KVVec<(Span, To)>,
-    /// Of these, where that is to be as was advised.
+    /// Where pages are mapped before the GPU accesses them.
+    prefetches: KVVec<(Span, Destination)>,
+    /// The prefetches to the advised location.
     advised: Spans,
 }
 
 impl Vm {
-    /// Makes all of `ops`, or none.
+    /// Carries out all operations, or none.
     fn bind(self: &Arc<Self>, ops: &[Op<ARef<Bo>>]) -> Result {
         let (retired, prefetches) = {
             let mut svm = self.lock_svm_killable()?;
             if self.is_closed() {
                 return Err(ENOENT);
             }
-            // The CPU's unmaps come first: what it unmapped is not in the way.
+            // Ranges that the CPU unmapped must not make an unmap fail with `EBUSY`.
             self.collect_garbage(&mut svm)?;
             self.bind_locked(&mut svm, ops)?
         };
@@ -181,7 +182,7 @@ impl Vm {
         let is_advice = ops.iter().all(|op| matches!(op, Op::Prefetch { .. }));
         for (span, to) in prefetches {
             let done = self.prefetch(span, to);
-            // What is bound stays bound, and so the call has succeeded.
+            // The bindings are committed, so a call that bound something has succeeded.
             if is_advice {
                 done?;
             }
@@ -193,7 +194,7 @@ impl Vm {
         &self,
         svm: &mut Guard<'_, Mirror>,
         ops: &[Op<ARef<Bo>>],
-    ) -> Result<(Retired, KVVec<(Span, To)>)> {
+    ) -> Result<(Retired, KVVec<(Span, Destination)>)> {
         let context = self.svm.context();
         let mut changes = self.map.lock_killable()?.change();
         let mut plan = Plan {
@@ -210,13 +211,13 @@ impl Vm {
             }
             plan.add(self, &mut changes, svm, op)?;
         }
-        // Prefetches are done when all is bound, and so it is what is bound in the end that counts. Each
-        // VMA is looked at once, however many prefetches name it.
+        // Prefetches run after all operations, so they are checked against the final map. Each VMA
+        // is checked once, however many prefetches cover it.
         let mut seen = 0;
         for span in plan.advised.sorted()?.iter() {
             for vma in changes.map().overlapping(span.start.max(seen)..span.end) {
                 sched::check_killed()?;
-                // Where a buffer lives was decided when it was made: nobody advised anything.
+                // The placement of a buffer was chosen at its creation: it has no advised location.
                 ensure!(self.dev(), vma.is_mirror(), EINVAL);
             }
             seen = seen.max(span.end);
@@ -224,28 +225,28 @@ impl Vm {
         let removals = Removals::stage(&context.aspace, plan.removals)?;
         let at_once = plan.at_once.sorted()?;
         let staged = buffer::stage_all(&context.aspace, changes.map(), &at_once)?;
-        // Faults bring back what goes here, should the caller be killed before the change is committed.
+        // If the caller is killed before the commit, faults map the removed ranges again.
         for span in plan.resets.sorted()?.iter() {
-            svm.remove_all_while(to_cpu(&span), || self.go_on())?;
+            svm.remove_all_while(to_cpu(&span), || self.check_continue())?;
             sched::check_killed()?;
         }
 
-        // From here on nothing fails.
+        // No error from here on.
         let retired = changes.commit();
-        removals.carry_out(context);
+        removals.apply(context);
         buffer::write_all(context, staged, &self.map.lock(), &at_once);
         Ok((retired, plan.prefetches))
     }
 
-    /// Maps what there is in `span` before the GPU needs it, as far as that is possible: what cannot
-    /// move, or may not be read, is left to faults.
+    /// Maps what is bound in `span` before the GPU accesses it, as far as possible. What cannot
+    /// migrate, or is not readable, is left to faults.
     ///
-    /// The SVM lock is taken for one range at a time, so that faults get their turn. Ends early
-    /// for a caller that has a signal pending.
+    /// Takes the SVM lock for one range at a time, so that faults are serviced in between. Ends
+    /// early for a caller with a pending signal.
     ///
-    /// Fails, and leaves the rest, where xe does: with `EIO` at the memory of some device, `EBUSY` when
+    /// Fails where xe does, and skips the rest: with `EIO` for I/O memory of a device, `EBUSY` when
     /// the CPU keeps changing its mappings, and `ENOMEM`.
-    fn prefetch(self: &Arc<Self>, span: Span, to: To) -> Result {
+    fn prefetch(self: &Arc<Self>, span: Span, to: Destination) -> Result {
         let mut at = span.start;
         while at < span.end && !kernel::current!().signal_pending() {
             match self.prefetch_one(at, span.end, to)? {
@@ -256,9 +257,9 @@ impl Vm {
         Ok(())
     }
 
-    /// Maps the first range or buffer from `at` on and before `end`, if that is possible; returns
-    /// the address after it. None if nothing is left. Fails as [`prefetch`](Self::prefetch).
-    fn prefetch_one(self: &Arc<Self>, at: u64, end: u64, to: To) -> Result<Option<u64>> {
+    /// Maps the first range or buffer between `at` and `end`, if possible. Returns the address
+    /// after it, or none if nothing is left. Fails as [`prefetch`](Self::prefetch) does.
+    fn prefetch_one(self: &Arc<Self>, at: u64, end: u64, to: Destination) -> Result<Option<u64>> {
         let Ok(mut svm) = self.lock_svm_killable() else {
             return Ok(None);
         };
@@ -293,10 +294,11 @@ impl Vm {
                 let start = start as u64;
                 match svm::prefetch(self.svm.context(), &mut svm, &vma, start, to) {
                     Ok(served) => served.span.end,
-                    // Closed meanwhile: its page table may have been emptied under the change.
+                    // The VM was closed meanwhile, and its page table may have been cleared during
+                    // the update.
                     Err(_) if self.is_closed() => return Ok(None),
                     Err(e) if [EIO, EBUSY, ENOMEM].contains(&e) => return Err(e),
-                    // Where a chunk has pages that cannot be had, the rest of it is left to faults.
+                    // Some pages of the chunk cannot be had: leave the rest of the chunk to faults.
                     Err(_) => svm::end_of_chunk(start),
                 }
             }
@@ -306,7 +308,7 @@ impl Vm {
 }
 
 impl Plan {
-    /// Makes an operation in the map, and adds what it takes besides.
+    /// Makes an operation in the map, and adds what its commit needs.
     fn add(
         &mut self,
         vm: &Vm,
@@ -317,14 +319,14 @@ impl Plan {
         match op {
             Op::Mirror {
                 span,
-                with,
+                params,
                 autoreset,
             } => {
                 let mut vma = Vma {
                     span: span.clone(),
                     backing: Backing::Mirror,
-                    attributes: Attributes::new(with.pat),
-                    read_only: with.read_only,
+                    attributes: Attributes::new(params.pat),
+                    read_only: params.read_only,
                     autoreset: *autoreset,
                 };
                 self.cut(changes, svm, span, Some(&vma))?;
@@ -335,7 +337,7 @@ impl Plan {
             }
             Op::Buffer {
                 span,
-                with,
+                params,
                 bo,
                 offset,
                 immediate,
@@ -347,11 +349,11 @@ impl Plan {
                         bo: bo.clone(),
                         offset: *offset,
                     },
-                    attributes: Attributes::new(with.pat),
-                    read_only: with.read_only,
+                    attributes: Attributes::new(params.pat),
+                    read_only: params.read_only,
                     autoreset: false,
                 })?;
-                if *immediate || vm.mode == Mode::AtOnce {
+                if *immediate || vm.mode == Mode::Immediate {
                     self.at_once.add(span.clone())?;
                 }
                 Ok(())
@@ -364,7 +366,7 @@ impl Plan {
                 Ok(())
             }
             Op::Prefetch { span, to } => {
-                if *to == To::Advised {
+                if *to == Destination::Preferred {
                     self.advised.add(span.clone())?;
                 }
                 Ok(self.prefetches.push((span.clone(), *to), account())?)
@@ -372,9 +374,9 @@ impl Plan {
         }
     }
 
-    /// Removes what is in `span`, to make room for `mirror` or for something else.
+    /// Removes the VMAs in `span`, to make room for `mirror` or for another binding.
     ///
-    /// Fails with `EBUSY` if ranges of a mirror are in the way of something else.
+    /// Fails with `EBUSY` if another binding replaces a mirror that has mapped pages there.
     fn cut(
         &mut self,
         changes: &mut Changes<'_>,
@@ -382,7 +384,8 @@ impl Plan {
         span: &Span,
         mirror: Option<&Vma>,
     ) -> Result {
-        // Where buffers go and no mirror is kept, nothing is mapped between them: it is one removal.
+        // If no mirror is kept, nothing is mapped between the removed buffers, so one removal
+        // covers them all.
         let mut buffers: Option<Span> = None;
         changes.cut(span, |piece| match (&piece.backing, mirror) {
             (Backing::Bo { .. }, None) => {
@@ -390,7 +393,7 @@ impl Plan {
                 Ok(())
             }
             (Backing::Bo { .. }, Some(_)) => self.removals.add(piece.span.clone()),
-            // What is mapped stays right.
+            // The new mirror has the same attributes: existing ranges stay mapped.
             (Backing::Mirror, Some(new)) if piece.is_like(new) => Ok(()),
             (Backing::Mirror, Some(_)) => self.resets.add(piece.span.clone()),
             (Backing::Mirror, None) if svm.has_mapping(to_cpu(&piece.span)) => Err(EBUSY),

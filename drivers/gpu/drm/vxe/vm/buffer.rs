@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Buffers in a GPU page table.
+//! Mappings of buffers in a GPU page table.
 //!
-//! A buffer's pages stay where they are while it lives, so that its mapping changes only when
-//! programs bind. All functions need the VM's SVM lock, which is what keeps faults and binds apart.
+//! The pages of a buffer do not move while it lives, so only binds and unbinds change its mapping.
+//! All functions require the VM's SVM lock, which serializes faults and binds.
 
 use super::{
     map::VmaMap,
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     bo::Bo,
-    fault::Served,
+    fault::Serviced,
     gpu::{
         Access,
         AddressSpace,
@@ -35,10 +35,10 @@ use crate::{
 use kernel::prelude::*;
 use kernel_ext::sched;
 
-/// Services a fault in `vma`, which maps `bo` from `offset` bytes on: maps all of it.
+/// Services a fault in `vma`, which maps `bo` from `offset` bytes on, by mapping all of it.
 ///
-/// Fails with `ENOMEM`.
-pub(super) fn fault(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<Served> {
+/// Fails as [`populate`] does.
+pub(super) fn fault(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<Serviced> {
     vm.dev.stats.inc(Stat::VmaPagefaultCount);
     let size = vma.span.end - vma.span.start;
     vm.dev.stats.add(Stat::VmaPagefaultKb, size / 1024);
@@ -47,18 +47,18 @@ pub(super) fn fault(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<Ser
 
 /// Maps all of `vma`, which maps `bo` from `offset` bytes on.
 ///
-/// Fails as [`fault`] does, and with `EINTR` for a caller who is killed.
-pub(super) fn populate(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<Served> {
+/// Fails with `ENOMEM`, and with `EINVAL` and `EINTR` as [`write`] does.
+pub(super) fn populate(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<Serviced> {
     let size = vma.span.end - vma.span.start;
     let mut staged = vm.aspace.stage(vma.span.start, size)?;
     write(vm, &mut staged, vma, bo, offset)
 }
 
-/// Maps `vma` to `bo` from `offset` bytes on.
+/// Writes the mapping of `vma`, to `bo` from `offset` bytes on, into the page table.
 ///
-/// Fails, after a part, with `EINVAL` if the buffer is too short, or has no pages yet, and with `EINTR` for
-/// a caller who is killed.
-fn write(vm: &Context, staged: &mut Staged, vma: &Vma, bo: &Bo, offset: u64) -> Result<Served> {
+/// Fails with `EINVAL` if the buffer is too short or has no segments yet, and with `EINTR` for a
+/// killed caller. A part may be mapped then.
+fn write(vm: &Context, staged: &mut Staged, vma: &Vma, bo: &Bo, offset: u64) -> Result<Serviced> {
     let flags = pte_flags(vma, true, true);
     let mut stale = StaleSpan::new();
     let (segments, mut skip) = bo.pinned_segments_from(offset);
@@ -89,7 +89,7 @@ fn write(vm: &Context, staged: &mut Staged, vma: &Vma, bo: &Bo, offset: u64) -> 
     if at != vma.span.end {
         return Err(EINVAL);
     }
-    Ok(Served {
+    Ok(Serviced {
         span: vma.span.clone(),
         access: if flags.contains(PteFlag::Atomic) {
             Access::Atomic
@@ -101,32 +101,33 @@ fn write(vm: &Context, staged: &mut Staged, vma: &Vma, bo: &Bo, offset: u64) -> 
     })
 }
 
-/// The removal of mappings, with all the memory that it needs: what is beside them stays mapped, even in
-/// a large page that they share.
+/// A removal of mappings, with all memory that it needs. Neighbouring mappings stay, even in a
+/// large page that has to be split.
 pub(super) struct Removals {
     spans: SortedSpans,
     staged: Staged,
 }
 
 impl Removals {
-    /// Of all that is mapped in `spans`. Nothing may be mapped there until they are carried out, which the
-    /// SVM lock sees to.
+    /// Prepares the removal of all mappings in `spans`. The caller holds the SVM lock until
+    /// [`apply`](Self::apply), so nothing is mapped there meanwhile.
     ///
-    /// Fails with `EINTR` for a caller who is killed, and `ENOMEM`.
+    /// Fails with `EINTR` for a killed caller, and `ENOMEM`.
     pub(super) fn stage(aspace: &AddressSpace, spans: Spans) -> Result<Self> {
         let spans = spans.sorted()?;
         let staged = aspace.stage_removals(spans.iter())?;
         Ok(Self { spans, staged })
     }
 
-    /// Removes, and makes the TLB forget.
-    pub(super) fn carry_out(mut self, vm: &Context) {
+    /// Removes the mappings and flushes the TLB.
+    pub(super) fn apply(mut self, vm: &Context) {
         let mut stale = StaleSpan::new();
         for span in self.spans.iter() {
             let len = span.end - span.start;
             match vm.aspace.unmap(&mut self.staged, span.start, len) {
                 Ok(changed) => stale.add(changed),
-                // Cannot be: this is what was staged. Faults bring back what goes too far.
+                // Cannot happen, as `stage()` allocated for these spans. The zap may clear too
+                // much; faults map that again.
                 Err(_) => stale.add(vm.aspace.zap(span.start, len)),
             }
             sched::cond_resched();
@@ -135,7 +136,7 @@ impl Removals {
     }
 }
 
-/// The VMAs of buffers that overlap `spans`, each once.
+/// Returns the VMAs of buffers that overlap `spans`, each once.
 fn buffers_in<'a>(
     map: &'a VmaMap,
     spans: &'a SortedSpans,
@@ -143,7 +144,7 @@ fn buffers_in<'a>(
     let mut done = 0;
     let vmas = spans.iter().flat_map(|span| map.overlapping(span));
     vmas.filter_map(move |vma| {
-        // One that is in several spans comes with each of them.
+        // A VMA that overlaps several spans is found with each of them.
         let is_new = vma.span.start >= done;
         done = vma.span.end.max(done);
         match &vma.backing {
@@ -153,8 +154,8 @@ fn buffers_in<'a>(
     })
 }
 
-/// Allocates what [`write_all`] needs for the buffers that `map` has in `spans`. Fails with `EINTR` for a
-/// caller who is killed, and `ENOMEM`.
+/// Allocates what [`write_all`] needs for the buffers that `map` has in `spans`. Fails with `EINTR`
+/// for a killed caller, and `ENOMEM`.
 pub(super) fn stage_all(
     aspace: &AddressSpace,
     map: &VmaMap,
@@ -163,8 +164,8 @@ pub(super) fn stage_all(
     aspace.stage_all(buffers_in(map, spans).map(|(vma, ..)| vma.span.clone()))
 }
 
-/// Maps the buffers that `map` has in `spans`. What a caller leaves out who is killed, or what fails
-/// after all, is left to faults.
+/// Maps the buffers that `map` has in `spans`. What fails, or is left when the caller is killed, is
+/// left to faults.
 pub(super) fn write_all(vm: &Context, mut staged: Staged, map: &VmaMap, spans: &SortedSpans) {
     for (vma, bo, offset) in buffers_in(map, spans) {
         if sched::check_killed().is_err() {

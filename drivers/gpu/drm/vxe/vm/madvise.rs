@@ -2,11 +2,11 @@
 
 //! MADVISE: memory attributes of a range of addresses.
 //!
-//! Attributes are those of VMAs, which are split where advice begins and ends. Memory whose
-//! attributes change is mapped anew by the next fault, as they may decide how. Advice on addresses
-//! where nothing is bound is lost, as with xe.
+//! Attributes belong to VMAs, which are split at the ends of the advised range. Ranges whose
+//! attributes change are invalidated, as the attributes may change how the next fault maps them.
+//! Advice for addresses where nothing is bound is ignored, as in xe.
 //!
-//! Locks as in [`vm`](super).
+//! For the locks see [`vm`](super).
 
 use super::{
     attributes::{
@@ -19,8 +19,8 @@ use super::{
     buffer::Removals,
     map::{
         Changes,
+        LockedVmaMap, //
         MapGuard,
-        VmaMaps, //
     },
     spans::Spans,
     vma::{
@@ -53,28 +53,28 @@ use kernel::{
 };
 use kernel_ext::sched;
 
-/// A piece of advice.
+/// An advice.
 enum Advice {
-    /// Where memory should live.
+    /// The preferred location.
     Preferred(Location, MigrationPolicy),
-    /// Who may do atomics.
+    /// Which processors may do atomics.
     Atomics(Atomics),
-    /// Caching.
+    /// The caching.
     Pat(PatIndex),
-    /// Whether buffers are needed. vxe takes no buffer's memory away, so that this changes nothing,
-    /// and it is always retained. What is told so goes to the user address, if it is not 0.
+    /// Whether buffers may be purged. vxe never purges buffers, so this changes nothing, and 1
+    /// (retained) is stored at the user address, unless that is 0.
     Purgeable(u64),
 }
 
 impl Advice {
-    /// Checks what userspace says. Fails with `EINVAL` as xe does.
+    /// Checks the arguments. Fails with `EINVAL` as xe does.
     fn new(dev: &Device, args: &uapi::drm_xe_madvise) -> Result<Self> {
         match args.type_ {
             uapi::DRM_XE_MEM_RANGE_ATTR_PREFERRED_LOC => {
                 let (fd, policy, region, reserved) = args.preferred_mem_loc();
                 ensure!(dev, reserved == 0, EINVAL);
                 let policy = MigrationPolicy::new(dev, policy.into())?;
-                // CAST: Descriptors are signed, but not in the uAPI.
+                // CAST: The uAPI stores the signed descriptor in an unsigned field.
                 Ok(Self::Preferred(
                     Location::new(dev, fd as i32, region)?,
                     policy,
@@ -108,11 +108,12 @@ impl Advice {
         }
     }
 
-    /// The attributes of `vma` when it is followed. Fails with `EINVAL` if that cannot be.
+    /// Returns the attributes of `vma` after the advice. Fails with `EINVAL` if the VMA cannot have
+    /// them.
     fn apply(&self, dev: &Device, vma: &Vma) -> Result<Attributes> {
         let mut attributes = vma.attributes.clone();
         match self {
-            // Where a buffer lives was decided when it was made.
+            // The placement of a buffer was chosen at its creation.
             Self::Preferred(location, policy) if vma.is_mirror() => {
                 (attributes.location, attributes.policy) = (location.clone(), *policy);
             }
@@ -125,8 +126,8 @@ impl Advice {
             }
             Self::Pat(pat) => {
                 if let Backing::Bo { bo, .. } = &vma.backing {
-                    // As when it is bound: a GPU that does not snoop would see what the memory had in it
-                    // before the CPU's caches are written back.
+                    // Checked at VM_BIND as well: a GPU that does not snoop could read the previous
+                    // contents of the memory while the CPU's caches are not written back.
                     ensure!(dev, pat.is_coherent() || !bo.is_cpu_cached(), EINVAL);
                 }
                 attributes.pat = *pat;
@@ -136,8 +137,8 @@ impl Advice {
     }
 }
 
-/// Whether a buffer of this placement bears such atomics: a system buffer those of the CPU and, as
-/// the GPU is coherent, of the device; for both at once it must be able to move. Fails with
+/// Checks whether a buffer of this placement supports such atomics. In system memory the CPU does,
+/// and the GPU, which is coherent. Atomics of both need a buffer that can migrate. Fails with
 /// `EINVAL`.
 fn check_atomics(atomics: Atomics, placement: u32) -> Result {
     let system = placement & 1 << region::SYSTEM != 0;
@@ -152,9 +153,9 @@ fn check_atomics(atomics: Atomics, placement: u32) -> Result {
 
 /// MADVISE.
 ///
-/// Fails as xe does: with `EINVAL`, `ENOENT` for a VM that is closed and for a device that there is
-/// not, `ENODEV` for one that is gone, `ENOLINK` for one without a fast interconnect, `EINTR` for a process
-/// that is killed, `EFAULT`, `ENOMEM`.
+/// Fails as xe does: with `EINVAL`, `ENOENT` for a closed VM and for a device that does not exist,
+/// `ENODEV` for one that is unbound, `ENOLINK` for one without a fast interconnect, `EINTR` for a
+/// killed process, `EFAULT`, `ENOMEM`.
 pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_madvise) -> Result<u32> {
     let (dev, file) = (ioctl.dev(), ioctl.file());
     const PAGE: u64 = PAGE_SIZE as u64;
@@ -169,7 +170,7 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_madvise) -> R
     ensure!(dev, args.range != 0, EINVAL);
     ensure!(dev, args.reserved == [0; 2], EINVAL);
     let advice = Advice::new(dev, args)?;
-    // Addresses may be in canonical form: as the CPU has them, sign-extended.
+    // Addresses may be in canonical form, sign-extended as the CPU has them.
     let start = args.start & (SPAN.end - 1);
     let end = start.checked_add(args.range).ok_or(EINVAL)?;
     ensure!(dev, end <= SPAN.end, EINVAL);
@@ -190,7 +191,7 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_madvise) -> R
 }
 
 impl Vm {
-    /// Follows `advice` on `span`: all of it, or nothing.
+    /// Applies `advice` to all of `span`, or to none of it.
     fn advise(self: &Arc<Self>, span: Span, advice: Advice) -> Result {
         let mut svm = self.lock_svm_killable()?;
         if self.is_closed() {
@@ -220,32 +221,33 @@ impl Vm {
         }
         let removals = Removals::stage(self.aspace(), removals)?;
 
-        // What was mapped as was advised before goes first. A caller who is killed meanwhile has changed
-        // nothing: faults bring back what is gone, and none is serviced while the SVM lock is held.
+        // Invalidate what was mapped with the old attributes before the commit. If the caller is
+        // killed meanwhile, nothing has changed: faults map the ranges again, and none is serviced
+        // while the SVM lock is held.
         for edge in [span.start, span.end] {
-            // A range lies in one VMA.
+            // A range must lie in one VMA.
             remove_across(&mut svm, edge);
         }
         for span in changed.sorted()?.iter() {
-            svm.invalidate_while(to_cpu(&span), || self.go_on())?;
+            svm.invalidate_while(to_cpu(&span), || self.check_continue())?;
             sched::check_killed()?;
         }
 
-        // From here on nothing fails.
+        // No error from here on.
         let retired = changes.commit();
-        removals.carry_out(self.svm.context());
+        removals.apply(self.svm.context());
         drop(svm);
         self.retire(retired);
         Ok(())
     }
 }
 
-/// The first VMA that overlaps `span`.
+/// Returns the first VMA that overlaps `span`.
 fn next_in<'a>(changes: &'a Changes<'_>, span: Span) -> Option<&'a Vma> {
     changes.map().overlapping(span).next()
 }
 
-/// Splits a mirror at `addr`. A buffer's attributes are advised as a whole, as with xe.
+/// Splits a mirror at `addr`. The attributes of a buffer are set as a whole, as in xe.
 fn split(changes: &mut Changes<'_>, addr: u64) -> Result {
     match changes.map().find(addr) {
         Some(vma) if vma.is_mirror() => changes.split(addr),
@@ -253,10 +255,10 @@ fn split(changes: &mut Changes<'_>, addr: u64) -> Result {
     }
 }
 
-/// Removes the range that begins before `addr` and ends after it, if there is one. One that the CPU unmapped is
-/// garbage, with which attributes go.
+/// Removes the range that crosses `addr`, if there is one. A range that the CPU unmapped stays:
+/// garbage collection removes it and resets its attributes.
 fn remove_across(svm: &mut Guard<'_, Mirror>, addr: u64) {
-    // CAST: Addresses have 64 bits at most.
+    // CAST: Addresses have at most 64 bits.
     let addr = addr as usize;
     if let Some(range) = svm
         .find(addr)
@@ -266,13 +268,13 @@ fn remove_across(svm: &mut Guard<'_, Mirror>, addr: u64) {
     }
 }
 
-/// Gives the mirrors at `span`, which is that of a range, their default attributes back, if they were
-/// bound so.
+/// Resets the attributes of the mirrors in `span`, the addresses of a range, to their defaults, if
+/// they were bound with autoreset.
 ///
-/// To be called for each range that the CPU unmapped, before it goes: none is overlooked then that is
-/// unmapped meanwhile. What there is no memory for keeps its attributes: they are advice. Fails with `EINTR` for a
-/// caller who is killed.
-pub(super) fn reset_unmapped(dev: &Device, maps: &VmaMaps, span: &Span) -> Result {
+/// Called for each range that the CPU unmapped, before the range is removed, so that no range
+/// unmapped meanwhile is missed. Without memory the attributes stay as they are: they are hints.
+/// Fails with `EINTR` for a killed caller.
+pub(super) fn reset_unmapped(dev: &Device, maps: &LockedVmaMap, span: &Span) -> Result {
     let mut at = span.start;
     while at < span.end {
         let map = maps.lock_killable()?;
@@ -293,7 +295,7 @@ pub(super) fn reset_unmapped(dev: &Device, maps: &VmaMaps, span: &Span) -> Resul
     Ok(())
 }
 
-/// Gives `part` of a mirror its default attributes.
+/// Resets the attributes of `part` of a mirror.
 fn reset(map: MapGuard<'_>, part: Vma) -> Result {
     let mut vma = part;
     vma.attributes = Attributes::new(vma.attributes.default_pat);

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The VMAs of a VM: which do not overlap, and change all together or not at all.
+//! The map of a VM's VMAs, which do not overlap, and transactional changes of it.
 //!
-//! A change of several steps is made through [`Changes`], which undoes all of them unless they are
-//! committed. What is undone was there before, so that undoing needs no memory.
+//! A change of several steps is made through [`Changes`], which undoes the steps unless it is
+//! committed. Undoing restores earlier nodes, so it allocates no memory.
 //!
-//! VMAs, and what undoing takes, are charged to the memory cgroup of who makes the change. A change ends
-//! with `EINTR` when its maker is killed, however many VMAs it is about. Who is killed does not undo what
-//! he did, which takes a quarter as long as doing it: that is left in the map for whoever locks it next,
-//! and [`VmaMaps::lock`] is the only way to a map. Of a VM that is closed nobody has to.
+//! VMAs and undo steps are charged to the memory cgroup of the thread that makes the change. A
+//! change fails with `EINTR` when that thread is killed. A killed thread does not finish undoing,
+//! which takes a quarter of the time of the change: the rest stays in the map for the next thread
+//! that locks it, and [`LockedVmaMap::lock`] and [`LockedVmaMap::lock_killable`] are the only ways
+//! to a map. For a closed VM it is not undone.
 
 use super::{
     account,
@@ -40,22 +41,23 @@ use kernel_ext::{
     sync::mutex, //
 };
 
-/// Which buffer a VMA maps, and its first address.
+/// The buffer that a VMA maps, by address, and the VMA's first address.
 type BoKey = (usize, u64);
 
-/// What VMAs of a buffer are found by. Each of them keeps it alive, so that no other is at its place.
+/// Returns the key of a buffer's VMAs. Each VMA holds a reference to the buffer, so no other buffer
+/// has this address.
 fn identity(bo: &Bo) -> usize {
     core::ptr::from_ref(bo).addr()
 }
 
-/// The VMAs of a VM, and the lock that they need.
+/// The VMAs of a VM, and their lock.
 #[pin_data]
-pub(crate) struct VmaMaps {
+pub(crate) struct LockedVmaMap {
     #[pin]
     inner: Mutex<VmaMap>,
 }
 
-/// A map that is locked, and in which nothing is left to be undone.
+/// The locked map, with no step left to undo.
 pub(crate) struct MapGuard<'a>(Guard<'a, VmaMap, MutexBackend>);
 
 impl Deref for MapGuard<'_> {
@@ -76,16 +78,16 @@ impl<'a> MapGuard<'a> {
     }
 }
 
-impl VmaMaps {
-    /// No VMAs.
+impl LockedVmaMap {
+    /// Creates an empty map.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             inner <- new_mutex!(VmaMap::new(), "vxe_vma_map"),
         })
     }
 
-    /// Locks the map, and first undoes what somebody left who was killed: so this may take as long as a
-    /// quarter of that call did, and drop buffers.
+    /// Locks the map and undoes what a killed thread left. This may take a quarter of the time of
+    /// that thread's call, and drops references to buffers.
     pub(crate) fn lock(&self) -> MapGuard<'_> {
         loop {
             let mut map = self.inner.lock();
@@ -94,8 +96,9 @@ impl VmaMaps {
             }
             match map.take_undone() {
                 None => return MapGuard(map),
-                // Without the map's lock, as it may have the last reference to a buffer. The SVM lock may be
-                // held: none of what the end of a buffer takes is ever held by who waits for that.
+                // Dropped without the map's lock, as it may hold the last reference to a buffer.
+                // The SVM lock may be held: no thread that waits for the SVM lock holds a lock that
+                // freeing a buffer takes.
                 Some(undone) => {
                     drop(map);
                     drop(undone);
@@ -104,7 +107,8 @@ impl VmaMaps {
         }
     }
 
-    /// As [`lock`](Self::lock). Fails with `EINTR` for a caller who is killed, and leaves the rest.
+    /// Locks the map as [`lock`](Self::lock) does. Fails with `EINTR` for a killed caller, who
+    /// leaves the remaining steps.
     pub(crate) fn lock_killable(&self) -> Result<MapGuard<'_>> {
         loop {
             let mut map = mutex::lock_killable(&self.inner)?;
@@ -123,7 +127,7 @@ impl VmaMaps {
         }
     }
 
-    /// Drops what a change removed. Returns whether the caller was killed, and left some of it for who calls
+    /// Drops what a change removed. Returns whether the caller was killed and left a part for
     /// [`drop_left`](Self::drop_left).
     pub(crate) fn retire(&self, retired: Retired) -> bool {
         self.drop_killable(retired.vmas)
@@ -135,16 +139,16 @@ impl VmaMaps {
         };
         let mut map = self.inner.lock();
         if map.left.reserve(1, account()).is_err() {
-            // There is no memory to leave it: it is dropped here and now, without the lock.
+            // No memory to leave it in the map: drop it here, without the lock.
             drop(map);
             drop(rest);
             return false;
         }
-        // Does not allocate.
+        // Does not allocate, as just reserved.
         map.left.push(rest, account()).is_ok()
     }
 
-    /// Drops what others left who were killed.
+    /// Drops what killed threads left.
     pub(crate) fn drop_left(&self) {
         loop {
             let left = mem::replace(&mut self.inner.lock().left, KVVec::new());
@@ -155,8 +159,8 @@ impl VmaMaps {
         }
     }
 
-    /// Takes one VMA, or something that was one, out for good; none if there is none. For a VM that is
-    /// closed: nothing is undone any more.
+    /// Takes one VMA, or an undo step, out of the map; none if the map is empty. For a closed VM,
+    /// in which nothing is undone any more.
     pub(crate) fn take_any(&self) -> Option<RetiredVma> {
         let mut map = self.inner.lock();
         if let Some(step) = map.unfinished.steps.0.pop() {
@@ -168,7 +172,7 @@ impl VmaMaps {
             }
             map.left.pop();
         }
-        // Frees the memory of what is empty.
+        // Frees the memory of the empty arrays.
         map.unfinished = Unfinished::none();
         map.left = KVVec::new();
         let start = *map.tree.cursor_front()?.current().0;
@@ -183,22 +187,22 @@ impl VmaMaps {
 ///
 /// # Invariants
 ///
-/// The key of each VMA is the start of its span, no span is empty, and no two overlap. `mappings` has a key
-/// for each VMA that maps a buffer, and no other. What the steps in `unfinished` removed fits in again in
-/// their reverse order.
+/// The key of each VMA is the start of its span, no span is empty, and no two overlap. `mappings`
+/// has exactly one key for each VMA that maps a buffer. The nodes removed by the steps in
+/// `unfinished` fit in again in reverse order.
 pub(crate) struct VmaMap {
     tree: RBTree<u64, Vma>,
     mappings: RBTree<BoKey, ()>,
     unfinished: Unfinished,
-    /// What changes removed, and nobody has dropped yet.
+    /// What changes removed and killed threads have not dropped.
     left: KVVec<Steps>,
 }
 
-/// The steps of a change. Dropped, they let others run if it is time.
+/// The steps of a change. Dropping them reschedules if needed.
 struct Steps(KVVec<Step>);
 
 impl Steps {
-    /// Drops them one by one, and returns the rest when the caller is killed.
+    /// Drops the steps one by one. Returns the rest if the caller is killed.
     fn drop_killable(mut self) -> Option<Self> {
         while sched::check_killed().is_ok() {
             drop(self.0.pop()?);
@@ -215,10 +219,10 @@ impl Drop for Steps {
     }
 }
 
-/// A change that is to be undone.
+/// A change that is being undone.
 struct Unfinished {
     steps: Steps,
-    /// How many of the steps are not undone, the first of them.
+    /// The number of leading steps that are not undone yet.
     left: usize,
 }
 
@@ -231,14 +235,14 @@ impl Unfinished {
     }
 }
 
-/// A VMA that is in no map, with all the memory that it takes there.
+/// A VMA that is not in a map, with all memory that inserting it needs.
 struct Nodes {
     vma: RBTreeNode<u64, Vma>,
     mapping: Option<RBTreeNode<BoKey, ()>>,
 }
 
 impl Nodes {
-    /// Fails with `ENOMEM`.
+    /// Allocates the nodes. Fails with `ENOMEM`.
     fn new(vma: Vma) -> Result<Self> {
         let mapping = match &vma.backing {
             Backing::Bo { bo, .. } => {
@@ -262,29 +266,30 @@ impl VmaMap {
         }
     }
 
-    /// Puts a VMA in, which must not be empty nor overlap another.
+    /// Inserts a VMA, which must not be empty nor overlap another.
     fn insert(&mut self, nodes: Nodes) {
-        // INVARIANT: By this function's requirements; the keys are those of the VMA.
+        // INVARIANT: The caller guarantees that the VMA is not empty and does not overlap;
+        // `Nodes::new()` took the keys from it.
         self.tree.insert(nodes.vma);
         if let Some(mapping) = nodes.mapping {
             self.mappings.insert(mapping);
         }
     }
 
-    /// Takes the VMA out that starts at `start`, if there is one.
+    /// Removes the VMA that starts at `start`, if there is one.
     fn remove(&mut self, start: u64) -> Option<Nodes> {
         let key = match &self.tree.get(&start)?.backing {
             Backing::Bo { bo, .. } => Some((identity(bo), start)),
             Backing::Mirror => None,
         };
-        // INVARIANT: The VMA goes together with its key.
+        // INVARIANT: The VMA and its key in `mappings` are removed together.
         Some(Nodes {
             vma: self.tree.remove_node(&start)?,
             mapping: key.and_then(|key| self.mappings.remove_node(&key)),
         })
     }
 
-    /// The addresses of the first VMA that maps `bo`.
+    /// Returns the span of the first VMA that maps `bo`.
     pub(crate) fn first_of(&self, bo: &Bo) -> Option<Span> {
         let cursor = self.mappings.cursor_lower_bound(&(identity(bo), 0))?;
         let (&(of, start), ()) = cursor.current();
@@ -292,12 +297,12 @@ impl VmaMap {
         (of == identity(bo)).then(|| vma.span.clone())
     }
 
-    /// The VMA at `addr`.
+    /// Returns the VMA at `addr`.
     pub(crate) fn find(&self, addr: u64) -> Option<&Vma> {
         self.first_from(addr).filter(|vma| vma.span.start <= addr)
     }
 
-    /// The first VMA that ends after `addr`.
+    /// Returns the first VMA that ends after `addr`.
     pub(crate) fn first_from(&self, addr: u64) -> Option<&Vma> {
         let next = self.tree.cursor_lower_bound(&addr);
         let before = match &next {
@@ -314,7 +319,7 @@ impl VmaMap {
         self.tree.get(&key)
     }
 
-    /// The VMAs that overlap `span`, in ascending order.
+    /// Returns the VMAs that overlap `span`, in ascending order.
     pub(crate) fn overlapping(&self, span: Span) -> impl Iterator<Item = &Vma> {
         let mut at = span.start;
         core::iter::from_fn(move || {
@@ -326,12 +331,12 @@ impl VmaMap {
         })
     }
 
-    /// All VMAs, in ascending order.
+    /// Returns all VMAs, in ascending order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Vma> {
         self.tree.values()
     }
 
-    /// Undoes the last step that is not undone, if there is one, and whether there was.
+    /// Undoes the last step that is not undone. Returns whether there was one.
     fn undo_one(&mut self) -> bool {
         let Some(last) = self.unfinished.left.checked_sub(1) else {
             return false;
@@ -340,11 +345,11 @@ impl VmaMap {
         let Some(step) = self.unfinished.steps.0.get_mut(last) else {
             return false;
         };
-        // What was inserted stays in the step, as it may have the last reference to a buffer.
+        // The inserted nodes stay in the step, as they may hold the last reference to a buffer.
         let undone = match mem::replace(step, Step::Undone(None)) {
             Step::Inserted(start) => Step::Undone(self.remove(start)),
             Step::Removed(nodes) => {
-                // All that was done since is undone, so that it fits as it did before.
+                // All later steps are undone, so the map is as it was at the removal.
                 self.insert(nodes);
                 return true;
             }
@@ -356,7 +361,7 @@ impl VmaMap {
         true
     }
 
-    /// What is left of a change when all of it is undone.
+    /// Takes a completely undone change out of the map.
     fn take_undone(&mut self) -> Option<Unfinished> {
         let is_undone = self.unfinished.left == 0 && !self.unfinished.steps.0.is_empty();
         is_undone.then(|| mem::replace(&mut self.unfinished, Unfinished::none()))
@@ -365,29 +370,29 @@ impl VmaMap {
 
 /// One step of a change.
 enum Step {
-    /// A VMA was inserted at this address, or would have been.
+    /// A VMA was to be inserted at this address, and was unless the change failed.
     Inserted(u64),
-    /// This was removed.
+    /// These nodes were removed.
     Removed(Nodes),
-    /// Nothing is to be undone, or not any more. This was inserted.
+    /// Nothing is to be undone. The nodes were inserted and removed again.
     Undone(#[expect(dead_code, reason = "is kept to be dropped")] Option<Nodes>),
 }
 
-/// A change of a map; undone when dropped.
+/// A change of a map. Undone when dropped.
 #[must_use = "a change that is not committed is undone at once"]
 pub(crate) struct Changes<'a> {
     map: Guard<'a, VmaMap, MutexBackend>,
     steps: Steps,
 }
 
-/// What a committed change removed. It holds buffers: to be dropped after the GPU has let go of
-/// them, and without locks, as the last reference to a buffer frees it.
+/// What a committed change removed. It holds references to buffers: drop it after the GPU's
+/// mappings are removed and without locks, as dropping the last reference frees the buffer.
 #[must_use = "buffers must not be dropped before the GPU's mappings of them"]
 pub(crate) struct Retired {
     vmas: Steps,
 }
 
-/// A VMA that was taken out. It may hold the last reference to a buffer, and is to be dropped as what is
+/// A VMA that was taken out of the map. It may hold the last reference to a buffer: drop it as
 /// [`Retired`].
 #[must_use = "buffers must not be dropped before the GPU's mappings of them"]
 pub(crate) struct RetiredVma {
@@ -395,12 +400,12 @@ pub(crate) struct RetiredVma {
 }
 
 impl Changes<'_> {
-    /// The map as the change has made it so far.
+    /// Returns the map with the steps made so far.
     pub(crate) fn map(&self) -> &VmaMap {
         &self.map
     }
 
-    /// Makes the change last, and unlocks the map.
+    /// Commits the change, and unlocks the map.
     pub(crate) fn commit(mut self) -> Retired {
         Retired {
             vmas: self.take_steps(),
@@ -411,7 +416,7 @@ impl Changes<'_> {
         mem::replace(&mut self.steps, Steps(KVVec::new()))
     }
 
-    /// Inserts a VMA where there is none. Fails with `EEXIST` where there is, and with `ENOMEM`.
+    /// Inserts a VMA. Fails with `EEXIST` if it is empty or overlaps another, and with `ENOMEM`.
     pub(crate) fn insert(&mut self, vma: Vma) -> Result {
         if vma.span.is_empty() || self.map.overlapping(vma.span.clone()).next().is_some() {
             return Err(EEXIST);
@@ -423,7 +428,7 @@ impl Changes<'_> {
         Ok(())
     }
 
-    /// Removes the VMA that starts at `start`, if any.
+    /// Removes the VMA that starts at `start`, if any. Fails with `ENOMEM`.
     fn remove(&mut self, start: u64) -> Result {
         self.steps.0.push(Step::Undone(None), account())?;
         if let (Some(nodes), Some(step)) = (self.map.remove(start), self.steps.0.last_mut()) {
@@ -432,10 +437,10 @@ impl Changes<'_> {
         Ok(())
     }
 
-    /// Removes everything in `span`, and splits the VMAs that reach beyond it.
+    /// Removes everything in `span`, and splits the VMAs that cross its ends.
     ///
-    /// `each` sees every piece before it goes, and may refuse. Fails with its error, with `EINTR` for a
-    /// caller who is killed, and with `ENOMEM`.
+    /// Calls `each` with every part before its removal, and fails with its error. Also fails with
+    /// `EINTR` for a killed caller, and with `ENOMEM`.
     pub(crate) fn cut(&mut self, span: &Span, mut each: impl FnMut(&Vma) -> Result) -> Result {
         let mut at = span.start;
         while at < span.end {
@@ -463,7 +468,7 @@ impl Changes<'_> {
         Ok(())
     }
 
-    /// Splits the VMA at `addr`, if there is one and it does not begin there, so that one begins.
+    /// Splits the VMA that crosses `addr`, if there is one.
     pub(crate) fn split(&mut self, addr: u64) -> Result {
         let Some(vma) = self.map.find(addr).cloned() else {
             return Ok(());
@@ -476,14 +481,14 @@ impl Changes<'_> {
         self.insert(after)
     }
 
-    /// Replaces a VMA by one of the same span.
+    /// Replaces a VMA by one with the same span.
     pub(crate) fn replace(&mut self, vma: Vma) -> Result {
         self.remove(vma.span.start)?;
         self.insert(vma)
     }
 
-    /// The span of `vma`, a mirror yet to be inserted, with those neighbours that it makes one
-    /// mirror with.
+    /// Returns the span of `vma`, a mirror that is not inserted yet, joined with the neighbours
+    /// that have the same attributes.
     pub(crate) fn merged(&self, vma: &Vma) -> Span {
         let mut span = vma.span.clone();
         let before = span.start.checked_sub(1).and_then(|at| self.map.find(at));
@@ -498,20 +503,21 @@ impl Changes<'_> {
 }
 
 impl Drop for Changes<'_> {
-    /// Undoes the change. The rest is left in the map when the caller is killed.
+    /// Undoes the change. A killed caller leaves the remaining steps in the map.
     fn drop(&mut self) {
         if self.steps.0.is_empty() {
             return;
         }
         let steps = self.take_steps();
-        // There is none yet: the map was locked by `VmaMaps`.
+        // There is no other unfinished change: locking the map undid it.
         self.map.unfinished = Unfinished {
             left: steps.0.len(),
             steps,
         };
         while sched::check_killed().is_ok() {
             if !self.map.undo_one() {
-                // Whose buffers it was about has them still, so that none is freed here.
+                // The caller still holds references to the buffers of its operations, so this frees
+                // none.
                 drop(self.map.take_undone());
                 return;
             }

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a VM_BIND asks for, checked.
+//! The checked operations of a VM_BIND.
 //!
-//! An [`Op`] exists only for an operation that makes sense by itself: its flags go together, and its
-//! addresses are pages of the VM. What depends on the state of the VM comes later, in
-//! [`bind`](super::bind).
+//! An [`Op`] is valid by itself: its flags are consistent, and its addresses are pages of the VM.
+//! [`bind`](super::bind) makes the checks that depend on the state of the VM.
 
 use super::{
     attributes::PatIndex,
@@ -25,7 +24,7 @@ use crate::{
         DrmFile,
         RegisteredDevice, //
     },
-    svm::migrate::To,
+    svm::migrate::Destination,
     uapi, //
 };
 use kernel::{
@@ -38,7 +37,7 @@ use kernel::{
     }, //
 };
 
-/// The flags that there are; those that change nothing here are accepted as well.
+/// The accepted flags, including those that have no effect here.
 const FLAGS: u32 = uapi::DRM_XE_VM_BIND_FLAG_READONLY
     | uapi::DRM_XE_VM_BIND_FLAG_IMMEDIATE
     | uapi::DRM_XE_VM_BIND_FLAG_NULL
@@ -48,73 +47,73 @@ const FLAGS: u32 = uapi::DRM_XE_VM_BIND_FLAG_READONLY
     | uapi::DRM_XE_VM_BIND_FLAG_MADVISE_AUTORESET
     | uapi::DRM_XE_VM_BIND_FLAG_DECOMPRESS;
 
-/// The region that stands for what was advised.
+/// The region number that stands for the advised location.
 // CAST: -1, in an unsigned field.
 const ADVISED: u32 = uapi::DRM_XE_CONSULT_MEM_ADVISE_PREF_LOC as u32;
 
-/// A buffer by its handle, as userspace names it.
+/// A buffer by the GEM handle that userspace passed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Handle(u32);
+pub(crate) struct GemHandle(u32);
 
-/// An operation. `B` is how buffers are named: by [`Handle`], and then by reference.
+/// An operation. `B` is how it names buffers: by [`GemHandle`], or by reference once looked up.
 pub(crate) enum Op<B> {
     /// Mirror the process.
     Mirror {
-        /// Where.
+        /// The addresses.
         span: Span,
-        /// What a mirror has besides.
-        with: With,
-        /// Attributes go back to their defaults where the CPU unmaps.
+        /// The attributes of the mapping.
+        params: MapParams,
+        /// Reset attributes to their defaults where the CPU unmaps.
         autoreset: bool,
     },
     /// Map a buffer.
     Buffer {
-        /// Where.
+        /// The addresses.
         span: Span,
-        /// What a mapping has besides.
-        with: With,
+        /// The attributes of the mapping.
+        params: MapParams,
         /// The buffer.
         bo: B,
-        /// From where in the buffer on, in bytes.
+        /// The offset in the buffer, in bytes.
         offset: u64,
-        /// Write the page table now.
+        /// Write the page table in this call.
         immediate: bool,
     },
-    /// Remove what is mapped.
+    /// Remove all mappings.
     Unmap {
-        /// Where.
+        /// The addresses.
         span: Span,
     },
-    /// Remove a buffer wherever it is mapped.
+    /// Remove all mappings of a buffer.
     UnmapAll {
         /// The buffer.
         bo: B,
-        /// Caching. It has no effect, but is checked as that of a mapping is.
+        /// The caching. It has no effect, but is checked as for a mapping.
         pat: PatIndex,
     },
-    /// Map pages that the GPU will need.
+    /// Map pages before the GPU accesses them.
     Prefetch {
-        /// Where.
+        /// The addresses.
         span: Span,
-        /// Where they are to be then.
-        to: To,
+        /// Where the pages migrate.
+        to: Destination,
     },
 }
 
-/// What all mappings have.
+/// The attributes of a mapping.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct With {
-    /// Caching.
+pub(crate) struct MapParams {
+    /// The caching.
     pub(crate) pat: PatIndex,
     /// The GPU may not write.
     pub(crate) read_only: bool,
 }
 
-impl Op<Handle> {
-    /// Checks an operation of a VM of this mode.
+impl Op<GemHandle> {
+    /// Checks an operation for a VM of this mode.
     ///
-    /// Fails with `EINVAL` as xe does, and for fields that must be zero. Fails with `EOPNOTSUPP` for
-    /// what vxe has none of: userptr, mappings of nothing, decompression.
+    /// Fails with `EINVAL` as xe does, and for fields that must be zero. Fails with `EOPNOTSUPP`
+    /// for userptr, null mappings and decompression.
     pub(crate) fn new(dev: &Device, raw: &uapi::drm_xe_vm_bind_op, mode: Mode) -> Result<Self> {
         let has = |flag| raw.flags & flag != 0;
         let mirror = has(uapi::DRM_XE_VM_BIND_FLAG_CPU_ADDR_MIRROR);
@@ -147,7 +146,7 @@ impl Op<Handle> {
         );
         ensure!(dev, offset % PAGE_SIZE as u64 == 0, EINVAL);
 
-        let with = With {
+        let params = MapParams {
             pat,
             read_only: has(uapi::DRM_XE_VM_BIND_FLAG_READONLY),
         };
@@ -155,7 +154,7 @@ impl Op<Handle> {
         Ok(match raw.op {
             uapi::DRM_XE_VM_BIND_OP_MAP if mirror => Op::Mirror {
                 span: span()?,
-                with,
+                params,
                 autoreset,
             },
             uapi::DRM_XE_VM_BIND_OP_MAP => {
@@ -164,8 +163,8 @@ impl Op<Handle> {
                 ensure!(dev, !null && !decompress, EOPNOTSUPP);
                 Op::Buffer {
                     span,
-                    with,
-                    bo: Handle(obj),
+                    params,
+                    bo: GemHandle(obj),
                     offset,
                     immediate: has(uapi::DRM_XE_VM_BIND_FLAG_IMMEDIATE),
                 }
@@ -184,7 +183,7 @@ impl Op<Handle> {
                 ensure!(dev, obj != 0, EINVAL);
                 ensure!(dev, raw.addr == 0 && raw.range == 0, EINVAL);
                 Op::UnmapAll {
-                    bo: Handle(obj),
+                    bo: GemHandle(obj),
                     pat,
                 }
             }
@@ -193,16 +192,16 @@ impl Op<Handle> {
                 Op::Prefetch {
                     span: span()?,
                     to: match region {
-                        ADVISED => To::Advised,
-                        0 => To::System,
-                        _ => To::Own,
+                        ADVISED => Destination::Preferred,
+                        0 => Destination::System,
+                        _ => Destination::Own,
                     },
                 }
             }
         })
     }
 
-    /// The addresses of an operation. Fails with `EINVAL` unless they are pages of the VM.
+    /// Checks the addresses of an operation. Fails with `EINVAL` unless they are pages of the VM.
     fn span(dev: &Device, raw: &uapi::drm_xe_vm_bind_op) -> Result<Span> {
         let addr = raw.addr;
         ensure!(dev, addr % PAGE_SIZE as u64 == 0, EINVAL);
@@ -213,19 +212,18 @@ impl Op<Handle> {
         Ok(addr..end)
     }
 
-    /// Looks the buffer up, and has its pages allocated if it is to be mapped. It may sleep for as long as
-    /// that takes.
+    /// Looks up the buffer, and allocates its pages if the operation maps it. Sleeps.
     ///
-    /// Fails with `ENOENT` if there is none, `EINVAL` if the operation goes beyond its end, it was
-    /// made for another VM, or its memory does not bear the caching, `EINTR` for a caller who is killed, and
-    /// `ENOMEM`.
+    /// Fails with `ENOENT` if there is no such buffer, `EINVAL` if the operation goes beyond its
+    /// end, the buffer is private to another VM, or the caching does not suit it, `EINTR` for a
+    /// killed caller, and `ENOMEM`.
     pub(crate) fn resolve(
         self,
         dev: &Device,
         file: &DrmFile,
         vm: &Arc<Vm>,
     ) -> Result<Op<ARef<Bo>>> {
-        let lookup = |handle: Handle, pat: PatIndex| -> Result<ARef<Bo>> {
+        let lookup = |handle: GemHandle, pat: PatIndex| -> Result<ARef<Bo>> {
             let bo = bo::lookup(dev, file, handle.0)?;
             ensure!(dev, !bo.is_private_to_other(vm), EINVAL);
             ensure!(dev, pat.is_coherent() || !bo.is_cpu_cached(), EINVAL);
@@ -235,27 +233,27 @@ impl Op<Handle> {
         Ok(match self {
             Op::Mirror {
                 span,
-                with,
+                params,
                 autoreset,
             } => Op::Mirror {
                 span,
-                with,
+                params,
                 autoreset,
             },
             Op::Buffer {
                 span,
-                with,
+                params,
                 bo,
                 offset,
                 immediate,
             } => {
-                let bo = lookup(bo, with.pat)?;
+                let bo = lookup(bo, params.pat)?;
                 let (len, size) = (span.end - span.start, bo.size() as u64);
                 ensure!(dev, len <= size && offset <= size - len, EINVAL);
                 BoData::populate(&bo)?;
                 Op::Buffer {
                     span,
-                    with,
+                    params,
                     bo,
                     offset,
                     immediate,
@@ -272,7 +270,8 @@ impl Op<Handle> {
 }
 
 impl Op<ARef<Bo>> {
-    /// Gets what mapping its buffer takes, if it maps one. Fails as [`BoData::pin_segments`] does.
+    /// Maps the buffer for the device, if the operation maps one. Fails as [`BoData::pin_segments`]
+    /// does.
     pub(crate) fn pin(&self, dev: &RegisteredDevice) -> Result {
         match self {
             Op::Buffer { bo, .. } => BoData::pin_segments(bo, dev),

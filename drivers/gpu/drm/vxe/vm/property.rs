@@ -2,7 +2,7 @@
 
 //! VM_GET_PROPERTY: the faults of a VM that could not be serviced.
 //!
-//! Lock order: the list's lock is a leaf, but for memory that is allocated under it.
+//! Lock order: the list's lock is a leaf; memory is allocated under it.
 
 use super::SPAN;
 use crate::{
@@ -24,10 +24,10 @@ use kernel::{
     }, //
 };
 
-/// How many faults a VM remembers: its first, as with xe.
+/// How many faults a VM records: the first ones, as in xe.
 const MAX: usize = 50;
 
-/// Size of an entry, in bytes.
+/// The size of an entry, in bytes.
 const ENTRY: usize = size_of::<uapi::xe_vm_fault>();
 
 /// The faults of a VM that could not be serviced.
@@ -38,15 +38,15 @@ pub(crate) struct FailedFaults {
 }
 
 impl FailedFaults {
-    /// None so far.
+    /// Creates an empty list.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             list <- new_mutex!(KVec::new(), "vxe_failed_faults"),
         })
     }
 
-    /// Has room for one more, unless there are enough, or there is no memory. It is charged to whom the
-    /// calling thread charges.
+    /// Allocates room for one more fault, unless the list is full. Errors are ignored. The memory
+    /// is charged to the cgroup that the calling thread charges.
     pub(super) fn make_room(&self) {
         let mut list = self.list.lock();
         if list.len() < MAX {
@@ -54,11 +54,11 @@ impl FailedFaults {
         }
     }
 
-    /// Remembers a fault, and why it failed, if there is room.
+    /// Records a fault and why it failed, if there is room.
     pub(crate) fn add(&self, fault: &Fault, error: Error) {
         let mut list = self.list.lock();
         if list.len() < MAX {
-            // Without room it is forgotten: it is for those who debug.
+            // Without room the fault is not recorded: the list is for debugging only.
             let _ = list.push_within_capacity(entry(fault, error));
         }
     }
@@ -86,9 +86,10 @@ fn entry(fault: &Fault, error: Error) -> uapi::xe_vm_fault {
         ),
     };
     uapi::xe_vm_fault {
-        // CAST: For a shift that keeps the sign: addresses are given in canonical form.
+        // CAST: To a signed type, for an arithmetic shift: addresses are returned in canonical
+        // form.
         address: ((page << unused) as i64 >> unused) as u64,
-        // CAST: A page is small, and so are the values of the uAPI.
+        // CAST: The page size and the values of the uAPI fit.
         address_precision: PAGE_SIZE as u32,
         access_type: access as u8,
         fault_type: kind as u8,
@@ -99,8 +100,8 @@ fn entry(fault: &Fault, error: Error) -> uapi::xe_vm_fault {
 
 /// VM_GET_PROPERTY.
 ///
-/// Without room for faults it says how much they take. Fails as xe does: with `EINVAL`, also for
-/// more room than there are faults, `ENOENT` for no such VM, `EFAULT`, `ENOMEM`.
+/// With size 0 it returns the size of all faults. Fails as xe does: with `EINVAL`, also for a size
+/// larger than all faults, `ENOENT` for no such VM, `EFAULT`, `ENOMEM`.
 pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_vm_get_property) -> Result<u32> {
     let (dev, file) = (ioctl.dev(), ioctl.file());
     ensure!(dev, args.extensions == 0, EINVAL);
@@ -112,7 +113,7 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_vm_get_proper
     let mut copy = KVec::new();
     copy.extend_from_slice(&vm.failed.list.lock(), GFP_KERNEL_ACCOUNT)?;
     if args.size == 0 {
-        // CAST: There are few.
+        // CAST: There are at most `MAX` entries.
         args.size = (copy.len() * ENTRY) as u32;
         return Ok(0);
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! VM_QUERY_MEM_RANGE_ATTRS: the memory attributes of a range of addresses, a VMA an entry.
+//! VM_QUERY_MEM_RANGE_ATTRS: the memory attributes of a range of addresses, one entry for each VMA.
 
 use super::{
     account,
@@ -19,14 +19,13 @@ use crate::{
 use kernel::prelude::*;
 use kernel_ext::sched;
 
-/// Size of an entry, in bytes.
+/// The size of an entry, in bytes.
 const ENTRY: u64 = size_of::<uapi::drm_xe_mem_range_attr>() as u64;
 
 /// VM_QUERY_MEM_RANGE_ATTRS.
 ///
-/// Without room for entries it says how many there are. Fails as xe does: with `EINVAL`, `ENOSPC`
-/// if there are more than there is room for, `EFAULT`, `EINTR` for a process that is killed, `ENOBUFS`,
-/// `ENOMEM`.
+/// With no room for entries it returns their number. Fails as xe does: with `EINVAL`, `ENOSPC` if
+/// there are more entries than room, `EFAULT`, `EINTR` for a killed process, `ENOBUFS`, `ENOMEM`.
 pub(crate) fn ioctl(
     ioctl: &mut Ioctl<'_>,
     args: &mut uapi::drm_xe_vm_query_mem_range_attr,
@@ -59,15 +58,15 @@ pub(crate) fn ioctl(
     for entry in &entries {
         writer.write(entry)?;
     }
-    // CAST: Not more than `room`.
+    // CAST: At most `room`.
     args.num_mem_ranges = entries.len() as u32;
     Ok(0)
 }
 
 impl Vm {
-    /// The entries of the VMAs that overlap `span`. Fails with `ENOSPC` if they are more than
-    /// `room`, with `EINTR` for a caller who is killed, and as xe does without memory: with `ENOBUFS`
-    /// for several, and `ENOMEM` for one.
+    /// Returns the entries of the VMAs that overlap `span`. Fails with `ENOSPC` if there are more
+    /// than `room`, with `EINTR` for a killed caller, and, as xe does, with `ENOBUFS` for lack of
+    /// memory if `room` is more than 1, else `ENOMEM`.
     fn attributes(&self, span: Span, room: usize) -> Result<KVVec<uapi::drm_xe_mem_range_attr>> {
         let mut entries = KVVec::new();
         for vma in self.map.lock_killable()?.overlapping(span) {
@@ -75,7 +74,7 @@ impl Vm {
             if entries.len() == room {
                 return Err(ENOSPC);
             }
-            // As in xe, an array is no lack of memory for anything else.
+            // As in xe, the lack of memory for an array has its own error.
             let pushed = entries.push(entry(vma), account());
             pushed.map_err(|_| if room > 1 { ENOBUFS } else { ENOMEM })?;
         }
@@ -90,7 +89,7 @@ fn entry(vma: &Vma) -> uapi::drm_xe_mem_range_attr {
         end: vma.span.end,
         ..Default::default()
     };
-    // CAST: Descriptors are signed, but not in the uAPI.
+    // CAST: The uAPI stores the signed descriptor in an unsigned field.
     entry.preferred_mem_loc.devmem_fd = attributes.location.devmem_fd() as u32;
     entry.preferred_mem_loc.migration_policy = attributes.policy.get();
     entry.atomic.val = attributes.atomics.get();

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Lists of addresses, as changes of a VM collect them.
+//! Lists of addresses that changes of a VM collect.
 //!
-//! Neighbours become one, so that a list is as long as what it names is scattered, and not as the
-//! operations were many that named it.
+//! Adjacent spans are joined when added, so the length of a list depends on how scattered the
+//! addresses are, not on the number of operations.
 
 use super::{
     account,
@@ -12,17 +12,18 @@ use super::{
 use kernel::prelude::*;
 use kernel_ext::sched;
 
-/// After how many steps of sorting it is looked whether the caller was killed.
+/// How many steps of a sort lie between two checks whether the caller was killed.
 const STEPS: usize = 1024;
 
 /// Spans in the order in which they were added. They may overlap.
 pub(super) struct Spans(KVVec<Span>);
 
-/// Spans in ascending order that neither overlap nor touch each other.
+/// Spans in ascending order of their starts. [`iter`](Self::iter) joins those that overlap or
+/// touch.
 pub(super) struct SortedSpans(KVVec<Span>);
 
 impl Spans {
-    /// None.
+    /// Creates an empty list.
     pub(super) const fn new() -> Self {
         Self(KVVec::new())
     }
@@ -37,26 +38,26 @@ impl Spans {
         Ok(())
     }
 
-    /// All of them, sorted. Fails with `EINTR` for a caller who is killed.
+    /// Sorts the spans. Fails with `EINTR` for a killed caller.
     pub(super) fn sorted(mut self) -> Result<SortedSpans> {
         sort(&mut self.0)?;
         Ok(SortedSpans(self.0))
     }
 }
 
-/// Sorts by first addresses, in place: a heap sort. That of the `core` crate has functions that do not
-/// return, which the kernel's tools do not know as such.
+/// Sorts by start, in place, with a heap sort. The sort of `core` has functions that do not return,
+/// which objtool does not know.
 fn sort(spans: &mut [Span]) -> Result {
     if spans.is_sorted_by_key(|span| span.start) {
         return Ok(());
     }
     for root in (0..spans.len() / 2).rev() {
-        go_on(root)?;
+        check_continue(root)?;
         sift_down(spans, root);
     }
     for end in (1..spans.len()).rev() {
-        go_on(end)?;
-        // The last of the heap, which is `spans[..=end]`, is its greatest then.
+        check_continue(end)?;
+        // The heap is `spans[..=end]`, and its first element is the greatest.
         spans.swap(0, end);
         if let Some(heap) = spans.get_mut(..end) {
             sift_down(heap, 0);
@@ -65,22 +66,22 @@ fn sort(spans: &mut [Span]) -> Result {
     Ok(())
 }
 
-/// Before each step, of which so many are left. Fails with `EINTR` for a caller who is killed.
-fn go_on(left: usize) -> Result {
+/// Called before each step with the number of steps left. Fails with `EINTR` for a killed caller.
+fn check_continue(left: usize) -> Result {
     if left % STEPS != 0 {
         return Ok(());
     }
     sched::check_killed()
 }
 
-/// Makes a heap of what is one below `root`, but maybe not there.
+/// Restores the heap property at `root`. It holds below `root` already.
 fn sift_down(heap: &mut [Span], mut root: usize) {
     let start = |heap: &[Span], i: usize| heap.get(i).map(|span| span.start);
     loop {
-        // Does not overflow: a `usize` holds the size of the array in bytes.
+        // Does not overflow: a `usize` can hold the size of the array in bytes.
         let left = 2 * root + 1;
         let right = left + 1;
-        // Nothing is less than any address.
+        // `None`, for no child, is less than any address.
         let child = if start(heap, right) > start(heap, left) {
             right
         } else {
@@ -95,7 +96,7 @@ fn sift_down(heap: &mut [Span], mut root: usize) {
 }
 
 impl SortedSpans {
-    /// The spans, one by one.
+    /// Returns the joined spans.
     pub(super) fn iter(&self) -> impl Iterator<Item = Span> + '_ {
         let mut spans = self.0.iter().cloned().peekable();
         core::iter::from_fn(move || {
@@ -145,11 +146,11 @@ mod tests {
 
     #[test]
     fn any_order_is_sorted() -> Result {
-        // With gaps, so that none are neighbours.
+        // With gaps, so that no two spans are adjacent.
         for count in [2, 3, 7, 64, 1001] {
             let mut list = Spans::new();
             for i in 0..count {
-                // 1003 is not a multiple of any factor of the others.
+                // 1003 is coprime to each count.
                 let at = 2 * (i * 1003 % count);
                 list.add(at..at + 1)?;
             }
@@ -160,7 +161,7 @@ mod tests {
         Ok(())
     }
 
-    /// However many there are: what is contiguous takes one place.
+    /// However many adjacent spans are added, they take one entry.
     #[test]
     fn neighbours_take_no_memory() -> Result {
         let mut list = Spans::new();

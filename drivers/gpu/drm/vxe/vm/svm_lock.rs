@@ -2,10 +2,11 @@
 
 //! The SVM of a VM, and its lock.
 //!
-//! Whoever has the SVM lock may wait for a page that userspace holds back, so nobody who must come to an end
-//! waits for the lock: neither who closes a VM, nor a worker that unbinding waits for. Who closes a VM only
-//! tries. So whoever lets the lock go looks whether the VM was closed meanwhile, and then has it torn down: that
-//! is what [`SvmGuard`] does, and except for tearing down there is no other way to the lock.
+//! The holder of the SVM lock may wait for a page that userspace holds back. So a thread that must
+//! make progress does not wait for the lock: neither one that closes a VM, nor a worker that
+//! unbinding waits for. `Vm::close()` only tries to take it. In turn, each holder checks at the
+//! unlock whether the VM was closed meanwhile, and then queues its teardown. [`SvmGuard`] does
+//! that, and only teardown takes the lock without it.
 
 use super::Vm;
 use crate::svm::{
@@ -36,7 +37,7 @@ pub(super) struct LockedSvm {
 }
 
 impl LockedSvm {
-    /// Mirrors `mm` for `device`. Fails as [`Svm::new`] does.
+    /// Creates the SVM, which mirrors `mm` for `device`. Fails as [`Svm::new`] does.
     pub(super) fn new<'a>(
         mm: &'a Mm,
         device: &'a Arc<DmaDevice>,
@@ -47,41 +48,41 @@ impl LockedSvm {
         })
     }
 
-    /// What its callbacks need.
+    /// Returns the data for the callbacks.
     pub(super) fn context(&self) -> &Context {
         self.svm.vm()
     }
 
-    /// The process's address space.
+    /// Returns the process's address space, if the process has not exited.
     pub(super) fn mm(&self) -> Option<&Mm> {
         self.svm.mm()
     }
 
-    /// As [`Svm::find_vma_start`].
+    /// See [`Svm::find_vma_start`].
     pub(super) fn find_vma_start(&self, span: core::ops::Range<usize>) -> Option<usize> {
         self.svm.find_vma_start(span)
     }
 
-    /// As [`Svm::shut`].
+    /// See [`Svm::shut`].
     pub(super) fn shut(&self) {
         self.svm.shut();
     }
 
-    /// Tries to take the lock of a VM that is closed, to tear it down. If that fails, who has the lock sees to
-    /// it.
+    /// Tries to take the lock of a closed VM, for its teardown. If another thread holds it, that
+    /// thread queues the teardown at its unlock.
     pub(super) fn try_lock_closed(&self) -> Option<Guard<'_, Mirror>> {
         self.svm.try_lock()
     }
 }
 
 impl Vm {
-    /// Takes the SVM lock. Fails with `EINTR` for a caller who is killed while he waits, as a worker is when the
-    /// VM is closed.
+    /// Takes the SVM lock. Fails with `EINTR` if the caller is killed while it waits, as a worker
+    /// is when the VM is closed.
     pub(super) fn lock_svm_killable(self: &Arc<Self>) -> Result<SvmGuard<'_>> {
         Ok(SvmGuard::new(self, self.svm.svm.lock_killable()?))
     }
 
-    /// Takes the SVM lock if nobody has it.
+    /// Takes the SVM lock if it is free.
     pub(super) fn try_lock_svm(self: &Arc<Self>) -> Option<SvmGuard<'_>> {
         Some(SvmGuard::new(self, self.svm.svm.try_lock()?))
     }
@@ -117,13 +118,13 @@ impl DerefMut for SvmGuard<'_> {
     }
 }
 
-/// Has the VM torn down when it is dropped, if that is closed by then.
+/// Queues the teardown of the VM when dropped, if the VM is closed.
 struct TearDownClosed<'a>(&'a Arc<Vm>);
 
 impl Drop for TearDownClosed<'_> {
     fn drop(&mut self) {
-        // Who closed it before tried for the lock, maybe in vain; who closes it from now on gets it, or finds
-        // another one who looks here.
+        // A thread that closed the VM before the unlock may have failed to take the lock. One that
+        // closes it from now on can take the lock, unless another holder checks here.
         if self.0.is_closed() {
             self.0.queue_collection();
         }

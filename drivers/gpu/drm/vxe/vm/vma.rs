@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! VMAs: pieces of a VM's address space, and what is behind them.
+//! VMAs: parts of a VM's address space and their backing.
 //!
 //! A VMA is a value. It changes only by being replaced in the [map](super::map) of its VM.
 
@@ -15,48 +15,49 @@ use kernel::{
 /// GPU virtual addresses, in bytes.
 pub(crate) type Span = Range<u64>;
 
-/// The part of `a` that is in `b`; empty, and then perhaps not at a useful place, if there is none.
+/// Returns the part of `a` that is in `b`. If they do not overlap it is empty, at an unspecified
+/// address.
 pub(crate) fn intersection(a: &Span, b: &Span) -> Span {
     let start = a.start.max(b.start);
     start..a.end.min(b.end).max(start)
 }
 
-/// What is behind the addresses of a VMA.
+/// The backing of a VMA.
 #[derive(Clone)]
 pub(crate) enum Backing {
     /// The same addresses of the process.
     Mirror,
-    /// A buffer, from `offset` bytes on. The VMA keeps it alive.
+    /// A buffer, from `offset` bytes on. The VMA holds a reference to it.
     Bo {
         /// The buffer.
         bo: ARef<Bo>,
-        /// Where in it the VMA begins, in bytes.
+        /// The offset in the buffer, in bytes.
         offset: u64,
     },
 }
 
-/// A piece of a VM's address space.
+/// A part of a VM's address space with one backing.
 #[derive(Clone)]
 pub(crate) struct Vma {
-    /// Its addresses: whole pages, not empty.
+    /// The addresses: whole pages, not empty.
     pub(crate) span: Span,
-    /// What is behind them.
+    /// The backing.
     pub(crate) backing: Backing,
-    /// Memory attributes.
+    /// The memory attributes.
     pub(crate) attributes: Attributes,
     /// The GPU may not write.
     pub(crate) read_only: bool,
-    /// Attributes go back to their defaults where the CPU unmaps.
+    /// Attributes are reset to their defaults where the CPU unmaps.
     pub(crate) autoreset: bool,
 }
 
 impl Vma {
-    /// Whether the VMA mirrors the process.
+    /// Returns whether the VMA mirrors the process.
     pub(crate) fn is_mirror(&self) -> bool {
         matches!(self.backing, Backing::Mirror)
     }
 
-    /// The part of the VMA in `span`; none if they do not overlap.
+    /// Returns the part of the VMA in `span`; none if they do not overlap.
     pub(crate) fn part(&self, span: &Span) -> Option<Self> {
         let span = intersection(&self.span, span);
         if span.is_empty() {
@@ -64,24 +65,25 @@ impl Vma {
         }
         let mut part = self.clone();
         if let Backing::Bo { offset, .. } = &mut part.backing {
-            // Does not overflow: both are inside the buffer, as was checked when it was bound.
+            // Does not overflow: VM_BIND checked that the VMA is inside the buffer.
             *offset += span.start - self.span.start;
         }
         part.span = span;
         Some(part)
     }
 
-    /// The part before `addr`.
+    /// Returns the part before `addr`.
     pub(crate) fn before(&self, addr: u64) -> Option<Self> {
         self.part(&(0..addr))
     }
 
-    /// The part from `addr` on.
+    /// Returns the part from `addr` on.
     pub(crate) fn after(&self, addr: u64) -> Option<Self> {
         self.part(&(addr..u64::MAX))
     }
 
-    /// Whether the two could be one, if they were neighbours: both mirror, and alike.
+    /// Returns whether the two could be joined if they were adjacent: both are mirrors with the
+    /// same attributes.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
         self.is_mirror()
             && other.is_mirror()
@@ -91,7 +93,7 @@ impl Vma {
     }
 }
 
-/// A line for debugfs, without its end.
+/// Prints a line for debugfs, without the newline.
 impl fmt::Display for Vma {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

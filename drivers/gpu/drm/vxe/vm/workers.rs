@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What workers of the kernel do for a VM: on the work queue of its client, one of each kind at a time.
+//! The work items of a VM. They run on its client's work queue, at most one of each kind at a time.
 //!
-//! They wait for the SVM lock, and for pages, as long as userspace likes; but not for longer than the VM is open
-//! and its process there: who closes it [kills](Workers::kill) them in that, and the list of VMs looks
-//! [now and then](WATCH_MS) for processes that are gone. So a process whose pages somebody holds back leaves
-//! nothing behind when it ends, be its file open or not, and a device can be unbound at any time.
+//! Workers wait for the SVM lock and for pages that userspace holds back, but not after the VM is
+//! closed or its process has exited. `Vm::close()` [kills](Workers::kill) them, and the list of VMs
+//! checks every [`WATCH_MS`] for exited processes. So a process whose pages another one holds back
+//! leaves nothing behind when it exits, even if its file stays open, and a device can be unbound at
+//! any time.
 //!
-//! As with any thread, that is so for waits that can be killed, which those of a userfaultfd are. A FUSE server that
-//! has read a request, and answers it never, is waited for until it ends.
+//! This holds for killable waits, as in userfaultfd. A wait for a FUSE server that has read the
+//! request and never answers cannot be killed; it ends when the server exits.
 
 use super::Vm;
 use crate::{
@@ -33,13 +34,13 @@ use kernel_ext::{
 pub(super) const SERVICE: u64 = 0;
 /// The work that collects garbage.
 pub(super) const COLLECTION: u64 = 1;
-/// The work that looks again at what could not move.
+/// The work that unmaps ranges for a new decision about their migration.
 pub(super) const REVISIT: u64 = 2;
 
-/// How often it is looked for processes that are gone while work goes on for them, in milliseconds.
+/// The interval of checks for exited processes, while workers run for them, in milliseconds.
 pub(crate) const WATCH_MS: u32 = 1000;
 
-/// The workers that are at it, for as long as the VM is open.
+/// The running workers of a VM, to be killed when it is closed.
 #[pin_data]
 pub(super) struct Workers {
     #[pin]
@@ -51,7 +52,7 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    /// None.
+    /// Creates the state, with no worker running.
     pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             service <- Killable::new(),
@@ -60,7 +61,8 @@ impl Workers {
         })
     }
 
-    /// Ends what they wait for. The VM must be closed: who begins to wait after that looks whether it is.
+    /// Ends the waits of running workers. The VM must be closed: a worker that starts later checks
+    /// for that.
     pub(super) fn kill(&self) {
         self.service.kill();
         self.collection.kill();
@@ -69,9 +71,9 @@ impl Workers {
 }
 
 impl Vm {
-    /// Ends what workers wait for, if the VM is closed; and the service of a fault, which fails then, if the process
-    /// is gone that it is for. What else is done for such a process waits for no page, and would be left undone:
-    /// its garbage most of all. Returns whether any worker is at work.
+    /// Kills the workers if the VM is closed. If the process has exited, kills the service of
+    /// faults, which then fail. The other workers wait for no page of an exited process, and
+    /// killing them would leave its garbage uncollected. Returns whether any worker is running.
     pub(crate) fn watch_workers(&self) -> bool {
         let workers = &self.workers;
         let all = [&workers.service, &workers.collection, &workers.revisit];
@@ -84,10 +86,10 @@ impl Vm {
         at_work
     }
 
-    /// Does `work`, as one that can be killed, and is watched; but not for a VM that is closed.
+    /// Runs `work` as a killable worker with the periodic check scheduled, unless the VM is closed.
     fn work<R>(self: &Arc<Self>, worker: &Killable, work: impl FnOnce() -> R) -> Option<R> {
         worker.run(|| {
-            // Who closes it from now on finds whom to kill.
+            // A thread that closes the VM after this check finds the worker and kills it.
             if self.is_closed() {
                 return None;
             }
@@ -110,7 +112,7 @@ impl WorkItem<SERVICE> for Vm {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        fault::work(&this, |fault| {
+        fault::service_faults(&this, |fault| {
             let served = this.work(&this.workers.service, || this.service(fault));
             served.unwrap_or(Err(ENOENT))
         });
@@ -125,7 +127,7 @@ impl WorkItem<COLLECTION> for Vm {
             this.collect_garbage_as_worker()
         });
         if this.is_closed() {
-            // There is no garbage but all of it.
+            // Garbage of a closed VM is everything in it.
             this.tear_down();
         }
     }
@@ -142,21 +144,21 @@ impl WorkItem<REVISIT> for Vm {
 }
 
 impl Vm {
-    /// Has the faults that wait serviced soon.
+    /// Queues the service of pending faults.
     pub(crate) fn queue_service(self: &Arc<Self>) {
-        // If the work is queued already, it has not looked for faults yet.
+        // If the work is pending already, it has not taken a fault yet.
         let _ = self.client.faults.enqueue::<_, SERVICE>(self.clone());
     }
 
-    /// Has garbage collected soon; of a closed VM that is all. Does not sleep.
+    /// Queues the collection of garbage, or the teardown of a closed VM. Does not sleep.
     pub(crate) fn queue_collection(self: &Arc<Self>) {
-        // If the work is queued already, it has not collected yet.
+        // If the work is pending already, it has not collected yet.
         let _ = self.client.faults.enqueue::<_, COLLECTION>(self.clone());
     }
 
-    /// Has what could not move looked at again, in so many jiffies or sooner. Does not sleep.
+    /// Queues the revisit of ranges in `delay` jiffies. Does not sleep.
     pub(crate) fn queue_revisit(self: &Arc<Self>, delay: usize) {
-        // If the work is queued already, it says itself when it is to run next.
+        // If the work is pending already, it runs then and queues itself for what is due later.
         let faults = &self.client.faults;
         let _ = faults.enqueue_delayed::<_, REVISIT>(self.clone(), delay);
     }

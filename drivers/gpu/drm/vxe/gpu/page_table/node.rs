@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Nodes of a page table, and how they are kept until they are needed.
+//! Nodes of a page table, and the pool of spare ones.
 //!
-//! A node is in one of three places: in a tree (behind a [`Slot`]), staged for a mapping that is
-//! about to be made ([`Staged`]), or in the [`NodePool`] of its page table. Nodes outside a tree
-//! are empty, and linked through their own first slot, so that moving one never allocates.
+//! A node is in one of three places: in a tree (in a [`Slot`]), staged for a mapping ([`Staged`]),
+//! or in the [`NodePool`] of its page table. Nodes outside a tree are empty, and linked through
+//! their first slot, so that moving a node allocates nothing.
 //!
-//! Lock order: the lock of a [`NodePool`] is taken last, with nothing inside.
+//! Lock order: the lock of a [`NodePool`] is innermost.
 
 use super::{Pte, PteFlags, LARGE_PAGE_SHIFT, PAGE_SHIFT};
 use core::{mem, ops::Range};
@@ -22,13 +22,13 @@ pub(super) const SLOTS: usize = 1 << SLOT_BITS;
 /// Address bits that one level of the tree translates.
 pub(super) const SLOT_BITS: u32 = LARGE_PAGE_SHIFT - PAGE_SHIFT;
 
-/// What a node says of one of the equal parts of its span.
+/// An entry of a node, for one of the equal parts of its span.
 pub(super) enum Slot {
-    /// Nothing is mapped there.
+    /// Nothing is mapped.
     Empty,
-    /// The whole part is mapped, contiguously, to where this says.
+    /// The whole part is mapped contiguously from this page on.
     Leaf(Pte),
-    /// Look further in `node`, of which `live` slots are not empty.
+    /// The part is described by `node`, of which `live` slots are not empty.
     Table { node: KBox<Node>, live: u16 },
 }
 
@@ -37,7 +37,7 @@ impl Slot {
         matches!(self, Slot::Empty)
     }
 
-    /// Empties the slot.
+    /// Empties the slot and returns its content.
     pub(super) fn take(&mut self) -> Self {
         mem::replace(self, Slot::Empty)
     }
@@ -48,13 +48,14 @@ pub(super) struct Node {
     pub(super) slots: [Slot; SLOTS],
 }
 
-// The allocator has a size for this, and none for a byte more.
+// An allocation size of the slab allocator: one byte more would take twice the memory.
 static_assert!(size_of::<Node>() == 8192);
 
 impl Node {
-    /// An empty node, charged to the memory cgroup of the caller. Fails with `ENOMEM`. May sleep.
+    /// Allocates an empty node, charged to the memory cgroup of the caller. Fails with `ENOMEM`.
+    /// May sleep.
     fn new() -> Result<KBox<Self>> {
-        // Initialized in place: a kernel stack has no room for it.
+        // Initialized in place: too large for a kernel stack.
         KBox::init(
             init!(Node {
                 slots <- init_array_from_fn(|_| Slot::Empty),
@@ -70,7 +71,7 @@ impl Node {
         }
     }
 
-    /// Makes an empty node say what one leaf said of the same span.
+    /// Fills an empty node with the mapping of a leaf of the same span.
     pub(super) fn fill_from(&mut self, leaf: Pte) {
         for (slot, pte) in self.slots.iter_mut().zip(leaf.pages()) {
             *slot = Slot::Leaf(pte);
@@ -78,11 +79,11 @@ impl Node {
     }
 }
 
-/// Empty nodes that belong to nobody else.
+/// A list of empty nodes outside a tree.
 ///
 /// # Invariants
 ///
-/// All slots of the nodes are empty, but for the first slot of each node, which holds the next.
+/// All slots of the nodes are empty, except the first slot of each node, which holds the next node.
 pub(super) struct NodeList {
     head: Option<KBox<Node>>,
     pub(super) len: usize,
@@ -93,9 +94,9 @@ impl NodeList {
         Self { head: None, len: 0 }
     }
 
-    /// Adds a node, whose slots are empty.
+    /// Adds a node whose slots are empty.
     pub(super) fn push(&mut self, mut node: KBox<Node>) {
-        // INVARIANT: The caller's node is empty, and gets the link to the next.
+        // INVARIANT: The caller's node is empty, and its first slot gets the link to the next.
         if let Some(next) = self.head.take() {
             node.slots[0] = Slot::Table {
                 node: next,
@@ -103,11 +104,11 @@ impl NodeList {
             };
         }
         self.head = Some(node);
-        // Cannot overflow: there is no memory for so many nodes.
+        // Cannot overflow: memory is too small for that many nodes.
         self.len += 1;
     }
 
-    /// Takes a node out; its slots are empty.
+    /// Takes a node, with all slots empty.
     pub(super) fn pop(&mut self) -> Option<KBox<Node>> {
         let mut node = self.head.take()?;
         if let Slot::Table { node: next, .. } = node.slots[0].take() {
@@ -117,7 +118,7 @@ impl NodeList {
         Some(node)
     }
 
-    /// Moves nodes from `from` until there are `len` here or none there.
+    /// Moves nodes from `from` until this list has `len` nodes or `from` is empty.
     fn fill(&mut self, len: usize, from: &mut NodeList) {
         while self.len < len {
             let Some(node) = from.pop() else { break };
@@ -128,15 +129,15 @@ impl NodeList {
 
 impl Drop for NodeList {
     fn drop(&mut self) {
-        // One by one: a chain that drops itself would recurse as deep as it is long.
+        // One by one: a recursive drop of the chain would overflow the stack.
         while self.pop().is_some() {}
     }
 }
 
-/// Nodes that one page table keeps for its next mappings.
+/// Spare nodes of a page table for its next mappings.
 ///
-/// A fault needs at most one node a level, most often none, and must have them before it knows:
-/// with a pool this costs no allocation.
+/// A fault needs at most one node for each level, mostly none, but must have them before it takes
+/// the lock. With the pool this mostly needs no allocation.
 #[pin_data]
 pub(super) struct NodePool {
     #[pin]
@@ -144,7 +145,7 @@ pub(super) struct NodePool {
 }
 
 impl NodePool {
-    /// Nodes that are kept at most: enough for a handful of faults at once.
+    /// The most nodes in the pool: enough for a few concurrent faults.
     const LIMIT: usize = 16;
 
     pub(super) fn new() -> Result<Arc<Self>> {
@@ -156,7 +157,7 @@ impl NodePool {
         )
     }
 
-    /// Gets `count` nodes for changes of `span`. Fails with `EINTR` for a caller who is killed, and
+    /// Gets `count` nodes for changes of `span`. Fails with `EINTR` if the caller is killed, and
     /// `ENOMEM`. May sleep.
     pub(super) fn stage(self: &Arc<Self>, span: Range<u64>, count: usize) -> Result<Staged> {
         let mut staged = Staged {
@@ -172,17 +173,17 @@ impl NodePool {
         Ok(staged)
     }
 
-    /// Takes nodes back, as many as it keeps, and frees the others. Does not sleep.
+    /// Puts nodes back up to the limit, and frees the others. Does not sleep.
     pub(super) fn put(&self, mut nodes: NodeList) {
         self.nodes.lock().fill(Self::LIMIT, &mut nodes);
     }
 }
 
-/// Whatever nodes a mapping of one span may need, allocated before any lock is taken.
+/// The nodes that mapping a span may need, allocated before any lock is taken.
 ///
-/// What is left over goes back when it is dropped, which does not sleep.
+/// Dropping it puts the unused nodes back, without sleeping.
 pub(crate) struct Staged {
-    /// The addresses that may be mapped with it.
+    /// The addresses that may be mapped with these nodes.
     pub(super) span: Range<u64>,
     pub(super) nodes: NodeList,
     pool: Arc<NodePool>,
@@ -195,7 +196,7 @@ impl Drop for Staged {
     }
 }
 
-/// The pages of a leaf, one by one.
+/// The entries for the small pages of a large leaf.
 impl Pte {
     fn pages(self) -> impl Iterator<Item = Pte> {
         let (target, flags): (_, PteFlags) = (self.target(), self.flags());

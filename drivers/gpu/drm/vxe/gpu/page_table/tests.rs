@@ -13,7 +13,7 @@ mod suite {
     const M: u64 = 1 << 20;
     const G: u64 = 1 << 30;
 
-    /// A place where small and large pages, and tables of all levels, have a border.
+    /// A boundary of small and large pages, and of tables of all levels.
     const BORDER: u64 = 1 << 39;
 
     fn table() -> Result<Pin<KBox<PageTable>>> {
@@ -24,7 +24,7 @@ mod suite {
         PteFlag::Writable.into()
     }
 
-    /// Maps, with what it takes.
+    /// Stages and maps a span.
     fn map(table: &PageTable, va: u64, len: u64, target: u64) -> Result<Option<Range<u64>>> {
         let mut staged = table.stage(va, len)?;
         table.map(&mut staged, va, len, Target::System(target), writable())
@@ -39,13 +39,13 @@ mod suite {
         Some(table.translate(va)?.target().addr())
     }
 
-    /// The size of the leaf that maps `va`.
+    /// Returns the size of the leaf that maps `va`.
     fn leaf_size(table: &PageTable, va: u64) -> Option<u64> {
         let leaf = table.tree.lock().next_leaf(va)?;
         (leaf.start <= va).then_some(leaf.size)
     }
 
-    /// Whether exactly the pages of `span` are mapped, contiguously from `target` on.
+    /// Returns whether exactly the pages of `span` are mapped, contiguously from `target` on.
     fn is_mapped(table: &PageTable, span: Range<u64>, target: u64) -> bool {
         let mut pages = span.clone().step_by(PAGE_SIZE as usize);
         pages.all(|va| addr(table, va + 123) == Some(target + (va - span.start)))
@@ -53,7 +53,7 @@ mod suite {
             && addr(table, span.end).is_none()
     }
 
-    /// Nodes that are kept for later.
+    /// Returns the number of nodes in the pool.
     fn pooled(table: &PageTable) -> usize {
         table.pool.nodes.lock().len
     }
@@ -111,7 +111,7 @@ mod suite {
         let table = table()?;
         map(&table, G, 2 * M, 8 * M)?;
         assert_eq!(leaf_size(&table, G), Some(2 * M));
-        // What is left of the span beside large pages takes small ones.
+        // Parts of the span outside of large pages take small ones.
         map(&table, 2 * G - 4 * K, 2 * M + 8 * K, 8 * M - 4 * K)?;
         assert_eq!(leaf_size(&table, 2 * G - 4 * K), Some(4 * K));
         assert_eq!(leaf_size(&table, 2 * G), Some(2 * M));
@@ -152,7 +152,7 @@ mod suite {
         assert_eq!(table.zap(G + 16 * K, 16 * K), Some(G + 16 * K..G + 32 * K));
         assert!(is_mapped(&table, G..G + 16 * K, 4 * K));
         assert!(is_mapped(&table, G + 32 * K..G + 64 * K, 36 * K));
-        // Only what was mapped is reported, and pages of which a part is meant go.
+        // The returned span covers only mapped pages; partly covered pages are cleared.
         assert_eq!(table.zap(G + 17 * K, 16 * K), Some(G + 32 * K..G + 36 * K));
         Ok(())
     }
@@ -165,7 +165,7 @@ mod suite {
         assert!(is_mapped(&table, G..G + M, 8 * M));
         assert!(is_mapped(&table, G + 5 * M..G + 6 * M, 13 * M));
         assert_eq!(table.translate(G).map(Pte::flags), Some(writable()));
-        // A hole in the middle of one.
+        // A hole in the middle of a large page.
         map(&table, 2 * G, 2 * M, 8 * M)?;
         assert_eq!(
             unmap(&table, 2 * G + M, 4 * K)?,
@@ -184,7 +184,7 @@ mod suite {
     fn map_replaces_and_says_so() -> Result {
         let table = table()?;
         map(&table, G, 2 * M, 8 * M)?;
-        // The same again changes nothing.
+        // Mapping the same pages again changes nothing.
         assert_eq!(map(&table, G, 2 * M, 8 * M)?, None);
         assert_eq!(map(&table, G + M, 4 * K, 9 * M)?, None);
         assert_eq!(leaf_size(&table, G), Some(4 * K));
@@ -231,18 +231,18 @@ mod suite {
     #[test]
     fn nodes_come_back() -> Result {
         let table = table()?;
-        // One of each level, all of them taken.
+        // One node of each level.
         assert_eq!(table.stage(G, 4 * K)?.nodes.len, 4);
         assert_eq!(pooled(&table), 4);
         map(&table, G, 4 * K, 0)?;
         assert_eq!(pooled(&table), 0);
-        // A neighbour needs none; those staged for it return.
+        // A neighbouring page needs no node; the staged ones return to the pool.
         map(&table, G + 4 * K, 4 * K, 0)?;
         assert_eq!(pooled(&table), 4);
-        // An empty table gives back all of its own.
+        // An unmapped page returns all nodes of its tables.
         table.zap(G, 8 * K);
         assert_eq!(pooled(&table), 8);
-        // However much comes back, only so much is kept.
+        // The pool keeps a limited number of nodes.
         for i in 0..64 {
             map(&table, i * G, 4 * K, 0)?;
         }
@@ -250,7 +250,7 @@ mod suite {
             table.zap(i * G, 4 * K);
         }
         assert_eq!(pooled(&table), 16);
-        // A table that a large page replaces comes back, too.
+        // A table that a large page replaces returns to the pool, too.
         drop(table.stage(BORDER - 4 * K, 8 * K)?);
         map(&table, G, 4 * K, 0)?;
         let before = pooled(&table);
@@ -271,7 +271,7 @@ mod suite {
         ] {
             assert_eq!(table.stage(va, len)?.nodes.len, nodes);
         }
-        // Enough for the worst that can be made of it, one page at a time.
+        // Enough for the worst case: one page at a time.
         let va = BORDER - 2 * M;
         let mut staged = table.stage(va, 4 * M)?;
         for page in 0..4 * M / PAGE_SIZE {
@@ -289,7 +289,7 @@ mod suite {
         Ok(())
     }
 
-    /// Small spans that are neighbours share tables, those of all spans are counted once.
+    /// Adjacent small spans share tables, which are counted once.
     #[test]
     fn many_spans_are_staged_in_proportion() -> Result {
         let table = table()?;
@@ -322,7 +322,7 @@ mod suite {
         Ok(())
     }
 
-    /// A removal takes memory only where it splits a large page, once for each.
+    /// A removal needs a node only where it splits a large page, once for each.
     #[test]
     fn removals_are_staged_for_what_they_split() -> Result {
         let table = table()?;
@@ -336,7 +336,7 @@ mod suite {
             (&[(M, 7 * M)], 2),
             (&[(4 * K, 8 * K), (16 * K, 20 * K), (M, M + 4 * K)], 1),
             (&[(4 * K, 8 * K), (3 * M, 4 * M), (5 * M, 7 * M)], 4),
-            // Small pages, and nothing.
+            // Small pages, and no page.
             (&[(8 * M + 4 * K, 9 * M)], 0),
             (&[(11 * M, 12 * M)], 0),
         ] {
@@ -359,7 +359,7 @@ mod suite {
         Ok(())
     }
 
-    /// Tables go as a whole, with exactly what is to go.
+    /// Clearing a wide span detaches whole tables, and clears nothing else.
     #[test]
     fn wide_spans_are_cleared() -> Result {
         let table = table()?;
@@ -407,7 +407,7 @@ mod suite {
             assert_eq!(mapped, Err(EINVAL));
             assert_eq!(table.zap_exact(&mut staged, va, len), Err(EINVAL));
         }
-        // Not what was staged; a target that is no page; one that wraps around.
+        // A span that was not staged; an unaligned target; one that wraps around.
         for (va, target) in [(2 * M, 0), (M, K), (0, u64::MAX - 4 * K + 1)] {
             let mapped = table.map(&mut staged, va, 2 * M, Target::System(target), writable());
             assert_eq!(mapped, Err(EINVAL));
@@ -488,7 +488,7 @@ mod suite {
                 }
                 _ => {
                     let stale = table.zap(va, len).unwrap_or(va..va);
-                    // All of it is gone; and it is all that is gone.
+                    // All requested pages are cleared, and no page outside of the returned span.
                     model[range].fill(None);
                     for (i, page) in (0u64..).zip(model.iter_mut()) {
                         let va = BASE + i * PAGE_SIZE;

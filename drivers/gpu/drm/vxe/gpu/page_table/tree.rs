@@ -2,13 +2,13 @@
 
 //! The radix tree of a page table, without its lock.
 //!
-//! Levels are counted from the leaves: the slot of level 0 is a small page, that of level 1 a large
-//! page or a table of small ones, and so on up to the root, which is one slot of level
-//! [`ROOT_LEVEL`] for the whole address space. Leaves are at levels 0 and 1 only. A table that
-//! becomes empty is taken out at once, so that the tree has no memory of what was once mapped.
+//! Levels are counted from the leaves: a slot of level 0 is a small page, one of level 1 a large
+//! page or a table of small ones, and so on up to the root, a slot of level [`ROOT_LEVEL`] for the
+//! whole address space. Leaves are only at levels 0 and 1. An empty table is removed at once, so
+//! that its memory is freed.
 //!
-//! Each operation that changes the tree works within one large page, and so is short enough for a
-//! spinlock; the caller goes from one large page to the next.
+//! Operations that change the tree work within one large page (except [`Tree::detach`]), so they
+//! are short enough for a spinlock; the caller iterates over large pages.
 
 use super::{
     node::{Node, NodeList, Slot, SLOTS, SLOT_BITS},
@@ -32,20 +32,21 @@ const fn shift(level: u32) -> u32 {
 /// Address bits that the tree translates.
 pub(super) const TREE_BITS: u32 = shift(ROOT_LEVEL);
 
-/// The place of the slot for `va` in its table, if it is a slot of `level`.
+/// The index of the slot of `level` for `va` in its table.
 const fn index(va: u64, level: u32) -> usize {
     // CAST: Less than `SLOTS`.
     ((va >> shift(level)) % SLOTS as u64) as usize
 }
 
-/// Counts the nodes that mapping spans can take at most, if nothing is mapped and all leaves are small.
+/// Counts the nodes that mapping spans takes at most: if nothing is mapped and all leaves are
+/// small.
 ///
-/// Splitting what is mapped takes no more: it happens only where an empty slot would have taken a
-/// node. Tables that several spans share are counted once, so that the count is in proportion to what
-/// the page table has in the end.
+/// Splitting leaves takes no more: it happens only where an empty slot would have taken a node. A
+/// table that several spans share counts once, so the count is proportional to the final size of
+/// the page table.
 pub(super) struct WorstCase {
     nodes: u64,
-    /// For each level of tables, the number of the first one that was not counted yet.
+    /// For each level of tables, the number of the first table that was not counted yet.
     next: [u64; ROOT_LEVEL as usize],
 }
 
@@ -57,7 +58,7 @@ impl WorstCase {
         }
     }
 
-    /// Adds a span that is not empty. Spans must come in ascending order and not overlap.
+    /// Adds a span that is not empty. Spans must be in ascending order and not overlap.
     pub(super) fn add(&mut self, span: &Range<u64>) {
         let last = span.end.saturating_sub(1);
         for (level, next) in (1..).zip(&mut self.next) {
@@ -74,19 +75,19 @@ impl WorstCase {
     }
 }
 
-/// What one change takes and leaves.
-pub(super) struct Work<'a> {
-    /// Where new nodes come from, if they may be needed.
+/// The resources and results of one change.
+pub(super) struct Change<'a> {
+    /// The source of new nodes, if the change may need any.
     staged: Option<&'a mut NodeList>,
-    /// Nodes that the tree no longer has: to be freed when the lock is released.
+    /// Nodes that were removed from the tree, to be freed without the lock.
     pub(super) pruned: NodeList,
-    /// The span of all translations that are gone or different.
+    /// The span of all translations that were removed or changed.
     pub(super) stale: Option<Range<u64>>,
-    /// A node was needed and not there: the change is not complete.
+    /// Whether `staged` had no node left, so that the change is incomplete.
     pub(super) starved: bool,
 }
 
-impl<'a> Work<'a> {
+impl<'a> Change<'a> {
     pub(super) fn new(staged: Option<&'a mut NodeList>) -> Self {
         Self {
             staged,
@@ -115,16 +116,16 @@ impl<'a> Work<'a> {
     }
 }
 
-/// What happens to mapped pages that a [`Tree::zap`] must spare, but whose leaf it must not.
+/// How [`Tree::zap`] treats a large leaf that the span only partly covers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Edges {
-    /// They go, too.
+    /// Clears it as a whole.
     Widen,
-    /// They stay, in small leaves; this takes a node.
+    /// Splits it into small leaves, which takes a node, and clears those in the span.
     Split,
 }
 
-/// A leaf, as [`Tree::next_leaf`] finds it.
+/// A leaf that [`Tree::next_leaf`] returns.
 pub(super) struct Leaf {
     pub(super) start: u64,
     pub(super) size: u64,
@@ -133,7 +134,7 @@ pub(super) struct Leaf {
 
 /// A radix tree of 48-bit addresses.
 ///
-/// All addresses given to it must be less than 2^[`TREE_BITS`], and spans lie within one large page.
+/// All addresses must be less than 2^[`TREE_BITS`]. Spans to map or zap lie within one large page.
 pub(super) struct Tree {
     root: Slot,
 }
@@ -143,7 +144,7 @@ impl Tree {
         Self { root: Slot::Empty }
     }
 
-    /// The translation of the page of `va`.
+    /// Returns the translation of the page of `va`.
     pub(super) fn translate(&self, va: u64) -> Option<Pte> {
         let mut slot = &self.root;
         let mut level = ROOT_LEVEL;
@@ -155,7 +156,7 @@ impl Tree {
                     return Some(Pte::new(pte.target().offset(within), pte.flags()));
                 }
                 Slot::Table { node, .. } => {
-                    // Slots of level 0 are no tables.
+                    // Slots of level 0 are not tables.
                     level = level.checked_sub(1)?;
                     slot = node.slots.get(index(va, level))?;
                 }
@@ -163,16 +164,17 @@ impl Tree {
         }
     }
 
-    /// The first leaf that ends beyond `from`.
+    /// Returns the first leaf that ends beyond `from`.
     pub(super) fn next_leaf(&self, from: u64) -> Option<Leaf> {
         next_leaf(&self.root, ROOT_LEVEL, 0, from)
     }
 
-    /// Maps the pages of `span`, which lie within one large page, to `target` and what follows it.
+    /// Maps the pages of `span`, which lie within one large page, to the memory of `first` and
+    /// following.
     ///
-    /// Makes a large leaf if the span is a large page and the target aligned as such. What was
-    /// mapped there is replaced.
-    pub(super) fn map(&mut self, span: &Range<u64>, first: Pte, work: &mut Work<'_>) {
+    /// Makes a large leaf if the span is a large page and the target is aligned to it. Replaces
+    /// existing mappings.
+    pub(super) fn map(&mut self, span: &Range<u64>, first: Pte, change: &mut Change<'_>) {
         let base = span.start / LARGE_PAGE_SIZE * LARGE_PAGE_SIZE;
         let large = span.start == base
             && span.end - base == LARGE_PAGE_SIZE
@@ -180,32 +182,37 @@ impl Tree {
 
         visit(
             &mut self.root,
-            Way(ROOT_LEVEL, 1),
+            Levels(ROOT_LEVEL, 1),
             base,
             true,
-            work,
-            &mut |slot, work| {
+            change,
+            &mut |slot, change| {
                 if large {
-                    set_large(slot, base, first, work);
+                    set_large(slot, base, first, change);
                 } else {
-                    set_small(slot, base, span, first, work);
+                    set_small(slot, base, span, first, change);
                 }
             },
         );
     }
 
-    /// Whether the page of `va` is mapped by a large leaf.
+    /// Returns whether a large leaf maps the page of `va`.
     pub(super) fn is_large(&self, va: u64) -> bool {
         self.next_leaf(va)
             .is_some_and(|leaf| leaf.start <= va && leaf.size == LARGE_PAGE_SIZE)
     }
 
-    /// Takes the widest table out that has the page of `va` in it, and nothing that is not in `within`:
-    /// so that clearing a wide span takes a step for each table, and not for each page. None if the page
-    /// is in no such table.
+    /// Detaches the largest table around `va` that only spans addresses in `within`: so that
+    /// clearing a large span takes one step for each table and not for each page. Returns `None` if
+    /// there is no such table.
     ///
-    /// Tables of up to 1 GiB are taken: it does not take long to free one.
-    pub(super) fn cut(&mut self, va: u64, within: &Range<u64>, work: &mut Work<'_>) -> Option<Cut> {
+    /// Detaches tables of up to 1 GiB, which are quick to free.
+    pub(super) fn detach(
+        &mut self,
+        va: u64,
+        within: &Range<u64>,
+        change: &mut Change<'_>,
+    ) -> Option<DetachedTable> {
         let span = |level| {
             let base = va >> shift(level) << shift(level);
             // Cannot overflow: addresses have 48 bits.
@@ -218,27 +225,27 @@ impl Tree {
         let level = [2, 1].into_iter().find(fits)?;
         let Range { start, end } = span(level);
         let first = self.next_leaf(start)?.start;
-        let mut cut = None;
+        let mut table = None;
         visit(
             &mut self.root,
-            Way(ROOT_LEVEL, level),
+            Levels(ROOT_LEVEL, level),
             start,
             false,
-            work,
-            &mut |slot, work| {
+            change,
+            &mut |slot, change| {
                 let last = end_of_last(slot, level, start);
                 if let Slot::Table { .. } = slot {
                     if let (Slot::Table { mut node, .. }, Some(last)) = (slot.take(), last) {
-                        work.mark_stale(first, last - first);
+                        change.mark_stale(first, last - first);
                         let mut tables = None;
                         if level == 1 {
-                            // It has leaves only, and the next fault may want it back.
+                            // The table has only leaves, and the next fault may need a node.
                             node.clear_leaves();
-                            work.pruned.push(node);
+                            change.pruned.push(node);
                         } else {
                             tables = Some(node);
                         }
-                        cut = Some(Cut {
+                        table = Some(DetachedTable {
                             end,
                             _tables: tables,
                         });
@@ -246,28 +253,28 @@ impl Tree {
                 }
             },
         );
-        cut
+        table
     }
 
     /// Clears the pages of `span`, which lie within one large page.
-    pub(super) fn zap(&mut self, span: &Range<u64>, edges: Edges, work: &mut Work<'_>) {
+    pub(super) fn zap(&mut self, span: &Range<u64>, edges: Edges, change: &mut Change<'_>) {
         let base = span.start / LARGE_PAGE_SIZE * LARGE_PAGE_SIZE;
         let whole = span.end - span.start == LARGE_PAGE_SIZE;
 
         visit(
             &mut self.root,
-            Way(ROOT_LEVEL, 1),
+            Levels(ROOT_LEVEL, 1),
             base,
             false,
-            work,
-            &mut |slot, work| {
+            change,
+            &mut |slot, change| {
                 if matches!(slot, Slot::Leaf(_)) {
                     if whole || edges == Edges::Widen {
                         *slot = Slot::Empty;
-                        work.mark_stale(base, LARGE_PAGE_SIZE);
+                        change.mark_stale(base, LARGE_PAGE_SIZE);
                         return;
                     }
-                    if !make_table(slot, work) {
+                    if !make_table(slot, change) {
                         return;
                     }
                 }
@@ -279,24 +286,25 @@ impl Tree {
                         *slot = Slot::Empty;
                         // `live` counted this slot.
                         *live -= 1;
-                        work.mark_stale(base + page * PAGE_SIZE, PAGE_SIZE);
+                        change.mark_stale(base + page * PAGE_SIZE, PAGE_SIZE);
                     }
                 }
-                prune(slot, work);
+                prune(slot, change);
             },
         );
     }
 }
 
-/// A table that was taken out of a tree: to be dropped when the lock is released.
-pub(super) struct Cut {
-    /// Where its span ends.
+/// A table that was detached from a tree, to be dropped without the lock.
+pub(super) struct DetachedTable {
+    /// The end of the table's span.
     pub(super) end: u64,
-    /// The table, unless it was empty of tables.
+    /// The table, unless it held only leaves.
     _tables: Option<KBox<Node>>,
 }
 
-/// Where the last leaf in `slot`, a slot of `level` that spans addresses from `base` on, ends.
+/// Returns the end of the last leaf in `slot`, a slot of `level` that spans addresses from `base`
+/// on.
 fn end_of_last(slot: &Slot, level: u32, base: u64) -> Option<u64> {
     match slot {
         Slot::Empty => None,
@@ -311,38 +319,38 @@ fn end_of_last(slot: &Slot, level: u32, base: u64) -> Option<u64> {
     }
 }
 
-/// The slots of `span` in a table of small pages, with their numbers.
+/// Returns the slots of `span` in a table of small pages, with their page numbers.
 fn pages<'a>(node: &'a mut Node, span: &Range<u64>) -> impl Iterator<Item = (u64, &'a mut Slot)> {
     let count = (span.end - span.start) / PAGE_SIZE;
-    // CAST: There are `SLOTS` pages in the span at most.
+    // CAST: At most `SLOTS`.
     (0..)
         .zip(&mut node.slots)
         .skip(index(span.start, 0))
         .take(count as usize)
 }
 
-/// From the slot of which level a visit begins to that of which level it goes.
+/// The level of the slot at which a visit starts, and the level of its target.
 #[derive(Clone, Copy)]
-struct Way(u32, u32);
+struct Levels(u32, u32);
 
-/// Runs `f` on the slot for `va` of the level where the way ends. On the way it makes the tables that
-/// miss, if `create`, and then removes those that are empty.
+/// Calls `f` on the slot for `va` of the target level. With `create`, makes missing tables on the
+/// way there. Removes empty tables on the way back.
 fn visit(
     slot: &mut Slot,
-    Way(level, to): Way,
+    Levels(level, to): Levels,
     va: u64,
     create: bool,
-    work: &mut Work<'_>,
-    f: &mut dyn FnMut(&mut Slot, &mut Work<'_>),
+    change: &mut Change<'_>,
+    f: &mut dyn FnMut(&mut Slot, &mut Change<'_>),
 ) {
     if level <= to {
-        return f(slot, work);
+        return f(slot, change);
     }
     if slot.is_empty() {
         if !create {
             return;
         }
-        let Some(node) = work.node() else { return };
+        let Some(node) = change.node() else { return };
         *slot = Slot::Table { node, live: 0 };
     }
     let Slot::Table { node, live } = slot else {
@@ -351,34 +359,34 @@ fn visit(
     let level = level - 1;
     if let Some(child) = node.slots.get_mut(index(va, level)) {
         let was_empty = child.is_empty();
-        visit(child, Way(level, to), va, create, work, f);
-        // `live` counts the slots that are not empty, and there are 512.
+        visit(child, Levels(level, to), va, create, change, f);
+        // `live` counts the slots that are not empty, of 512.
         match (was_empty, child.is_empty()) {
             (true, false) => *live += 1,
             (false, true) => *live -= 1,
             _ => {}
         }
     }
-    prune(slot, work);
+    prune(slot, change);
 }
 
-/// Takes a table that is empty out of the tree.
-fn prune(slot: &mut Slot, work: &mut Work<'_>) {
+/// Removes an empty table from the tree.
+fn prune(slot: &mut Slot, change: &mut Change<'_>) {
     if matches!(slot, Slot::Table { live: 0, .. }) {
         if let Slot::Table { node, .. } = slot.take() {
-            work.pruned.push(node);
+            change.pruned.push(node);
         }
     }
 }
 
-/// Makes a table of small pages of an empty slot, or of a large leaf. False if there is no node.
-fn make_table(slot: &mut Slot, work: &mut Work<'_>) -> bool {
+/// Makes a table of small pages of an empty slot or a large leaf. Returns false without a node.
+fn make_table(slot: &mut Slot, change: &mut Change<'_>) -> bool {
     let leaf = match slot {
         Slot::Table { .. } => return true,
         Slot::Leaf(pte) => Some(*pte),
         Slot::Empty => None,
     };
-    let Some(mut node) = work.node() else {
+    let Some(mut node) = change.node() else {
         return false;
     };
     let live = match leaf {
@@ -394,26 +402,26 @@ fn make_table(slot: &mut Slot, work: &mut Work<'_>) -> bool {
 }
 
 /// Makes `slot`, a large page at `base`, one leaf.
-fn set_large(slot: &mut Slot, base: u64, pte: Pte, work: &mut Work<'_>) {
+fn set_large(slot: &mut Slot, base: u64, pte: Pte, change: &mut Change<'_>) {
     match slot.take() {
         Slot::Empty => {}
         Slot::Leaf(old) => {
             if old != pte {
-                work.mark_stale(base, LARGE_PAGE_SIZE);
+                change.mark_stale(base, LARGE_PAGE_SIZE);
             }
         }
         Slot::Table { mut node, .. } => {
             node.clear_leaves();
-            work.pruned.push(node);
-            work.mark_stale(base, LARGE_PAGE_SIZE);
+            change.pruned.push(node);
+            change.mark_stale(base, LARGE_PAGE_SIZE);
         }
     }
     *slot = Slot::Leaf(pte);
 }
 
 /// Maps `span` within `slot`, a large page at `base`, by small leaves from `first` on.
-fn set_small(slot: &mut Slot, base: u64, span: &Range<u64>, first: Pte, work: &mut Work<'_>) {
-    if !make_table(slot, work) {
+fn set_small(slot: &mut Slot, base: u64, span: &Range<u64>, first: Pte, change: &mut Change<'_>) {
+    if !make_table(slot, change) {
         return;
     }
     let Slot::Table { node, live } = slot else {
@@ -423,18 +431,18 @@ fn set_small(slot: &mut Slot, base: u64, span: &Range<u64>, first: Pte, work: &m
     for (page, slot) in pages(node, span) {
         let pte = Pte::new(target, first.flags());
         match slot {
-            // `live` counts the slots that are not empty, and there are 512.
+            // `live` counts the slots that are not empty, of 512.
             Slot::Empty => *live += 1,
             Slot::Leaf(old) if *old == pte => {}
-            _ => work.mark_stale(base + page * PAGE_SIZE, PAGE_SIZE),
+            _ => change.mark_stale(base + page * PAGE_SIZE, PAGE_SIZE),
         }
         *slot = Slot::Leaf(pte);
         target = target.offset(PAGE_SIZE);
     }
 }
 
-/// The first leaf in `slot`, a slot of `level` that spans addresses from `base` on, that ends
-/// beyond `from`.
+/// Returns the first leaf in `slot` that ends beyond `from`. `slot` is of `level` and spans
+/// addresses from `base` on.
 fn next_leaf(slot: &Slot, level: u32, base: u64, from: u64) -> Option<Leaf> {
     match slot {
         Slot::Empty => None,
@@ -444,7 +452,7 @@ fn next_leaf(slot: &Slot, level: u32, base: u64, from: u64) -> Option<Leaf> {
             pte: *pte,
         }),
         Slot::Table { node, .. } => {
-            // Slots of level 0 are no tables.
+            // Slots of level 0 are not tables.
             let level = level.checked_sub(1)?;
             let size = 1 << shift(level);
             let first = from.saturating_sub(base) / size;

@@ -50,17 +50,17 @@ mod suite {
         bench.map(DATA, 0, flags())?;
         check!(bench.read_u32(DATA) == Ok(0));
 
-        // The page table has forgotten the page; the TLB has not, and the GPU writes to it.
+        // The page is unmapped in the page table, but still in the TLB, so the GPU writes to it.
         check!(bench.aspace.zap(DATA, PAGE_SIZE) == Some(DATA..DATA + PAGE_SIZE));
         check!(bench.aspace.store_u32(DATA, 1).is_ok());
         check!(bench.peek(0, 0)? == 1);
 
-        // Another page is mapped; the first still gets what is meant for it.
+        // Another page is mapped there; the GPU still writes to the first one.
         bench.map(DATA, 1, flags())?;
         check!(bench.aspace.store_u32(DATA, 2).is_ok());
         check!(bench.peek(0, 0)? == 2 && bench.peek(1, 0)? == 0);
 
-        // An invalidation of something else does not help.
+        // An invalidation of other pages has no effect.
         bench.aspace.invalidate_tlb(DATA + PAGE_SIZE, PAGE_SIZE);
         bench.aspace.invalidate_tlb(DATA, 0);
         check!(bench.read_u32(DATA) == Ok(2));
@@ -156,18 +156,18 @@ mod suite {
         Ok(())
     }
 
-    /// A page that is away for a moment only.
+    /// Waits for a page that is unmapped for a moment only.
     struct Wait;
 
     impl FaultHandler for Wait {
         fn fault(&self, _addr: u64, _access: Access) -> Result {
-            // Long enough for the page to come back, however busy the machine is.
+            // Long enough for the page to be mapped again on a busy machine.
             fsleep(Delta::from_micros(200));
             Ok(())
         }
     }
 
-    /// Engines that add to one word, while its page is taken away and given back.
+    /// Engines add to a word while its page is unmapped and mapped again.
     #[test]
     fn invalidation_waits_for_accesses() -> Result {
         const ENGINES: u32 = 3;
@@ -186,7 +186,7 @@ mod suite {
         bench.map(DATA, 1, flags())?;
 
         let running = Arc::new(Atomic::new(ENGINES), GFP_KERNEL)?;
-        // Dropped, it waits.
+        // Dropping the work queue waits for its work.
         let engines = OwnedQueue::new_unbound(c"vxe-gpu-kunit")?;
         for _ in 0..ENGINES {
             let (bench, running) = (bench.clone(), running.clone());

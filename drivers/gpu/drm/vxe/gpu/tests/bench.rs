@@ -15,11 +15,11 @@ use vxe_sim::{
     dma_memory::page_to_phys, //
 };
 
-/// Where batches are, and what they work on.
+/// The addresses of batches and of their data.
 pub(super) const BATCH: u64 = 0x10_0000;
 pub(super) const DATA: u64 = 0x7fff_ffe0_0000;
 
-/// How much memory of its own the GPU has, in bytes.
+/// The size of the device's own memory, in bytes.
 pub(super) const VRAM: u64 = 8 * PAGE_SIZE;
 
 pub(super) const END: u32 = 0x0500_0000;
@@ -30,8 +30,8 @@ pub(super) const COPY_BYTES: u32 = 0x5680_0008;
 pub(super) const COPY_MATRIX: u32 = 0x5682_0008;
 pub(super) const COPY_PAGES: u32 = 0x5688_0008;
 
-/// As long as this is there, the log is expected to tell of accesses that the device was refused. At any
-/// other time it would be the driver's fault: the run in whose log it is fails (tools/guest/klog.py).
+/// Announces in the log that refused accesses are expected while this exists. At other times they
+/// indicate a bug of the driver, and fail the test run (tools/guest/klog.py).
 #[must_use]
 pub(super) struct ExpectRefusals(());
 
@@ -78,7 +78,7 @@ impl Bench {
         })
     }
 
-    /// Where a page is for the device, which has no IOMMU.
+    /// Returns the bus target of a page. The device has no IOMMU.
     pub(super) fn target(&self, page: usize) -> Result<Target> {
         Ok(Target::System(page_to_phys(
             self.pages.get(page).ok_or(EINVAL)?,
@@ -93,7 +93,7 @@ impl Bench {
             .map(|_| ())
     }
 
-    /// Maps all pages, the first at `va`, for all kinds of access.
+    /// Maps all pages from `va` on for all kinds of access.
     pub(super) fn map_all(&self, va: u64) -> Result {
         for page in 0..self.pages.len() {
             let va = va + page as u64 * PAGE_SIZE;
@@ -119,7 +119,7 @@ impl Bench {
         Ok(u32::from_le_bytes(word))
     }
 
-    /// Writes a batch to the beginning of a page.
+    /// Writes a batch to the start of a page.
     pub(super) fn load(&self, page: usize, batch: &[u32]) -> Result {
         for (i, dword) in (0u64..).zip(batch) {
             self.poke(page, i * 4, &dword.to_le_bytes())?;
@@ -132,7 +132,7 @@ impl Bench {
         self.finish(faults, |context| context.start(va))
     }
 
-    /// Stores a fence.
+    /// Writes a fence.
     pub(super) fn store(
         &self,
         faults: &dyn FaultHandler,
@@ -142,19 +142,19 @@ impl Bench {
         self.finish(faults, |context| context.start_store(addr, value))
     }
 
-    /// Runs what `start` starts to its end, a step at a time.
+    /// Runs what `start` starts to completion, a step at a time.
     fn finish(
         &self,
         faults: &dyn FaultHandler,
-        start: impl FnOnce(&mut Context),
+        start: impl FnOnce(&mut EngineContext),
     ) -> Result<(), EngineError> {
-        // The tests have no error for this.
-        let mut context = Context::new().map_err(|_| EngineError::Stopped)?;
+        // No test expects a failed allocation, so any error will do.
+        let mut context = EngineContext::new().map_err(|_| EngineError::Stopped)?;
         start(&mut context);
         loop {
             match context.run(&self.aspace, &self.run, || true) {
                 Outcome::Done => return Ok(()),
-                Outcome::Over => {}
+                Outcome::Yielded => {}
                 Outcome::Fault { addr, access } => {
                     faults
                         .fault(addr, access)
@@ -172,7 +172,7 @@ impl Bench {
 
 /// Services the page faults of an address space.
 pub(super) trait FaultHandler {
-    /// Makes the access possible; it is tried again then. An error fails the batch.
+    /// Maps the page for the access, which is then repeated. An error fails the batch.
     fn fault(&self, addr: u64, access: Access) -> Result;
 }
 
@@ -185,7 +185,7 @@ impl FaultHandler for NoFaults {
     }
 }
 
-/// Maps pages as they are asked for.
+/// Maps pages on demand.
 pub(super) struct OnDemand<'a> {
     pub(super) bench: &'a Bench,
     pub(super) base: u64,
@@ -206,7 +206,7 @@ impl FaultHandler for OnDemand<'_> {
     }
 }
 
-/// Claims to service each fault, and does something else.
+/// Reports success for each fault, but only calls a closure.
 pub(super) struct Claims<F: Fn()>(pub(super) F);
 
 impl<F: Fn()> FaultHandler for Claims<F> {

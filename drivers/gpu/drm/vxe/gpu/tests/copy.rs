@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit suite of the device's own memory: by address spaces, and by the copy engine.
+//! KUnit suite of the device's own memory: accesses by address spaces and by the copy engine.
 
 use kernel::prelude::*;
 
@@ -9,7 +9,7 @@ mod suite {
     use super::super::{
         super::{
             address_space::AccessError,
-            copy::{CopyEngine, Moved, Run},
+            copy::{CopyCounters, CopyEngine, CopyRun},
             *,
         },
         bench::*,
@@ -47,7 +47,7 @@ mod suite {
     #[test]
     fn accesses_reach_the_devices_memory() -> Result {
         let bench = Bench::new(48, 1)?;
-        bench.vram.give(PAGE_SIZE..3 * PAGE_SIZE, GFP_KERNEL)?;
+        bench.vram.grant(PAGE_SIZE..3 * PAGE_SIZE, GFP_KERNEL)?;
         map(&bench, DATA, Target::Vram(PAGE_SIZE))?;
         map(&bench, DATA + PAGE_SIZE, bench.target(0)?)?;
         check!(bench.aspace.store_u32(DATA + 8, 5).is_ok());
@@ -57,7 +57,7 @@ mod suite {
         check!(bench.read_u32(DATA + 8) == Ok(7));
         check!(peek(&bench, PAGE_SIZE + 8) == Ok(7) && peek(&bench, PAGE_SIZE + 20) == Ok(3));
         check!(peek(&bench, 2 * PAGE_SIZE - 4) == Ok(1));
-        // The same address in system memory is another place.
+        // The same address in system memory is another page.
         check!(bench.peek(0, 8)? == 0);
         Ok(())
     }
@@ -66,7 +66,7 @@ mod suite {
     fn what_nobody_has_is_not_reached() -> Result {
         let _refusals = ExpectRefusals::new();
         let bench = Bench::new(48, 1)?;
-        bench.vram.give(0..PAGE_SIZE, GFP_KERNEL)?;
+        bench.vram.grant(0..PAGE_SIZE, GFP_KERNEL)?;
         let refused = |error| Err(AccessError::Bus(error));
         map(&bench, DATA, Target::Vram(PAGE_SIZE))?;
         check!(bench.read_u32(DATA) == Err(AccessError::Bus(ESTALE)));
@@ -75,8 +75,8 @@ mod suite {
         check!(bench.aspace.store_u64(DATA, 1) == refused(ENXIO));
         map(&bench, DATA, Target::Vram(0))?;
         check!(bench.aspace.add_u32(DATA, 1).is_ok());
-        // It is taken back while the translation is in use.
-        bench.vram.take_back(0..PAGE_SIZE);
+        // Revoked while the translation is in use.
+        bench.vram.revoke(0..PAGE_SIZE);
         check!(bench.aspace.add_u32(DATA, 1) == refused(ESTALE));
         Ok(())
     }
@@ -84,15 +84,15 @@ mod suite {
     #[test]
     fn runs_are_moved() -> Result {
         let bench = Bench::new(48, 3)?;
-        bench.vram.give(0..4 * PAGE_SIZE, GFP_KERNEL)?;
+        bench.vram.grant(0..4 * PAGE_SIZE, GFP_KERNEL)?;
         let copies = CopyEngine::new(bench.bus.clone());
         for page in 0..3u32 {
             // CAST: Small.
             map(&bench, DATA, bench.target(page as usize)?)?;
             check!(bench.aspace.store_u32(DATA + 4088, page + 1).is_ok());
         }
-        let run = |from, to, len| Run { from, to, len };
-        // Two pages, each into the halves of two others.
+        let run = |from, to, len| CopyRun { from, to, len };
+        // Two pages, each copied into halves of two others.
         let half = PAGE_SIZE / 2;
         copies.run([
             run(None, Target::Vram(0), 4 * PAGE_SIZE),
@@ -120,8 +120,8 @@ mod suite {
         ])?;
         check!(bench.peek(2, 4088)? == 1 && bench.peek(1, 4088)? == 2);
         check!(
-            copies.moved()
-                == Moved {
+            copies.counters()
+                == CopyCounters {
                     to_vram: 2 * PAGE_SIZE,
                     to_system: PAGE_SIZE,
                     within: PAGE_SIZE,
@@ -135,11 +135,11 @@ mod suite {
     fn what_cannot_be_moved() -> Result {
         let _refusals = ExpectRefusals::new();
         let bench = Bench::new(48, 2)?;
-        bench.vram.give(0..2 * PAGE_SIZE, GFP_KERNEL)?;
+        bench.vram.grant(0..2 * PAGE_SIZE, GFP_KERNEL)?;
         let copies = CopyEngine::new(bench.bus.clone());
         let (a, b) = (bench.target(0)?, bench.target(1)?);
         let run = |from, to| {
-            copies.run([Run {
+            copies.run([CopyRun {
                 from,
                 to,
                 len: PAGE_SIZE,
@@ -151,19 +151,19 @@ mod suite {
         check!(run(Some(Target::Vram(VRAM)), b) == Err(ENXIO));
         check!(run(Some(Target::System(1 << 51)), Target::Vram(0)) == Err(ENXIO));
         check!(run(None, Target::Vram(u64::MAX - 8)) == Err(EINVAL));
-        // Half of it is there.
+        // The second half of it is not granted.
         check!(run(None, Target::Vram(PAGE_SIZE + 8)) == Err(ESTALE));
         Ok(())
     }
 
-    /// Pages go back and forth on several threads at once, while engines use others.
+    /// Several threads copy pages back and forth while an engine uses another page.
     #[test]
     fn copies_run_in_parallel() -> Result {
         const THREADS: u32 = 3;
         const ROUNDS: u32 = 200;
 
         let bench = Arc::new(Bench::new(48, 4)?, GFP_KERNEL)?;
-        bench.vram.give(0..VRAM, GFP_KERNEL)?;
+        bench.vram.grant(0..VRAM, GFP_KERNEL)?;
         let copies = Arc::new(CopyEngine::new(bench.bus.clone()), GFP_KERNEL)?;
         let (running, wrong) = (Atomic::new(THREADS), Atomic::new(0u32));
         let state = Arc::new((running, wrong), GFP_KERNEL)?;
@@ -173,7 +173,7 @@ mod suite {
             check!(bench.aspace.store_u32(DATA + 64, 100 + page).is_ok());
         }
         map(&bench, DATA, Target::Vram(7 * PAGE_SIZE))?;
-        // Dropped, it waits.
+        // Dropping the work queue waits for its work.
         let queue = OwnedQueue::new_unbound(c"vxe-copy-kunit")?;
         for page in 0..THREADS {
             let (bench, copies, state) = (bench.clone(), copies.clone(), state.clone());
@@ -183,7 +183,7 @@ mod suite {
                 for _ in 0..ROUNDS {
                     // CAST: Small.
                     let done = bench.target(page as usize).and_then(|system| {
-                        let run = |from, to| Run {
+                        let run = |from, to| CopyRun {
                             from: Some(from),
                             to,
                             len: PAGE_SIZE,
@@ -210,8 +210,8 @@ mod suite {
             check!(bench.peek(page as usize, 64)? == 100 + page);
         }
         let bytes = u64::from(THREADS * ROUNDS) * PAGE_SIZE;
-        let moved = copies.moved();
-        check!((moved.to_vram, moved.within, moved.to_system) == (bytes, bytes, bytes));
+        let copied = copies.counters();
+        check!((copied.to_vram, copied.within, copied.to_system) == (bytes, bytes, bytes));
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use kernel::prelude::*;
 #[kunit_tests(vxe_gpu_engine)]
 mod suite {
     use super::super::{
-        super::{command::Reject, *},
+        super::{command::DecodeError, *},
         bench::*,
     };
     use core::cell::Cell;
@@ -49,7 +49,7 @@ mod suite {
         bench.poke(0, 4088, &STORE.to_le_bytes())?;
         bench.poke(0, 4092, &low(to).to_le_bytes())?;
         bench.load(1, &[high(to), 5, END])?;
-        // Two pages of MI_NOOP come first, but for these.
+        // The two pages are MI_NOOPs, except for these dwords.
         check!(bench.run(&NoFaults, DATA) == Ok(()));
         check!(bench.peek(2, 0)? == 5);
         Ok(())
@@ -58,7 +58,7 @@ mod suite {
     #[test]
     fn copies_of_all_alignments() -> Result {
         const LEN: usize = 5000;
-        // A page for the batch, three to copy from, three to copy to.
+        // A page for the batch, three source pages, three destination pages.
         let bench = Bench::new(48, 7)?;
         bench.map_all(DATA)?;
         for page in 1..4 {
@@ -150,7 +150,8 @@ mod suite {
         check!(bench.run(&faults, DATA) == Ok(()));
         check!(bench.peek(1, 0)? == 4);
         check!(bench.peek(2, 4088)? == 4 << 16);
-        // The batch; a write and more rights for the atomic; both pages of the copy.
+        // Faults of the batch, a store, the atomic which needs more rights, and both pages of the
+        // copy.
         check!(faults.count.get() == 5);
         check!(bench.aspace.counters().faults == 5);
 
@@ -160,7 +161,7 @@ mod suite {
         Ok(())
     }
 
-    /// Maps the page that is asked for, and unmaps all others.
+    /// Maps the faulting page, and unmaps all others.
     struct OneAtATime<'a> {
         bench: &'a Bench,
         count: Cell<u32>,
@@ -180,7 +181,7 @@ mod suite {
         }
     }
 
-    /// A batch is left at each access, and goes on as if nothing had been.
+    /// A batch that faults at each access continues as if it had not.
     #[test]
     fn a_batch_that_faults_at_each_access() -> Result {
         let bench = Bench::new(48, 6)?;
@@ -192,7 +193,7 @@ mod suite {
         let (a, b, c) = (place(2), place(4), place(5));
         bench.poke(2, 4090, &[1, 2, 3, 4, 5, 6])?;
         bench.poke(3, 0, &[7, 8, 9, 10])?;
-        // The first command lies in two pages.
+        // The first command crosses a page boundary.
         let start = PAGE_SIZE - 8;
         bench.poke(0, start, &STORE.to_le_bytes())?;
         bench.poke(0, start + 4, &low(a).to_le_bytes())?;
@@ -217,16 +218,17 @@ mod suite {
         check!(bench.peek(4, 4092)?.to_le_bytes() == [0, 1, 2, 3]);
         check!(bench.peek(5, 0)? == 41);
         check!(bench.peek(5, 8)?.to_le_bytes() == [1, 2, 3, 4]);
-        // What was copied to the last page before the rows were.
+        // Written by the first copy, before the rows.
         check!(bench.peek(5, 4)?.to_le_bytes() == [8, 9, 10, 0]);
-        // Both pages of the first command, and what it stores to; five pages of the first copy, but for
-        // the one that is mapped by then; the next line of the batch; four pages of two rows; the fence.
+        // Both pages of the first command, and the page it stores to; five pages of the first copy,
+        // except the one that is mapped by then; the next line of the batch; four pages of two
+        // rows; the fence.
         check!(faults.count.get() == 14);
         check!(bench.aspace.counters().faults == u64::from(faults.count.get()));
         Ok(())
     }
 
-    /// What a copy has read is what it writes, also when its source is another by then.
+    /// A copy writes the data it has read, even if its source changes meanwhile.
     #[test]
     fn what_was_read_is_written() -> Result {
         struct Changes<'a>(&'a Bench);
@@ -251,7 +253,7 @@ mod suite {
         Ok(())
     }
 
-    /// A context is lent a thread for as long as its caller says, and forgets what it was at.
+    /// A context runs until `is_over` returns true, and `start()` drops the previous batch.
     #[test]
     fn steps_are_as_many_as_wanted() -> Result {
         let bench = Bench::new(48, 2)?;
@@ -264,7 +266,7 @@ mod suite {
         batch.push(END, GFP_KERNEL)?;
         bench.load(0, &batch)?;
 
-        let mut context = Context::new()?;
+        let mut context = EngineContext::new()?;
         check!(context.run(&bench.aspace, &bench.run, || true) == Outcome::Done);
         context.start(DATA);
         let mut left = 7;
@@ -272,8 +274,8 @@ mod suite {
             left -= 1;
             left == 0
         });
-        // To begin, and to fetch and run three commands.
-        check!(done == Outcome::Over && bench.peek(1, 0)? == 3);
+        // Steps: start the batch, then fetch and execute three commands.
+        check!(done == Outcome::Yielded && bench.peek(1, 0)? == 3);
         context.start(DATA);
         check!(context.run(&bench.aspace, &bench.run, || false) == Outcome::Done);
         check!(bench.peek(1, 0)? == 11);
@@ -298,7 +300,7 @@ mod suite {
         check!(bench.run(&NoFaults, BATCH) == fault(DATA, Access::Write));
         bench.load(0, &[INC, low(DATA), high(DATA), END])?;
         check!(bench.run(&NoFaults, BATCH) == fault(DATA, Access::Atomic));
-        // The piece that faults is named, not the copy.
+        // The error names the address of the piece that faults.
         bench.load(0, &copy(COPY_BYTES, BATCH + 4000, DATA, 200, 1, [1, 1]))?;
         check!(bench.run(&NoFaults, BATCH) == fault(DATA, Access::Write));
         bench.load(0, &copy(COPY_BYTES, DATA + 4000, BATCH, 200, 1, [1, 1]))?;
@@ -332,21 +334,21 @@ mod suite {
         // While it waits for a fault.
         let stop = Claims(|| bench.run.store(true, Relaxed));
         check!(bench.run(&stop, BATCH) == Err(EngineError::Stopped));
-        // The access that it waited for does not happen, though it could now.
+        // The access that faulted is not repeated, although it is mapped now.
         bench.run.store(false, Relaxed);
         let too_late = Claims(|| {
             bench.run.store(true, Relaxed);
-            // Failing, it would leave the batch to fault again.
+            // An error makes the batch fault again, which is harmless.
             let _ = bench.map(DATA, 0, PteFlag::Writable.into());
         });
         let fence = bench.store(&too_late, DATA, 1);
         check!(fence == Err(EngineError::Stopped) && bench.peek(0, 0)? == 0);
-        // Before it begins.
+        // Before it starts.
         bench.map(BATCH, 0, PteFlags::empty())?;
         check!(bench.run(&NoFaults, BATCH) == Err(EngineError::Stopped));
         bench.run.store(false, Relaxed);
 
-        // Where it would never end: each page of the address space is the same MI_NOOPs.
+        // A batch without an end: each page of the address space contains the same MI_NOOPs.
         struct Endless<'a>(&'a Bench, Cell<u32>);
         impl FaultHandler for Endless<'_> {
             fn fault(&self, addr: u64, _access: Access) -> Result {
@@ -365,7 +367,7 @@ mod suite {
 
     #[test]
     fn bad_batches() -> Result {
-        // A small address space, at the end of which a batch without end ends.
+        // A small address space; a batch without an end reaches its end.
         let bench = Bench::new(21, 1)?;
         let last = (1 << 21) - PAGE_SIZE;
         bench.map(last, 0, PteFlag::Writable.into())?;
@@ -380,12 +382,12 @@ mod suite {
                 == Err(EngineError::Command {
                     at: last + 8,
                     header: 0x1234_5678,
-                    reject: Reject::Unknown,
+                    error: DecodeError::Unknown,
                 })
         );
         bench.load(0, &[STORE, 0, 1, 0])?;
         check!(bench.run(&NoFaults, last) == no_address(1 << 32));
-        // Copies that leave the address space: at once, in the last row, by wrapping around.
+        // Copies that exceed the address space: at once, in the last row, by wrapping around.
         bench.load(0, &copy(COPY_PAGES, last, last, 17, 1, [1, 1]))?;
         check!(bench.run(&NoFaults, last) == no_address(last));
         bench.load(0, &copy(COPY_MATRIX, last, last, 4, 3, [2048, 4]))?;

@@ -2,7 +2,7 @@
 
 #include <linux/debugfs.h>
 
-/* Inline stubs without DEBUG_FS. */
+/* These are inline stubs without CONFIG_DEBUG_FS. */
 struct dentry *vxesim_debugfs_create_dir(const char *name, struct dentry *parent)
 {
 	return debugfs_create_dir(name, parent);

@@ -10,8 +10,8 @@
 #include <linux/uaccess.h>
 
 /*
- * The physical address behind a DMA address of @dev, as the device itself would
- * reach it: through the IOMMU's page table where one translates.
+ * Translates a DMA address of @dev to a physical address as the device itself would: with the page
+ * table of its IOMMU, if it has one.
  */
 int vxesim_dma_resolve(struct device *dev, dma_addr_t addr, phys_addr_t *phys)
 {
@@ -45,13 +45,13 @@ bool vxesim_is_zero_pfn(unsigned long pfn)
 	return is_zero_pfn(pfn);
 }
 
-/* Nobody holds a reference: the page is free, or about to be. */
+/* Returns whether the page is free, or about to be freed: it has no references. */
 bool vxesim_page_is_free(struct page *page)
 {
 	return !folio_ref_count(page_folio(page));
 }
 
-/* What the kernel allocated for itself: no driver maps it for a device that obeys user programs. */
+/* Returns whether the page is the kernel's own: no driver maps it for a device of user programs. */
 bool vxesim_page_is_internal(struct page *page)
 {
 	struct folio *folio = page_folio(page);
@@ -61,27 +61,27 @@ bool vxesim_page_is_internal(struct page *page)
 }
 
 /*
- * Part of the kernel's image, or what else was never the page allocator's. A process may have it
- * mapped for reading: the vDSO, the zero page.
+ * Returns whether the page is part of the kernel's image, or was never the page allocator's for
+ * another reason. Processes may map it for reading: the vDSO, the zero page.
  */
 bool vxesim_page_is_reserved(struct page *page)
 {
 	return PageReserved(page);
 }
 
-/* A page of the kernel's image. */
+/* Returns the physical address of a page of the kernel's image. */
 phys_addr_t vxesim_kernel_image_phys(void)
 {
 	return __pa_symbol(&init_task);
 }
 
-/* Of an address in the kernel's linear map. */
+/* Returns the physical address of an address in the kernel's linear map. */
 phys_addr_t vxesim_linear_phys(const void *addr)
 {
 	return __pa(addr);
 }
 
-/* Not so for secret memory and poisoned pages, which the kernel's mapping leaves out. */
+/* Returns false for secret memory and poisoned pages, which are not in the kernel's linear map. */
 bool vxesim_kernel_can_reach(const void *addr)
 {
 	char byte;
@@ -89,7 +89,7 @@ bool vxesim_kernel_can_reach(const void *addr)
 	return !get_kernel_nofault(byte, (const char *)addr);
 }
 
-/* A call that the compiler of Rust code knows nothing about, and that KASAN checks. */
+/* A copy that is opaque to the Rust compiler, and that KASAN checks. */
 void vxesim_memcpy(void *to, const void *from, size_t len)
 {
 	memcpy(to, from, len);

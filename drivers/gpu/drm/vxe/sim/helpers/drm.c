@@ -14,16 +14,16 @@
 #include <drm/drm_print.h>
 #include <drm/drm_vma_manager.h>
 
-/* Prints Rust's fmt::Arguments if the user asked for driver messages (drm.debug=0x2). */
+/* Prints Rust's fmt::Arguments if driver messages are enabled (drm.debug=0x2). */
 void vxesim_drm_dbg(const struct drm_device *drm, const void *args)
 {
 	drm_dbg(drm, "%pA\n", args);
 }
 
 /*
- * Gives a device that has no object yet as many mmap offsets as a 64-bit system call can name. Each
- * object takes its size of them when it is made, and a terabyte, which is what DRM has, is soon taken by
- * objects that have no page yet.
+ * Enlarges the range of mmap offsets of a device without objects to what mmap() can address on
+ * 64-bit machines. Each object takes its size of that range at its creation, so objects without any
+ * page could exhaust DRM's default of a terabyte.
  */
 void vxesim_drm_widen_offsets(struct drm_device *drm)
 {
@@ -33,7 +33,7 @@ void vxesim_drm_widen_offsets(struct drm_device *drm)
 #endif
 }
 
-/* The driver of a device as it was, and as it is now. */
+/* A modified copy of a device's driver, and the original. */
 struct vxesim_driver {
 	struct drm_driver driver;
 	const struct drm_driver *before;
@@ -47,8 +47,8 @@ static void vxesim_driver_restore(struct drm_device *drm, void *data)
 }
 
 /*
- * Has a device that is not registered yet import what others export by @import. The memory of the driver is
- * the device's, which has the one that it was made with again when it ends.
+ * Makes a device that is not registered yet use @import for dma-bufs of other devices. The copy of
+ * the driver is managed memory of the device; the original driver is restored before that is freed.
  */
 int vxesim_drm_import_by(struct drm_device *drm,
 		       struct drm_gem_object *(*import)(struct drm_device *, struct dma_buf *))
@@ -64,13 +64,13 @@ int vxesim_drm_import_by(struct drm_device *drm,
 	own->driver = *drm->driver;
 	own->driver.gem_prime_import = import;
 	drm->driver = &own->driver;
-	/* Before the memory goes. */
+	/* Managed actions run in reverse order, so this one runs before @own is freed. */
 	return drmm_add_action_or_reset(drm, vxesim_driver_restore, own);
 }
 
 /*
- * Allocates the page of a shmem object with this number, unless there is one. Returns the number of
- * the first page after its folio.
+ * Allocates the page at @index of a shmem object, unless there is one. Returns the index of the
+ * first page after its folio.
  */
 long vxesim_gem_populate(struct drm_gem_object *obj, unsigned long index)
 {
@@ -84,7 +84,7 @@ long vxesim_gem_populate(struct drm_gem_object *obj, unsigned long index)
 	return next;
 }
 
-/* Makes a new VMA one of page frames; not for a private mapping that could be written. */
+/* Makes a new VMA a VM_PFNMAP one. Fails for a private mapping that could become writable. */
 int vxesim_gem_mmap_pfns(struct vm_area_struct *vma)
 {
 	if (vma_is_cow_mapping(vma))

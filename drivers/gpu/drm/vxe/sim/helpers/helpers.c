@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Symbols for static inlines and macros that the simulator calls, one file a topic:
+ * Symbols for static inlines and macros that the simulator calls, one file for each topic:
  * `vxesim_foo()` here is `bindings::foo()` in the vxe_sim crate.
  */
 

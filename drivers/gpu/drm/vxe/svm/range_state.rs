@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is known of the GPU's mapping of a range, and how debugfs shows it.
+//! The state of the GPU mapping of a range, and its line in debugfs.
 
 use super::{
     revisit::Fallback,
@@ -18,23 +18,23 @@ use kernel::{
     }, //
 };
 
-/// What is known of the GPU's mapping of a range.
-pub(crate) struct Bound {
-    /// The strongest access that works on all of it: see [`Bound::access`].
+/// The state of the GPU mapping of a range.
+pub(crate) struct RangeState {
+    /// The strongest access that the whole range allows: see [`RangeState::access`].
     access: Atomic<u32>,
-    /// How many pieces it consists of.
+    /// The number of contiguous segments.
     segments: Atomic<u32>,
-    /// How many of its bytes are in device memory.
+    /// The number of bytes in device memory.
     in_device: Atomic<usize>,
-    /// What is known of its migrations.
+    /// The history of migrations.
     pub(super) thrashing: Thrashing,
-    /// For how long it stays mapped after its last fault.
+    /// For how long the range stays mapped after its last fault.
     pub(super) timeslice: Timeslice,
-    /// Why it is in system memory, if that is not its preferred location.
+    /// Why the range is in system memory instead of its preferred location.
     pub(super) fallback: Fallback,
 }
 
-impl Bound {
+impl RangeState {
     const NOT: u32 = 0;
     const READ: u32 = 1;
     const WRITE: u32 = 2;
@@ -51,12 +51,12 @@ impl Bound {
         }
     }
 
-    /// How many bytes of the mapping are in device memory.
+    /// Returns how many bytes of the mapping are in device memory.
     pub(super) fn in_device(&self) -> usize {
         self.in_device.load(Relaxed)
     }
 
-    /// The strongest access that works on all of the range; none if it is not mapped.
+    /// Returns the strongest access that the whole range allows; `None` if it is not mapped.
     pub(super) fn access(&self) -> Option<Access> {
         match self.access.load(Relaxed) {
             Self::READ => Some(Access::Read),
@@ -66,7 +66,7 @@ impl Bound {
         }
     }
 
-    /// Notes what is mapped now. The notifier lock is held.
+    /// Sets the state of the mapping. The notifier lock is held.
     pub(super) fn set(&self, access: Option<Access>, segments: u32, in_device: usize) {
         let access = match access {
             None => Self::NOT,
@@ -80,12 +80,12 @@ impl Bound {
     }
 }
 
-/// A line for debugfs about a range, without its end.
+/// The line of a range in debugfs, without the newline.
 pub(crate) struct Line<'a>(pub(crate) &'a gpusvm::Range<Mirror>);
 
 impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (range, span, bound) = (self.0, self.0.span(), self.0.data());
+        let (range, span, mapping) = (self.0, self.0.span(), self.0.data());
         let state = if range.has(RangeFlag::PartialUnmap) {
             "cut"
         } else if range.has(RangeFlag::Unmapped) {
@@ -95,7 +95,7 @@ impl fmt::Display for Line<'_> {
         } else {
             "invalid"
         };
-        let access = match bound.access() {
+        let access = match mapping.access() {
             None => "---",
             Some(Access::Read) => "r--",
             Some(Access::Write) => "rw-",
@@ -109,9 +109,9 @@ impl fmt::Display for Line<'_> {
             range.size() / 1024,
             state,
             access,
-            bound.segments.load(Relaxed),
-            bound.in_device() / 1024,
-            bound.thrashing.count(),
+            mapping.segments.load(Relaxed),
+            mapping.in_device() / 1024,
+            mapping.thrashing.count(),
         )
     }
 }
