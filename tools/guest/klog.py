@@ -86,7 +86,7 @@ INJECTED = re.compile(r"vmalloc error: size \d+, .*vm_struct allocation failed")
 # How many lines further on that shows its stack.
 INJECTED_TRACE = 5
 # The kernel's own: two modules have GEM objects in shmem, and share the key of the objects' locks, but not the
-# copy of its name. See "Where the kernel goes wrong" in gpusvm.rst.
+# copy of its name. See "Bugs in the kernel" in gpusvm.rst.
 SAME_CLASS = re.compile(r'Looking for class "([^"]*/rust/kernel/drm/gem/shmem\.rs:\d+)" with key \S+,'
                         r' but found a different class "\1" with the same key')
 EXCERPT = 45
