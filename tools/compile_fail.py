@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""Compiles small drivers that must not compile, against crates that were built, and reports in KTAP.
+"""Compiles small drivers that must not compile, against built crates, and reports in KTAP.
 
-The first line of each file, "// error: E0505", says which errors rustc must report, no more and no less;
-"// ok" is for one that must compile. The command line is that of the sample driver, as Kbuild recorded it.
+The first line of each file, "// error: E0505", lists the errors that rustc must report, no more and no less; "// ok" is
+for a file that must compile. The command line is that of the sample driver, as Kbuild recorded it.
 
 Usage: compile_fail.py BUILD_DIRECTORY SOURCE...
 """

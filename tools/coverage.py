@@ -4,13 +4,12 @@
 
 Usage: coverage.py OBJECTS TOP COVERAGE
 
-OBJECTS is the directory in which the modules were built with GPUSVM_KCOV=1, TOP that of the
-sources, COVERAGE has lines "module offset" of places in the module's .text that were reached. A
-place is where the compiler put a call of __sanitizer_cov_trace_pc(); what follows the call is its
-address. Places that several functions have from one inlined line count for each.
+OBJECTS is the directory in which the modules were built with GPUSVM_KCOV=1, TOP that of the sources. COVERAGE has a
+line "module offset" for each place in the module's .text that was reached. A place is the return address of a call of
+__sanitizer_cov_trace_pc(), which the compiler inserted. If several functions inline a line, its place in each counts.
 
-Only what the fuzzer's own threads did is seen (its system calls and page faults): a place that the
-kernel's workers alone reach counts as not reached.
+Only code that the fuzzer's own threads ran is seen (its system calls and page faults): a place that only kernel workers
+reach counts as not reached.
 """
 
 import collections

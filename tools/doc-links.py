@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""Checks that every link between the files of a directory of HTML pages leads somewhere.
+"""Checks that no link between the files of a directory of HTML pages is dead.
 
-A link to a file must find it, and one to a place in it (#name) an element of that name. The
-pages below api/ are rustdoc's, which has checked its own links: they are only led to.
+The target of a link must be a file, and for a link to an element (#name) the file must have an element of that name.
+rustdoc has checked the links of its own pages below api/: here they are only targets.
 
 Usage: doc-links.py DIRECTORY
 """

@@ -2,24 +2,23 @@
 # SPDX-License-Identifier: GPL-2.0
 """KTAP, the format in which every suite reports.
 
-  ktap.py watch FILE                copies standard input to FILE, showing how far it is
-  ktap.py count PARSER FILE [SKIPS] prints "passed failed skipped" of the KTAP in FILE, then a
-                                    line for each test that failed, "failed NAME", and for all
-                                    else that there is to say, "note TEXT"; it is parsed by the
+  ktap.py watch FILE                copies standard input to FILE, and shows the progress
+  ktap.py count PARSER FILE [SKIPS] prints "passed failed skipped" of the KTAP in FILE, then a line "failed NAME" for
+                                    each failed test, and a line "note TEXT" for each other message; uses the
                                     kernel's own parser, in the directory PARSER
 
-A test that skips has failed unless the file SKIPS, which may be missing, says that it may, and why.
-Its lines are
+A skipped test counts as failed unless the file SKIPS, which may be missing, has it with the same reason. The lines of
+the file are
 
   NAME -- REASON
 
-with the name of a test as it is printed, "program: subtest", in which * and ? stand for
-characters, and what the test has to say in its reason, or
+with the name of a test as it is printed, "program: subtest", in which * and ? stand for characters, and the reason that
+the test prints, or
 
   include FILE
 
-with the name of another list in the same directory, whose entries count as well. Comments start
-with #. A test that is expected to skip and does not, or that there is not, is told.
+with the name of another list in the same directory, whose entries also apply. Comments start with #. A note names each
+entry of a test that did not skip or does not exist.
 """
 
 import fnmatch

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
 #
-# What the tools share: where things are, messages for people, locks, and how a
-# thing is made once, so that interrupting it leaves nothing broken.
+# Functions that the tools share: paths, messages, locks, and steps that are done once and can be interrupted.
 #
-# To be sourced by bash scripts. Everything said to people goes to standard error;
-# standard output carries results only, such as the path of what was made.
+# Sourced by bash scripts. All messages go to standard error; standard output has results only, such as a path.
 
 set -euo pipefail
 
@@ -20,7 +18,7 @@ fi
 CACHE=$(cd "$CACHE" && pwd -P)
 export GPUSVM_CACHE=$CACHE
 JOBS=${JOBS:-$(nproc)}
-# Where chroot is; ordinary users do not look there.
+# The directory of chroot, which is not in the PATH of ordinary users.
 PATH=$PATH:/usr/sbin:/sbin
 
 if [[ -t 2 ]]; then
@@ -29,16 +27,16 @@ else
 	BOLD='' RED='' PLAIN=''
 fi
 
-# A step begins: what it does.
+# Prints the start of a step.
 step() { printf '%s==>%s %s\n' "$BOLD" "$PLAIN" "$*" >&2; }
 
-# The same for what takes long and is made once: tools/prepare knows which step it is, and what is left.
+# The same for a long step that is done once: tools/prepare knows its number, and what remains.
 long_step() { step "$1 (${GPUSVM_STEP:-once; about $2})"; }
 
-# More about the step.
+# Prints details of the step.
 note() { printf '    %s\n' "$*" >&2; }
 
-# The end: what went wrong, then on further lines what to do about it.
+# Exits with a message: what failed, then on further lines how to fix it.
 die() {
 	printf '%serror:%s %s\n' "$RED" "$PLAIN" "$1" >&2
 	shift
@@ -47,14 +45,14 @@ die() {
 	exit 1
 }
 
-# A short hash of standard input, to name what was made of it.
+# A short hash of standard input, for the name of a result.
 short_hash() { sha256sum | cut -c1-12; }
 
-# Lines that mean something: no comments, no blanks.
+# The lines of a file that are not comments or blank.
 meaning() { sed -e 's/[[:space:]]*$//' -e '/^$/d' -e '/^# CONFIG_/!{/^#/d}' "$@"; }
 
-# lock NAME: waits until no other process holds NAME, then holds it until this script
-# and all that it started have ended.
+# lock NAME: waits until no other process holds NAME, then holds it until this script and all its child processes
+# have ended.
 lock() {
 	local lock_fd
 	exec {lock_fd}>"$CACHE/locks/$1"
@@ -63,8 +61,8 @@ lock() {
 	flock "$lock_fd"
 }
 
-# progress TOTAL LABEL: reads the lines of a long job and tells how far it is.
-# On a terminal it is one line that moves; in a log, one line each fifteen seconds.
+# progress TOTAL LABEL: reads the lines of a long job and shows its progress. On a terminal this is one line that is
+# updated; in a log, one line every fifteen seconds.
 progress() {
 	local total=$1 label=$2 n=0 percent start=$SECONDS last=$SECONDS every=15
 	[[ ! -t 2 ]] || every=1
@@ -82,8 +80,7 @@ show_progress() {
 	if [[ -t 2 ]]; then printf '\r%s\e[K' "$text" >&2; else printf '%s\n' "$text" >&2; fi
 }
 
-# Something failed that no script expected to: say where, or the user sees nothing. A
-# tool that failed has said why itself.
+# A command failed for which no script has a message: prints where. A tool that failed has printed its own message.
 unexpected() {
 	local status=$?
 	[[ $BASH_COMMAND == *TOOLS/* || $BASH_COMMAND == *exit* || $BASH_COMMAND == return* ]] ||
@@ -93,7 +90,7 @@ unexpected() {
 set -E
 trap unexpected ERR
 
-# Ctrl-C is not a failure of what it ended. The script that was called first says so.
+# Ctrl-C is not a failure of the interrupted command. Only the outermost script prints a message.
 OUTER=${GPUSVM_SCRIPT:-}
 export GPUSVM_SCRIPT=$0
 interrupted() {
@@ -103,13 +100,13 @@ interrupted() {
 }
 trap interrupted INT
 
-# in_background LOG COMMAND...: starts a command whose output goes to LOG. It ends with this script.
+# in_background LOG COMMAND...: starts a command whose output goes to LOG. The command ends with this script.
 # end_background: waits for it; its status is the command's.
 JOB=
 in_background() {
 	local log=$1
 	shift
-	# In a process group of its own, so that all of it can be ended.
+	# In a process group of its own, so that all its processes can be killed.
 	set -m
 	"$@" >"$log" 2>&1 </dev/null &
 	JOB=$!
@@ -122,19 +119,19 @@ end_background() {
 	JOB=
 }
 
-# The last lines of a log, after a failure.
+# Prints the last lines of a log, after a failure.
 show_tail() {
 	local line
 	note "the last lines of $1:"
 	tail -n "${2:-25}" "$1" | while IFS= read -r line; do printf '    | %s\n' "$line" >&2; done
 }
 
-# What makes a mount namespace. For an ordinary user it comes with a user namespace, in which the user is root,
-# and the users of a Debian system are the user's subordinate ids.
+# The command that creates a mount namespace. For an ordinary user it also creates a user namespace, in which the user
+# is root, and the users of a Debian system are the user's subordinate ids.
 MOUNT_NAMESPACE=(unshare -m)
 ((EUID == 0)) || MOUNT_NAMESPACE=(unshare --map-root-user --map-auto -m)
 
-# Ends with a clear message where mounting and chroot are not allowed.
+# Exits with a clear message if mounts and chroot are not allowed.
 need_namespaces() {
 	local why user file
 	if ((EUID == 0)); then
@@ -158,23 +155,23 @@ need_namespaces() {
 	mountpoint -q / || die "in a chroot an ordinary user can have no user namespace" "run this outside of it, or as root"
 	die "this machine lets $user have no user namespace: ${why#unshare: }" "run this as root, or on another machine"
 }
-# forbidden NAME VALUE OTHER: ends if the sysctl NAME has VALUE, by which user namespaces are forbidden.
+# forbidden NAME VALUE OTHER: exits if the sysctl NAME has VALUE, which forbids user namespaces.
 forbidden() {
 	local file=/proc/sys/$1
 	[[ ! -r $file || $(<"$file") != "$2" ]] || die "user namespaces are forbidden here: ${1//\//.} is $2" \
 		"an administrator has to run:  sysctl -w ${1//\//.}=$3" "or run this as root"
 }
 
-# exec_private DIR COMMAND...: becomes the command, in a mount namespace of its own, so
-# that what it mounts below DIR ends with it. For an ordinary user it is root there.
+# exec_private DIR COMMAND...: executes the command in a mount namespace of its own, with which its mounts below DIR
+# end. An ordinary user is root there.
 exec_private() {
 	local dir=$1
 	shift
 	if mountpoint -q / || ((EUID != 0)); then
 		exec "${MOUNT_NAMESPACE[@]}" --propagation private "$@"
 	fi
-	# In a chroot, / is no mount, and nothing says whether what holds it is shared with
-	# other namespaces: make DIR a mount that is not, and remove it afterwards.
+	# In a chroot, / is not a mount point, and the kernel does not tell whether the mount that contains it is shared with
+	# other namespaces: make DIR a private mount, and remove it afterwards.
 	# shellcheck disable=SC2016
 	exec unshare -m --propagation unchanged bash -c '
 		dir=$1
@@ -187,15 +184,15 @@ exec_private() {
 		exit "$status"' - "$dir" "$@"
 }
 
-# remove DIR...: removes what the user's subordinate ids may own parts of.
+# remove DIR...: removes directories that the user's subordinate ids may own parts of.
 remove() {
 	if ((EUID != 0)) && "${MOUNT_NAMESPACE[@]}" rm -rf --one-file-system "$@" 2>/dev/null; then return; fi
 	rm -rf --one-file-system "$@"
 }
 
-# need_machine GIB: ends with a clear message if what takes GIB of disk cannot be made here. That is called before
-# something is fetched or built, with what this and the later things take: the root has 2.1 GiB, the source 1.8, a
-# kernel 0.3 (debug: 0.6) and as much again until it is done, the userspace programs 0.6.
+# need_machine GIB: exits with a clear message if the machine has less than GIB of free disk, or too little memory. It
+# is called before a download or build, with the size of this and the later steps: the root has 2.1 GiB, the source 1.8,
+# a kernel 0.3 (debug: 0.6) and as much again during its build, the userspace programs 0.6.
 need_machine() {
 	local gib=$1 machine free memory needed
 	machine=$(uname -m)
@@ -204,7 +201,7 @@ need_machine() {
 	free=$(($(stat -f -c '%a * %S' "$CACHE") / 1073741824))
 	((free >= gib)) || die "not enough disk space in $CACHE: $gib GiB are needed, $free GiB are free" \
 		"make room there, or name another place: GPUSVM_CACHE=directory make ..."
-	# A compiler takes 160 MiB at most, but rustc on the kernel crate, and a guest, take more.
+	# A compiler takes at most 160 MiB, but rustc on the kernel crate, and a guest, take more.
 	needed=$((1536 + 160 * JOBS))
 	((needed >= 3072)) || needed=3072
 	memory=$(awk '$1 == "MemAvailable:" || $1 == "SwapFree:" { kib += $2 } END { printf "%d", kib / 1024 }' /proc/meminfo)
@@ -212,7 +209,7 @@ need_machine() {
 		"end other programs$( ((needed == 3072)) || echo ", or build with fewer processes at once: JOBS=4 make ...")"
 }
 
-# host_packages COMMAND=PACKAGE...: installs on the host what is missing there.
+# host_packages COMMAND=PACKAGE...: installs packages whose command the host lacks.
 host_packages() {
 	local pair missing=()
 	for pair in "$@"; do
@@ -233,7 +230,7 @@ host_packages() {
 	}
 }
 
-# Which kernel is meant: KERNEL=debug|plain|kcsan|stock.
+# Checks the name of a kernel: KERNEL=debug|plain|kcsan|stock.
 check_kernel_name() {
 	case $1 in
 	debug | plain | kcsan | stock) ;;
@@ -242,15 +239,15 @@ check_kernel_name() {
 	esac
 }
 
-# What vxe-stress is told on a kernel. With KCSAN a step takes several times as long: so that most sequences end
-# before their device goes, and all within their time, they are smaller, and devices go more seldom.
+# The options of vxe-stress for a kernel. With KCSAN a step takes several times as long. So sequences are smaller, and
+# devices are unbound less often, for most sequences to end before their device is unbound, and all within their time.
 stress_options() { [[ $1 != kcsan ]] || echo "--processes 2 --pages 600 --remove 20000"; }
 
-# For guests whose tests have their time limits, or work much alone: KCSAN watches less than "run" has it do.
-# Other kernels do not know these parameters, and take no offence.
+# For guests whose tests have time limits, or run long: KCSAN watches fewer accesses than with "run". Other kernels
+# ignore these parameters.
 KCSAN_LESS="kcsan.skip_watch=100 kcsan.udelay_task=80"
 
-# packages_of FILE KIND...: what a list such as tools/packages has of the kinds given, as "name=version".
+# packages_of FILE KIND...: the packages of the given kinds in a list such as tools/packages, as "name=version".
 packages_of() {
 	local file=$1 kind pin rest
 	shift

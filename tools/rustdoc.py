@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """Calls rustdoc on each Rust crate of the modules, with the flags of its build.
 
-Kbuild has no rustdoc target for external modules. But it records the command line
-of each object, and rustdoc takes nearly the same options as rustc.
+Kbuild has no rustdoc target for external modules. But it records the command line of each object, and rustdoc takes
+nearly the same options as rustc.
 
 Usage: rustdoc.py BUILD_DIRECTORY OUTPUT
 """
@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 
-# Crates whose text is no documentation.
+# Crates without documentation.
 SKIP = ("tests/",)
 KERNEL_DOCS = "https://rust.docs.kernel.org/"
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
 #
-# Which version of a package is taken, of those that the archive offers. To be sourced.
+# Selects the version of a package among those that the archive offers. To be sourced.
 
-# choose_version NAME WANT [SERIES]: reads what "apt-cache madison" says, of NAME and maybe of other packages.
-# Prints WANT if it is offered, else the newest version, else nothing. What the release itself has goes before
-# its backports, whose compilers and emulators are other ones. With SERIES, such as 7.3, only its versions count.
+# choose_version NAME WANT [SERIES]: reads the output of "apt-cache madison", for NAME and maybe other packages.
+# Prints WANT if it is offered, else the newest version, else nothing. Versions of the release itself precede those of
+# its backports, whose compilers and emulators are different. With SERIES, such as 7.3, only versions of it count.
 choose_version() {
 	local name=$1 want=$2 series=${3:-} package version where rank best='' best_rank=-1
 	while IFS='|' read -r package version where; do

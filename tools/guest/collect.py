@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""Lays out the programs that cargo built as a tree for the guest's root.
+"""Copies the programs that cargo built into a tree for the guest's root.
 
-Reads cargo's messages, so that only what this build made goes in. Test programs
-(of the package in tests/uapi) go to /usr/libexec/uapi, all others, and examples, to /bin.
+Reads cargo's messages, so that only programs of this build are copied. Test programs (of the package in tests/uapi) go
+to /usr/libexec/uapi, all others, and examples, to /bin.
 
 Usage: collect.py MESSAGES DIRECTORY
 """

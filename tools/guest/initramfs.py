@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """Builds the guest's initramfs: busybox, the kernel's modules, ours, and overlays.
 
-Writes the cpio "newc" format directly, so that files need no particular owner or
-permission on the host and the same input always gives the same bytes. Nothing is
-compressed: the archive lives for one boot.
+Writes the cpio "newc" format directly, so that files need no particular owner or permission on the host and the same
+input always gives the same bytes. The archive is not compressed, as it is used for one boot only.
 """
 
 import os

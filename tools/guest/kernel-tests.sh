@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=sh
 #
-# Runs in the guest: loads and unloads every module of ours, has the sample mirror a shell,
-# then runs the KUnit suites of all modules. Prints KTAP; a line "#row NAME" says which
-# row of the table is next.
+# Runs in the guest: loads and unloads every module of ours, runs the sample on a shell, then runs the KUnit suites of
+# all modules. Prints KTAP; a line "#row NAME" says which row of the table is next.
 
 set -- "/lib/modules/$(uname -r)/extra"/*.ko
 
@@ -16,7 +15,7 @@ for ko in "$@"; do
 	name=${name%.ko}
 	n=$((n + 1))
 	echo "guest: test modules $name" >/dev/kmsg
-	# Twice: what the first time leaves behind, the second finds.
+	# Twice, to find state that the first unload leaves behind.
 	if modprobe "$name" 2>/tmp/err && modprobe -r "$name" 2>/tmp/err &&
 		modprobe "$name" 2>/tmp/err && modprobe -r "$name" 2>/tmp/err; then
 		echo "ok $n $name"
@@ -33,8 +32,8 @@ modprobe -r gpusvm_mirror
 
 echo "#row kunit"
 kunit=/sys/kernel/debug/kunit
-# One module with suites at a time beside the core: the kernel crate's Queue::try_spawn() gives
-# the works of all modules one lock class, which lockdep takes for a mistake.
+# Only one module with suites is loaded with the core at a time: the kernel crate's Queue::try_spawn() gives the works
+# of all modules one lock class, so lockdep would report a deadlock that cannot occur.
 for module in gpusvm vxe gpusvm_kunit; do
 	ls $kunit >/tmp/before
 	if ! modprobe $module 2>/tmp/err; then
@@ -44,7 +43,7 @@ for module in gpusvm vxe gpusvm_kunit; do
 	for suite in "$kunit"/*; do
 		grep -qxF "${suite##*/}" /tmp/before && continue
 		echo "guest: test kunit ${suite##*/}" >/dev/kmsg
-		# Writing runs the suite, to its end.
+		# The write returns when the suite has ended.
 		echo 1 >"$suite/run"
 		cat "$suite/results"
 	done

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Finds in a kernel log what no healthy run leaves there.
+"""Finds the reports in a kernel log that a healthy run does not have.
 
 On a debug kernel any of these fails the run, whatever the command's own status was.
 
-The messages by which our own modules report a bug or a loss are among them. A test that
-causes one on purpose announces it in the log, for as long as it does so:
+The messages by which our own modules report a bug or a loss are among them. A test that causes one on purpose announces
+it in the log, for as long as it does so:
 
     klog: expect refused-access
     klog: end refused-access
 
-What is expected must come, and in that time only; the end of a test ends it as well. Nothing
-else can be expected, but a kill for want of memory.
+The expected message must occur, and only in that time; the end of a test also ends the expectation. Of other messages,
+only a kill for lack of memory can be expected.
 """
 
 import re
@@ -46,47 +46,47 @@ BAD = [
     ("unload failure", r"guest: unload failed|guest: loading \S+ failed"),
     ("stuck", r"guest: timeout:"),
     ("stack trace", r"Call Trace:"),
-    # What has no kind of its own above.
+    # Reports without a kind of their own above.
     ("bug", r"\bBUG: "),
     ("DRM error", r"\[drm.*\*ERROR\*"),
 ]
 BAD = [(name, re.compile(pattern)) for name, pattern in BAD]
 
-# By what our modules report a bug of their own, or that memory of a process was lost; and the
-# name under which a test expects it.
+# The messages by which our modules report a bug of their own, or that memory of a process was lost; and the name with
+# which a test expects each.
 ALARMS = {
-    # vxe/gpu/bus.rs: page tables lead to what the device may not access (any more).
+    # vxe/gpu/bus.rs: a page table refers to memory that the device may not access (any more).
     "refused-access": r"GPU access to .* refused",
     # vxe/memory.rs: contents of pages are lost with the device.
     "lost-pages": r"a device goes with pages of processes in its memory",
     # gpusvm/pagemap/drm_pagemap.rs
-    "wrong-mapping": r"a pagemap maps its memory as what it is not",
+    "wrong-mapping": r"device_map returned another kind of mapping than requested",
     # gpusvm/pagemap/hold.rs
-    "pagemap-left": r"a provider's pagemap is left",
-    # The kernel's, of a test that means to have somebody killed for want of memory.
+    "pagemap-left": r"a pagemap or its hold is left at the exit of the module",
+    # The kernel's, of a test that causes a kill for lack of memory.
     "oom-kill": r"invoked oom-killer|[Oo]ut of memory: Killed process",
 }
-# Those that may be expected in vain: somebody else is killed first, or there were too many of them just now.
+# Expected messages that may be missing: another process is killed first, or the message is rate-limited.
 MAY_COME = {"oom-kill", "refused-access"}
 ALARMS = {name: re.compile(pattern) for name, pattern in ALARMS.items()}
 
-# Said in the log by a test, from userspace or, with a module's name before it, from the kernel.
+# Logged by a test, from userspace or, with a module's name before it, from the kernel.
 ANNOUNCEMENT = re.compile(r"(?:^|\] |: )klog: (expect|end) (\S+)$")
 NEXT_TEST = re.compile(r"guest: test (.*)")
 
-# Said at boot by a healthy kernel of ours on the virtual machine.
+# Logged at boot by a healthy kernel of ours on the virtual machine.
 HARMLESS = re.compile(
     r"DMA-API: (preallocated|debugging enabled|dma_debug_entry|dma-debug)"
     r"|allocated \d+ .*lockdep|MAX_LOCKDEP_SUBCLASSES|MAX_LOCK_DEPTH|MAX_LOCKDEP_(KEYS|ENTRIES|CHAINS)\s*:"
     r"|fault injection"
 )
-# A small allocation of the kernel's own that a test has fail: vmalloc() shows its stack, whatever
-# failslab's "verbose" says. Memory that really is short is reported in another way.
+# A small allocation of the kernel's own that a test makes fail: vmalloc() shows its stack, in spite of failslab's
+# "verbose". A real lack of memory is reported in another way.
 INJECTED = re.compile(r"vmalloc error: size \d+, .*vm_struct allocation failed")
-# How many lines further on that shows its stack.
+# The number of lines in which the stack is shown.
 INJECTED_TRACE = 5
-# The kernel's own: two modules have GEM objects in shmem, and share the key of the objects' locks, but not the
-# copy of its name. See "Where the kernel goes wrong" in gpusvm.rst.
+# A bug of the kernel: two modules have GEM objects in shmem, and share the key of the objects' locks, but not the copy
+# of its name. See "Bugs in the kernel" in gpusvm.rst.
 SAME_CLASS = re.compile(r'Looking for class "([^"]*/rust/kernel/drm/gem/shmem\.rs:\d+)" with key \S+,'
                         r' but found a different class "\1" with the same key')
 EXCERPT = 45

@@ -19,9 +19,8 @@ def image(kernel_dir):
 def kvm_works(kernel_dir, memory_file=None):
     """True when a guest really runs under KVM.
 
-    /dev/kvm may be there and not work, in a nested host: the guest then never prints
-    anything. So the kernel is booted, without a root, until its first line appears.
-    The answer is remembered for an hour, for this boot of this host.
+    /dev/kvm may exist and not work, in a nested host: the guest then never prints anything. So the kernel is booted,
+    without a root, until its first line appears. The result is remembered for an hour, for this boot of this host.
     """
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
@@ -84,8 +83,8 @@ def command(kernel_dir, initrd, *, kvm, mem, cpus, iommu, icount, log, status, o
     else:
         accel = ["-accel", "tcg,thread=multi"]
         words = "TCG"
-    # Five-level page tables only cost an emulated MMU time. So does each step of a string instruction:
-    # let one be 8 bytes, not 1.
+    # Five-level page tables only cost time in an emulated MMU. So does each step of a string instruction: a step is 8 bytes,
+    # not 1.
     cpu = "host" if kvm else "max,la57=off,erms=off,fsrm=off,fzrm=off,fsrs=off"
     args = [
         QEMU, "-machine", machine, *accel, "-cpu", cpu, "-smp", str(cpus), "-m", mem,
@@ -114,8 +113,8 @@ def command(kernel_dir, initrd, *, kvm, mem, cpus, iommu, icount, log, status, o
     line = [
         "console=ttyS0", "loglevel=7", "panic=-1", "oops=panic", "kunit.autorun=0",
         "rdinit=/init", "printk.devkmsg=on",
-        # On a busy host an emulated timer can be late for the boot's check that it works,
-        # and a processor may stand still for a while without anything being wrong.
+        # On a busy host the check of an emulated timer at boot can fail because the timer is late, and a CPU may not run for a
+        # while without a bug.
         "no_timer_check", "rcupdate.rcu_cpu_stall_timeout=100", "watchdog_thresh=50",
     ]
     if append:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=sh
 #
-# Runs in the guest: rounds of the removal of a device and its module, as one test: five hundred times
-# VXE_ITERATIONS. Prints KTAP.
+# Runs in the guest: rounds of the removal of a device and its module, as one test: five hundred times VXE_ITERATIONS.
+# Prints KTAP.
 
 echo "KTAP version 1"
 echo "1..1"

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: GPL-2.0
 """Boots the guest, runs one command in it and exits with the command's status.
 
-The command's output is this program's standard output, byte for byte; everything
-this program itself says goes to standard error. Runs inside the root (tools/in-root).
+The command's output is this program's standard output, byte for byte; all messages of this program go to standard
+error. Runs inside the root (tools/in-root).
 
-Exit status: the command's own, or 124 when time ran out, or 125 when the guest died,
-a module did not load, or the kernel complained although the command was content.
+Exit status: the command's own, or 124 after a time-out, or 125 if the guest died, a module did not load, or the kernel
+log has a report although the command succeeded.
 """
 
 import argparse
@@ -37,9 +37,8 @@ SLOT_SECONDS = 120
 AFTER_SECONDS = 600
 KEEP_LOGS = 40
 
-# A sheaf of free objects keeps its pointers to what was allocated from it, and kmemleak
-# takes them for references: it would report next to nothing that kmalloc() gave. Caches
-# with checks have no sheaves.
+# A sheaf of free objects keeps pointers to objects that were allocated from it, and kmemleak takes these for
+# references: it would find almost no leak of kmalloc() memory. Caches with checks have no sheaves.
 LEAK_PARAMETERS = "slab_debug=F,kmalloc-*"
 
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=sh
 #
-# Runs in the guest: every subtest of every program in /usr/libexec/uapi, each in a process
-# of its own, with a limit in time. Prints KTAP. A program's status says how a subtest
-# went: 0 passed, 77 skipped, anything else failed. Why one skips it says itself.
+# Runs in the guest: every subtest of every program in /usr/libexec/uapi, each in a process of its own, with a time
+# limit. Prints KTAP. The status of a program is the result of its subtest: 0 passed, 77 skipped, anything else failed.
+# A program that skips prints its reason.
 
 : "${TESTS_DIR:=/usr/libexec/uapi}" "${TESTS_SECONDS:=150}"
 
-# To print all of its symbols takes a debug kernel more than a second: once, not for each of the subtests
-# that have its code fail.
+# Printing all of its symbols takes a debug kernel more than a second. So this is done once, and not in each of the
+# subtests that inject failures.
 if [ -e /proc/self/fail-nth ]; then
 	grep ' [Tt] [^ ]*$' /proc/kallsyms | grep -v ']$' >/tmp/kernel-symbols && export VXE_SYMBOLS=/tmp/kernel-symbols
 fi
@@ -52,5 +52,5 @@ for program in "$@"; do
 	killall -q -9 "$name"
 	if [ $bad = 0 ]; then echo "ok $n $name"; else echo "not ok $n $name"; fi
 done
-# What failed is in the report; the status speaks of the runner.
+# The report has the failed tests; the status is that of the runner.
 exit 0

@@ -11,7 +11,7 @@ steps_begin() {
 	printf 'KTAP version 1\n1..%d\n' "$2" >"$STEPS_FILE"
 }
 
-# One test: the command passes when its status is 0. Its output is shown, and kept.
+# One test: the command passes if its status is 0. Its output is shown, and stored.
 step_test() {
 	local name=$1 log status=0
 	shift

@@ -100,8 +100,8 @@ class Alarms(unittest.TestCase):
         for line, name in (
             (REFUSED, "refused-access"),
             (LOST, "lost-pages"),
-            ("a pagemap maps its memory as what it is not", "wrong-mapping"),
-            ("gpusvm: a provider's pagemap is left", "pagemap-left"),
+            ("device_map returned another kind of mapping than requested", "wrong-mapping"),
+            ("gpusvm: a pagemap or its hold is left at the exit of the module", "pagemap-left"),
         ):
             self.assertEqual(kinds(line), [f"{name}, which no test expects here"])
 

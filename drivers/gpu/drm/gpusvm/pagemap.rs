@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Providers: devices whose own memory ranges may live in, as device-private pages.
+//! Device-private memory: the pages of a process in the memory of a device.
 //!
-//! - [`drm_pagemap`]: a device's memory as others see it, refcounted;
-//! - [`hold`]: what keeps the device and its driver's module until the last reference is gone;
-//! - [`cache`] and [`shrinker`]: pagemaps that nobody uses now, kept until memory is short;
+//! - [`drm_pagemap`]: the refcounted description of a device's memory;
+//! - [`hold`]: keeps the device and its driver's module until the last reference to the pagemap is dropped;
+//! - [`cache`] and [`shrinker`]: keep unused pagemaps until the system is short of memory;
 //! - [`owner`]: groups of devices that reach each other's memory;
-//! - [`registry`]: how a device's memory is found by an open file of the device;
-//! - [`devmem`]: allocations of device memory; `zdd`: which of them a device page is part of;
-//! - [`to_device`]: moving a process's pages there; `fault` and `evict`: bringing them back, when a
-//!   CPU touches them, and when the memory is needed;
-//! - [`dmem`]: charging device memory to the process whose pages live in it;
-//! - [`provider`]: what a Rust driver implements for that, and gets.
+//! - [`registry`]: finds a device's memory by an open file of the device;
+//! - [`devmem`]: blocks of device memory; `zdd`: the block that a device page belongs to; `detach`: tells a provider
+//!   that a block has no folio left;
+//! - [`to_device`]: migrates the pages of a process to a device; `fault` and `evict`: migrate them to system memory
+//!   when a CPU accesses them, or when the driver needs the memory;
+//! - [`dmem`]: charges device memory to the process whose pages are in it;
+//! - [`provider`]: the trait that a Rust driver implements, and the types that it gets.
 
 use kernel::prelude::*;
 
@@ -41,11 +42,11 @@ pub use provider::DeviceMemoryCache;
 pub use shrinker::Shrinker;
 pub(crate) use zdd::find_pagemap as of_page;
 
-/// Makes the work items ready. Fails with `ENOMEM`.
+/// Initializes the locks, work items and queues. Fails with `ENOMEM`.
 ///
 /// # Safety
 ///
-/// To be called once, when the module is loaded.
+/// Must be called once, when the module is loaded.
 pub(crate) unsafe fn init() -> Result {
     // SAFETY: By this function's requirements.
     unsafe {
@@ -56,15 +57,15 @@ pub(crate) unsafe fn init() -> Result {
     }
 }
 
-/// Waits until providers were told of all allocations that no page is in any more, and pagemaps
-/// without references are gone, with what they held. Sleeps; not to be called by a provider that is
-/// being told, nor by the end of a device.
+/// Waits until all providers know of all blocks that have been released so far, and until all pagemaps without
+/// references are destroyed and their holds released. Sleeps. Must not be called from
+/// [`Provider::detached`](provider::Provider::detached), nor from the release of a DRM device.
 pub fn flush() {
     detach::flush();
     hold::flush();
 }
 
-/// Waits for the work items. To be called once, when the module is unloaded.
+/// Waits for the work items, and frees the lists. Called once, when the module is unloaded.
 pub(crate) fn exit() {
     detach::flush();
     hold::exit();

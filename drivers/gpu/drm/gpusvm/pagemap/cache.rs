@@ -1,32 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A cache of one pagemap, so that one that is not used now need not be made anew.
+//! A cache of one pagemap, which keeps the pagemap while it is unused.
 //!
-//! To make a pagemap is to make a `struct page` for each page of the device's memory. So one that
-//! lost its last reference is kept, without a hold on its device and module, until it is wanted
-//! again, memory gets short, or the device is unbound.
+//! Creating a pagemap initializes a `struct page` for each page of the device's memory, which takes long. So the cache
+//! keeps a pagemap that lost its last reference, without a hold on its device and module, until it is looked up again,
+//! reclaim frees it, or the device is unbound.
 //!
 //! # States
 //!
-//! Of a pagemap that was put into a cache, while the lock of the [`Shrinker`] is not held:
+//! A pagemap that was put into a cache has one of these states while no thread holds the lock of the [`Shrinker`]:
 //!
-//! - *in use*: there are references. The cache has it, or has been closed.
-//! - *idle*: there are none. The cache has it, and it is in the shrinker's list.
-//! - *dying*: there are none, and neither the cache nor the list know it.
+//! - *in use*: it has references. It is in the cache, unless the cache was closed.
+//! - *idle*: it has no references. It is in the cache and in the shrinker's list.
+//! - *dying*: it has no references, and is neither in the cache nor in the list.
 //!
-//! The last reference is given back with the lock held, so that there is nothing in between. In
-//! particular a lookup never has to wait for a pagemap that is on its way from one to another, and
-//! never finds one that is not wholly there.
+//! The last reference is dropped with the lock held, so there is no state in between. In particular a lookup never
+//! waits for a pagemap that changes its state, and never finds a partly initialized one.
 //!
-//! The cache closes when the device is unbound, and from then on has nothing; a pagemap that is
-//! still in use is destroyed when its last reference goes, without the cache. That may be long
-//! after: its hold keeps the cache's memory as well.
+//! The cache is closed when the device is unbound, and is empty from then on. A pagemap that is still in use then is
+//! destroyed when its last reference is dropped, without the cache. This may be much later, and the hold of the pagemap
+//! also keeps the memory of the cache until then.
 //!
 //! # Locking
 //!
-//! The *lookup lock*, a mutex, is held from a lookup that finds nothing to the pagemap that is made
-//! for it. It is outermost but for the locks of whoever looks up; a pagemap is made under it. Inside
-//! of it is the shrinker's lock, which protects what the cache has.
+//! The *lookup lock*, a mutex, is held from a lookup that finds nothing until the pagemap that is created for it is in
+//! the cache. It nests inside the locks of the caller only; a pagemap is created under it. The shrinker's lock nests
+//! inside it, and protects the slot of the cache.
 //!
 //! C: `struct drm_pagemap_cache`.
 
@@ -57,45 +56,44 @@ use kernel_ext::{
 /// A cache of one pagemap of a device.
 #[pin_data]
 pub struct Cache {
-    /// Only compared, but as long as the cache is open.
+    /// Dereferenced only while the cache is open; compared at any time.
     drm: NonNull<DrmDevice>,
     shrinker: Arc<Shrinker>,
-    kept: LockedBy<Slot, IdleList>,
+    cached: LockedBy<Slot, IdleList>,
     #[pin]
     lookup: Mutex<()>,
 }
 
-/// What a cache has.
+/// The contents of a cache.
 ///
 /// # Invariants
 ///
-/// `pagemap` is valid, and either in use or idle; its `cache` is this one. A closed cache has none. The DRM device of
-/// one that is not closed is valid, as is the module of its driver.
+/// - `pagemap` is valid, either in use or idle, and its `cache` is this one.
+/// - If `closed`, there is no `pagemap`. Otherwise the DRM device and the module of its driver are valid.
 struct Slot {
     pagemap: Option<NonNull<Pagemap>>,
     closed: bool,
 }
 
-// SAFETY: Pagemaps are for any thread.
+// SAFETY: Any thread may use a pagemap.
 unsafe impl Send for Slot {}
 
-// SAFETY: DRM devices are for any thread, as is the rest.
+// SAFETY: Any thread may use a DRM device and the other fields.
 unsafe impl Send for Cache {}
 // SAFETY: As above.
 unsafe impl Sync for Cache {}
 
 impl Cache {
-    /// An empty cache, which is closed when `dev` is unbound.
-    /// C: `drm_pagemap_cache_create_devm()`.
+    /// Creates an empty cache, which is closed when `dev` is unbound. C: `drm_pagemap_cache_create_devm()`.
     ///
-    /// `dev` is what `drm` sits on. Fails with `ENOMEM`; or with `EINVAL` if it is another device.
+    /// `dev` must be the parent of `drm`. Fails with `ENOMEM`, or with `EINVAL` if it is another device.
     pub fn new_devm(
         dev: &Device<Bound>,
         drm: &DrmDevice,
         shrinker: &Arc<Shrinker>,
     ) -> Result<Arc<Self>> {
         check_parent(dev, drm)?;
-        let nothing = LockedBy::new(
+        let empty = LockedBy::new(
             &shrinker.idle,
             Slot {
                 pagemap: None,
@@ -106,26 +104,25 @@ impl Cache {
             pin_init!(Self {
                 drm: NonNull::from(drm),
                 shrinker: shrinker.clone(),
-                kept: nothing,
+                cached: empty,
                 lookup <- new_mutex!((), "gpusvm.pagemap_lookup"),
             }),
             GFP_KERNEL,
         )?;
-        let closer = Closer {
+        let close = CloseOnUnbind {
             cache: this.clone(),
-            // SAFETY: It is dropped by devres, in process context, before the driver's module goes.
+            // SAFETY: Devres drops it, in process context, before the driver's module is unloaded.
             _drm: unsafe { DeviceOnly::new(drm) },
         };
-        devres::register(dev, closer, GFP_KERNEL)?;
+        devres::register(dev, close, GFP_KERNEL)?;
         Ok(this)
     }
 
-    /// Looks for the pagemap; one that nobody uses is made ready for use. The lookup lock is
-    /// held on if there is none, until one has been put in.
+    /// Looks the pagemap up, and puts an idle one to use. If there is none, the result holds the lookup lock until one
+    /// is put in.
     ///
-    /// Fails with `EINTR` if a signal comes first, with `ENODEV` if the device is or is being
-    /// unbound or its driver unloaded, or with `ENOMEM`; an unused pagemap stays where it is then.
-    /// May sleep.
+    /// Fails with `EINTR` if a signal arrives while waiting, with `ENODEV` if the device is unbound or being unbound or
+    /// its driver's module is being unloaded, or with `ENOMEM`; an idle pagemap stays idle then. May sleep.
     ///
     /// C: `drm_pagemap_cache_lock_lookup()` and `drm_pagemap_get_from_cache()`.
     pub fn lookup(self: &Arc<Self>) -> Result<Lookup<'_>> {
@@ -139,10 +136,10 @@ impl Cache {
         })
     }
 
-    /// Looks for the pagemap, and puts in what `make` makes if there is none.
+    /// Looks the pagemap up. If there is none, puts in the one that `make` returns.
     ///
-    /// `make` is called with the lookup lock held, so that no two pagemaps are made at once. Fails
-    /// as [`lookup`](Self::lookup), [`Vacant::fill`] and `make` do.
+    /// `make` is called with the lookup lock held, so that no two pagemaps are created at once. Fails as
+    /// [`lookup`](Self::lookup), [`Vacant::fill`] and `make` do.
     pub fn get_or_create(
         self: &Arc<Self>,
         make: impl FnOnce() -> Result<PagemapRef>,
@@ -157,41 +154,39 @@ impl Cache {
         }
     }
 
-    /// The pagemap, if it is in use. Never sleeps.
-    /// C: `drm_pagemap_get_from_cache_if_active()`.
+    /// Returns the pagemap if it is in use. Never sleeps. C: `drm_pagemap_get_from_cache_if_active()`.
     pub fn get_if_active(&self) -> Option<PagemapRef> {
         let mut idle = self.shrinker.idle.lock();
-        let pagemap = self.kept.access_mut(&mut idle).pagemap?;
-        // SAFETY: What the cache has is valid, by the type invariants of `Slot`.
+        let pagemap = self.cached.access_mut(&mut idle).pagemap?;
+        // SAFETY: By the type invariants of `Slot` the pagemap is valid while the lock is held.
         unsafe { Pagemap::get_unless_zero(pagemap) }
     }
 
-    /// What [`lookup`](Self::lookup) does with the lookup lock held.
+    /// Implements [`lookup`](Self::lookup). The caller holds the lookup lock.
     fn find(self: &Arc<Self>) -> Result<Option<PagemapRef>> {
         let drm = self.drm()?;
         if drm.enter().is_none() {
             return Err(ENODEV);
         }
-        // To make a hold may sleep. It is made when there is need of one, without the lock, and
-        // then all is looked at again.
+        // Creating a hold may sleep. So the loop creates one without the lock if it is needed, and looks again.
         let mut hold = None;
         loop {
             let mut idle = self.shrinker.idle.lock();
-            let slot = self.kept.access_mut(&mut idle);
+            let slot = self.cached.access_mut(&mut idle);
             if slot.closed {
                 return Err(ENODEV);
             }
             let Some(pagemap) = slot.pagemap else {
                 return Ok(None);
             };
-            // SAFETY: What the cache has is valid, by the type invariants of `Slot`.
+            // SAFETY: By the type invariants of `Slot` the pagemap is valid while the lock is held.
             let active = unsafe { Pagemap::get_unless_zero(pagemap) };
             if active.is_some() {
                 return Ok(active);
             }
             if let Some(hold) = hold.take() {
-                // SAFETY: The pagemap has no references, so that it is idle, and in the list. It
-                // comes out of it here, before anybody learns of its reference.
+                // SAFETY: The pagemap has no references, so it is idle and in the list. It is removed from the list
+                // before another thread can see the new reference.
                 return Ok(Some(unsafe {
                     idle.remove(pagemap);
                     Pagemap::reinit(pagemap, hold)
@@ -202,70 +197,70 @@ impl Cache {
         }
     }
 
-    /// The DRM device. Fails with `ENODEV` if the cache is closed, or the driver's module on its way out.
+    /// Returns the DRM device. Fails with `ENODEV` if the cache is closed or the driver's module is being unloaded.
     fn drm(&self) -> Result<DrmRef> {
         let mut idle = self.shrinker.idle.lock();
-        if self.kept.access_mut(&mut idle).closed {
+        if self.cached.access_mut(&mut idle).closed {
             return Err(ENODEV);
         }
-        // SAFETY: By the type invariants of `Slot`; who closes the cache takes the lock.
+        // SAFETY: By the type invariants of `Slot`: the cache is open, and closing it takes the lock that is held.
         DrmRef::new(unsafe { self.drm.as_ref() })
     }
 
-    /// Gives back a reference to a pagemap that was put into a cache. Any context.
+    /// Drops a reference to a pagemap that was put into a cache. Any context.
     ///
     /// # Safety
     ///
-    /// The caller must have a reference, which it gives up; `cache` must be the cache of `pagemap`.
+    /// The caller must own the reference; `cache` must be the cache of `pagemap`.
     pub(super) unsafe fn put(cache: &Cache, pagemap: NonNull<Pagemap>) {
         let mut idle = cache.shrinker.idle.lock();
         // SAFETY: The caller's reference keeps the pagemap.
         if !unsafe { pagemap.as_ref() }.refcount.dec_and_test() {
-            // A lookup was faster. Whoever gives back the last reference takes the lock after this
-            // one lets it go, and the cache lives until then.
+            // A lookup got a reference meanwhile. The thread that drops the last one takes the lock after this thread
+            // has released it. The cache lives until then.
             return;
         }
-        if cache.kept.access_mut(&mut idle).pagemap != Some(pagemap) {
-            // The cache was closed. Nobody but this function knows the pagemap.
+        if cache.cached.access_mut(&mut idle).pagemap != Some(pagemap) {
+            // The cache was closed. No other pointer to the pagemap is used.
             drop(idle);
-            // SAFETY: As just said; the hold is there.
+            // SAFETY: As just said; the pagemap has its hold.
             unsafe { hold::destroy_later(pagemap) };
             return;
         }
-        // SAFETY: The pagemap has no references, and nobody else can work on it while the lock is
-        // held. It is what the cache has.
+        // SAFETY: The pagemap has no references, and it is in the slot of the cache, where other threads find it only
+        // with the lock that is held.
         let hold = unsafe {
             let hold = Pagemap::take_hold(pagemap);
             idle.add(pagemap);
             hold
         };
-        // The hold keeps the cache, and so the lock, until it is let go.
+        // The hold keeps the cache, and so the lock, until it is released.
         drop(idle);
         if let Some(hold) = hold {
             hold::release_later(hold);
         }
     }
 
-    /// Has the cache of an idle pagemap forget it.
+    /// Removes an idle pagemap from its cache.
     ///
     /// # Safety
     ///
-    /// `pagemap` must have been in `idle` just now.
+    /// `pagemap` must just have been removed from `idle`.
     pub(super) unsafe fn forget(pagemap: NonNull<Pagemap>, idle: &mut IdleList) {
-        // SAFETY: An idle pagemap was put into a cache. It lives until it is closed, which takes
-        // the lock that is held.
+        // SAFETY: An idle pagemap was put into a cache. The cache lives until it is closed, which takes the lock that
+        // is held.
         if let Some(cache) = unsafe { pagemap.as_ref().cache.load(Relaxed).as_ref() } {
-            cache.kept.access_mut(idle).pagemap = None;
+            cache.cached.access_mut(idle).pagemap = None;
         }
     }
 
-    /// Closes the cache, and destroys its pagemap if nobody uses it. Sleeps.
+    /// Closes the cache, and destroys its pagemap if it is idle. Sleeps.
     fn close(&self) {
         let mut idle = self.shrinker.idle.lock();
-        let slot = self.kept.access_mut(&mut idle);
+        let slot = self.cached.access_mut(&mut idle);
         slot.closed = true;
         let unused = slot.pagemap.take().filter(|pagemap| {
-            // SAFETY: What the cache had is valid while the lock is held.
+            // SAFETY: The pagemap was in the slot, and is valid while the lock is held.
             unsafe { pagemap.as_ref() }
                 .refcount
                 .as_atomic()
@@ -273,41 +268,41 @@ impl Cache {
                 == 0
         });
         if let Some(pagemap) = unused {
-            // SAFETY: Without references it is idle, and in the list.
+            // SAFETY: Without references the pagemap is idle, and in the list.
             unsafe { idle.remove(pagemap) };
         }
         drop(idle);
         if let Some(pagemap) = unused {
-            // SAFETY: Nobody knows the pagemap any more. The driver is being unbound, so that its
-            // module is there. This is process context.
+            // SAFETY: No other pointer to the pagemap is used. The device is being unbound, so the driver's module is
+            // still loaded. This is process context.
             unsafe { Pagemap::destroy(pagemap) };
         }
-        // What the shrinker took out has nothing else that keeps the module.
+        // The pagemaps that the shrinker has removed have no hold that keeps the module: wait for them.
         hold::flush_destroyed();
     }
 }
 
-/// Closes a cache when it is dropped, that is when the device is unbound. It keeps the DRM device until then.
-struct Closer {
+/// Closes a cache when it is dropped, which devres does when the device is unbound. Keeps the DRM device until then.
+struct CloseOnUnbind {
     cache: Arc<Cache>,
     _drm: DeviceOnly,
 }
 
-impl Drop for Closer {
+impl Drop for CloseOnUnbind {
     fn drop(&mut self) {
         self.cache.close();
     }
 }
 
-/// What a lookup found.
+/// The result of a lookup.
 pub enum Lookup<'a> {
-    /// The pagemap, in use now.
+    /// A reference to the pagemap.
     Pagemap(PagemapRef),
-    /// None, and the right to put one in.
+    /// There is none. The caller may put one in.
     Vacant(Vacant<'a>),
 }
 
-/// A cache that has no pagemap, with its lookup lock held: only this can put one in.
+/// An empty cache with its lookup lock held: only the owner of this can put a pagemap in.
 #[must_use = "the lookup lock is released when this is dropped"]
 pub struct Vacant<'a> {
     cache: &'a Arc<Cache>,
@@ -317,21 +312,21 @@ pub struct Vacant<'a> {
 impl Vacant<'_> {
     /// Puts a pagemap of this device in. C: `drm_pagemap_cache_set_pagemap()`.
     ///
-    /// Fails with `ENODEV` if the cache was closed meanwhile, and with `EINVAL` if the pagemap is
-    /// another device's or in a cache already: it is as before then.
+    /// Fails with `ENODEV` if the cache was closed meanwhile, and with `EINVAL` if the pagemap belongs to another
+    /// device or is in a cache already. The pagemap does not change then.
     pub fn fill(self, pagemap: &PagemapRef) -> Result {
         let cache = self.cache;
         if !ptr::eq(pagemap.drm(), cache.drm.as_ptr()) {
             return Err(EINVAL);
         }
         let mut idle = cache.shrinker.idle.lock();
-        let slot = cache.kept.access_mut(&mut idle);
+        let slot = cache.cached.access_mut(&mut idle);
         if slot.closed {
             return Err(ENODEV);
         }
         pagemap.enter_cache(cache)?;
-        // INVARIANT: The pagemap is in use. There was none before: only who has the lookup lock
-        // can have put one in since the lookup.
+        // INVARIANT: The pagemap is in use. The slot was empty: only the holder of the lookup lock can have filled it
+        // since the lookup.
         slot.pagemap = Some(NonNull::from(&**pagemap));
         Ok(())
     }

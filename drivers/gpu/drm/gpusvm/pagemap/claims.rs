@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which pages of a device's memory are in an allocation: none may be in two.
+//! The pages of a device's memory that are in a block: no page may be in two.
 //!
-//! A provider is safe code, and a page that it gives away twice would be two folios at once.
+//! A provider is safe code. If it returned a page twice, two folios would use the same page at once.
 //!
-//! A claim hands the page's `struct page` and its contents over, from who released it to who claims it, who may be
-//! on another CPU, and have heard of the page by anything, even by a guess. So that the new owner sees all that the
-//! old one wrote there, and none of the old one's writes come later, to release has release semantics and to
-//! claim acquire semantics.
+//! A claim passes the page's `struct page` and contents from the thread that released the page to the thread that
+//! claims it, possibly on another CPU; the provider need not synchronize the two. So a release has release semantics
+//! and a claim has acquire semantics: the new owner sees all writes of the old one, and none comes later.
 
 use kernel::{
     prelude::*,
@@ -20,7 +19,7 @@ const BITS: usize = usize::BITS as usize;
 pub(crate) struct Claims(KVVec<Atomic<usize>>);
 
 impl Claims {
-    /// No page is claimed. Fails with `ENOMEM`.
+    /// Creates a set in which no page is claimed. Fails with `ENOMEM`.
     pub(crate) fn new(pages: usize) -> Result<Self> {
         let words = pages.div_ceil(BITS);
         let mut bits = KVVec::with_capacity(words, GFP_KERNEL)?;
@@ -30,7 +29,7 @@ impl Claims {
         Ok(Self(bits))
     }
 
-    /// Sets or clears bits of a word, all of which must be the other way round.
+    /// Sets or clears the bits `mask` of a word. Fails with `EINVAL` unless all of them have the other value.
     fn flip(&self, word: usize, mask: usize, set: bool) -> Result {
         let word = self.0.get(word).ok_or(EINVAL)?;
         let mut old = word.load(Relaxed);
@@ -41,9 +40,9 @@ impl Claims {
             let done = if set {
                 word.cmpxchg(old, old ^ mask, Acquire)
             } else {
-                // Others may release bits of the word and claim some in between: a claim reads from the last
-                // of these, and each of them is a read and a write at once, so that what was released before
-                // is seen as well.
+                // Between this release and a later claim of the same bit, other threads may release and claim other
+                // bits of the word. All of these are read-modify-write operations, so the claim still synchronizes with
+                // this release.
                 word.cmpxchg(old, old ^ mask, Release)
             };
             match done {
@@ -53,8 +52,8 @@ impl Claims {
         }
     }
 
-    /// Flips the bits of `pages`, a run of them in one word at a time. Returns how many were, in
-    /// case of an error.
+    /// Flips the bits of `pages`, run by run, where a run is within one word. In case of an error, returns how many
+    /// have been flipped.
     fn flip_all(&self, pages: &[usize], set: bool) -> Result<(), usize> {
         let mut done = 0;
         for run in pages.chunk_by(|a, b| a.checked_add(1) == Some(*b) && b % BITS != 0) {
@@ -66,8 +65,8 @@ impl Claims {
         Ok(())
     }
 
-    /// Claims pages: all of them, or none and fails with `EINVAL`, if one is there twice, is claimed
-    /// already, or does not exist.
+    /// Claims all of `pages`. If a page is in it twice, is claimed already, or does not exist, claims none and fails
+    /// with `EINVAL`.
     pub(crate) fn claim(&self, pages: &[usize]) -> Result {
         self.flip_all(pages, true).map_err(|done| {
             self.release(pages.get(..done).unwrap_or_default());
@@ -75,7 +74,7 @@ impl Claims {
         })
     }
 
-    /// Gives up pages that were claimed.
+    /// Releases pages that were claimed.
     pub(crate) fn release(&self, pages: &[usize]) {
         kernel::warn_on!(self.flip_all(pages, false).is_err());
     }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a migration to a device has to have copied, and by whom: by the device itself what is in RAM, by
-//! other devices what is in their memory.
+//! The copies of a migration to a device: the device itself copies from system memory, and other devices copy from
+//! their own memory.
 //!
-//! The memory for what a device copies is there before any page is collected, but for what other devices copy:
-//! which these are is known by the pages only. For that nobody waits.
+//! The memory for the device's own copies is allocated before pages are collected. The memory for the other devices'
+//! copies cannot be: only the collected pages tell which devices these are. It is allocated without waiting.
 //!
 //! C: `drm_pagemap_migrate_range()`.
 
@@ -32,7 +32,8 @@ use kernel_ext::{
     }, //
 };
 
-/// The copies of a migration. Dropped, nobody has access any more to what it does not own.
+/// The copies of a migration. When this is dropped, no device can access memory of another one or system memory any
+/// more.
 pub(super) struct Copies<'a> {
     to: &'a Pagemap,
     pages: usize,
@@ -40,23 +41,23 @@ pub(super) struct Copies<'a> {
     others: KVec<Other<'a>>,
 }
 
-/// What another device copies.
+/// The copies that another device makes.
 struct Other<'a> {
     // Dropped first.
     mapping: CopyMapping<'a>,
     from: Arc<Zdd>,
 }
 
-/// What is ready to be moved, in pages.
+/// The numbers of pages that were prepared.
 pub(super) struct Prepared {
-    /// What is to be copied.
+    /// The pages to be copied.
     pub(super) copied: usize,
-    /// What cannot be, as the device that has it does not reach the other.
+    /// The pages that cannot be copied, as their device does not reach the destination.
     pub(super) unreachable: usize,
 }
 
 impl<'a> Copies<'a> {
-    /// Copies to the memory of a pagemap, for a span of `pages` pages. Fails with `ENOMEM`.
+    /// Creates an empty set of copies to the memory of a pagemap, for a span of `pages` pages. Fails with `ENOMEM`.
     pub(super) fn new(to: &'a Pagemap, pages: usize) -> Result<Self> {
         let device = to.drm().dma_device();
         Ok(Self {
@@ -68,37 +69,37 @@ impl<'a> Copies<'a> {
         })
     }
 
-    /// Makes the folios of a piece ready to be filled, which carry `zdd`, and maps both sides for who copies.
-    /// Fails with `EINVAL` if it is a huge folio for which the frames are no [block](are_block), with `EFAULT` if
-    /// the device does not reach the RAM, and `ENOMEM`.
+    /// Creates the destination folios of a unit, with `zdd` as their zone-device data, and maps both sides for the
+    /// device that copies. Fails with `EINVAL` if the unit is a huge folio and its frames
+    /// [cannot be one](can_be_folio), with `EFAULT` if the device does not reach the system memory, and with `ENOMEM`.
     ///
     /// # Safety
     ///
-    /// `frames` must have those of the piece, which must be of the pagemap and the allocation of `zdd`, free, and
-    /// nobody else's. The piece must be of the migration, which outlives this object.
+    /// The frames of the unit in `frames` must belong to the pagemap and to the block of `zdd`, be free, and be in no
+    /// other block. The unit must belong to the migration, which must outlive this object.
     pub(super) unsafe fn prepare(
         &mut self,
         zdd: &Arc<Zdd>,
         migration: &mut Migration<'_>,
         frames: &[usize],
-        piece: &MigrationUnit,
+        unit: &MigrationUnit,
     ) -> Result<Prepared> {
-        let pages = piece.pages();
-        let places = piece.index..piece.index + pages;
-        let frames = frames.get(places.clone()).ok_or(EINVAL)?;
+        let pages = unit.pages();
+        let indices = unit.index..unit.index + pages;
+        let frames = frames.get(indices.clone()).ok_or(EINVAL)?;
         let mut done = Prepared {
             copied: 0,
             unreachable: 0,
         };
-        // A huge folio, or single pages for the place of one.
-        let (order, step) = if are_block(frames) {
-            (piece.order, pages)
+        // Either one huge folio, or a single page for each page of the unit.
+        let (order, step) = if can_be_folio(frames) {
+            (unit.order, pages)
         } else {
             (0, 1)
         };
-        for (place, frame) in places.zip(frames).step_by(step) {
-            // SAFETY: By this function's requirements; what frees folios of the pagemap is `fault`'s,
-            // which takes the word for a reference.
+        for (index, frame) in indices.zip(frames).step_by(step) {
+            // SAFETY: By this function's requirements. `fault::folio_free()` takes the reference in the zone-device
+            // data back.
             let folio = unsafe {
                 LockedFolio::device(
                     self.to.dev_pagemap(),
@@ -107,51 +108,51 @@ impl<'a> Copies<'a> {
                     zdd.clone().into_data(),
                 )
             };
-            // SAFETY: The pages of a folio are contiguous, and their frames in ascending order.
-            let behind = |first| unsafe {
-                zone_device::page_of(zone_device::frame_of(first) + place - piece.index)
+            // SAFETY: The pages of a folio are contiguous, and their frames ascend.
+            let source_page = |first| unsafe {
+                zone_device::page_of(zone_device::frame_of(first) + index - unit.index)
             };
-            match piece.source {
-                Source::Nowhere => self.own.set_page(place, folio.page())?,
+            match unit.source {
+                Source::Nowhere => self.own.set_page(index, folio.page())?,
                 Source::Ram(first) => {
-                    self.own.set_page(place, folio.page())?;
-                    // SAFETY: The source is isolated RAM that the migration holds.
-                    unsafe { self.own.map(place, behind(first), order) }?;
+                    self.own.set_page(index, folio.page())?;
+                    // SAFETY: The page is isolated system memory, to which the migration holds a reference.
+                    unsafe { self.own.map(index, source_page(first), order) }?;
                     done.copied += 1 << order;
                 }
                 Source::Device(first) => {
-                    // SAFETY: The source is device memory that the migration holds.
+                    // SAFETY: The page is device memory, to which the migration holds a reference.
                     let other = unsafe { self.other(first) }?;
-                    // SAFETY: The folio is of the pagemap, and the migration's from now on, which
-                    // gives it back only when the mapping is gone.
-                    let mapped = unsafe { other.mapping.map_device(place, folio.page(), order) };
+                    // SAFETY: The folio belongs to the pagemap. The migration gets it, and frees it only after the
+                    // mapping is dropped.
+                    let mapped = unsafe { other.mapping.map_device(index, folio.page(), order) };
                     if let Err(e) = mapped {
                         kernel_ext::debug!(
-                            "page {place} is on a device that cannot copy it: {e:?}"
+                            "page {index} is on a device that cannot copy it: {e:?}"
                         );
-                        done.unreachable = piece.index + pages - place;
+                        done.unreachable = unit.index + pages - index;
                         break;
                     }
-                    other.mapping.set_page(place, behind(first))?;
+                    other.mapping.set_page(index, source_page(first))?;
                     done.copied += 1 << order;
                 }
             }
-            migration.set_destination(place, folio)?;
+            migration.set_destination(index, folio)?;
         }
         Ok(done)
     }
 
-    /// What the device copies that has a page.
+    /// Returns the copies that the device of a page makes.
     ///
     /// # Safety
     ///
-    /// The page must be of a pagemap of the core, and in use.
+    /// The page must belong to a pagemap of the core, and be in use.
     unsafe fn other(&mut self, page: NonNull<page>) -> Result<&mut Other<'a>> {
         // SAFETY: By this function's requirements.
         let from = unsafe { Zdd::of(page) };
         let is_from = |other: &Other<'_>| {
             ptr::eq(other.from.pagemap(), from.pagemap())
-                && ptr::eq(other.from.allocation().ops(), from.allocation().ops())
+                && ptr::eq(other.from.devmem().ops(), from.devmem().ops())
         };
         let known = self.others.iter().position(is_from);
         let index = match known {
@@ -172,17 +173,17 @@ impl<'a> Copies<'a> {
         self.others.get_mut(index).ok_or(EINVAL)
     }
 
-    /// Has everything copied, and cleared what comes from nowhere. `allocation` is what is copied to.
-    pub(super) fn run(&mut self, allocation: &Devmem) -> Result {
-        // SAFETY: Only this migration fills the allocation.
-        let fence = unsafe { allocation.fence() };
-        copy(&mut self.own, allocation.ops().copy_to_devmem, fence)?;
+    /// Calls the drivers that copy, and those that clear pages without contents. `devmem` is the destination.
+    pub(super) fn run(&mut self, devmem: &Devmem) -> Result {
+        // SAFETY: Only this migration fills the block.
+        let fence = unsafe { devmem.fence() };
+        copy(&mut self.own, devmem.ops().copy_to_devmem, fence)?;
         for other in &mut self.others {
-            let copy_to_ram = other.from.allocation().ops().copy_to_ram;
+            let copy_to_ram = other.from.devmem().ops().copy_to_ram;
             copy(&mut other.mapping, copy_to_ram, fence)?;
         }
         // SAFETY: As above.
-        unsafe { allocation.put_fence() };
+        unsafe { devmem.put_fence() };
         Ok(())
     }
 }
@@ -194,7 +195,7 @@ type Operation = unsafe extern "C" fn(
     *mut dma_fence,
 ) -> kernel::ffi::c_int;
 
-/// Has a device copy, if there is anything to be copied.
+/// Calls a driver's copy operation, if there is anything to copy or clear.
 fn copy(
     mapping: &mut CopyMapping<'_>,
     operation: Option<Operation>,
@@ -205,13 +206,12 @@ fn copy(
     }
     let operation = operation.ok_or(EOPNOTSUPP)?;
     let (pages, addrs, count) = mapping.arguments();
-    // SAFETY: The arrays are complete and have so many entries; the operation is of the device that
-    // the pages are of.
+    // SAFETY: Both arrays are complete and have `count` entries. The operation belongs to the device of the pages.
     to_result(unsafe { operation(pages, addrs, count as c_ulong, fence) })
 }
 
-/// Whether `frames` can be one folio.
-pub(super) fn are_block(frames: &[usize]) -> bool {
+/// Returns whether `frames` can be one folio.
+pub(super) fn can_be_folio(frames: &[usize]) -> bool {
     let Some(&first) = frames.first() else {
         return false;
     };

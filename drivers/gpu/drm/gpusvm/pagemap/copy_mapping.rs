@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The two sides of a copy: pages of the copying device's memory, and memory that it is given access
-//! to, which is RAM or another device's.
+//! The two sides of a copy: pages of the copying device's memory, and the memory that is mapped for it, which is system
+//! memory or another device's.
 //!
-//! Both are arrays with an entry for each page of a span, as C's operations want them. An entry of
-//! the second may stand for several pages, those behind are empty then.
+//! Both are arrays with an entry for each page of a span, as C's copy operations expect. An entry of the second array
+//! may stand for several pages; the entries for the other pages are empty then.
 
 use super::drm_pagemap::Pagemap;
 use crate::segment::{Protocol, Segment};
@@ -20,18 +20,18 @@ use kernel_ext::{
     dma::{self, Direction}, //
 };
 
-/// Whether memory is mapped at an entry of a copy. Any address may be that of a page, 0 as well; but
-/// copies have one direction, so that what is mapped never has the entry that stands for nothing.
+/// Returns whether an entry of a copy is mapped. Any address may be valid, even 0. But copies have one direction, so a
+/// mapped entry never has the direction of an empty one, which is bidirectional.
 pub(crate) fn is_mapped(segment: &Segment) -> bool {
     segment.dir() != Direction::Bidirectional
 }
 
-/// The two sides of a copy. Dropped, the device has no access any more.
+/// The two sides of a copy. When this is dropped, the device loses access to the second side.
 ///
 /// # Invariants
 ///
-/// Those entries of `addrs` that are [mapped](is_mapped) are mapped for `dev`: RAM, or, where their
-/// protocol says otherwise, memory of `pagemap`.
+/// The entries of `addrs` that are [mapped](is_mapped) are mapped for `dev`. An entry with the protocol
+/// [`Protocol::SYSTEM`] is system memory; any other is memory of `pagemap`.
 pub(crate) struct CopyMapping<'a> {
     dev: *mut device,
     pagemap: Option<&'a Pagemap>,
@@ -42,9 +42,8 @@ pub(crate) struct CopyMapping<'a> {
 }
 
 impl<'a> CopyMapping<'a> {
-    /// Sides for a copy of up to `pages` pages, with nothing in them. `dir` is
-    /// [`ToDevice`](Direction::ToDevice) or [`FromDevice`](Direction::FromDevice). Allocates as `flags` say; fails
-    /// with `ENOMEM`.
+    /// Creates empty sides for a copy of up to `pages` pages. `dir` is [`ToDevice`](Direction::ToDevice) or
+    /// [`FromDevice`](Direction::FromDevice). Allocates with `flags`; fails with `ENOMEM`.
     ///
     /// # Safety
     ///
@@ -55,7 +54,7 @@ impl<'a> CopyMapping<'a> {
         pages: usize,
         flags: Flags,
     ) -> Result<Self> {
-        // INVARIANT: Nothing is mapped.
+        // INVARIANT: No entry is mapped.
         Ok(Self {
             dev,
             pagemap: None,
@@ -66,49 +65,49 @@ impl<'a> CopyMapping<'a> {
         })
     }
 
-    /// Has [`map_device`](Self::map_device) map memory of `pagemap`. Nothing may be mapped so far.
+    /// Sets the memory that [`map_device`](Self::map_device) maps. No entry may be mapped yet.
     pub(crate) fn with(self, pagemap: &'a Pagemap) -> Self {
         let mut this = self;
         this.pagemap = Some(pagemap);
         this
     }
 
-    /// Whether no page of device memory is noted.
+    /// Returns whether no page of device memory was set.
     pub(crate) fn is_empty(&self) -> bool {
         self.is_empty
     }
 
-    /// Notes a page of device memory. Fails with `EINVAL` if there is no such entry.
+    /// Sets a page of device memory. Fails with `EINVAL` if there is no such entry.
     pub(crate) fn set_page(&mut self, index: usize, page: NonNull<page>) -> Result {
         *self.pages.get_mut(index).ok_or(EINVAL)? = page.as_ptr();
         self.is_empty = false;
         Ok(())
     }
 
-    /// Maps RAM, `1 << order` pages from `page` on, for the device. Fails with `EFAULT` when that
-    /// cannot be done, `EINVAL` if there is no such entry.
+    /// Maps `1 << order` pages of system memory from `page` on for the device. Fails with `EFAULT` if the device cannot
+    /// reach them, and with `EINVAL` if there is no such entry.
     ///
     /// # Safety
     ///
-    /// The pages must be contiguous RAM that stays allocated until the mapping is dropped. Each entry
-    /// is mapped once.
+    /// The pages must be contiguous system memory that stays allocated until this object is dropped. Each entry may be
+    /// mapped once.
     pub(crate) unsafe fn map(&mut self, index: usize, page: NonNull<page>, order: u32) -> Result {
         let slot = self.addrs.get_mut(index).ok_or(EINVAL)?;
         let size = PAGE_SIZE << order;
-        // SAFETY: By this function's requirements, and those of `new()`.
+        // SAFETY: By the requirements of this function and of `new()`.
         let addr = unsafe { dma::map_page(self.dev, page.as_ptr(), size, self.dir) }?;
-        // INVARIANT: What was mapped is noted.
+        // INVARIANT: The entry records the mapping.
         *slot = Segment::new(addr, Protocol::SYSTEM, order, self.dir);
         Ok(())
     }
 
-    /// Maps memory of the other device, `1 << order` pages from `page` on. Fails with `EFAULT` when the
-    /// device cannot reach it, `EINVAL` if there is no such entry.
+    /// Maps `1 << order` pages of the other device's memory from `page` on. Fails with `EFAULT` if the device cannot
+    /// reach them, and with `EINVAL` if there is no such entry.
     ///
     /// # Safety
     ///
-    /// The pages must be of the pagemap, contiguous, and stay in use until the mapping is dropped. Each
-    /// entry is mapped once.
+    /// The pages must be contiguous, belong to the pagemap, and stay in use until this object is dropped. Each entry
+    /// may be mapped once.
     pub(crate) unsafe fn map_device(
         &mut self,
         index: usize,
@@ -117,14 +116,14 @@ impl<'a> CopyMapping<'a> {
     ) -> Result {
         let slot = self.addrs.get_mut(index).ok_or(EINVAL)?;
         let pagemap = self.pagemap.ok_or(EINVAL)?;
-        // SAFETY: By this function's requirements, and those of `new()`.
+        // SAFETY: By the requirements of this function and of `new()`.
         let segment = unsafe { pagemap.map_for(self.dev, page, order, self.dir) }?;
-        // INVARIANT: What was mapped is noted.
+        // INVARIANT: The entry records the mapping.
         *slot = segment;
         Ok(())
     }
 
-    /// The arguments of the operations that copy: the pages, the addresses, and their number.
+    /// Returns the arguments of the copy operations: the pages, the addresses, and their number.
     pub(crate) fn arguments(&mut self) -> (*mut *mut page, *mut ext::drm_pagemap_addr, usize) {
         (
             self.pages.as_mut_ptr(),

@@ -109,7 +109,7 @@ impl Detachable {
         })
     }
 
-    /// Returns the allocation as C code sees it.
+    /// Returns the C part of the block.
     pub(crate) fn devmem(&self) -> &Devmem {
         &self.devmem
     }

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Allocations of device memory, as the core sees them.
+//! Blocks of device memory, as C code sees them.
 //!
-//! An [`Devmem`] is part of a larger object of its provider. It is used by the folios of one
-//! migration, and *detached* when none of them is left: then its operations' `devmem_release` is
-//! called, once.
+//! The provider embeds a [`Devmem`] in its own object for the block. The folios of one migration use the block. When
+//! the last of them is freed, the block is *detached*: the core calls `devmem_release` of its operations, once.
 //!
-//! The allocation of a C driver names a process. It is not held, and may be gone long before the
-//! pages are, which may have moved to other processes by `fork()`. So nothing here looks at it.
+//! A C driver stores the `mm` of a process in its `Devmem`, without a reference. The process may exit before the pages
+//! are freed, and `fork()` may have shared the pages with other processes. So the core never uses `mm`.
 //!
 //! C: `struct drm_pagemap_devmem`.
 
@@ -29,13 +28,12 @@ use kernel_ext::{
 
 pub use kernel_ext::bindings::drm_pagemap_devmem_ops as Ops;
 
-/// An allocation of device memory; it has the layout of `struct drm_pagemap_devmem`.
+/// A block of device memory; it has the layout of `struct drm_pagemap_devmem`.
 ///
 /// # Invariants
 ///
-/// `ops` points to operations, all but `devmem_release` there, that live as long as the pagemap is
-/// referred to. `dev` is the device that copies, and `dpagemap` the pagemap of the memory, both valid
-/// as long as the allocation.
+/// - `ops` points to operations that are valid while the pagemap has references. Only `devmem_release` may be missing.
+/// - `dev` is the device that copies, and `dpagemap` is the pagemap of the memory. Both are valid as long as the block.
 #[repr(C)]
 #[pin_data]
 pub struct Devmem {
@@ -46,24 +44,23 @@ pub struct Devmem {
     pub(crate) ops: *const Ops,
     pub(crate) dpagemap: NonNull<Pagemap>,
     pub(crate) size: usize,
-    /// In jiffies.
+    /// The end of the timeslice, in jiffies.
     pub(crate) timeslice_expiration: Atomic<u64>,
     pub(crate) pre_migrate_fence: UnsafeCell<*mut dma_fence>,
 }
 
-// SAFETY: An allocation may be used and released from any thread.
+// SAFETY: Any thread may use and release a block.
 unsafe impl Send for Devmem {}
-// SAFETY: Its fields are immutable, atomic, or the migration's that fills it.
+// SAFETY: The fields are immutable or atomic, or only the migration that fills the block uses them.
 unsafe impl Sync for Devmem {}
 
 impl Devmem {
-    /// An allocation for `size` bytes of a process's addresses, in use. C:
-    /// `drm_pagemap_devmem_init()`.
+    /// Initializes a block for `size` bytes of the address space of a process. C: `drm_pagemap_devmem_init()`.
     ///
     /// # Safety
     ///
-    /// The arguments must be as the type invariants say; `dpagemap` must be kept by the caller until
-    /// the allocation is in use, and by nobody after.
+    /// The arguments must satisfy the type invariants. The caller must hold a reference to `dpagemap` until a
+    /// [`Zdd`](super::zdd::Zdd) owns the block; from then on that `Zdd` holds one.
     pub(crate) unsafe fn new(
         dpagemap: NonNull<Pagemap>,
         ops: *const Ops,
@@ -87,24 +84,22 @@ impl Devmem {
         })
     }
 
-    /// The operations.
     pub(crate) fn ops(&self) -> &Ops {
         // SAFETY: By the type invariants.
         unsafe { &*self.ops }
     }
 
-    /// The device that copies to and from the memory.
+    /// Returns the device that copies to and from the memory.
     pub(crate) fn dma_device(&self) -> *mut device {
         self.dev
     }
 
-    /// The span of addresses, in bytes, that the allocation was made for.
+    /// Returns the number of bytes of address space that the block was allocated for.
     pub(crate) fn span_size(&self) -> usize {
         self.size
     }
 
-    /// Has the pages stay in device memory for so many jiffies at least, as far as faults of CPUs
-    /// go.
+    /// Starts a timeslice: for that many jiffies, CPU faults do not migrate the pages to system memory.
     pub(crate) fn begin_timeslice(&self, jiffies: usize) {
         self.timeslice_expiration.store(
             (jiffies::now() as u64).saturating_add(jiffies as u64),
@@ -112,48 +107,47 @@ impl Devmem {
         );
     }
 
-    /// What is left of that time, in jiffies.
+    /// Returns the rest of the timeslice, in jiffies.
     pub(crate) fn timeslice_left(&self) -> usize {
         let end = self.timeslice_expiration.load(Relaxed);
-        // CAST: At most what was given, as a number of the same size.
+        // CAST: The rest is at most the `usize` that `begin_timeslice()` added.
         end.saturating_sub(jiffies::now() as u64) as usize
     }
 
-    /// Whether no page is left in use, for good.
+    /// Returns whether the last folio in the block has been freed.
     pub(crate) fn is_detached(&self) -> bool {
-        // SAFETY: The completion was initialized.
+        // SAFETY: `new()`, or the C driver, has initialized the completion.
         unsafe { kernel::bindings::completion_done(self.detached.get()) }
     }
 
-    /// What has to be waited for before anything is copied; null for nothing.
+    /// Returns the fence that copies to the block must wait for; null if there is none.
     ///
     /// # Safety
     ///
-    /// Only the migration that fills the allocation may call this.
+    /// Only the migration that fills the block may call this.
     pub(crate) unsafe fn fence(&self) -> *mut dma_fence {
-        // SAFETY: By this function's requirements nobody changes it.
+        // SAFETY: Only the caller, the migration that fills the block, accesses the pointer.
         unsafe { *self.pre_migrate_fence.get() }
     }
 
-    /// Gives the fence up.
+    /// Drops the reference to the fence.
     ///
     /// # Safety
     ///
     /// As for [`fence`](Self::fence).
     pub(crate) unsafe fn put_fence(&self) {
-        // SAFETY: By this function's requirements; the reference is the allocation's, and null is
-        // allowed.
+        // SAFETY: Only the caller accesses the pointer. The block owns the reference; `dma_fence_put()` accepts null.
         unsafe { ext::dma_fence_put(self.pre_migrate_fence.get().replace(ptr::null_mut())) }
     }
 
-    /// Ends the use of an allocation.
+    /// Marks the block as detached, and calls `devmem_release`.
     ///
     /// # Safety
     ///
-    /// The reference must be the caller's, no page be in use, and this be done once. The pagemap
-    /// must be kept meanwhile.
+    /// The caller must own the folios' reference, and hold a reference to the pagemap. No folio may be left in the
+    /// block. Must be called once.
     pub(crate) unsafe fn release(this: NonNull<Self>) {
-        // SAFETY: The reference keeps the allocation until `devmem_release`.
+        // SAFETY: The folios' reference keeps the block until `devmem_release` takes it over.
         unsafe {
             let release = (*(*this.as_ptr()).ops).devmem_release;
             kernel::bindings::complete_all((*this.as_ptr()).detached.get());

@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who pays for device memory: the process whose pages are there.
+//! Charges device memory to the process whose pages are in it.
 //!
-//! The controller charges the cgroup of the thread that asks. Who serves a fault is a worker of the
-//! kernel's, in the root cgroup; so it has a thread of the process ask, on its way to user mode. Any of
-//! them will do, as all are in the cgroup of the process. A process that has a mirror [registers](register), and
-//! is known by that.
+//! The dmem controller charges the cgroup of the calling thread. Faults of a device are served by kernel workers, which
+//! are in the root cgroup. So a worker requests the charge from a thread of the process, which makes it on its way to
+//! user mode. Any thread of the process will do, as all are in the same cgroup. A process [registers](register) when it
+//! creates a mirror of its address space.
 //!
-//! No sleep of the process is disturbed, but for that in a driver's own system call, which knows how to
-//! go on ([`begin_wait`]): who waits for the GPU answers there. Who computes, or waits by looking at memory
-//! again and again, is made to answer. A process all of whose threads sleep elsewhere, or are stopped or
-//! frozen, is not waited for: it does not pay, and its pages stay in RAM for now. So do those of one that
-//! is gone, or has become another program.
+//! A request interrupts no sleep of the process except in the driver's own system calls that are prepared for it
+//! ([`begin_wait`]): a thread that waits for the GPU there makes the charge. A thread that computes or polls memory is
+//! made to enter the kernel, and makes the charge when it returns. If all threads of the process sleep elsewhere, or
+//! the process is stopped or frozen, the worker does not wait: nothing is charged, and the pages stay in system memory
+//! for now. The same holds after the process has exited or called `execve()`.
 //!
-//! Who asks may have to wait until the thread gets the CPU, and it may come to wait for what the asker
-//! holds. So it is watched: as soon as it sleeps it is waited for no longer.
+//! The worker waits until the notified thread gets the CPU. That thread may block on a lock or page that the worker's
+//! caller holds. So the worker polls its state, and stops waiting when the thread sleeps.
 //!
 //! # Locking
 //!
-//! The list of processes, then a process's threads, then its requests, each a mutex; they are leaves but for
-//! memory that is allocated under the last two. No lock is held while somebody is waited for.
+//! Three mutexes, in this order: the list of processes, the threads of a process, its requests. They are leaves, except
+//! for allocations under the last two. No lock is held while waiting for a thread.
 //!
-//! Payers and threads that begin_wait are as many as userspace likes, and looked up all the time: they are in
-//! trees.
+//! User space controls the number of registered processes and of waiting threads, and each lookup searches them: so
+//! they are in trees.
 
 use core::{marker::PhantomData, mem};
 use kernel::{
@@ -64,23 +64,23 @@ use kernel_ext::{
     workqueue::OwnedQueue, //
 };
 
-/// How long a thread is waited for that does not sleep, in milliseconds: the CPU may be busy with others.
+/// The longest wait for threads that are runnable, in milliseconds: other tasks may occupy the CPU.
 const RUNNABLE_TIMEOUT_MS: u32 = 1000;
 
-/// How often it is looked at meanwhile, in milliseconds; in jiffies, at the least one.
+/// The interval at which a thread's state is polled, in milliseconds; at least one jiffy.
 const POLL_MS: u32 = 1;
 
-/// How long a thread is looked for that could answer, in milliseconds, unless that was in vain the last
-/// time: one that is about to begin_wait may sleep for a moment.
+/// How long to search for a thread that can make the charge, in milliseconds, unless the previous search failed: a
+/// thread that is about to call [`begin_wait`] may sleep for a moment.
 const FIND_THREAD_MS: u32 = 100;
 
-/// How many threads are asked, one after the other.
+/// The number of threads that are notified, one after the other.
 const THREADS: u32 = 4;
 
-/// How many threads of a process may have been asked and not have come yet.
+/// The maximum number of notified threads of a process that have not run the work yet.
 const MAX_NOTIFIED: usize = 8;
 
-/// Something that a process is asked to charge.
+/// A request to a process for a charge.
 #[pin_data]
 struct Request {
     region: Arc<Region>,
@@ -93,7 +93,7 @@ struct Request {
 
 impl Request {
     fn answer(&self, answer: Result<Charge, Refused>) {
-        // If nobody waits any more, the charge goes with the request.
+        // If the waiter has given up, the charge is dropped with the request.
         *self.answer.lock() = Some(answer);
         self.answered.complete_all();
     }
@@ -102,29 +102,29 @@ impl Request {
 /// A thread, and how it was notified.
 type Notified = (ARef<Task>, Notify);
 
-/// The threads of a process that are known.
+/// The threads of a process that matter for requests.
 struct Threads {
-    /// Those that sleep in a system call of a driver's, and may be woken, by their addresses.
+    /// Threads that sleep interruptibly in a system call of a driver, by the addresses of their tasks.
     waiting: RBTree<usize, ARef<Task>>,
-    /// Those that were notified to come and answer, and have not come yet: [`MAX_NOTIFIED`] at the most.
+    /// Threads that were notified and have not run the work yet: at most [`MAX_NOTIFIED`].
     notified: KVec<Notified>,
 }
 
-/// A process that pays.
+/// A registered process.
 #[pin_data]
 struct Process {
-    /// Kept, so that no other has its address meanwhile.
+    /// Keeps the address from being reused.
     mm: ARef<Mm>,
     process: ARef<Task>,
     #[pin]
     threads: Mutex<Threads>,
     #[pin]
     requests: Mutex<KVVec<Arc<Request>>>,
-    /// No thread could answer the last time, and none has since.
+    /// No thread made the charge of the last request, nor has any since.
     is_unresponsive: Atomic<bool>,
 }
 
-/// A thread that is to answer.
+/// The task work with which a thread answers the requests of its process.
 struct ChargeWork(Arc<Process>);
 
 impl TaskWorkItem for ChargeWork {
@@ -146,14 +146,14 @@ impl TaskWorkItem for ChargeWork {
     fn finish(work: Pin<KBox<TaskWork<Self>>>) {
         match &*QUEUE.lock() {
             Some(queue) => queue.enqueue(work),
-            // The queue is there as long as the module is, which the work keeps.
+            // The queue exists as long as the module, which `work` keeps.
             None => mem::forget(work),
         }
     }
 }
 
 impl Process {
-    /// The calling process. Fails with `ENOMEM`.
+    /// Creates an object for the calling process. Fails with `ENOMEM`.
     fn new(mm: &Mm) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -166,14 +166,14 @@ impl Process {
                     },
                     "process::Threads"
                 ),
-                requests <- new_mutex!(KVVec::new(), "process::Questions"),
+                requests <- new_mutex!(KVVec::new(), "process::Requests"),
                 is_unresponsive: Atomic::new(false),
             }),
             GFP_KERNEL_ACCOUNT,
         )
     }
 
-    /// Answers all requests, if the calling thread still is one of the process: and not exiting, say.
+    /// Answers all requests, if the calling thread still belongs to the process. An exiting thread does not.
     fn answer_all(&self) {
         if !sched::is_thread_of(&self.mm) {
             return;
@@ -185,8 +185,12 @@ impl Process {
         }
     }
 
-    /// Has the process charge. Fails as [`charge`] does.
-    fn ask(self: &Arc<Self>, region: &Arc<Region>, pages: u32) -> Result<Charge, Refused> {
+    /// Requests a charge from the process, and waits for it. Fails as [`charge`] does.
+    fn request_charge(
+        self: &Arc<Self>,
+        region: &Arc<Region>,
+        pages: u32,
+    ) -> Result<Charge, Refused> {
         let request = Arc::pin_init(
             pin_init!(Request {
                 region: region.clone(),
@@ -201,15 +205,15 @@ impl Process {
             .push(request.clone(), GFP_KERNEL_ACCOUNT)
             .map_err(Error::from)?;
         let waited = self.wait_for(&request);
-        let unasked = {
+        let unanswered = {
             let mut requests = self.requests.lock();
             let at = requests
                 .iter()
                 .position(|other| Arc::ptr_eq(other, &request));
             at.and_then(|at| requests.remove(at).ok())
         };
-        drop(unasked);
-        // It may have come just now.
+        drop(unanswered);
+        // The answer may have arrived after the wait ended.
         if let Some(answer) = request.answer.lock().take() {
             return answer;
         }
@@ -217,8 +221,8 @@ impl Process {
         Err(ETIMEDOUT.into())
     }
 
-    /// Waits for an answer. Fails with `ETIMEDOUT` if no thread gives one, `EINTR` if the caller is killed,
-    /// `ENODEV` and `ENOMEM`.
+    /// Waits for an answer. Fails with `ETIMEDOUT` if no thread answers, `EINTR` if the caller is killed, `ENODEV` and
+    /// `ENOMEM`.
     fn wait_for(self: &Arc<Self>, request: &Request) -> Result {
         let begun = jiffies::now();
         loop {
@@ -226,8 +230,8 @@ impl Process {
                 Err(e) if e == ETIMEDOUT => {}
                 done => return done,
             }
-            let grace = !self.is_unresponsive.load(Relaxed);
-            if !grace || jiffies::since(begun) > msecs_to_jiffies(FIND_THREAD_MS) {
+            let may_search = !self.is_unresponsive.load(Relaxed);
+            if !may_search || jiffies::since(begun) > msecs_to_jiffies(FIND_THREAD_MS) {
                 self.is_unresponsive.store(true, Relaxed);
                 return Err(ETIMEDOUT);
             }
@@ -238,7 +242,7 @@ impl Process {
         }
     }
 
-    /// Has one thread after the other answer that can now. Fails as [`wait_for`](Self::wait_for) does.
+    /// Notifies threads that can answer now, one after the other. Fails as [`wait_for`](Self::wait_for) does.
     fn notify_threads(self: &Arc<Self>, request: &Request, begun: usize) -> Result {
         for nth in 0..THREADS {
             let Some(thread) = self.notify(nth)? else {
@@ -260,8 +264,8 @@ impl Process {
         Err(ETIMEDOUT)
     }
 
-    /// Has a thread come and answer: one that attends, or else the one with this number of those that do
-    /// not sleep. Returns it; none if there is none. Fails with `ENODEV` and `ENOMEM`.
+    /// Notifies a thread: a waiting one if there is one and `nth` is 0, else the runnable thread number `nth`. Returns
+    /// it, or none if there is none. Fails with `ENODEV` and `ENOMEM`.
     fn notify(self: &Arc<Self>, nth: u32) -> Result<Option<ARef<Task>>> {
         let mut threads = self.threads.lock();
         let (thread, notify) = match threads.waiting.values().next() {
@@ -271,9 +275,9 @@ impl Process {
                 None => return Ok(None),
             },
         };
-        let is_told =
+        let is_notified =
             |notified: &Notified| notified.0.as_ptr() == thread.as_ptr() && notified.1 == notify;
-        if threads.notified.iter().any(is_told) {
+        if threads.notified.iter().any(is_notified) {
             return Ok(Some(thread));
         }
         if threads.notified.len() >= MAX_NOTIFIED {
@@ -286,7 +290,7 @@ impl Process {
         threads
             .notified
             .push((thread.clone(), notify), GFP_KERNEL_ACCOUNT)?;
-        // With the lock held: one that attends cannot go elsewhere before it knows.
+        // The lock is still held, so a waiting thread cannot leave the system call before it is notified.
         if work.send(&thread, notify).is_err() {
             let notified = threads.notified.pop();
             drop(threads);
@@ -297,35 +301,35 @@ impl Process {
     }
 }
 
-/// A process, and how many of its mirrors there are.
+/// A registered process, and the number of its registrations.
 struct Registered {
     process: Arc<Process>,
     count: usize,
 }
 
-/// Those who are registered, by the addresses of their address spaces.
+/// The registered processes, by the addresses of their `mm_struct`.
 type Processes = RBTree<usize, Registered>;
 
-/// An address space in [`Processes`].
+/// Returns the key of an address space in [`Processes`].
 fn key(mm: &Mm) -> usize {
     mm.as_raw().addr()
 }
 
 global_lock! {
-    // SAFETY: `init()` is called before anybody can register. From then on there is a tree.
+    // SAFETY: `init()` runs before any process can register. It stores a tree.
     unsafe(uninit) static PROCESSES: Mutex<Option<Processes>> = None;
 }
 
 global_lock! {
-    // SAFETY: As above. The work of the queue waits for threads to come back from a visit.
+    // SAFETY: As above. The queue's work drops the works of threads that have run them.
     unsafe(uninit) static QUEUE: Mutex<Option<OwnedQueue>> = None;
 }
 
-/// Makes the lists ready. Fails with `ENOMEM`.
+/// Initializes the tree and the queue. Fails with `ENOMEM`.
 ///
 /// # Safety
 ///
-/// To be called once, when the module is loaded.
+/// Must be called once, when the module is loaded.
 pub(crate) unsafe fn init() -> Result {
     // SAFETY: By this function's requirements.
     unsafe {
@@ -337,28 +341,28 @@ pub(crate) unsafe fn init() -> Result {
     Ok(())
 }
 
-/// Waits for threads that are coming back. To be called once, when the module is unloaded: which it cannot
-/// be as long as there are others that were notified to come.
+/// Waits for works that are being dropped. Called once, when the module is unloaded. Works that have not run yet hold
+/// references to the module, which prevent that.
 pub(crate) fn exit() {
     let queue = QUEUE.lock().take();
     drop(queue);
-    // Nobody is registered any more.
+    // No process is registered any more.
     let processes = PROCESSES.lock().take();
     drop(processes);
 }
 
-/// The process that `mm` is of.
+/// Returns the registered process of an address space.
 fn find(mm: &Mm) -> Option<Arc<Process>> {
     let processes = PROCESSES.lock();
     let registered = processes.as_ref()?.get(&key(mm))?;
     Some(registered.process.clone())
 }
 
-/// A mirror of a process that pays for its device memory, as long as this lives.
+/// Registers the process of a mirror while this exists.
 pub struct Registration(ARef<Mm>);
 
-/// Has the calling process pay for device memory that its pages live in. Sleeps. Fails with `EINVAL` for a
-/// kernel thread, and `ENOMEM`.
+/// Registers the calling process, so that device memory can be charged to it. Sleeps. Fails with `EINVAL` for a kernel
+/// thread, and `ENOMEM`.
 pub fn register() -> Result<Registration> {
     let current = kernel::current!();
     let mm: &Mm = current.mm().ok_or(EINVAL)?;
@@ -404,20 +408,20 @@ impl Drop for Registration {
     }
 }
 
-/// A thread that may be woken to answer, as long as this lives: of one thread there is one.
+/// Marks a thread as waiting while this exists. A thread has at most one.
 pub struct Waiting(Arc<Process>, PhantomData<*mut ()>);
 
-/// Says that the calling thread is about to sleep, interruptibly, in a system call that is restarted after
-/// an interruption (`ERESTARTSYS`), or goes on by itself. What its process is asked now is answered at once,
-/// and after that it is interrupted for it.
+/// Marks the calling thread as waiting: it is about to sleep interruptibly in a system call that is restarted after an
+/// interruption (`ERESTARTSYS`), or that continues by itself. Pending requests of its process are answered at once.
+/// Later requests interrupt the sleep.
 ///
-/// None if the process does not pay, or without memory.
+/// Returns none if the process is not registered, or without memory.
 pub fn begin_wait() -> Option<Waiting> {
     let current = kernel::current!();
     let process = find(current.mm()?)?;
     let task: &Task = current;
     let node = RBTreeNode::new(task.as_ptr().addr(), task.into(), GFP_KERNEL_ACCOUNT).ok()?;
-    // It was not there.
+    // The thread was not in the tree.
     let _ = process.threads.lock().waiting.insert(node);
     process.answer_all();
     Some(Waiting(process, PhantomData))
@@ -426,28 +430,28 @@ pub fn begin_wait() -> Option<Waiting> {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let task = Task::current_raw().addr();
-        let gone = self.0.threads.lock().waiting.remove_node(&task);
-        drop(gone);
+        let removed = self.0.threads.lock().waiting.remove_node(&task);
+        drop(removed);
     }
 }
 
-/// Charges `pages` pages of `region` to the cgroup of the process that `mm` is of: a charge of which
-/// parts can be [taken](Charge::take).
+/// Charges `pages` pages of `region` to the cgroup of the process of `mm`. Parts of the charge can be
+/// [taken](Charge::take).
 ///
-/// Sleeps, for a bounded time, and needs no lock of the process. A thread of the process that waits for a
-/// lock of the caller's, or for a page that the caller has, cannot answer: so this is best called with none.
+/// Sleeps, for a bounded time, and needs no lock of the process. A thread of the process that waits for a lock or a
+/// page which the caller holds cannot answer: so this is best called without any.
 ///
-/// Fails with `ESRCH` if the process did not [register]; `ETIMEDOUT` if none of its threads answers, as they
-/// sleep, or the process is stopped, frozen, or gone; `EINTR` if the caller is killed; and as
+/// Fails with `ESRCH` if the process did not [register]; with `ETIMEDOUT` if none of its threads answers, as they
+/// sleep, or the process is stopped, frozen, or has exited; with `EINTR` if the caller is killed; and as
 /// [`Region::try_charge_pages`] does.
 pub fn charge(mm: &Mm, region: &Arc<Region>, pages: u32) -> Result<Charge, Refused> {
     if !IS_CONTROLLED || sched::is_thread_of(mm) {
         return region.try_charge_pages(pages);
     }
-    find(mm).ok_or(ESRCH)?.ask(region, pages)
+    find(mm).ok_or(ESRCH)?.request_charge(region, pages)
 }
 
-/// The process that `mm` is of, for messages; none if it did not [register].
+/// Returns the process ID of the process of `mm`, for messages, or none if it did not [register].
 pub fn pid(mm: &Mm) -> Option<Pid> {
     find(mm).map(|process| process.process.pid())
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Taking device memory back from whoever uses it.
+//! Eviction: migrates all pages of a block of device memory to system memory.
 //!
-//! Only frames are looked at, never a process: it may have exited, and its pages may be those of a
-//! child. So what becomes of one process cannot fail the eviction of another's pages.
+//! Eviction collects pages by their frames and does not look at any process: the process may have exited, or a child
+//! may share its pages. So the state of one process cannot make the eviction of another's pages fail.
 //!
 //! C: `drm_pagemap_evict_to_ram()`.
 
@@ -20,40 +20,38 @@ use kernel_ext::{
     sched, //
 };
 
-/// How often an allocation is gone over. A page that somebody works on just now is passed by.
+/// How often an eviction is tried. An attempt skips the pages that are locked at that moment.
 const ATTEMPTS: u32 = 3;
 
-/// Moves all pages of an allocation, which are at `frames`, to RAM.
+/// Migrates all pages of a block, which are at `frames`, to system memory.
 ///
-/// Sleeps; calls MMU notifiers. Errors, after which the pages that could not be moved are where they
-/// were:
-/// - `EBUSY`: somebody holds a page;
-/// - `ENOMEM`: there is no RAM for a folio as large as a page on the device has;
-/// - `EFAULT`: the device cannot reach the RAM;
+/// Sleeps; calls MMU notifiers. Errors, after which the pages that could not be migrated are still in the block:
+/// - `EBUSY`: another user holds a reference to a page;
+/// - `ENOMEM`: there is no system memory for a folio of the same size;
+/// - `EFAULT`: the device cannot reach the system memory;
 /// - an error of the provider's.
 ///
 /// # Safety
 ///
-/// The frames must be those of the allocation, which the caller holds a reference to that is not the
-/// folios'.
-pub(crate) unsafe fn evict(allocation: &Devmem, frames: &[usize]) -> Result {
+/// `frames` must be those of the block. The caller must hold a reference to the block other than the folios'.
+pub(crate) unsafe fn evict(devmem: &Devmem, frames: &[usize]) -> Result {
     let mut result = Ok(Outcome::Moved);
     for _ in 0..ATTEMPTS {
-        if allocation.is_detached() {
+        if devmem.is_detached() {
             return Ok(());
         }
-        // SAFETY: The frames are device memory that the caller's reference keeps.
+        // SAFETY: The frames are device memory, which the caller's reference to the block keeps.
         result = unsafe { Migration::collect_frames(frames) }.and_then(|mut migration| {
-            let wanted = ToRam {
-                allocation,
+            let to_ram = ToRam {
+                devmem,
                 needed: None,
                 memory: |_| MemPolicy::Default,
             };
-            wanted.migrate_to_ram(&mut migration)
+            to_ram.migrate_to_ram(&mut migration)
         });
         sched::cond_resched();
     }
-    if allocation.is_detached() {
+    if devmem.is_detached() {
         return Ok(());
     }
     result.and(Err(EBUSY))

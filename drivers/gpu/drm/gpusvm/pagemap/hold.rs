@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What keeps a provider's DRM device and module, and how they are let go.
+//! Holds: references to the DRM device and the driver's module of a pagemap.
 //!
-//! The last reference to a pagemap may be given back anywhere: where a page is freed, by another
-//! device's driver, in reclaim. The end of the pagemap and of its device, however, is code of the
-//! provider's that sleeps, and that has to return before its module goes. So the pagemap and its
-//! hold are handed to work items, which have all they need already and so cannot fail.
+//! A user may drop the last reference to a pagemap in any context: where a page is freed, in another device's driver,
+//! in reclaim. But destroying a pagemap and releasing a device calls functions of the provider that sleep, and must
+//! return before its module is unloaded. So work items do both. All memory that they need is allocated with the
+//! pagemap, so they cannot fail.
 //!
-//! There are two, as giving up a device may run code that waits for pagemaps to be destroyed:
+//! There are two work items, as the release of a device may run code that waits for pagemaps to be destroyed:
 //!
-//! 1. pagemaps are destroyed, each while its hold keeps the module;
-//! 2. holds are given up.
+//! 1. The first destroys pagemaps, each while its hold keeps the module.
+//! 2. The second releases holds.
 //!
-//! Both are this module's code, which the provider's module depends on. It may be unloaded as soon
-//! as the last provider is, which is from within the second work item: `exit()` waits for it.
+//! Both work items belong to this module, which the provider's module depends on. When the second one releases the last
+//! hold, the provider's module may be unloaded and then this one: `exit()` waits for the work item.
 //!
 //! C: `struct drm_pagemap_dev_hold`.
 
@@ -33,25 +33,25 @@ use kernel_ext::{
     workqueue::StaticWork, //
 };
 
-/// A hold on the DRM device of a pagemap and on its driver's module.
+/// A reference to the DRM device of a pagemap and to its driver's module.
 ///
 /// Dropped in process context only, see [`DrmRef`].
 pub(crate) struct DevHold {
-    /// The place in [`HOLDS`].
+    /// The next entry in [`HOLDS`].
     next: *mut DevHold,
-    /// The cache that the pagemap was put into, which holds the device, too. Written once, by who
-    /// puts the pagemap in.
+    /// The cache of the pagemap, which holds the device, too. Only the caller that puts the pagemap into the cache
+    /// writes this, once.
     pub(super) cache: Option<Arc<Cache>>,
-    // After the cache, as the module must go last.
+    // Dropped after the cache, as the module's code must stay until the end.
     _drm: DrmRef,
 }
 
-// SAFETY: The pointer is the list's, which is for any thread.
+// SAFETY: `next` is used by the list only, which any thread may access.
 unsafe impl Send for DevHold {}
 // SAFETY: As above.
 unsafe impl Sync for DevHold {}
 
-// SAFETY: `next` is for this only.
+// SAFETY: `next` is used by the list only.
 unsafe impl Linked for DevHold {
     fn next(this: NonNull<Self>) -> *mut *mut Self {
         // SAFETY: The object is valid; no reference is made.
@@ -60,8 +60,8 @@ unsafe impl Linked for DevHold {
 }
 
 impl DevHold {
-    /// Fails with `ENODEV` if the driver's module is on its way out, or with `ENOMEM`; nothing is
-    /// held then. May sleep.
+    /// Creates a hold. Fails with `ENODEV` if the driver's module is being unloaded, or with `ENOMEM`; nothing is held
+    /// then. May sleep.
     pub(crate) fn new(drm: &DrmDevice, cache: Option<Arc<Cache>>) -> Result<KBox<Self>> {
         let hold = Self {
             next: ptr::null_mut(),
@@ -72,20 +72,20 @@ impl DevHold {
     }
 }
 
-/// Pagemaps to destroy.
+/// The pagemaps to destroy.
 static DYING: LockFreeList<Pagemap> = LockFreeList::new();
-// SAFETY: `init()` is called before anybody can have a pagemap.
+// SAFETY: `init()` runs before any pagemap exists.
 static DESTROY: StaticWork = unsafe { StaticWork::new(destroy_all) };
 
-/// Holds to give up.
+/// The holds to release.
 static HOLDS: LockFreeList<DevHold> = LockFreeList::new();
 // SAFETY: As above.
 static RELEASE: StaticWork = unsafe { StaticWork::new(release_all) };
 
 fn destroy_all() {
     for pagemap in DYING.take_all() {
-        // SAFETY: Who handed the pagemap over knows it no more. Its module is kept by the hold, or
-        // by the driver, which waits for this before it goes.
+        // SAFETY: `destroy_later()` got the only pointer to the pagemap. The hold keeps the driver's module; without a
+        // hold, the driver waits for this work before its module is unloaded.
         let hold = unsafe {
             let hold = Pagemap::take_hold(pagemap);
             Pagemap::destroy(pagemap);
@@ -99,61 +99,60 @@ fn destroy_all() {
 
 fn release_all() {
     for hold in HOLDS.take_all() {
-        // SAFETY: `release_later()` took it out of its box.
+        // SAFETY: `release_later()` took the pointer from a box.
         drop(unsafe { KBox::from_raw(hold.as_ptr()) });
     }
 }
 
-/// Has a pagemap destroyed, and its hold given up after that. Any context.
+/// Queues a pagemap to be destroyed, and its hold to be released after that. Any context.
 ///
 /// # Safety
 ///
-/// `pagemap` must have no references, and nobody else know it. Its hold must be there; or the driver
-/// call [`flush_destroyed`] before its module can go.
+/// `pagemap` must have no references, and no other pointer to it may be used. It must have its hold, or the driver must
+/// call [`flush_destroyed`] before its module is unloaded.
 pub(crate) unsafe fn destroy_later(pagemap: NonNull<Pagemap>) {
-    // SAFETY: The pagemap is in no list, and the list's alone from now on.
+    // SAFETY: The pagemap is in no list. From now on only the list uses it.
     unsafe { DYING.push(pagemap) };
     DESTROY.schedule();
 }
 
-/// Has a hold given up. Any context.
+/// Queues a hold to be released. Any context.
 pub(crate) fn release_later(hold: KBox<DevHold>) {
-    // SAFETY: A box is never null; the hold is the list's from now on.
+    // SAFETY: A box is never null. From now on only the list uses the hold.
     unsafe { HOLDS.push(NonNull::new_unchecked(KBox::into_raw(hold))) };
     RELEASE.schedule();
 }
 
-/// Waits until the pagemaps are destroyed that were dying when this was called. Sleeps; not to be
-/// called by a driver's `destroy`.
+/// Waits until all pagemaps are destroyed that were queued before this call. Sleeps. Must not be called from a driver's
+/// `destroy`.
 pub fn flush_destroyed() {
     DESTROY.flush();
 }
 
-/// Waits until the pagemaps are destroyed that were dying when this was called, and until what they
-/// held is given up. Sleeps; not to be called by the end of a device.
+/// Waits until all pagemaps are destroyed that were queued before this call, and their holds released. Sleeps. Must not
+/// be called from the release of a DRM device.
 pub fn flush() {
     DESTROY.flush();
     RELEASE.flush();
 }
 
-/// Makes the work items ready.
+/// Initializes the work items.
 ///
 /// # Safety
 ///
-/// To be called once, when the module is loaded.
+/// Must be called once, when the module is loaded.
 pub(crate) unsafe fn init() {
-    // SAFETY: Nobody can have a pagemap before.
+    // SAFETY: No pagemap exists yet.
     unsafe {
         DESTROY.init(c"gpusvm.destroy", static_lock_class!());
         RELEASE.init(c"gpusvm.release", static_lock_class!());
     }
 }
 
-/// Waits for the work items. To be called once, when the module is unloaded: no module can call
-/// this one any more.
+/// Waits for the work items. Called once, when the module is unloaded: no other module can call this one any more.
 pub(crate) fn exit() {
     flush();
     if !DYING.is_empty() || !HOLDS.is_empty() {
-        pr_warn!("a provider's pagemap is left\n");
+        pr_warn!("a pagemap or its hold is left at the exit of the module\n");
     }
 }

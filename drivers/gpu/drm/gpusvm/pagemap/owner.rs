@@ -2,13 +2,13 @@
 
 //! Groups of devices that reach each other's memory over a fast interconnect.
 //!
-//! HMM does not migrate device-private pages to RAM for a device that names their owner as its own.
-//! So the devices of a group have one owner. Who has pages, or maps them, joins a list of peers,
-//! and gets the owner of the first group all of whose members it is connected with, or a new one.
+//! HMM does not migrate device-private pages to system memory for a device that names their owner as its own. So the
+//! devices of a group have one owner. A device that has pages, or maps them, joins a list of peers. It gets the owner
+//! of the first group with all of whose members it is connected, or a new owner.
 //!
 //! # Locking
 //!
-//! A mutex protects the list; connections are asked for under it. Owners are only compared.
+//! A mutex protects the list; the driver's `connected` is called under it. Owners are only compared.
 //!
 //! C: `struct drm_pagemap_owner_list`, `struct drm_pagemap_peer`.
 
@@ -28,36 +28,38 @@ use kernel_ext::{
     lock_name, //
 };
 
-/// What a group is told by; `struct drm_pagemap_owner`. Its address is what counts.
+/// Identifies a group by its address; `struct drm_pagemap_owner`.
 pub struct Owner(#[expect(dead_code, reason = "so that owners have addresses of their own")] u8);
 
-/// Whose device-private pages are: those of a group of devices, or of one device by itself. It is only compared.
+/// Identifies the owner of device-private pages: a group of devices, or one device. It is only compared.
 ///
-/// It is got from who has the owner, a [`Member`] or a [`Pagemap`](super::Pagemap), and means something while that is
-/// there: it keeps nothing, and another group may get the same when all members of this one have left.
+/// A [`Member`] or a [`Pagemap`](super::Pagemap) returns it, and it is valid as long as that exists. It keeps nothing:
+/// when all members of a group have left, another group may get the same owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnerId(NonNull<c_void>);
 
-// SAFETY: It is not dereferenced.
+// SAFETY: The pointer is never dereferenced.
 unsafe impl Send for OwnerId {}
 // SAFETY: As above.
 unsafe impl Sync for OwnerId {}
 
 impl OwnerId {
+    /// Creates an owner from a pointer.
+    ///
     /// # Safety
     ///
-    /// `owner` must be what device-private pages of this core have as their owner, or the address of something
-    /// that nobody else makes an owner of.
+    /// `owner` must be the owner of device-private pages of this core, or the address of an object which no other code
+    /// uses as an owner.
     pub const unsafe fn from_raw(owner: NonNull<c_void>) -> Self {
         Self(owner)
     }
 
-    /// What is compared.
+    /// Returns the pointer, for comparisons.
     pub(crate) fn as_ptr(self) -> *mut c_void {
         self.0.as_ptr()
     }
 
-    /// The same, for who makes pages.
+    /// Returns the pointer, for the creation of pages.
     pub(crate) fn as_non_null(self) -> NonNull<c_void> {
         self.0
     }
@@ -67,8 +69,7 @@ impl OwnerId {
 ///
 /// # Invariants
 ///
-/// The list in the mutex is of peers that are valid, and whose `list` is this one. Peers of the same
-/// owner follow one another.
+/// All peers in the list are valid, and their `list` is this one. Peers with the same owner are consecutive.
 #[repr(C)]
 #[pin_data]
 pub struct OwnerList {
@@ -76,12 +77,12 @@ pub struct OwnerList {
     peers: Mutex<CListHead>,
 }
 
-/// A place in a list of peers; it has the layout of `struct drm_pagemap_peer`.
+/// An entry in a list of peers; it has the layout of `struct drm_pagemap_peer`.
 ///
 /// # Invariants
 ///
-/// `list` and `owner` are there, and `link` is in the list, from joining to leaving. They are changed
-/// under the lock of the list.
+/// From joining to leaving, `list` and `owner` are set, and `link` is in the list. They change under the lock of the
+/// list.
 #[repr(C)]
 #[pin_data]
 pub struct Peer {
@@ -92,13 +93,13 @@ pub struct Peer {
     pub(crate) private: *mut c_void,
 }
 
-// SAFETY: A peer is changed under the lock of its list; `private` is for its user.
+// SAFETY: The fields change under the lock of the list only; `private` is used by the driver only.
 unsafe impl Send for Peer {}
 // SAFETY: As above.
 unsafe impl Sync for Peer {}
 
 impl Peer {
-    /// A peer in no list.
+    /// Creates a peer in no list.
     pub fn new(private: *mut c_void) -> impl PinInit<Self> {
         pin_init!(Self {
             list: UnsafeCell::new(None),
@@ -108,18 +109,18 @@ impl Peer {
         })
     }
 
-    /// What was given to [`new`](Self::new).
+    /// Returns the argument of [`new`](Self::new).
     pub fn private(&self) -> *mut c_void {
         self.private
     }
 
-    /// The owner of the group that was joined; null before and after.
+    /// Returns the owner of the joined group; null if the peer is in no list.
     ///
     /// # Safety
     ///
-    /// The peer must not join or leave meanwhile.
+    /// The peer must not join or leave during the call.
     pub unsafe fn owner(&self) -> *mut c_void {
-        // SAFETY: Nobody changes it, by this function's requirements.
+        // SAFETY: The caller guarantees that `owner` does not change.
         unsafe { &*self.owner.get() }
             .as_ref()
             .map_or(ptr::null_mut(), |owner| {
@@ -127,7 +128,7 @@ impl Peer {
             })
     }
 
-    /// The peer that `link` is part of.
+    /// Returns the peer with the given link.
     ///
     /// # Safety
     ///
@@ -140,34 +141,34 @@ impl Peer {
 }
 
 impl OwnerList {
-    /// An empty list. Not generic, so that all lists have one lock class.
+    /// Creates an empty list. Not generic, so that all lists have one lock class.
     pub fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             peers <- Mutex::new(CListHead::new(), lock_name!(c"gpusvm.peers"), static_lock_class!()),
         })
     }
 
-    /// Has a peer join: it gets the owner of the first group all of whose members it is `connected`
-    /// with, or a new one. C: `drm_pagemap_acquire_owner()`.
+    /// Adds a peer to the list. It gets the owner of the first group all of whose members are `connected` with it, or a
+    /// new one. C: `drm_pagemap_acquire_owner()`.
     ///
     /// Fails with `ENOMEM`. May sleep.
     ///
     /// # Safety
     ///
-    /// `peer` must be in no list. It and this list must stay where they are until it
-    /// [leaves](Self::leave). `connected` is given peers that are in the list.
+    /// `peer` must be in no list. Neither the peer nor this list may move until the peer [leaves](Self::leave).
+    /// `connected` is called with peers of the list.
     pub unsafe fn join(&self, peer: &Peer, connected: &mut dyn FnMut(&Peer) -> bool) -> Result {
         let peers = self.peers.lock();
         let head: *const CListHead = &*peers;
-        // SAFETY: The lock is held, so that all peers are valid and the list does not change.
-        let (place, owner) = unsafe {
+        // SAFETY: The lock is held, so all peers are valid and the list does not change.
+        let (position, owner) = unsafe {
             let mut link = peers.next();
             let mut group: Option<&Arc<Owner>> = None;
             let mut all = false;
             while !ptr::eq(link, head) {
                 let other = Peer::of(link);
                 let Some(owner) = &*other.owner.get() else {
-                    // Not by the type invariants.
+                    // The type invariants exclude this.
                     return Err(EINVAL);
                 };
                 if !group.is_some_and(|group| Arc::ptr_eq(group, owner)) {
@@ -185,25 +186,25 @@ impl OwnerList {
                 None => (&*peers, Arc::new(Owner(0), GFP_KERNEL)?),
             }
         };
-        // INVARIANT: `place` is after the last peer of its group, or the end.
-        // SAFETY: The lock is held, and the peer is in no list. `place` is in this list.
+        // INVARIANT: `position` is after the last peer of the group, or the end of the list.
+        // SAFETY: The lock is held, the peer is in no list, and `position` is in this list.
         unsafe {
-            list::add_before(place, &peer.link);
+            list::add_before(position, &peer.link);
             *peer.owner.get() = Some(owner);
             *peer.list.get() = Some(NonNull::from(self));
         }
         Ok(())
     }
 
-    /// Has a peer leave; its group lasts as long as it has members.
-    /// C: `drm_pagemap_release_owner()`. May sleep.
+    /// Removes a peer from the list. A group lasts as long as it has members. C: `drm_pagemap_release_owner()`. May
+    /// sleep.
     ///
     /// # Safety
     ///
     /// `peer` must be in this list.
     pub unsafe fn leave(&self, peer: &Peer) {
         let _peers = self.peers.lock();
-        // SAFETY: The lock is held.
+        // SAFETY: The lock is held, and the peer is in this list.
         unsafe {
             list::del(&peer.link);
             *peer.owner.get() = None;
@@ -212,7 +213,7 @@ impl OwnerList {
     }
 }
 
-/// A list of peers of which a driver keeps a `T` each.
+/// A list of peers with a `T` of the driver's for each.
 #[pin_data]
 pub struct Owners<T> {
     #[pin]
@@ -221,8 +222,8 @@ pub struct Owners<T> {
 }
 
 impl<T: Send + Sync> Owners<T> {
-    /// An empty list. `connected` says whether two peers have a fast interconnect; it is symmetric.
-    /// It is called with the lock of the list held, and may sleep. Fails with `ENOMEM`.
+    /// Creates an empty list. `connected` returns whether two peers have a fast interconnect; it must be symmetric. It
+    /// is called with the lock of the list held, and may sleep. Fails with `ENOMEM`.
     pub fn new(connected: fn(&T, &T) -> bool) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -233,14 +234,13 @@ impl<T: Send + Sync> Owners<T> {
         )
     }
 
-    /// Joins, until the member is dropped. Fails with `ENOMEM`. May sleep.
+    /// Adds a member, until the result is dropped. Fails with `ENOMEM`. May sleep.
     pub fn join(self: &Arc<Self>, data: T) -> Result<Member<T>> {
         let data = KBox::new(data, GFP_KERNEL)?;
         let private: *const T = &*data;
         let peer = KBox::pin_init(Peer::new(private.cast_mut().cast()), GFP_KERNEL)?;
-        // SAFETY: The new peer is in no list. The member keeps both it and this list, and leaves
-        // when it is dropped. All peers of the list are members', whose data is a `T` that lives
-        // until it has left.
+        // SAFETY: The new peer is in no list. The member keeps the peer and this list, and leaves when it is dropped.
+        // All peers of the list belong to members, whose data is a `T` that lives until the member has left.
         unsafe {
             self.list.join(&peer, &mut |other| {
                 (self.connected)(&*private, &*other.private().cast::<T>())
@@ -255,7 +255,7 @@ impl<T: Send + Sync> Owners<T> {
     }
 }
 
-/// A peer that joined a list of [`Owners`]; it leaves when this is dropped, which may sleep.
+/// A member of a list of [`Owners`]. It leaves when this is dropped, which may sleep.
 ///
 /// # Invariants
 ///
@@ -267,20 +267,20 @@ pub struct Member<T> {
     _data: PhantomData<*const T>,
 }
 
-// SAFETY: What is shared with other threads through the list is `&T`; the rest is for any thread.
+// SAFETY: Other threads get a `&T` through the list; any thread may use the other fields.
 unsafe impl<T: Send + Sync> Send for Member<T> {}
 // SAFETY: As above.
 unsafe impl<T: Send + Sync> Sync for Member<T> {}
 
 impl<T> Member<T> {
-    /// The owner of the group: what pages of its members name as their owner. No other group has it while this one
-    /// has members.
+    /// Returns the owner of the group, which the pages of its members have as their owner. No other group has it while
+    /// this one has members.
     pub fn owner(&self) -> OwnerId {
-        // SAFETY: The peer joined, and does not leave before this is dropped: it has an owner, which lives as long.
+        // SAFETY: The peer has joined, and so has an owner, and leaves only when this is dropped.
         unsafe { OwnerId::from_raw(NonNull::new_unchecked(self.peer.owner())) }
     }
 
-    /// What the member joined with.
+    /// Returns the argument of [`Owners::join`].
     pub fn data(&self) -> &T {
         &self.data
     }

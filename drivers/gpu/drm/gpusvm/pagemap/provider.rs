@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Device memory of Rust drivers: what a driver implements, and what it gets.
+//! Device memory of Rust drivers: the [`Provider`] trait and the types that use it.
 //!
-//! A driver implements [`Provider`] for what stands behind one device's memory, and makes a
-//! [`DeviceMemory`] of it. Then [`DeviceMemory::populate`] moves parts of a process there, and
-//! [`Block::evict`] takes the memory of an allocation back.
+//! A driver implements [`Provider`] for the memory of one device, and creates a [`DeviceMemory`] with it.
+//! [`DeviceMemory::populate`] migrates parts of a process to that memory. [`Block::evict`] migrates them back and so
+//! frees the memory of a block.
 
 mod block;
 mod cache;
@@ -32,93 +32,90 @@ use kernel_ext::{
     mm::zone_device, //
 };
 
-/// The memory of one device.
+/// The driver's side of the memory of one device.
 ///
-/// Memory is named by *device pages*: its pages, numbered from 0.
+/// The memory consists of *device pages*, numbered from 0.
 pub trait Provider: Send + Sync + Sized + 'static {
-    /// Some device pages that are in use together. Dropped in process context, when no page of a
-    /// process is there any more and all [`Block`]s are gone.
+    /// The device pages of one block. Dropped in process context, when no page of a process is in the block any more
+    /// and the last reference to the [`Block`] is dropped.
     type Memory: Send + Sync + 'static;
 
-    /// Allocates memory for a migration, if that is to be had without waiting: no room has to be made, no page of
-    /// RAM be reclaimed, and nobody be asked. None otherwise. Its contents need not be defined.
+    /// Allocates memory for a migration if some is available without waiting: without evicting, without reclaim, and
+    /// without waiting for another thread. Returns none otherwise. The contents are undefined.
     ///
-    /// Called with pages of a process isolated, so that its threads wait for them, and the mmap lock of it held
-    /// for reading: what is allocated for it is allocated with `GFP_NOWAIT`, and no lock is taken under which
-    /// somebody waits.
+    /// Called with pages of a process isolated, for which its threads wait, and with the mmap lock held for reading. So
+    /// the provider allocates with `GFP_NOWAIT`, and takes no lock under which another thread may wait.
     ///
-    /// Without this function there is none, and each migration collects its pages twice: once to see how
-    /// many they are.
+    /// The default implementation returns none. Each migration then collects its pages twice: the first time only to
+    /// count them.
     fn try_allocate(&self, request: &AllocRequest<'_>) -> Option<Self::Memory> {
         let _ = request;
         None
     }
 
-    /// Allocates memory for a migration; may [evict](Block::evict) for that, and wait. Its contents need not
-    /// be defined. What is there of the process when this returns may be less than was asked for, and be
-    /// elsewhere.
+    /// Allocates memory for a migration; may [evict](Block::evict) and wait. The contents are undefined. When this
+    /// returns, the process may have fewer pages than requested, or have them elsewhere.
     ///
-    /// Called with no page isolated, and no lock held but those of the driver's own caller. But who
-    /// moves memory to a device by [`Pagemap::populate`](super::Pagemap::populate), and C code does, holds the
-    /// mmap lock of the process for reading: so this must take no mmap lock, nor touch user memory. Accounted
-    /// memory is charged to the process that the migration is for.
+    /// Called with no page isolated, and with no locks held but those of the driver itself. But
+    /// [`Pagemap::populate`](super::Pagemap::populate) and C code hold the mmap lock of the process for reading. So
+    /// this must neither take an mmap lock nor access user memory. Accounted memory is charged to the process whose
+    /// pages are to be migrated.
     fn allocate(&self, request: &AllocRequest<'_>) -> Result<Self::Memory>;
 
-    /// The device page that number `index` of an allocation is at; of as many as were requested. A
-    /// page is in one allocation at a time, and once; one that is not, or is not there at all, is
-    /// refused.
+    /// Returns the number of the device page at an index of `memory`; indices go up to the number of requested pages.
+    /// The core fails the migration if the page does not exist, or is in another block or twice in this one.
     fn page(memory: &Self::Memory, index: usize) -> usize;
 
-    /// Copies and clears, and waits for the end of that. Called with pages of processes isolated, and mostly with
-    /// the mmap lock of one of them held for reading: must take no mmap lock, nor touch user memory.
+    /// Copies and clears device pages, and waits until that is done. Called with pages of processes isolated, and
+    /// mostly with the mmap lock of one of them held for reading. Must neither take an mmap lock nor access user
+    /// memory.
     fn copy(&self, copy: &Copy<'_>) -> Result;
 
-    /// Maps device pages for a device, its own or another, until [`unmap`](Self::unmap). The
-    /// protocol says what the address means to that device, and is not
-    /// [`SYSTEM`](Protocol::SYSTEM). Called under the notifier lock, or for a copy to these pages: must
-    /// not sleep for long, nor allocate. Errors come out as `EFAULT`, or leave those pages where they
-    /// are.
+    /// Maps device pages for a device, its own or another one, until [`unmap`](Self::unmap). Returns the address for
+    /// that device, and a protocol other than [`SYSTEM`](Protocol::SYSTEM) that says what the address means. Called
+    /// under the notifier lock, or for a copy to these pages: must not sleep for long, nor allocate. If this fails,
+    /// mapping a range of a process fails with `EFAULT`, and a copy leaves those pages where they are.
     fn map(&self, request: &MapRequest<'_>) -> Result<(u64, Protocol)>;
 
-    /// Undoes [`map`](Self::map), once for each that succeeded, under the same conditions.
+    /// Undoes one successful [`map`](Self::map). Called once for each, under the same conditions.
     fn unmap(&self, device: &Device, segment: &Segment) {
         let _ = (device, segment);
     }
 
-    /// Pages of a process are in this memory. A driver that evicts keeps the handle until
-    /// [`detached`](Self::detached), which comes after this.
+    /// Pages of a process are in the block now. A driver that evicts keeps the reference until
+    /// [`detached`](Self::detached), which is called after this.
     fn attached(&self, handle: Arc<Block<Self>>) {
         drop(handle);
     }
 
-    /// No page of a process is in this memory any more, or none ever was, if the migration failed.
+    /// No page of a process is in the block any more, or none ever was, if the migration failed.
     fn detached(&self, memory: &Self::Memory) {
         let _ = memory;
     }
 }
 
-/// Something to do in a [`struct@Copy`].
+/// One operation of a [`struct@Copy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CopyOp {
-    /// Copy between device pages and RAM, or from device pages to those of another device.
+    /// Copy between device pages and system memory, or from device pages to those of another device.
     Copy {
         /// The first device page.
         page: usize,
-        /// The other side: as many pages, contiguous on both. RAM, if its protocol is
-        /// [`SYSTEM`](Protocol::SYSTEM); else what the [`map`](Provider::map) of the other device's
-        /// provider has for this device.
+        /// As many contiguous pages of the other memory. If the protocol is [`SYSTEM`](Protocol::SYSTEM), it is system
+        /// memory; otherwise it is what the [`map`](Provider::map) of the other device's provider returned for this
+        /// device.
         other: Segment,
     },
     /// Clear device pages.
     Clear {
         /// The first device page.
         page: usize,
-        /// How many.
+        /// The number of pages.
         pages: usize,
     },
 }
 
-/// What is to be copied, all in one direction.
+/// A set of copies in the same direction.
 pub struct Copy<'a> {
     to_device: bool,
     base: usize,
@@ -127,12 +124,12 @@ pub struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    /// Whether device memory is written; else it is read.
+    /// Returns whether the copies write to device memory; otherwise they read it.
     pub fn is_to_device(&self) -> bool {
         self.to_device
     }
 
-    /// The pieces, in the order of their addresses.
+    /// Returns the operations, in ascending order of addresses.
     pub fn ops(&self) -> impl Iterator<Item = CopyOp> + '_ {
         self.pages
             .iter()
@@ -161,16 +158,16 @@ impl Copy<'_> {
     }
 }
 
-/// What is to be mapped for a device.
+/// A mapping that a provider is to create.
 pub struct MapRequest<'a> {
-    /// The device, which may be the memory's own.
+    /// The device, which may be the one that owns the memory.
     pub device: &'a Device,
-    /// Whether it is.
+    /// Whether the device owns the memory.
     pub is_own: bool,
     /// The first device page.
     pub page: usize,
     /// Log2 of the number of pages.
     pub order: u32,
-    /// What the device may do with them.
+    /// The direction of the device's accesses.
     pub dir: Direction,
 }

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices whose memory others may use, each found by an open file of it.
+//! Devices whose memory other devices may use, found by an open file.
 //!
-//! A driver devices the memory of a device ([`Registration`]), from when it is bound until it is unbound.
-//! Who is told by a process to use it finds it by the process's file ([`RegionRef::from_fd`]), whatever
-//! modules the two drivers are in, and may remember it as long as it likes: a [`RegionRef`] keeps neither
-//! the device nor its driver, and when they are gone just leads nowhere.
+//! A driver registers the memory of a device ([`Registration`]) from bind to unbind. When a process tells another
+//! driver to use that memory, that driver finds it by the process's file descriptor ([`RegionRef::from_fd`]), whatever
+//! modules the two drivers are in, and may keep the [`RegionRef`] for any time: it keeps neither the device nor its
+//! driver. [`RegionRef::open`] fails when the device has been unbound.
 //!
 //! # Locking
 //!
-//! A mutex protects the list of devices, and a mutex each registry: held while its driver is asked,
-//! outside of whatever that takes. The latter is taken under a driver's SVM lock, and never under the
-//! mmap lock.
+//! A mutex protects the list of devices. Each device has another mutex, which is held while its driver's
+//! [`Regions::open`] is called, and so nests outside the locks of that function. It nests inside a driver's SVM lock,
+//! and is never taken under the mmap lock.
 //!
-//! C: what `xe_drm_pagemap_from_fd()` is to xe alone, where what was found is kept.
+//! C: `xe_drm_pagemap_from_fd()`, which finds devices of xe only, and whose result keeps the pagemap.
 
 use super::drm_pagemap::PagemapRef;
 use core::ptr;
@@ -26,56 +26,56 @@ use kernel_ext::drm::{
     file::OpenFile, //
 };
 
-/// What a device devices.
+/// The regions of memory of a registered device.
 pub trait Regions: Send + Sync {
-    /// The memory of the region with this number. May sleep. Fails with `ENOENT` for a region that
-    /// there is not, or that is no memory of the device's own.
+    /// Returns the memory of the region with this number. May sleep. Fails with `ENOENT` if there is no such region, or
+    /// if it is not memory of the device's own.
     fn open(&self, region: u32) -> Result<PagemapRef>;
 }
 
-/// A device's registry, as long as anybody remembers it.
+/// A registered device. References to its regions keep this object after it is unregistered.
 #[pin_data]
 struct Slot {
-    /// Only compared, and that while the device is open.
+    /// Only compared, and only while the device is open.
     drm: *const DrmDevice,
-    /// None when the device is gone.
+    /// None when the device is unregistered.
     #[pin]
     registry: Mutex<Option<KBox<dyn Regions>>>,
 }
 
-// SAFETY: The pointer is not followed; the rest is for any thread.
+// SAFETY: The pointer is not dereferenced; any thread may use the other field.
 unsafe impl Send for Slot {}
 // SAFETY: As above.
 unsafe impl Sync for Slot {}
 
 global_lock! {
-    // SAFETY: `init()` is called before any driver can know of it.
+    // SAFETY: `init()` runs before any driver can register a device.
     unsafe(uninit) static DEVICES: Mutex<KVec<Arc<Slot>>> = KVec::new();
 }
 
-/// Makes the list ready.
+/// Initializes the list.
 ///
 /// # Safety
 ///
-/// To be called once, when the module is loaded.
+/// Must be called once, when the module is loaded.
 pub(super) unsafe fn init() {
     // SAFETY: By this function's requirements.
     unsafe { DEVICES.init() };
 }
 
-/// Gives the list's memory up. To be called once, when the module is unloaded: it is empty then.
+/// Frees the memory of the list. Called once, when the module is unloaded: the list is empty then.
 pub(super) fn exit() {
     let list = core::mem::replace(&mut *DEVICES.lock(), KVec::new());
     drop(list);
 }
 
-/// An registry that stands until this is dropped: then nobody is in the driver's [`Regions`] any more, nor
-/// will be. To be dropped when the device is unbound.
-#[must_use = "the registry ends when this is dropped"]
+/// Registers a device until this is dropped: then no thread calls the driver's [`Regions`] any more. The driver must
+/// drop it when the device is unbound.
+#[must_use = "the device is unregistered when this is dropped"]
 pub struct Registration(Arc<Slot>);
 
 impl Registration {
-    /// Offers the memory of `drm`, which has not offered any yet. Fails with `ENOMEM`.
+    /// Registers the memory of `drm`, which must not be registered yet. Fails with `ENOMEM`.
     pub fn new(drm: &DrmDevice, registry: KBox<dyn Regions>) -> Result<Self> {
         let slot = Arc::pin_init(
             pin_init!(Slot {
@@ -88,7 +88,7 @@ impl Registration {
         Ok(Self(slot))
     }
 
-    /// The region with this number, for others to use.
+    /// Returns a reference to the region with this number, for use by other drivers.
     pub fn place(&self, region: u32) -> RegionRef {
         RegionRef {
             slot: self.0.clone(),
@@ -101,17 +101,17 @@ impl Drop for Registration {
     fn drop(&mut self) {
         let listed = {
             let mut devices = DEVICES.lock();
-            let place = devices.iter().position(|slot| Arc::ptr_eq(slot, &self.0));
-            place.and_then(|place| devices.remove(place).ok())
+            let index = devices.iter().position(|slot| Arc::ptr_eq(slot, &self.0));
+            index.and_then(|index| devices.remove(index).ok())
         };
         let registry = self.0.registry.lock().take();
-        // The driver's, and so without locks.
+        // This calls code of the driver, and so is done without locks.
         drop(registry);
         drop(listed);
     }
 }
 
-/// A region of a device's memory, which may be gone.
+/// A reference to a region of a device's memory. The device may have been unbound.
 #[derive(Clone)]
 pub struct RegionRef {
     slot: Arc<Slot>,
@@ -119,11 +119,11 @@ pub struct RegionRef {
 }
 
 impl RegionRef {
-    /// The region with this number of the device that the calling process has open as `fd`. It may
-    /// turn out not to be there when it is [opened](Self::open).
+    /// Returns a reference to the region with this number of the device that the calling process has open as `fd`.
+    /// Whether the region exists is checked when it is [opened](Self::open).
     ///
-    /// Fails as xe does: with `ENOENT` for no file of a device that devices memory, and with `ENODEV`
-    /// for a device that is gone.
+    /// Fails as xe does: with `ENOENT` if `fd` is not a file of a registered device, and with `ENODEV` if the device
+    /// has been unbound.
     pub fn from_fd(fd: u32, region: u32) -> Result<Self> {
         let file = OpenFile::from_fd(fd)?;
         let drm = file.device();
@@ -139,9 +139,9 @@ impl RegionRef {
         }
     }
 
-    /// The memory, in use as long as the result is kept. May sleep.
+    /// Returns the memory, which stays in use while the result is kept. May sleep.
     ///
-    /// Fails with `ENODEV` when the device is gone, and as the driver's [`Regions::open`] does.
+    /// Fails with `ENODEV` if the device has been unbound, and as the driver's [`Regions::open`] does.
     pub fn open(&self) -> Result<PagemapRef> {
         let registry = self.slot.registry.lock();
         registry.as_ref().ok_or(ENODEV)?.open(self.region)

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pagemaps that nobody uses, which reclaim may free.
+//! Unused pagemaps, which reclaim may free.
 //!
-//! A device has one list of them, for all its caches, and one lock: what the list and a cache
-//! know of a pagemap changes in one step. There is no moment at which one of them still knows a
-//! pagemap that the other gave up; the shrinker looks at no cache after it has let the lock go.
+//! A device has one list of unused pagemaps for all its caches, and one lock for the list and the caches. So a pagemap
+//! leaves the list and its cache in one step, and the shrinker accesses no cache after it has released the lock.
 //!
 //! # Locking
 //!
-//! The lock is a spinlock and a leaf but for that of work queues. It is taken in reclaim.
+//! The lock is a spinlock, and a leaf except for the locks of work queues. It is taken in reclaim.
 //!
 //! C: `struct drm_pagemap_shrinker`.
 
@@ -43,19 +42,19 @@ pub struct Shrinker {
     pub(crate) idle: SpinLock<IdleList>,
 }
 
-/// A list of pagemaps without references.
+/// A list of idle pagemaps.
 ///
 /// # Invariants
 ///
-/// Each of them is what its cache has, which is not closed. `count` is how many there are.
+/// Each pagemap in the list has no references and is in its cache, which is open. `count` is their number.
 pub(crate) struct IdleList {
-    // In a box, so that who has the lock can have the list exclusively, and not pinned.
+    // In a box, so that the guard of the lock can give out `&mut IdleList` although the head is pinned.
     head: Pin<KBox<CListHead>>,
     count: usize,
 }
 
 impl IdleList {
-    /// Fails with `ENOMEM`.
+    /// Creates an empty list. Fails with `ENOMEM`.
     fn new() -> Result<Self> {
         Ok(Self {
             head: KBox::pin_init(CListHead::new(), GFP_KERNEL)?,
@@ -67,38 +66,35 @@ impl IdleList {
     ///
     /// # Safety
     ///
-    /// The pagemap must have no references, and be in no list. It must be what its cache has, which
-    /// must not be closed.
+    /// The pagemap must have no references, be in no list, and be in its cache, which must be open.
     pub(crate) unsafe fn add(&mut self, pagemap: NonNull<Pagemap>) {
-        // SAFETY: The pagemap is valid until it is taken out, and in no list. Having the list
-        // exclusively is having its lock.
+        // SAFETY: The pagemap is in no list, and valid until it is removed. `&mut self` means that the lock is held.
         unsafe { list::add_before(&self.head, &(*pagemap.as_ptr()).shrink_link) };
         self.count += 1;
     }
 
-    /// Takes a pagemap out.
+    /// Removes a pagemap.
     ///
     /// # Safety
     ///
     /// The pagemap must be in the list.
     pub(crate) unsafe fn remove(&mut self, pagemap: NonNull<Pagemap>) {
-        // SAFETY: The pagemaps in the list are valid. Having the list exclusively is having its
-        // lock.
+        // SAFETY: A pagemap in the list is valid. `&mut self` means that the lock is held.
         unsafe { list::del(&(*pagemap.as_ptr()).shrink_link) };
         self.count = self.count.saturating_sub(1);
     }
 
-    /// Takes the pagemap out that has been unused longest, and has its cache forget it.
+    /// Removes the pagemap that has been unused longest, also from its cache.
     fn take_first(&mut self) -> Option<NonNull<Pagemap>> {
         if !self.head.is_linked() {
             return None;
         }
         let link: *const CListHead = self.head.next();
         let offset = core::mem::offset_of!(Pagemap, shrink_link);
-        // SAFETY: All entries of the list but its head are such fields of pagemaps.
+        // SAFETY: All entries of the list but its head are the `shrink_link` of a pagemap.
         let pagemap = unsafe { NonNull::new(link.byte_sub(offset).cast_mut().cast())? };
-        // SAFETY: By the type invariants it is what its cache has, which lives until it is closed;
-        // and to close it takes the lock.
+        // SAFETY: By the type invariants the pagemap is in its cache, which is open, and closing the cache takes the
+        // lock that is held.
         unsafe {
             self.remove(pagemap);
             Cache::forget(pagemap, self);
@@ -108,10 +104,10 @@ impl IdleList {
 }
 
 impl Shrinker {
-    /// A list for the caches of `drm`, which reclaim may empty until `dev` is unbound.
-    /// C: `drm_pagemap_shrinker_create_devm()`.
+    /// Creates a list for the caches of `drm`, which reclaim may empty until `dev` is unbound. C:
+    /// `drm_pagemap_shrinker_create_devm()`.
     ///
-    /// `dev` is what `drm` sits on. Fails with `ENOMEM`; or with `EINVAL` if it is another device.
+    /// `dev` must be the parent of `drm`. Fails with `ENOMEM`, or with `EINVAL` if it is another device.
     pub fn new_devm(dev: &Device<Bound>, drm: &DrmDevice) -> Result<Arc<Self>> {
         check_parent(dev, drm)?;
         let idle = IdleList::new()?;
@@ -139,17 +135,17 @@ impl Shrink for Shrinker {
             let Some(pagemap) = idle.take_first() else {
                 return freed;
             };
-            // Before the lock is let go: who closes the cache after that waits for this to be
-            // destroyed, and finds it to wait for.
-            // SAFETY: Nobody knows the pagemap any more. It has no hold, but its cache is closed
-            // before the driver goes.
+            // The lock is still held: a thread that closes the cache after this waits for the pagemaps to be destroyed,
+            // and must find this one queued.
+            // SAFETY: The pagemap is in no cache any more, so no other pointer to it is used. It has no hold, but the
+            // driver closes the cache before its module is unloaded.
             unsafe { hold::destroy_later(pagemap) };
         }
         want
     }
 }
 
-/// Fails with `EINVAL` unless `drm` sits on `dev`.
+/// Fails with `EINVAL` unless `dev` is the parent of `drm`.
 pub(crate) fn check_parent(dev: &Device<Bound>, drm: &DrmDevice) -> Result {
     // CAST: `Device` is transparent over `struct device`.
     let dev: *const bindings::device = core::ptr::from_ref(dev).cast();

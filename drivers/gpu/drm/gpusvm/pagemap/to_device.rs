@@ -1,34 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Moving a process's pages to a device.
+//! Migration of a process's pages to a device.
 //!
-//! What can move moves. A page that cannot (it is pinned, say) stays where it is, and costs no other
-//! its place; one that is on the device already costs nothing. So pages are collected first; then
-//! memory is allocated for those, and no more; and only they are copied. A place that was never
-//! written needs no copy: it is cleared.
+//! A migration moves all pages that can be moved. A page that cannot be moved (a pinned one, for example) stays where
+//! it is and does not stop the others; no memory is allocated for it, nor for a page that is on the device already. So
+//! the migration first collects pages, then allocates device memory for those only, and copies them. Pages that were
+//! never written are cleared on the device instead of copied.
 //!
-//! Pages that are collected are locked and in no page table: whoever touches one waits, and cannot be killed.
-//! So nobody waits for memory meanwhile. The core's own is there before. Device memory is asked for once
-//! without waiting. If there is none, all pages are let go, and the mmap lock, too; it is allocated, however
-//! long that takes; and the pages are collected again. What has come there in the meantime has no memory,
-//! and stays where it is.
+//! Collected pages are locked and unmapped from all page tables: a thread that accesses one waits, and cannot be
+//! killed. So nothing waits for memory while pages are collected. The core's own memory is allocated before. The
+//! provider is first asked for device memory that is available without waiting. If there is none, the migration puts
+//! all pages back and the caller drops `mmap_lock`; the provider allocates, however long that takes; and the migration
+//! collects the pages again. Pages that only the second collection finds have no device memory, and stay where they
+//! are.
 //!
-//! Pages may come from RAM, and from the memory of another device of the same owner. The device that
-//! has them copies them then, straight to their new place: who can read memory without the CPU is
-//! known, and who can write there is for the new place's pagemap to say. Memory of a device with
-//! another owner stays; it has to be brought back to RAM first.
+//! Pages may be in system memory, or in the memory of another device of the same owner. In the latter case that other
+//! device copies them directly to their new location: it can certainly read its own memory, and the destination's
+//! pagemap decides whether it can write to the destination. Pages in the memory of a device with another owner stay;
+//! they must be migrated to system memory first.
 //!
 //! C: `drm_pagemap_migrate_to_devmem()`.
 
 use super::{
-    copies::{are_block, Copies},
+    copies::{can_be_folio, Copies},
     devmem::Devmem,
     drm_pagemap::Pagemap,
     to_ram,
-    zdd::{self, Vacant, Zdd}, //
+    zdd::{self, Zdd}, //
 };
 use core::{
-    mem,
+    mem::MaybeUninit,
     ops::Range,
     ptr::{self, NonNull}, //
 };
@@ -42,7 +43,8 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{Atomic, Relaxed},
-        Arc, //
+        Arc,
+        UniqueArc, //
     }, //
 };
 use kernel_ext::{
@@ -61,30 +63,30 @@ use kernel_ext::{
     }, //
 };
 
-/// What came of a migration to a device, in bytes.
+/// The result of a migration to a device, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
-    /// What is on the device now, and was not before.
+    /// Migrated to the device.
     pub moved: usize,
-    /// What was copied for that; the rest was cleared.
+    /// The part of `moved` that was copied; the rest was cleared.
     pub copied: usize,
-    /// What was never written, and so was not to move: see [`Sources::Populated`].
+    /// Never written, and not migrated for that reason: see [`Sources::Populated`].
     pub holes: usize,
-    /// What was on the device before. Not told by a migration of [what is in RAM](Sources::System) only,
-    /// which does not look at what devices have.
+    /// On the device before the migration. Zero for [`Sources::Populated`] and [`Sources::System`]: such a migration
+    /// does not collect device pages.
     pub local: usize,
-    /// What did not move, and is neither `local` nor one of the `holes`: it is pinned, or worked on by
-    /// somebody, in swap, of a file, in memory that KSM may merge, or of a device with another owner; or
-    /// one of those that follow; or, if only what is in RAM was to move, on a device.
+    /// Not migrated, and not counted as `local` or `holes`. The page is pinned, locked by another user, in swap, in a
+    /// file mapping, in memory that KSM may merge, or on a device with another owner; or it is counted in `unreachable`
+    /// or `raced`; or it is on a device, and only system memory was to be migrated.
     pub left: usize,
-    /// What is left since it is in the memory of another device that does not reach this one.
+    /// The part of `left` that is in the memory of another device which cannot reach this one.
     pub unreachable: usize,
-    /// What is left since it changed before it was moved: trying again may help.
+    /// The part of `left` that changed during the migration: another attempt may succeed.
     pub raced: usize,
 }
 
 impl Moved {
-    /// Adds what came of another migration.
+    /// Adds the result of another migration.
     pub(crate) fn add(&mut self, other: &Self) {
         self.moved += other.moved;
         self.copied += other.copied;
@@ -96,23 +98,23 @@ impl Moved {
     }
 }
 
-/// Where the contents of something come from.
+/// Where the contents of a unit are.
 #[derive(Clone, Copy)]
 pub(super) enum Source {
-    /// From nowhere: nothing was ever written there.
+    /// Nowhere: no page was ever written there.
     Nowhere,
-    /// From RAM, at this page.
+    /// In system memory, from this page on.
     Ram(NonNull<page>),
-    /// From device memory, at this page.
+    /// In device memory, from this page on.
     Device(NonNull<page>),
 }
 
-/// Something that is to move as a whole: a page, or a huge folio.
+/// A single page or a huge folio, which migrates as a whole.
 #[derive(Clone, Copy)]
 pub(super) struct MigrationUnit {
-    /// The place of its first page in the span.
+    /// The index of its first page in the span.
     pub(super) index: usize,
-    /// Log2 of its number of pages, 0 or [`HUGE_ORDER`].
+    /// Log2 of its number of pages: 0 or [`HUGE_ORDER`].
     pub(super) order: u32,
     pub(super) source: Source,
 }
@@ -122,114 +124,107 @@ impl MigrationUnit {
         1 << self.order
     }
 
-    /// The places of its pages in the span.
-    pub(super) fn places(&self) -> Range<usize> {
+    /// Returns the indices of its pages in the span.
+    pub(super) fn indices(&self) -> Range<usize> {
         self.index..self.index + self.pages()
     }
 
-    /// Whether it can move to those of `frames` that are at its places, or there is none: a huge folio moves as
-    /// one only.
+    /// Returns whether the unit can migrate to the entries of `frames` for its pages, or has none there: a huge folio
+    /// migrates only as one folio.
     fn fits(&self, frames: &[usize]) -> bool {
-        let Some(frames) = frames.get(self.places()) else {
+        let Some(frames) = frames.get(self.indices()) else {
             return false;
         };
         matches!(self.source, Source::Nowhere)
-            || are_block(frames)
+            || can_be_folio(frames)
             || frames.iter().all(|frame| *frame == NO_FRAME)
     }
 
-    /// Whether there is one of `frames` at each of its places.
+    /// Returns whether `frames` has a frame for each of its pages.
     fn has_memory(&self, frames: &[usize]) -> bool {
-        let frames = frames.get(self.places());
+        let frames = frames.get(self.indices());
         frames.is_some_and(|frames| frames.iter().all(|frame| *frame != NO_FRAME))
     }
 }
 
-/// The memory that a migration needs.
+/// A request for the device memory of a migration.
 pub struct AllocRequest<'a> {
     mm: &'a Mm,
-    pieces: &'a [MigrationUnit],
+    units: &'a [MigrationUnit],
 }
 
 impl AllocRequest<'_> {
-    /// The address space whose pages are to move: the memory is [charged](super::dmem) to that process.
+    /// Returns the address space whose pages are to be migrated. The memory is [charged](super::dmem) to its process.
     pub fn mm(&self) -> &Mm {
         self.mm
     }
 
-    /// How many pages.
+    /// Returns the number of pages.
     pub fn pages(&self) -> usize {
-        self.pieces.iter().map(MigrationUnit::pages).sum()
+        self.units.iter().map(MigrationUnit::pages).sum()
     }
 
-    /// Log2 of the numbers of pages of its pieces, in the order of their addresses.
+    /// Returns log2 of the number of pages of each unit, in ascending order of addresses.
     ///
-    /// A piece of several pages is best contiguous and aligned to its size; if it is not, it is
-    /// moved page by page.
+    /// The memory for a unit of several pages should be contiguous and aligned to its size. If it is not, the unit is
+    /// split, and its pages migrate one by one.
     pub fn orders(&self) -> impl Iterator<Item = u32> + '_ {
-        self.pieces.iter().map(|piece| piece.order)
+        self.units.iter().map(|unit| unit.order)
     }
 
-    /// The places of its pages in the span that is to be moved, in the order of their addresses.
-    pub(crate) fn places(&self) -> impl Iterator<Item = usize> + '_ {
-        self.pieces.iter().flat_map(MigrationUnit::places)
+    /// Returns the indices of the pages in the span of the migration, in ascending order.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = usize> + '_ {
+        self.units.iter().flat_map(MigrationUnit::indices)
     }
 }
 
-/// Allocates device memory for a request: writes the frame of each of its
-/// [places](AllocRequest::places), and hands over a reference to the allocation. The frames are of the
-/// pagemap, free, and nobody else's. None if that is not to be had without waiting.
+/// Allocates device memory for a request: writes a frame at each [index](AllocRequest::indices) of the request, and
+/// hands over a reference to the block. The frames belong to the pagemap, are free, and are in no other block. Returns
+/// none if no memory is available without waiting.
 pub(crate) type Target<'a> =
     dyn FnMut(&AllocRequest<'_>, &mut [usize]) -> Result<Option<NonNull<Devmem>>> + 'a;
 
-/// What moves to a device.
+/// The pages that a migration moves to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sources {
-    /// What is in RAM. What was never written stays nowhere: a device that only reads takes no memory.
+    /// Pages in system memory. Pages that were never written are not populated: a device that only reads takes no
+    /// memory.
     Populated,
-    /// What is in RAM, and what was never written.
+    /// Pages in system memory, and pages that were never written.
     System,
-    /// Also what is in the memory of other devices of the same owner.
+    /// Also pages in the memory of other devices of the same owner.
     Devices,
-    /// Also what is on the device already, to other places there. C: `can_migrate_same_pagemap`.
+    /// Also pages on the device itself, which move to a new block. C: `can_migrate_same_pagemap`.
     All,
 }
 
-/// How a migration is to be done.
+/// The options of a migration.
 #[derive(Clone, Copy)]
 pub(crate) struct Options {
-    /// For how many jiffies the pages stay even if a CPU faults on them.
+    /// The number of jiffies for which CPU faults do not migrate the pages back.
     pub(crate) timeslice: usize,
-    /// What moves.
+    /// The pages to migrate.
     pub(crate) sources: Sources,
 }
 
-/// A migration of a span of one VMA to the memory of a pagemap. The allocation is not released as long as it is
-/// kept.
+/// A migration of a span of one VMA to the memory of a pagemap. The block is not released while this object exists.
 pub(crate) struct Move<'a> {
     pagemap: &'a Pagemap,
     options: Options,
     span: Range<usize>,
-    /// The frame for each page of the span, once there is memory: [`NO_FRAME`] for one that has none.
+    /// A frame for each page of the span, once there is device memory; [`NO_FRAME`] for a page without one.
     frames: KVVec<usize>,
-    found: Collected,
+    collected: Collected,
     copies: Option<Copies<'a>>,
-    memory: Memory,
-}
-
-/// The device memory of a migration.
-enum Memory {
-    /// There is none yet.
-    None(Vacant),
-    /// There is what the folios carry.
-    Some(Arc<Zdd>),
-    /// It was to be allocated, and that failed.
-    Failed,
+    /// The memory for `zdd`, until there is device memory.
+    reserved: Option<UniqueArc<MaybeUninit<Zdd>>>,
+    /// The zone-device data of the folios, once there is device memory.
+    zdd: Option<Arc<Zdd>>,
 }
 
 impl<'a> Move<'a> {
-    /// Allocates what is needed besides the memory of the device. Fails with `EINVAL` if the span is not
-    /// page-aligned, or empty, and `ENOMEM`. Sleeps.
+    /// Allocates everything but the device memory. Fails with `EINVAL` if the span is empty or not page-aligned, and
+    /// with `ENOMEM`. Sleeps.
     pub(crate) fn new(pagemap: &'a Pagemap, options: Options, span: Range<usize>) -> Result<Self> {
         if span.start >= span.end || span.start % PAGE_SIZE != 0 || span.end % PAGE_SIZE != 0 {
             return Err(EINVAL);
@@ -240,13 +235,14 @@ impl<'a> Move<'a> {
             options,
             span,
             frames: KVVec::from_elem(NO_FRAME, pages, GFP_KERNEL)?,
-            found: Collected::new(pages)?,
+            collected: Collected::new(pages)?,
             copies: Some(Copies::new(pagemap, pages)?),
-            memory: Memory::None(Vacant::new()?),
+            reserved: Some(Zdd::reserve()?),
+            zdd: None,
         })
     }
 
-    /// What comes of it if nothing moves as somebody changed the memory meanwhile.
+    /// Returns the result of a migration that moved nothing because another thread changed the VMA.
     pub(crate) fn raced(&self) -> Moved {
         Moved {
             left: self.span.len(),
@@ -255,18 +251,18 @@ impl<'a> Move<'a> {
         }
     }
 
-    /// Moves what is in the span. Without memory, that is allocated by `target`, which must not wait; none is
-    /// returned if it has none without, and then everything is where it was. After
-    /// [`allocate`](Self::allocate) this is to be called once more.
+    /// Migrates the pages of the span. If there is no device memory yet, `target` allocates it, which must not wait. If
+    /// `target` returns none, this returns none with all pages back in place; the caller calls this again after
+    /// [`allocate`](Self::allocate).
     ///
-    /// Sleeps; calls MMU notifiers. Errors, after which everything is where it was:
+    /// Sleeps; calls MMU notifiers. Errors, after which all pages are where they were:
     /// - `EINVAL`: the span is not within the VMA;
-    /// - `EFAULT`: the device cannot reach a page of RAM;
+    /// - `EFAULT`: the device cannot reach a page of system memory;
     /// - `ENOMEM`, or an error of the provider's.
     ///
     /// # Safety
     ///
-    /// The mmap lock of the VMA's mm must be held; `target` must keep what its type says.
+    /// The caller must hold the mmap lock of the VMA's mm; `target` must do what [`Target`] says.
     pub(crate) unsafe fn run(
         &mut self,
         vma: &VmaRef,
@@ -275,84 +271,81 @@ impl<'a> Move<'a> {
         if self.span.start < vma.start() || self.span.end > vma.end() {
             return Err(EINVAL);
         }
-        if let Some(why) = fixed(vma) {
+        if let Some(why) = why_unmovable(vma) {
             kernel_ext::debug!(
                 "memory at {:#x?} does not move to a device: {why}",
                 self.span
             );
-            return Ok(Some(self.fixed()));
+            return Ok(Some(self.unmovable()));
         }
         let huge = if are_huge_pages_allowed() {
             Huge::Whole
         } else {
             Huge::Split
         };
-        // SAFETY: By this function's requirements.
+        // SAFETY: The caller holds the mmap lock, and the span is within the VMA.
         let Some(mut migration) = unsafe { self.collect(vma, huge) }? else {
-            return Ok(Some(self.fixed()));
+            return Ok(Some(self.unmovable()));
         };
-        if self.found.pieces.is_empty() {
-            return Ok(Some(self.found.nothing()));
+        if self.collected.units.is_empty() {
+            return Ok(Some(self.collected.unmoved()));
         }
-        if matches!(self.memory, Memory::None(_)) && !self.fill(vma.mm(), target)? {
+        if self.zdd.is_none() && !self.fill(vma.mm(), target)? {
             return Ok(None);
         }
-        let Memory::Some(zdd) = &self.memory else {
-            return Err(EINVAL);
-        };
-        let zdd = zdd.clone();
+        let zdd = self.zdd.clone().ok_or(EINVAL)?;
         if self
-            .found
-            .pieces
+            .collected
+            .units
             .iter()
-            .any(|piece| !piece.fits(&self.frames))
+            .any(|unit| !unit.fits(&self.frames))
         {
-            // The memory is in pieces, and so the folio has to be.
+            // A huge folio's frames are not contiguous. Collect again, and split it.
             drop(migration);
-            // SAFETY: By this function's requirements.
+            // SAFETY: The caller holds the mmap lock, and the span is within the VMA.
             migration = match unsafe { self.collect(vma, Huge::Split) }? {
                 Some(migration) => migration,
-                None => return Ok(Some(self.fixed())),
+                None => return Ok(Some(self.unmovable())),
             };
         }
-        let wanted: usize = self.found.pieces.iter().map(MigrationUnit::pages).sum();
-        // What came to be collected now, and was not when the memory was allocated, has none.
-        self.found
-            .pieces
-            .retain(|piece| piece.has_memory(&self.frames));
-        let nothing = self.found.nothing();
+        let wanted: usize = self.collected.units.iter().map(MigrationUnit::pages).sum();
+        // Pages that the allocation did not know of have no memory.
+        self.collected
+            .units
+            .retain(|unit| unit.has_memory(&self.frames));
+        let unmoved = self.collected.unmoved();
         let mut copies = self.copies.take().ok_or(EINVAL)?;
         let (mut copied, mut unreachable) = (0, 0);
-        for piece in &self.found.pieces {
-            // SAFETY: By what `Target` says; the piece is the migration's.
-            let prepared = unsafe { copies.prepare(&zdd, &mut migration, &self.frames, piece) }?;
+        for unit in &self.collected.units {
+            // SAFETY: `Target` guarantees what is required of the frames; the unit is the migration's.
+            let prepared = unsafe { copies.prepare(&zdd, &mut migration, &self.frames, unit) }?;
             copied += prepared.copied;
             unreachable += prepared.unreachable;
         }
-        copies.run(zdd.allocation())?;
+        copies.run(zdd.devmem())?;
         drop(copies);
 
-        zdd.allocation().begin_timeslice(self.options.timeslice);
+        zdd.devmem().begin_timeslice(self.options.timeslice);
         let moved = migration.migrate();
         to_ram::retire(&migration);
-        // The page tables have the device's pages from here on.
+        // This maps the device pages.
         drop(migration);
         Ok(Some(Moved {
             moved: moved << PAGE_SHIFT,
             copied: copied << PAGE_SHIFT,
-            left: nothing.left - (moved << PAGE_SHIFT),
+            left: unmoved.left - (moved << PAGE_SHIFT),
             unreachable: unreachable << PAGE_SHIFT,
             raced: (wanted - unreachable - moved) << PAGE_SHIFT,
-            ..nothing
+            ..unmoved
         }))
     }
 
-    /// Allocates memory by `target` for what [`run`](Self::run) found, and had none for. No page is
-    /// collected meanwhile. `mm` is the address space. Fails as `target` does.
+    /// Allocates by `target` the memory that [`run`](Self::run) did not get. No page is collected meanwhile. `mm` is
+    /// the address space of the VMA. Fails with `ENOMEM`, and as `target` does.
     ///
     /// # Safety
     ///
-    /// `target` must keep what its type says.
+    /// `target` must do what [`Target`] says.
     pub(crate) unsafe fn allocate(&mut self, mm: &Mm, target: &mut Target<'_>) -> Result {
         if self.fill(mm, target)? {
             Ok(())
@@ -361,50 +354,50 @@ impl<'a> Move<'a> {
         }
     }
 
-    /// Has memory allocated for what was collected; whether there is any now.
+    /// Allocates device memory for the collected units. Returns whether there is any now.
     fn fill(&mut self, mm: &Mm, target: &mut Target<'_>) -> Result<bool> {
         let request = AllocRequest {
             mm,
-            pieces: &self.found.pieces,
+            units: &self.collected.units,
         };
-        let Some(allocation) = target(&request, &mut self.frames)? else {
+        let Some(devmem) = target(&request, &mut self.frames)? else {
             return Ok(false);
         };
-        if let Memory::None(vacant) = mem::replace(&mut self.memory, Memory::Failed) {
-            // SAFETY: The reference was handed over.
-            self.memory = Memory::Some(unsafe { vacant.fill(allocation, self.pagemap) });
+        if let Some(reserved) = self.reserved.take() {
+            // SAFETY: `target` handed its reference over.
+            self.zdd = Some(unsafe { Zdd::init(reserved, devmem, self.pagemap) });
         }
         Ok(true)
     }
 
-    /// Collects what is in the span, and looks at it; none if KSM has one of the pages. Fails as
+    /// Collects the pages of the span and classifies them. Returns none if KSM holds a page. Fails as
     /// [`Migration::collect`] does.
     ///
     /// # Safety
     ///
     /// As for [`run`](Self::run); the span must be within the VMA.
     unsafe fn collect<'v>(&mut self, vma: &'v VmaRef, huge: Huge) -> Result<Option<Migration<'v>>> {
-        // What is not to move is not collected either: each page would be taken from all page tables, and
-        // put back.
+        // Pages that are not to be migrated are not collected: that would unmap them from all page tables, and map them
+        // again.
         let select = match self.options.sources {
             Sources::Populated | Sources::System => Select::System,
             Sources::Devices | Sources::All => Select::Any,
         };
         let owner = self.pagemap.owner_ptr();
-        // SAFETY: By this function's requirements.
+        // SAFETY: The caller holds the mmap lock, and the span is within the VMA.
         let migration = match unsafe {
             Migration::collect(vma, self.span.clone(), select, huge, owner, None)
         } {
             Err(e) if e == EBUSY => return Ok(None),
             done => done?,
         };
-        self.found
-            .look(&migration, self.pagemap, self.options.sources)?;
+        self.collected
+            .update(&migration, self.pagemap, self.options.sources)?;
         Ok(Some(migration))
     }
 
-    /// What comes of it if the memory is of a kind that cannot move.
-    fn fixed(&self) -> Moved {
+    /// Returns the result of a migration of a VMA whose pages cannot be moved.
+    fn unmovable(&self) -> Moved {
         Moved {
             left: self.span.len(),
             ..Moved::default()
@@ -412,39 +405,39 @@ impl<'a> Move<'a> {
     }
 }
 
-/// No frame of a device's: that is the first of RAM.
+/// Stands for no frame: frame 0 is system memory, never a device's.
 const NO_FRAME: usize = 0;
 
-/// What was collected, as a migration to a device sees it.
+/// The pages that a migration to a device has collected.
 struct Collected {
     /// The number of pages of the span.
     pages: usize,
-    /// What is to move, in the order of addresses.
-    pieces: KVVec<MigrationUnit>,
-    /// How many pages were never written, and are not to move.
+    /// The units to migrate, in ascending order of addresses.
+    units: KVVec<MigrationUnit>,
+    /// The number of pages that were never written and are not to be migrated.
     holes: usize,
-    /// How many pages are on the device already, and stay as they are.
+    /// The number of pages that are on the device already and stay there.
     local: usize,
 }
 
 impl Collected {
-    /// Nothing yet, of a span of `pages` pages. Fails with `ENOMEM`.
+    /// Creates an empty collection for a span of `pages` pages. Fails with `ENOMEM`.
     fn new(pages: usize) -> Result<Self> {
         Ok(Self {
             pages,
-            pieces: KVVec::with_capacity(pages, GFP_KERNEL)?,
+            units: KVVec::with_capacity(pages, GFP_KERNEL)?,
             holes: 0,
             local: 0,
         })
     }
 
-    /// Looks at what was collected, and forgets what was before.
-    fn look(&mut self, migration: &Migration<'_>, pagemap: &Pagemap, sources: Sources) -> Result {
-        self.pieces.clear();
+    /// Replaces the contents by the classified entries of a migration.
+    fn update(&mut self, migration: &Migration<'_>, pagemap: &Pagemap, sources: Sources) -> Result {
+        self.units.clear();
         (self.holes, self.local) = (0, 0);
         for (index, entry) in migration.entries().iter().enumerate() {
             // SAFETY: The entry is the migration's.
-            let source = match unsafe { look(*entry, pagemap) } {
+            let source = match unsafe { classify(*entry, pagemap) } {
                 EntryKind::Local(page) if sources == Sources::All => Source::Device(page),
                 EntryKind::Local(_) => {
                     self.local += entry.pages();
@@ -455,10 +448,10 @@ impl Collected {
                     continue;
                 }
                 EntryKind::Movable(source) => source,
-                EntryKind::Fixed => continue,
+                EntryKind::Unmovable => continue,
             };
             let order = if entry.is_huge() { HUGE_ORDER } else { 0 };
-            self.pieces.push(
+            self.units.push(
                 MigrationUnit {
                     index,
                     order,
@@ -470,8 +463,8 @@ impl Collected {
         Ok(())
     }
 
-    /// What came of it if nothing moves.
-    fn nothing(&self) -> Moved {
+    /// Returns the result if no unit is migrated.
+    fn unmoved(&self) -> Moved {
         Moved {
             holes: self.holes << PAGE_SHIFT,
             local: self.local << PAGE_SHIFT,
@@ -481,26 +474,26 @@ impl Collected {
     }
 }
 
-/// Whether huge pages of RAM become huge pages of device memory. If not, they are split, and become as
-/// many small ones, next to each other where the provider has them so.
+/// Whether huge pages of system memory become huge pages of device memory. If not, they are split, and become single
+/// pages, which are contiguous if the provider's frames are.
 static HUGE_PAGES_ALLOWED: Atomic<bool> = Atomic::new(false);
 
-/// Sets whether huge pages may move as such, from now on.
+/// Sets whether huge pages migrate as huge pages, from now on.
 ///
-/// They should not, on a kernel where `zap_huge_pmd()` takes the entry of a migration under way for a
-/// mapping, if the folio is a device's (7.3 does): a process that unmaps a huge page while it comes
-/// back has the folio freed under the migration.
+/// They should not on a kernel whose `zap_huge_pmd()` treats a migration entry for a device folio as a present mapping,
+/// as 7.3 does: when a process unmaps a huge page that is being migrated to system memory, that kernel frees the folio
+/// under the migration.
 pub fn allow_huge_pages(allow: bool) {
     HUGE_PAGES_ALLOWED.store(allow, Relaxed);
 }
 
-/// Whether they may.
+/// Returns whether huge pages migrate as huge pages.
 fn are_huge_pages_allowed() -> bool {
     HUGE_PAGES_ALLOWED.load(Relaxed)
 }
 
-/// Why the pages of a VMA never move to a device; none if they may.
-fn fixed(vma: &VmaRef) -> Option<&'static str> {
+/// Returns why the pages of a VMA never migrate to a device, or none if they may.
+fn why_unmovable(vma: &VmaRef) -> Option<&'static str> {
     let has = |flag| vma.flags() & flag != 0;
     // SAFETY: The VMA is valid.
     let (is_anonymous, is_tracked) = unsafe {
@@ -512,50 +505,50 @@ fn fixed(vma: &VmaRef) -> Option<&'static str> {
     if !is_anonymous {
         Some("it is not anonymous")
     } else if has(flags::MERGEABLE) {
-        // A page that KSM is about to merge is in no list yet by which its places in page tables are found;
-        // what 7.3's `migrate_vma_setup()` writes there while it has the page would stay for ever.
+        // A page that KSM is about to merge is not yet in the reverse map by which its page table entries are found.
+        // The migration entry that 7.3's `migrate_vma_setup()` writes while KSM holds the page would stay forever.
         Some("KSM may merge it")
     } else if has(ext::KEXT_VM_LOCKED) {
-        // It is to stay in RAM. Besides, 7.3 counts what is on a device as locked, and still does so when it
-        // is not any more: `mlock_pte_range()` passes by what is not present.
+        // The page must stay in RAM. Besides, 7.3 counts device pages as mlocked, and still does so when they have left
+        // the device: `mlock_pte_range()` skips entries that are not present.
         Some("it is locked")
     } else if is_tracked {
-        // What userfaultfd protects is not protected against devices where it is a device's.
+        // A device's accesses to device pages would bypass the protection of userfaultfd.
         Some("userfaultfd tracks accesses to it")
     } else {
         None
     }
 }
 
-/// What is found at a place.
+/// How a migration to a device classifies an entry.
 enum EntryKind {
-    /// Nothing that can be moved.
-    Fixed,
-    /// A page that is on the device.
+    /// It cannot be migrated.
+    Unmovable,
+    /// It is on the device already.
     Local(NonNull<page>),
-    /// Something that can be.
+    /// It can be migrated.
     Movable(Source),
 }
 
-/// What an entry of a migration to `pagemap` is.
+/// Classifies an entry of a migration to `pagemap`.
 ///
 /// # Safety
 ///
-/// The migration must be there.
-unsafe fn look(entry: Entry, pagemap: &Pagemap) -> EntryKind {
+/// The migration that the entry is of must exist.
+unsafe fn classify(entry: Entry, pagemap: &Pagemap) -> EntryKind {
     if !entry.is_migrating() {
-        return EntryKind::Fixed;
+        return EntryKind::Unmovable;
     }
     let Some(page) = entry.page() else {
         return EntryKind::Movable(Source::Nowhere);
     };
-    // SAFETY: The migration holds the page. What is a pagemap's of the core carries what `Zdd` says.
+    // SAFETY: The migration holds a reference to the page. All device-private folios of the core have a `Zdd`.
     unsafe {
         if !zone_device::is_device_private(page) {
             return EntryKind::Movable(Source::Ram(page));
         }
         match zdd::find_pagemap(page) {
-            None => EntryKind::Fixed,
+            None => EntryKind::Unmovable,
             Some(known) if ptr::eq(known, pagemap) => EntryKind::Local(page),
             Some(_) => EntryKind::Movable(Source::Device(page)),
         }

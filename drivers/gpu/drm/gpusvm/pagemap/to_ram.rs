@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Moving pages from a device to RAM: what a fault of a CPU and an eviction have in common.
+//! Migration of device pages to system memory: the common part of CPU faults and evictions.
 //!
 //! C: `__drm_pagemap_migrate_to_ram()`, `drm_pagemap_evict_to_ram()`.
 
@@ -31,67 +31,68 @@ use kernel_ext::{
     }, //
 };
 
-/// What outcome of it.
+/// The result of a migration to system memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// What is needed is back, or was not there.
+    /// The needed page was migrated, or was not on the device.
     Moved,
-    /// Only the mapping of a huge folio was split, for want of huge RAM; to be tried again.
+    /// Only the mapping of a huge folio was split, as there was no huge folio of system memory. The caller must try
+    /// again.
     Split,
 }
 
-/// What is to come back, and where to.
+/// A migration of the pages of one block to system memory.
 pub(crate) struct ToRam<'a, F: Fn(usize) -> MemPolicy<'a>> {
-    /// The allocation; pages of others stay.
-    pub(crate) allocation: &'a Devmem,
-    /// The place in the span that must come back; if it does not, nothing does. Without one all
-    /// must.
+    /// The block; pages of other blocks stay on their device.
+    pub(crate) devmem: &'a Devmem,
+    /// The index of the page in the span that must be migrated; if it cannot be, no page is. If none, all pages must be
+    /// migrated.
     pub(crate) needed: Option<usize>,
-    /// Where to allocate memory for a place in the span.
+    /// Returns the memory policy for the page at an index of the span.
     pub(crate) memory: F,
 }
 
-/// The page of an entry, if it is to come back.
-fn source(entry: Entry, allocation: &Devmem) -> Option<NonNull<page>> {
+/// Returns the page of an entry if it is in the block and not retired.
+fn source(entry: Entry, devmem: &Devmem) -> Option<NonNull<page>> {
     if !entry.is_migrating() {
         return None;
     }
     let page = entry.page()?;
-    // SAFETY: The migration holds a reference to the page, which it took from a pagemap of the core
-    // if it is device-private.
+    // SAFETY: The migration holds a reference to the page. A device-private page that it collects is of a pagemap of
+    // the core.
     let ours = unsafe {
         zone_device::is_device_private(page)
             && !Zdd::is_retired(page)
-            && ptr::eq(Zdd::of(page).allocation(), allocation)
+            && ptr::eq(Zdd::of(page).devmem(), devmem)
     };
     ours.then_some(page)
 }
 
 impl<'a, F: Fn(usize) -> MemPolicy<'a>> ToRam<'a, F> {
-    /// Brings what was collected back to RAM, and says what outcome of it.
+    /// Migrates the collected pages to system memory.
     ///
-    /// A folio comes back as one: of several pages, if there is a folio of RAM like it. The one that is
-    /// needed has its mapping split otherwise ([`Outcome::Split`]); each other stays.
+    /// A folio of several pages is copied to one folio of system memory of the same size. If there is none, the mapping
+    /// of the folio with the needed page is split ([`Outcome::Split`]), and other folios stay on the device.
     ///
-    /// Sleeps. Errors, after which everything is where it was:
-    /// - `ENOMEM`: there is no RAM for what is needed; if that is all, what there is RAM for outcome
-    ///   back;
-    /// - `EFAULT`: the device cannot reach the RAM;
+    /// Sleeps. Errors, after which all pages are where they were:
+    /// - `ENOMEM`: there is no system memory for the needed page. If no page is needed, that is an error as well, but
+    ///   the pages for which there was memory were migrated;
+    /// - `EFAULT`: the device cannot reach the system memory;
     /// - an error of the provider's.
     pub(crate) fn migrate_to_ram(&self, migration: &mut Migration<'_>) -> Result<Outcome> {
         let pages = migration.entries().len();
-        let device = self.allocation.dma_device();
+        let device = self.devmem.dma_device();
         let dir = Direction::FromDevice;
-        // SAFETY: The device lives as long as the allocation.
+        // SAFETY: The device lives as long as the block.
         let mut mapping = unsafe { CopyMapping::new(device, dir, pages, GFP_KERNEL) }?;
         let mut outcome = Outcome::Moved;
-        // Whether there was no RAM for something, and whether for not even a page.
-        let (mut short, mut spent) = (false, false);
+        // `failed`: a folio got no memory. `exhausted`: not even a single page did.
+        let (mut failed, mut exhausted) = (false, false);
         let mut any = false;
-        // What is needed comes first; then, what there is memory for.
+        // The needed page comes first; others follow as long as there is memory.
         if let Some(head) = self
             .needed
-            .and_then(|place| self.entry_of(migration, place))
+            .and_then(|index| self.entry_of(migration, index))
         {
             if !self.prepare(migration, &mut mapping, head)? {
                 if self.order(migration, head) == 0
@@ -104,7 +105,7 @@ impl<'a, F: Fn(usize) -> MemPolicy<'a>> ToRam<'a, F> {
             any = true;
         }
         for index in 0..pages {
-            if outcome == Outcome::Split || (spent && self.needed.is_some()) {
+            if outcome == Outcome::Split || (exhausted && self.needed.is_some()) {
                 break;
             }
             let has_destination = migration
@@ -117,8 +118,8 @@ impl<'a, F: Fn(usize) -> MemPolicy<'a>> ToRam<'a, F> {
             if self.prepare(migration, &mut mapping, index)? {
                 any = true;
             } else {
-                short = true;
-                spent |= self.order(migration, index) == 0;
+                failed = true;
+                exhausted |= self.order(migration, index) == 0;
             }
         }
         if any {
@@ -127,44 +128,44 @@ impl<'a, F: Fn(usize) -> MemPolicy<'a>> ToRam<'a, F> {
             migration.migrate();
             retire(migration);
         }
-        if short && self.needed.is_none() {
+        if failed && self.needed.is_none() {
             return Err(ENOMEM);
         }
         Ok(outcome)
     }
 
-    /// The page of an entry, if it is to come back.
+    /// Returns the page of an entry if it is to be migrated.
     fn source(&self, migration: &Migration<'_>, index: usize) -> Option<NonNull<page>> {
-        source(*migration.entries().get(index)?, self.allocation)
+        source(*migration.entries().get(index)?, self.devmem)
     }
 
-    /// Log2 of the number of pages of an entry's folio.
+    /// Returns log2 of the number of pages of an entry's folio.
     fn order(&self, migration: &Migration<'_>, index: usize) -> u32 {
         self.source(migration, index).map_or(0, |page| {
-            // SAFETY: The migration holds the folio.
+            // SAFETY: The migration holds a reference to the folio.
             unsafe { zone_device::order_of(page) }
         })
     }
 
-    /// The entry whose folio has the page at a place.
-    fn entry_of(&self, migration: &Migration<'_>, place: usize) -> Option<usize> {
+    /// Returns the index of the entry whose folio contains the page at `needed`.
+    fn entry_of(&self, migration: &Migration<'_>, needed: usize) -> Option<usize> {
         let is_there = |index: usize| {
             migration
                 .entries()
                 .get(index)
-                .is_some_and(|entry| source(*entry, self.allocation).is_some())
+                .is_some_and(|entry| source(*entry, self.devmem).is_some())
         };
-        if is_there(place) {
-            return Some(place);
+        if is_there(needed) {
+            return Some(needed);
         }
         let entries = migration.entries();
-        (place.saturating_sub(zone_device::HUGE_PAGES - 1)..place)
+        (needed.saturating_sub(zone_device::HUGE_PAGES - 1)..needed)
             .rev()
             .find(|&index| entries.get(index).is_some_and(|entry| entry.is_huge()))
-            .filter(|&index| is_there(index) && index + zone_device::HUGE_PAGES > place)
+            .filter(|&index| is_there(index) && index + zone_device::HUGE_PAGES > needed)
     }
 
-    /// Allocates and maps RAM for the folio of an entry, a folio like it; says whether there is any.
+    /// Allocates and maps a folio of system memory of the size of an entry's folio. Returns whether there was one.
     fn prepare(
         &self,
         migration: &mut Migration<'_>,
@@ -178,8 +179,8 @@ impl<'a, F: Fn(usize) -> MemPolicy<'a>> ToRam<'a, F> {
         }
     }
 
-    /// Allocates and maps RAM for the first page of the folio of a fault, so that its mapping is split;
-    /// says whether there is any.
+    /// Allocates and maps a page of system memory for the first page of the needed folio, whose mapping is split.
+    /// Returns whether there was one.
     fn prepare_split(
         &self,
         migration: &mut Migration<'_>,
@@ -192,8 +193,8 @@ impl<'a, F: Fn(usize) -> MemPolicy<'a>> ToRam<'a, F> {
         }
     }
 
-    /// Allocates RAM, `1 << order` pages, for the first ones of an entry, and notes both for the copy.
-    /// The folio is to be made the migration's, which gives it back only when the mapping is gone.
+    /// Allocates `1 << order` pages of system memory for the first pages of an entry, and adds both to the copy. The
+    /// caller must make the folio a destination of the migration, which frees it only after the mapping is dropped.
     fn fill(
         &self,
         migration: &Migration<'_>,
@@ -206,25 +207,25 @@ impl<'a, F: Fn(usize) -> MemPolicy<'a>> ToRam<'a, F> {
             return Ok(None);
         };
         mapping.set_page(index, page)?;
-        // SAFETY: The folio is RAM, and stays allocated, see above.
+        // SAFETY: The folio is system memory, and the migration keeps it until `mapping` is dropped.
         unsafe { mapping.map(index, folio.page(), order) }?;
         Ok(Some(folio))
     }
 
-    /// Has the provider fill the RAM.
+    /// Calls the provider's `copy_to_ram`.
     fn copy(&self, mapping: &mut CopyMapping<'_>) -> Result {
-        let copy = self.allocation.ops().copy_to_ram.ok_or(EOPNOTSUPP)?;
+        let copy = self.devmem.ops().copy_to_ram.ok_or(EOPNOTSUPP)?;
         let (pages, addrs, count) = mapping.arguments();
-        // SAFETY: The arrays are complete and have so many entries.
+        // SAFETY: Both arrays are complete and have `count` entries.
         to_result(unsafe { copy(pages, addrs, count as c_ulong, ptr::null_mut()) })
     }
 }
 
-/// Notes of each device's folio that has moved that it did.
+/// Marks each migrated device folio as retired.
 pub(super) fn retire(migration: &Migration<'_>) {
     for entry in migration.entries() {
         if let (true, Some(page)) = (entry.is_migrating(), entry.page()) {
-            // SAFETY: The migration holds the folio, and its lock.
+            // SAFETY: The migration holds a reference to the folio, and its lock.
             unsafe {
                 if zone_device::is_device_private(page) {
                     Zdd::retire(page);

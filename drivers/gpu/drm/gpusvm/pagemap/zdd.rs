@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What device-private folios carry: whose memory they are.
+//! The zone-device data of device-private folios.
 //!
-//! All folios that one migration fills share one [`Zdd`]. It goes with the last of them, wherever a
-//! folio may be freed; then the allocation is told that nothing of it is in use any more, and its
-//! release is the provider's.
+//! All folios that one migration fills share one [`Zdd`]. The last of them that is freed, in whatever context, drops
+//! it; then the block's `devmem_release` passes the folios' reference to the provider.
 //!
-//! In the word of a folio there is also a bit that says that its contents were moved to RAM: such a
-//! folio is only waiting for its last reference, and must not be moved again. No process maps it any more,
-//! so that only who goes by frames comes across it.
+//! The lowest bit of a folio's zone-device data says that the contents were migrated to system memory. Such a *retired*
+//! folio waits for its last reference to be dropped, and must not be migrated again. No page table maps it; only
+//! eviction, which collects by frames, still finds it.
 //!
 //! C: `struct drm_pagemap_zdd`.
 
@@ -35,119 +34,118 @@ use kernel_ext::mm::zone_device;
 
 const RETIRED: usize = 1;
 
-/// What the device-private folios of one migration have in common.
+/// The block and the pagemap of the device-private folios of one migration.
 ///
 /// # Invariants
 ///
-/// The allocation is valid, and one reference to it is owned.
+/// `devmem` is valid, and this object owns one reference to it.
 pub(crate) struct Zdd {
-    allocation: NonNull<Devmem>,
+    devmem: NonNull<Devmem>,
     pagemap: PagemapRef,
 }
 
-// SAFETY: It may be used and given back from any thread, as what it refers to may.
+// SAFETY: Any thread may use and release a block and a pagemap.
 unsafe impl Send for Zdd {}
 // SAFETY: As above.
 unsafe impl Sync for Zdd {}
 
-// The bit is free.
+// Pointers to a `Zdd` leave the bit clear.
 static_assert!(core::mem::align_of::<Zdd>() > RETIRED);
 
-/// Memory for a [`Zdd`].
-pub(crate) struct Vacant(UniqueArc<MaybeUninit<Zdd>>);
-
-impl Vacant {
-    /// Fails with `ENOMEM`.
-    pub(crate) fn new() -> Result<Self> {
-        Ok(Self(UniqueArc::new_uninit(GFP_KERNEL_ACCOUNT)?))
+impl Zdd {
+    /// Allocates memory for a `Zdd`. Fails with `ENOMEM`.
+    pub(crate) fn reserve() -> Result<UniqueArc<MaybeUninit<Self>>> {
+        Ok(UniqueArc::new_uninit(GFP_KERNEL_ACCOUNT)?)
     }
 
-    /// Takes over a reference to `allocation`, which is released with the last folio.
+    /// Initializes reserved memory. The `Zdd` takes over one reference to `devmem`, and releases it when the last folio
+    /// is freed.
     ///
     /// # Safety
     ///
-    /// The reference must be the caller's.
-    pub(crate) unsafe fn fill(self, allocation: NonNull<Devmem>, pagemap: &Pagemap) -> Arc<Zdd> {
-        // INVARIANT: The reference is handed over.
-        let zdd = Zdd {
-            allocation,
+    /// The caller must own that reference.
+    pub(crate) unsafe fn init(
+        reserved: UniqueArc<MaybeUninit<Self>>,
+        devmem: NonNull<Devmem>,
+        pagemap: &Pagemap,
+    ) -> Arc<Self> {
+        // INVARIANT: The caller hands its reference to `devmem` over.
+        let zdd = Self {
+            devmem,
             pagemap: pagemap.into(),
         };
-        self.0.write(zdd).into()
+        reserved.write(zdd).into()
     }
-}
 
-impl Zdd {
-    /// The allocation that the folios are part of.
-    pub(crate) fn allocation(&self) -> &Devmem {
+    /// Returns the block of the folios.
+    pub(crate) fn devmem(&self) -> &Devmem {
         // SAFETY: By the type invariants.
-        unsafe { self.allocation.as_ref() }
+        unsafe { self.devmem.as_ref() }
     }
 
-    /// The memory that the folios are part of.
+    /// Returns the pagemap of the folios.
     pub(crate) fn pagemap(&self) -> &Pagemap {
         &self.pagemap
     }
 
-    /// The word of a folio that carries a new reference.
+    /// Converts a reference to the zone-device data of a folio.
     pub(crate) fn into_data(self: Arc<Self>) -> *mut c_void {
         Arc::into_raw(self).cast_mut().cast()
     }
 
-    /// The word of a folio without the bit.
+    /// Returns the pointer in the zone-device data of a folio.
     fn pointer(data: *mut c_void) -> *const Self {
         data.map_addr(|addr| addr & !RETIRED).cast()
     }
 
-    /// What the folio of a page carries.
+    /// Returns the `Zdd` of a page's folio.
     ///
     /// # Safety
     ///
-    /// The page must be a device-private page of a pagemap of this core, whose reference the caller
-    /// holds during `'a`.
+    /// The page must be a device-private page of a pagemap of this core, and stay in use during `'a`.
     pub(crate) unsafe fn of<'a>(page: NonNull<page>) -> ArcBorrow<'a, Self> {
-        // SAFETY: A folio in use carries a counted reference.
+        // SAFETY: The folio is in use, and owns a reference to its `Zdd` until it is freed.
         unsafe { ArcBorrow::from_raw(Self::pointer(zone_device::data(page))) }
     }
 
-    /// Whether the contents of a page's folio were moved to RAM.
+    /// Returns whether the contents of a page's folio were migrated to system memory.
     ///
     /// # Safety
     ///
     /// As for [`of`](Self::of).
     pub(crate) unsafe fn is_retired(page: NonNull<page>) -> bool {
-        // SAFETY: By this function's requirements.
+        // SAFETY: The caller guarantees that the page is in use.
         unsafe { zone_device::data(page) }.addr() & RETIRED != 0
     }
 
-    /// Notes that the contents of a page's folio were moved to RAM.
+    /// Marks a page's folio as migrated to system memory.
     ///
     /// # Safety
     ///
-    /// As for [`of`](Self::of); the folio must be locked.
+    /// As for [`of`](Self::of). The caller must hold the folio lock.
     pub(crate) unsafe fn retire(page: NonNull<page>) {
-        // SAFETY: By this function's requirements.
+        // SAFETY: The caller holds the folio lock, under which the data changes.
         unsafe {
             let data = zone_device::data(page);
             zone_device::set_data(page, data.map_addr(|addr| addr | RETIRED));
         }
     }
 
-    /// Takes back what a folio carries that is free now.
+    /// Takes the reference from a folio that has been freed.
     ///
     /// # Safety
     ///
-    /// The folio must be free, and this be done once.
+    /// The folio must be free. Must be called once for each time it is freed.
     pub(crate) unsafe fn take(page: NonNull<page>) -> Arc<Self> {
-        // SAFETY: The reference was the folio's, which carries it no more.
+        // SAFETY: The folio's reference is handed over, and the free folio does not use it any more.
         unsafe { Arc::from_raw(Self::pointer(zone_device::data(page))) }
     }
 
-    /// Has a folio that was split off another carry the same.
+    /// Gives a folio that was split off another one its own reference to the same `Zdd`.
     ///
     /// # Safety
     ///
-    /// Both must be locked, `from` carry a reference and `to` none yet.
+    /// The caller must hold both folio locks. `from` must have a reference, and `to` must not have one yet.
     pub(crate) unsafe fn share(from: NonNull<page>, to: NonNull<page>) {
         // SAFETY: By this function's requirements.
         unsafe {
@@ -160,30 +158,29 @@ impl Zdd {
 
 impl Drop for Zdd {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants; no page is left, and the reference is given up. The
-        // operations can be called, as the pagemap is let go only after this.
-        unsafe { Devmem::release(self.allocation) };
+        // SAFETY: By the type invariants this object owns the reference, and no folio is left. `pagemap`, which keeps
+        // the operations, is dropped after this.
+        unsafe { Devmem::release(self.devmem) };
     }
 }
 
-/// The memory that a page is part of. C: `drm_pagemap_page_to_dpagemap()`.
+/// Returns the pagemap of a page. C: `drm_pagemap_page_to_dpagemap()`.
 ///
 /// # Safety
 ///
 /// As for `Zdd::of()`.
 pub(crate) unsafe fn pagemap_of_page<'a>(page: NonNull<page>) -> &'a Pagemap {
-    // SAFETY: By this function's requirements; the reference keeps what is borrowed for `'a`.
+    // SAFETY: The page stays in use and so keeps its `Zdd`, which keeps the pagemap, during `'a`.
     unsafe { Pagemap::from_raw(Zdd::of(page).pagemap().as_raw()) }
 }
 
-/// The memory that a page is part of; none if that is no pagemap of this core.
+/// Returns the pagemap of a zone-device page, or none if the page does not belong to a pagemap of this core.
 ///
 /// # Safety
 ///
-/// The page must be in use, and stay so during `'a`.
+/// The page must be a zone-device page, and stay in use during `'a`.
 pub(crate) unsafe fn find_pagemap<'a>(page: NonNull<page>) -> Option<&'a Pagemap> {
-    // SAFETY: The page stays as it is, by this function's requirements. With these operations it
-    // carries a reference.
+    // SAFETY: The page stays in use. All folios with the core's operations have a `Zdd`.
     unsafe {
         let pagemap = NonNull::new(zone_device::pagemap_of(page))?;
         core::ptr::eq(pagemap.as_ref().ops, &fault::OPS).then(|| pagemap_of_page(page))

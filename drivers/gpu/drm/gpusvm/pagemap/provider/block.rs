@@ -4,16 +4,16 @@
 //!
 //! # States
 //!
-//! - *Allocated*: [`Block::allocate`] has claimed the pages of what the provider gave; only the migration has a
+//! - *Allocated*: [`Block::allocate`] has claimed the pages that the provider allocated; only the migration has a
 //!   reference.
-//! - *Attached*: folios of processes are in the block, and hold one reference together, through their zone-device
-//!   data. The provider has another one if it keeps what [`Provider::attached`] gave it.
-//! - *Detached*: no folio is left. [`Detaching`](super::super::detach::Detaching) calls [`Provider::detached`] and drops
-//!   the folios' reference.
+//! - *Attached*: folios of processes are in the block, and hold one reference together, through their zone-device data.
+//!   The provider has another one if it keeps the block that [`Provider::attached`] gave it.
+//! - *Detached*: no folio is left. [`Detaching`](super::super::detach::Detaching) calls [`Provider::detached`] and
+//!   drops the folios' reference.
 //!
-//! The last reference drops the provider's memory, after the pages are no longer claimed.
+//! When the last reference is dropped, the block releases the claims of its pages and then drops the provider's memory.
 //!
-//! C: what a driver embeds its `struct drm_pagemap_devmem` in.
+//! C: the object in which a driver embeds its `struct drm_pagemap_devmem`.
 
 use super::{
     super::{
@@ -42,9 +42,9 @@ use kernel::{
 /// Whether an allocation may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// It must not: pages of a process are isolated.
+    /// It must not wait: pages of a process are isolated.
     MustNot,
-    /// It may.
+    /// It may wait.
     May,
 }
 
@@ -76,8 +76,8 @@ pub struct Block<P: Provider> {
 }
 
 impl<P: Provider> Block<P> {
-    /// Allocates memory for a request from a provider, for a span of `size` bytes, and writes the frames. Returns none
-    /// if `wait` says that it must not wait, and there is no memory without.
+    /// Allocates memory from a provider for a request of a migration of `size` bytes, and writes the frames. Returns
+    /// none if `wait` is [`Wait::MustNot`] and no memory is available without waiting.
     ///
     /// Fails with `EINVAL` if the provider returned a page that is in another block or does not exist, with `ENOMEM`,
     /// and as the provider does.
@@ -105,9 +105,9 @@ impl<P: Provider> Block<P> {
             Wait::May => inner.provider.allocate(request)?,
         };
         let base = inner.memory.frames().start;
-        for (index, place) in request.places().enumerate() {
-            let page = P::page(&memory, index);
-            *frames.get_mut(place).ok_or(EINVAL)? = base.wrapping_add(page);
+        for (nth, index) in request.indices().enumerate() {
+            let page = P::page(&memory, nth);
+            *frames.get_mut(index).ok_or(EINVAL)? = base.wrapping_add(page);
             pages.push_within_capacity(page)?;
         }
         inner.claims.claim(&pages)?;
@@ -131,7 +131,7 @@ impl<P: Provider> Block<P> {
         Ok(Some(block.into()))
     }
 
-    /// Hands a reference over to the folios that are to be in the block.
+    /// Hands a reference over to the folios of the migration.
     pub(super) fn into_devmem(this: Arc<Self>) -> NonNull<Devmem> {
         let devmem = NonNull::from(this.head.devmem());
         // `detached()` takes it back.
@@ -149,7 +149,7 @@ impl<P: Provider> Block<P> {
         self.pages.iter().map(move |page| base + page)
     }
 
-    /// Returns what [`Provider::allocate`] returned.
+    /// Returns the memory that [`Provider::allocate`] returned.
     pub fn memory(&self) -> &P::Memory {
         &self.memory
     }
@@ -159,7 +159,7 @@ impl<P: Provider> Block<P> {
         self.pages.len()
     }
 
-    /// Returns what is left of the block's timeslice, in jiffies.
+    /// Returns the rest of the block's timeslice, in jiffies.
     pub fn timeslice_left(&self) -> usize {
         self.head.devmem().timeslice_left()
     }

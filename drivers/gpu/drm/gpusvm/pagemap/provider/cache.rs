@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The [`Cache`] of a Rust provider: what comes out of it is a [`DeviceMemory`] of the provider's type.
+//! A [`Cache`] with the type of a Rust provider.
 //!
-//! Only a type and nothing else: locks and states are those of the cache.
+//! This adds the type only: the locks and states are those of the cache.
 
 use super::{
     super::{
@@ -20,11 +20,11 @@ use kernel::{
 };
 use kernel_ext::drm::device::DrmDevice;
 
-/// A cache of a device's memory with a provider of type `P`.
+/// A cache of one device's memory with a provider of type `P`.
 ///
 /// # Invariants
 ///
-/// Nothing but [`get_or_create`](Self::get_or_create) puts a pagemap into the cache.
+/// Only [`get_or_create`](Self::get_or_create) puts a pagemap into the cache.
 pub struct DeviceMemoryCache<P: Provider> {
     cache: Arc<Cache>,
     _provider: PhantomData<fn() -> P>,
@@ -40,21 +40,20 @@ impl<P: Provider> Clone for DeviceMemoryCache<P> {
 }
 
 impl<P: Provider> DeviceMemoryCache<P> {
-    /// An empty cache, which is closed when `dev` is unbound. Fails as [`Cache::new_devm`] does.
+    /// Creates an empty cache, which is closed when `dev` is unbound. Fails as [`Cache::new_devm`] does.
     pub fn new_devm(
         dev: &Device<Bound>,
         drm: &DrmDevice,
         shrinker: &Arc<Shrinker>,
     ) -> Result<Self> {
-        // INVARIANT: Nobody else knows the new cache.
+        // INVARIANT: Only the new object has a reference to the cache.
         Ok(Self {
             cache: Cache::new_devm(dev, drm, shrinker)?,
             _provider: PhantomData,
         })
     }
 
-    /// The memory, which `make` makes if it is not there. Errors are those of
-    /// [`Cache::get_or_create`].
+    /// Returns the memory in the cache; if there is none, `make` creates it. Fails as [`Cache::get_or_create`] does.
     pub fn get_or_create(
         &self,
         make: impl FnOnce() -> Result<DeviceMemory<P>>,
@@ -62,14 +61,14 @@ impl<P: Provider> DeviceMemoryCache<P> {
         let pagemap = self
             .cache
             .get_or_create(|| make().map(DeviceMemory::into_pagemap))?;
-        // SAFETY: By the type invariants it was made by a `make` of this type.
+        // SAFETY: By the type invariants, a `make` of this type created the pagemap.
         Ok(unsafe { DeviceMemory::from_pagemap(pagemap) })
     }
 
-    /// The memory, if it is in use. Never sleeps.
+    /// Returns the memory, if it is in use. Never sleeps.
     pub fn get_if_active(&self) -> Option<DeviceMemory<P>> {
         let pagemap = self.cache.get_if_active()?;
-        // SAFETY: By the type invariants it was made by a `make` of this type.
+        // SAFETY: By the type invariants, a `make` of this type created the pagemap.
         Some(unsafe { DeviceMemory::from_pagemap(pagemap) })
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A provider's memory as its driver has it: makes it, and moves what processes have there.
+//! The memory of a device, as its driver uses it: created with a provider, and populated with pages of processes.
 
 use super::{
     super::{
@@ -39,7 +39,7 @@ use kernel_ext::{
     }, //
 };
 
-/// A device's memory, with a provider. A counted reference.
+/// A counted reference to a device's memory with its provider.
 pub struct DeviceMemory<P: Provider>(pub(super) PagemapRef, pub(super) PhantomData<P>);
 
 impl<P: Provider> Clone for DeviceMemory<P> {
@@ -49,15 +49,14 @@ impl<P: Provider> Clone for DeviceMemory<P> {
 }
 
 impl<P: Provider> DeviceMemory<P> {
-    /// The memory of `device`, `size` bytes. As long as there are references the device and its
-    /// driver's module are kept. The provider is dropped after the last, by a work item; one that
-    /// was put into a cache when that has no use for it any more.
+    /// Creates the pagemap for `size` bytes of memory of `device`. The pagemap keeps the device and its driver's module
+    /// while it has references. After the last one is dropped, a work item drops the provider; if the pagemap is in a
+    /// cache, that happens when the cache frees it.
     ///
-    /// `owner` says who may be mapped the pages, and is only compared: that of a group of devices
-    /// (see [`Member`](crate::pagemap::Member)), which the provider keeps, or none for nobody else.
+    /// `owner` decides which devices may map the pages, and is only compared: the owner of a group of devices (see
+    /// [`Member`](crate::pagemap::Member)), whose membership the provider must keep, or none if no other device may.
     ///
-    /// Sleeps. Fails with `ENODEV` when the module is on its way out, as [`DevPagemap::new`] says,
-    /// and with `ENOMEM`.
+    /// Sleeps. Fails with `ENODEV` if the module is being unloaded, as [`DevPagemap::new`] does, and with `ENOMEM`.
     pub fn new(
         device: &DrmDevice,
         size: usize,
@@ -65,15 +64,15 @@ impl<P: Provider> DeviceMemory<P> {
         provider: P,
     ) -> Result<Self> {
         let owner = owner.map(OwnerId::as_non_null);
-        // SAFETY: The operations are all that there are.
+        // SAFETY: `fault::OPS` are the operations of all pages of this core.
         let memory = unsafe { DevPagemap::new(size, owner, &fault::OPS) }?;
         let claims = Claims::new(memory.frames().len())?;
         let detaching = Detaching::new()?;
         let raw = memory.as_raw();
         let inner = KBox::try_pin_init(
             try_pin_init!(Inner {
-                // SAFETY: The object is in a box that `destroy` frees; `memory` is in it, too; the
-                // operations are for it, and constant.
+                // SAFETY: The object is in a box that `Inner::destroy()` frees, and `memory` is in the same object.
+                // `OPS` are constant, and their functions expect an `Inner<P>`.
                 pagemap <- unsafe { Pagemap::new(device, raw, &Inner::<P>::OPS) },
                 memory,
                 claims,
@@ -82,8 +81,8 @@ impl<P: Provider> DeviceMemory<P> {
             }? Error),
             GFP_KERNEL,
         )?;
-        // SAFETY: The object stays where it is until it is destroyed; its first part is the pagemap,
-        // whose first reference this is.
+        // SAFETY: The object does not move until it is destroyed. The pagemap is its first field, and this is the first
+        // reference to it.
         unsafe {
             let inner = KBox::into_raw(Pin::into_inner_unchecked(inner));
             let pagemap = NonNull::new_unchecked(inner).cast();
@@ -91,57 +90,57 @@ impl<P: Provider> DeviceMemory<P> {
         }
     }
 
-    /// The reference without its type.
+    /// Converts to a reference without the provider's type.
     pub(in crate::pagemap) fn into_pagemap(self) -> PagemapRef {
         self.0
     }
 
-    /// The reference with its type.
+    /// Converts from a reference without the provider's type.
     ///
     /// # Safety
     ///
-    /// The pagemap must have been made by [`new`](Self::new) of this very type.
+    /// [`new`](Self::new) of this type must have created the pagemap.
     pub(in crate::pagemap) unsafe fn from_pagemap(pagemap: PagemapRef) -> Self {
         Self(pagemap, PhantomData)
     }
 
     pub(super) fn inner(&self) -> &Inner<P> {
-        // SAFETY: The pagemap was made by `new()`, and is referred to.
+        // SAFETY: `new()` created the pagemap, and `self` holds a reference.
         unsafe { Inner::of(self.0.as_raw()) }
     }
 
-    /// The provider.
+    /// Returns the provider.
     pub fn provider(&self) -> &P {
         &self.inner().provider
     }
 
-    /// The memory as others see it.
+    /// Returns the pagemap.
     pub fn pagemap(&self) -> &Pagemap {
         &self.0
     }
 
-    /// How many pages there are, at least as many as were asked for.
+    /// Returns the number of pages, which is at least the requested size.
     pub fn pages(&self) -> usize {
         self.inner().memory.frames().len()
     }
 
-    /// Moves what is in `span` of a process to the device, in RAM or on other devices, as far as it can;
-    /// see [`populate_from`](Self::populate_from).
+    /// Migrates the pages in `span` of a process from system memory and other devices to this one, as far as possible.
+    /// See [`populate_from`](Self::populate_from).
     pub fn populate(&self, mm: &Mm, span: Range<usize>, timeslice_ms: u32) -> Result<Moved> {
         self.populate_from(Sources::Devices, mm, span, timeslice_ms)
     }
 
-    /// Moves what is in `span` of a process to the device, as far as it can, and has it stay there
-    /// for `timeslice_ms` milliseconds even if the CPU touches it. `sources` says where it may come
-    /// from; after a migration from [all](Sources::All), what moved of one VMA is in one allocation.
+    /// Migrates the pages in `span` of a process to this device, as far as possible. For `timeslice_ms` milliseconds,
+    /// CPU faults do not migrate them back. `sources` selects the pages by where they are; after a migration from
+    /// [all](Sources::All), all migrated pages of one VMA are in one block.
     ///
-    /// What cannot move is not an error, nor is a place without a VMA: [`Moved`] tells. Sleeps; takes the
-    /// mmap lock, but holds it not, nor any page, while the provider [makes room](Provider::allocate); calls MMU
-    /// notifiers. What one migration moves of a VMA is evicted, and brought back by a
-    /// touch, together.
+    /// Pages that cannot be migrated are not an error, nor is a part of the span without a VMA: see [`Moved`]. Sleeps;
+    /// calls MMU notifiers. Takes the mmap lock, but neither holds it nor isolates pages while the provider [may
+    /// wait](Provider::allocate). All pages of a VMA that one migration moves are evicted together, and migrated back
+    /// together by a CPU fault.
     ///
-    /// Errors, after which the part of the VMA that failed is where it was:
-    /// - `EFAULT`: the process is gone or exiting, or the device cannot reach a page;
+    /// Errors, after which the pages of the VMA concerned are where they were:
+    /// - `EFAULT`: the process has exited or is exiting, or the device cannot reach a page;
     /// - `EINVAL`: the span is not page-aligned;
     /// - `ENOMEM`, or an error of the provider's.
     pub fn populate_from(
@@ -151,44 +150,44 @@ impl<P: Provider> DeviceMemory<P> {
         span: Range<usize>,
         timeslice_ms: u32,
     ) -> Result<Moved> {
-        // What is kept of the memory as long as the process has it is charged to that process, whoever
-        // moves its pages: another that has its VM, say. What goes for it needs none of that.
+        // Kernel memory that lives as long as the block is charged to the process whose pages are migrated, not to the
+        // caller, which may be another process that uses the same VM.
         let _charged = live_mm::charge(mm)?;
-        let process = Process::Free(mm);
+        let process = Process::Unlocked(mm);
         self.inner().populate(&process, span, timeslice_ms, sources)
     }
 }
 
-/// A process whose pages are to move.
+/// A process whose pages are migrated.
 enum Process<'a> {
-    /// Its mmap lock is taken when it is needed.
-    Free(&'a Mm),
-    /// Its mmap lock is held all the time, by a caller of C's.
+    /// The migration takes the mmap lock when it needs it.
+    Unlocked(&'a Mm),
+    /// The caller, which is C code, holds the mmap lock all the time.
     Locked(&'a MmWithUser),
 }
 
 impl Process<'_> {
     fn mm(&self) -> &Mm {
         match self {
-            Self::Free(mm) => mm,
+            Self::Unlocked(mm) => mm,
             Self::Locked(mm) => mm,
         }
     }
 
-    /// Runs `f` with the mmap lock held, for the first VMA that overlaps `span`; none if there is no VMA. Fails
-    /// with `EFAULT` if the process is gone or exiting, with `ENOMEM`, and as `f` does.
+    /// Calls `f` with the mmap lock held, for the first VMA that overlaps `span`. Returns none if there is no VMA.
+    /// Fails with `EFAULT` if the process has exited or is exiting, with `ENOMEM`, and as `f` does.
     fn with_vma<R>(
         &self,
         span: &Range<usize>,
         f: impl FnOnce(&VmaRef) -> Result<R>,
     ) -> Result<Option<R>> {
         match self {
-            Self::Free(mm) => {
+            Self::Unlocked(mm) => {
                 let mm = live_mm::get(mm, span.len() >> PAGE_SHIFT)?;
                 let mmap = mm.mmap_read_lock();
                 first_vma(&mmap, &mm, span.clone()).map(f).transpose()
             }
-            // SAFETY: The lock is held, by the caller of `populate_locked()`.
+            // SAFETY: The caller of `populate_locked()` holds the mmap lock.
             Self::Locked(mm) => unsafe { first_vma_locked(mm, span.clone()) }
                 .map(f)
                 .transpose(),
@@ -197,11 +196,11 @@ impl Process<'_> {
 }
 
 impl<P: Provider> Inner<P> {
-    /// As [`DeviceMemory::populate_from`], but for the mmap lock: it is held all the time.
+    /// As [`DeviceMemory::populate_from`], but with the mmap lock held all the time.
     ///
     /// # Safety
     ///
-    /// The mmap lock of `mm` must be held.
+    /// The caller must hold the mmap lock of `mm`.
     pub(super) unsafe fn populate_locked(
         &self,
         mm: &MmWithUser,
@@ -235,25 +234,25 @@ impl<P: Provider> Inner<P> {
         Ok(total)
     }
 
-    /// Moves what is in the first VMA that overlaps `rest`, which is what is behind it then. None if there is no
-    /// VMA.
+    /// Migrates the pages in the first VMA that overlaps `rest`, and sets the start of `rest` to the end of that VMA.
+    /// Returns none if there is no VMA.
     fn populate_first(
         &self,
         process: &Process<'_>,
         rest: &mut Range<usize>,
         options: Options,
     ) -> Result<Option<Moved>> {
-        let mut made: Option<Arc<Block<P>>> = None;
+        let mut allocated: Option<Arc<Block<P>>> = None;
         let mut allocate = |wait, size, request: &AllocRequest<'_>, frames: &mut [usize]| {
             let block = Block::allocate(self, request, frames, size, wait)?;
-            made = block.clone();
+            allocated = block.clone();
             Ok(block.map(Block::into_devmem))
         };
-        let first = process.with_vma(rest, |vma| {
+        let found = process.with_vma(rest, |vma| {
             let part = vma.start().max(rest.start)..vma.end().min(rest.end);
             let size = part.len();
             let mut migration = Move::new(&self.pagemap, options, part.clone())?;
-            // SAFETY: The mmap lock is held; what is allocated is as it must be.
+            // SAFETY: The mmap lock is held. `Block::allocate()` does what `Target` says.
             let moved = unsafe {
                 migration.run(vma, &mut |request, frames| {
                     allocate(Wait::MustNot, size, request, frames)
@@ -261,7 +260,7 @@ impl<P: Provider> Inner<P> {
             }?;
             Ok((part, migration, moved))
         })?;
-        let Some((part, mut migration, moved)) = first else {
+        let Some((part, mut migration, moved)) = found else {
             return Ok(None);
         };
         rest.start = part.end;
@@ -269,25 +268,25 @@ impl<P: Provider> Inner<P> {
             Some(moved) => moved,
             None => {
                 let size = part.len();
-                // SAFETY: What is allocated is as it must be.
+                // SAFETY: `Block::allocate()` does what `Target` says.
                 unsafe {
                     migration.allocate(process.mm(), &mut |request, frames| {
                         allocate(Wait::May, size, request, frames)
                     })
                 }?;
-                let again = process.with_vma(&part, |vma| {
+                let second = process.with_vma(&part, |vma| {
                     if vma.start() > part.start || vma.end() < part.end {
                         return Ok(None);
                     }
-                    // SAFETY: The mmap lock is held; nothing is allocated.
+                    // SAFETY: The mmap lock is held. The target allocates nothing.
                     unsafe { migration.run(vma, &mut |_, _| Ok(None)) }
                 })?;
-                again.flatten().unwrap_or(migration.raced())
+                second.flatten().unwrap_or(migration.raced())
             }
         };
-        // The provider is not told that the memory is free before it is told that it is in use, as the
-        // reference that the migration holds is the folios'.
-        if let (Some(block), true) = (made, moved.moved != 0) {
+        // `migration` is dropped after this: it holds the folios' reference, so the provider's `detached()` is called
+        // only after `attached()`.
+        if let (Some(block), true) = (allocated, moved.moved != 0) {
             self.provider.attached(block);
         }
         drop(migration);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A pagemap with its provider, and the operations that C calls: each finds the provider, and calls the
-//! function of the same purpose of [`Provider`].
+//! A pagemap with its provider, and the operations that C code calls: each finds the provider, and calls the
+//! corresponding function of [`Provider`].
 
 use super::{
     super::{
@@ -36,11 +36,11 @@ use kernel_ext::{
     }, //
 };
 
-/// A [`Pagemap`] and its provider.
+/// A [`Pagemap`] with its provider.
 ///
 /// # Invariants
 ///
-/// `memory` is what `pagemap` describes.
+/// `pagemap` describes `memory`.
 #[repr(C)]
 #[pin_data]
 pub(super) struct Inner<P: Provider> {
@@ -67,22 +67,24 @@ impl<P: Provider> Inner<P> {
         copy_to_ram: Some(Self::copy_to_ram),
     };
 
+    /// Returns the object of a pagemap.
+    ///
     /// # Safety
     ///
-    /// `pagemap` must be the first part of an `Inner<P>` that is referred to during `'a`.
+    /// `pagemap` must be the first field of an `Inner<P>`, and have a reference during `'a`.
     pub(super) unsafe fn of<'a>(pagemap: *mut ext::drm_pagemap) -> &'a Self {
         // SAFETY: By this function's requirements.
         unsafe { &*pagemap.cast() }
     }
 
-    /// The number of a page.
+    /// Returns the number of a device page.
     ///
     /// # Safety
     ///
-    /// The page must be one of this memory's.
+    /// The page must be one of this memory.
     unsafe fn device_page(&self, page: *mut page) -> usize {
         NonNull::new(page).map_or(0, |page| {
-            // SAFETY: It is a page, by this function's requirements.
+            // SAFETY: The caller guarantees that it is a page.
             let frame = unsafe { zone_device::frame_of(page) };
             frame - self.memory.frames().start
         })
@@ -90,7 +92,7 @@ impl<P: Provider> Inner<P> {
 
     /// # Safety
     ///
-    /// As an operation of the pagemap, for a page that is in use.
+    /// Called as an operation of the pagemap, for a page that is in use.
     unsafe extern "C" fn device_map(
         pagemap: *mut ext::drm_pagemap,
         dev: *mut device,
@@ -120,13 +122,13 @@ impl<P: Provider> Inner<P> {
 
     /// # Safety
     ///
-    /// As an operation of the pagemap, for what [`device_map`](Self::device_map) returned.
+    /// Called as an operation of the pagemap, with a segment that [`device_map`](Self::device_map) returned.
     unsafe extern "C" fn device_unmap(
         pagemap: *mut ext::drm_pagemap,
         dev: *mut device,
         addr: *const ext::drm_pagemap_addr,
     ) {
-        // SAFETY: By this function's requirements; the layout of segments is that of C.
+        // SAFETY: By this function's requirements; `Segment` has the layout of `struct drm_pagemap_addr`.
         let (this, device, segment) = unsafe {
             (
                 Self::of(pagemap),
@@ -139,7 +141,7 @@ impl<P: Provider> Inner<P> {
 
     /// # Safety
     ///
-    /// As an operation of the pagemap.
+    /// Called as an operation of the pagemap, with the mmap lock of `mm` held.
     unsafe extern "C" fn populate_mm(
         pagemap: *mut ext::drm_pagemap,
         start: c_ulong,
@@ -150,7 +152,7 @@ impl<P: Provider> Inner<P> {
         // SAFETY: By this function's requirements.
         let (this, mm) = unsafe { (Self::of(pagemap), MmWithUser::from_raw(mm)) };
         let timeslice_ms = u32::try_from(timeslice_ms).unwrap_or(u32::MAX);
-        // SAFETY: The mmap lock is held by the caller.
+        // SAFETY: The caller holds the mmap lock.
         match unsafe { this.populate_locked(mm, start..end, timeslice_ms, Sources::Devices) } {
             Ok(_) => 0,
             Err(e) => e.to_errno(),
@@ -159,15 +161,15 @@ impl<P: Provider> Inner<P> {
 
     /// # Safety
     ///
-    /// To be called once, when nobody refers to the pagemap any more.
+    /// Called once, when the pagemap has no references any more.
     unsafe extern "C" fn destroy(pagemap: *mut ext::drm_pagemap, _is_atomic_or_reclaim: bool) {
-        // SAFETY: It was made in a box, by `DeviceMemory::new()`.
+        // SAFETY: `DeviceMemory::new()` created the object in a box.
         drop(unsafe { KBox::from_raw(pagemap.cast::<Self>()) });
     }
 
     /// # Safety
     ///
-    /// As an operation of an allocation of this provider's.
+    /// Called as an operation of a block of this provider.
     unsafe extern "C" fn populate_devmem_pfn(
         devmem: *mut ext::drm_pagemap_devmem,
         pages: c_ulong,
@@ -191,14 +193,15 @@ impl<P: Provider> Inner<P> {
 
     /// # Safety
     ///
-    /// The arrays must have `count` entries, and the pages be of this provider's memory, held.
+    /// The arrays must have `count` entries. The pages must be of this provider's memory, and the caller must hold
+    /// references to them.
     unsafe fn copy(
         pages: *mut *mut page,
         others: *mut ext::drm_pagemap_addr,
         count: c_ulong,
         to_device: bool,
     ) -> c_int {
-        // SAFETY: By this function's requirements; the layout of segments is that of C.
+        // SAFETY: By this function's requirements; `Segment` has the layout of `struct drm_pagemap_addr`.
         let (pages, others) = unsafe {
             (
                 slice::from_raw_parts(pages, count),
@@ -208,7 +211,7 @@ impl<P: Provider> Inner<P> {
         let Some(first) = pages.iter().find_map(|page| NonNull::new(*page)) else {
             return 0;
         };
-        // SAFETY: The pages are of this provider's memory, and held.
+        // SAFETY: The page is of this provider's memory, and the caller holds a reference to it.
         let this = unsafe { Self::of(zdd::pagemap_of_page(first).as_raw()) };
         let copy = Copy {
             to_device,
