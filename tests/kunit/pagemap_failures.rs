@@ -168,6 +168,8 @@ mod tests {
                         }
                         is_unmapped(&two)?;
                         check(&span)?;
+                        // Let the worker free the memory of the earlier blocks.
+                        gpusvm::pagemap::flush();
                         to_device(env, &one, &span)?;
                         Ok(())
                     },

@@ -470,7 +470,8 @@ mod tests {
             // The CPU's fault that allows the write migrates the pages back.
             let served = fault_with(&svm, BASE, &ctx(Access::Write, pagemap))?;
             ensure_eq!((served.seen.device, served.seen.writable), (0, 16));
-            ensure_eq!(served.retries, 0);
+            // A slow machine may not migrate all of them in the time of one attempt.
+            ensure!(served.retries <= 1);
             ensure_eq!(vram.take_done().to_ram, 16);
             check(&span)
         })

@@ -64,21 +64,21 @@ mod tests {
         with_provider(|_, provider| {
             let (refs, of_drm) = (module_refs(), drm_refs(provider.drm()));
             let registered = Registration::new(provider.drm(), Region::of(&provider)?)?;
-            let place = registered.place(1);
+            let region = registered.region(1);
             ensure_eq!((module_refs(), drm_refs(provider.drm())), (refs, of_drm));
             let memory = provider.cached()?;
-            ensure!(same(&place.open()?, &memory));
-            ensure_eq!(registered.place(0).open().err(), Some(ENOENT));
-            ensure!(place == registered.place(1) && place != registered.place(0));
+            ensure!(same(&region.open()?, &memory));
+            ensure_eq!(registered.region(0).open().err(), Some(ENOENT));
+            ensure!(region == registered.region(1) && region != registered.region(0));
             drop(memory);
             hold::flush();
             ensure_eq!((module_refs(), drm_refs(provider.drm())), (refs, of_drm));
 
-            // The end of the registration drops the driver's registry; the place stays valid, but
+            // The end of the registration drops the driver's registry; the region stays valid, but
             // cannot be opened.
             drop(registered);
             ensure_eq!(REGISTRIES.load(Relaxed), 0);
-            ensure_eq!(place.open().err(), Some(ENODEV));
+            ensure_eq!(region.open().err(), Some(ENODEV));
             ensure_eq!(made(), 1);
             Ok(())
         })
@@ -88,13 +88,13 @@ mod tests {
     fn a_new_offer_is_another_place() -> Result {
         with_provider(|_, provider| {
             let registered = Registration::new(provider.drm(), Region::of(&provider)?)?;
-            let before = registered.place(1);
+            let before = registered.region(1);
             drop(registered);
             let registered = Registration::new(provider.drm(), Region::of(&provider)?)?;
             let memory = provider.cached()?;
-            ensure!(before != registered.place(1));
+            ensure!(before != registered.region(1));
             ensure_eq!(before.open().err(), Some(ENODEV));
-            ensure!(same(&registered.place(1).open()?, &memory));
+            ensure!(same(&registered.region(1).open()?, &memory));
             Ok(())
         })
     }

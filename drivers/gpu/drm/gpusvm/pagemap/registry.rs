@@ -89,10 +89,10 @@ impl Registration {
     }
 
     /// Returns a reference to the region with this number, for use by other drivers.
-    pub fn place(&self, region: u32) -> RegionRef {
+    pub fn region(&self, number: u32) -> RegionRef {
         RegionRef {
             slot: self.0.clone(),
-            region,
+            region: number,
         }
     }
 }
