@@ -56,12 +56,14 @@ struct Shared {
     pages: usize,
 }
 
+type Blocks = KVec<Arc<Block<Vram>>>;
+
 /// The provider.
 pub(crate) struct Vram {
     shared: Arc<Shared>,
     port: DmaMemory,
     bytes: Pin<KBox<Mutex<KVVec<u8>>>>,
-    handles: Pin<KBox<Mutex<KVec<Arc<Block<Vram>>>>>>,
+    blocks: Pin<KBox<Mutex<Blocks>>>,
     cost: Atomic<u64>,
     copied: Atomic<u64>,
 }
@@ -99,10 +101,10 @@ impl Vram {
             port: DmaMemory::new(parent)?,
             bytes: KBox::pin_init(new_mutex!(bytes, "gpusvm_bench.bytes"), GFP_KERNEL)?,
             // There are not more than one for each of the smallest chunks.
-            handles: KBox::pin_init(
+            blocks: KBox::pin_init(
                 new_mutex!(
                     KVec::with_capacity(1024, GFP_KERNEL)?,
-                    "gpusvm_bench.handles"
+                    "gpusvm_bench.blocks"
                 ),
                 GFP_KERNEL,
             )?,
@@ -122,7 +124,7 @@ impl Vram {
 
     /// One of the allocations that pages of a process are in.
     pub(crate) fn handle(&self) -> Option<Arc<Block<Self>>> {
-        self.handles.lock().last().cloned()
+        self.blocks.lock().last().cloned()
     }
 }
 
@@ -202,16 +204,16 @@ impl Provider for Vram {
 
     fn attached(&self, handle: Arc<Block<Self>>) {
         // What there is no room for cannot be evicted, which fails the measurement.
-        let _ = self.handles.lock().push_within_capacity(handle);
+        let _ = self.blocks.lock().push_within_capacity(handle);
     }
 
     fn detached(&self, memory: &Memory) {
-        let mut handles = self.handles.lock();
-        let place = handles
+        let mut blocks = self.blocks.lock();
+        let place = blocks
             .iter()
             .position(|handle| core::ptr::eq(handle.memory(), memory));
-        let handle = place.and_then(|place| handles.remove(place).ok());
-        drop(handles);
+        let handle = place.and_then(|place| blocks.remove(place).ok());
+        drop(blocks);
         drop(handle);
     }
 }
