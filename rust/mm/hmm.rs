@@ -59,6 +59,19 @@ pub enum HmmRequest {
     Write,
 }
 
+impl HmmRequest {
+    /// What an entry has of a page that is as demanded, unless the page is a device's.
+    fn flags(self) -> c_ulong {
+        const VALID: c_ulong = bindings::hmm_pfn_flags_HMM_PFN_VALID as c_ulong;
+        const WRITE: c_ulong = bindings::hmm_pfn_flags_HMM_PFN_WRITE as c_ulong;
+        match self {
+            HmmRequest::Snapshot => 0,
+            HmmRequest::Read => VALID,
+            HmmRequest::Write => VALID | WRITE,
+        }
+    }
+}
+
 /// One entry of a walk's result, a `hmm_pfn`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
@@ -82,19 +95,14 @@ impl Pfn {
         self.0 & bindings::hmm_pfn_flags_HMM_PFN_ERROR as c_ulong != 0
     }
 
-    /// Whether the page is as `request` demands. A page of the memory of a device with the owner of the walk
-    /// is taken as it is, as by HMM, also one that may not be written.
-    fn satisfies(self, request: HmmRequest) -> bool {
-        match request {
-            HmmRequest::Snapshot => true,
-            HmmRequest::Read => self.is_valid(),
-            HmmRequest::Write => {
-                self.is_valid()
-                    && (self.is_writable()
-                        // SAFETY: The page was there when the walk saw it, and has its `struct page`.
-                        || unsafe { bindings::is_device_private_page(self.page()) })
-            }
-        }
+    /// Whether the page is as is demanded by a request with these [`flags`](HmmRequest::flags). A page of the memory
+    /// of a device with the owner of the walk is taken as it is, as by HMM, also one that may not be written.
+    #[inline]
+    fn has(self, flags: c_ulong) -> bool {
+        self.0 & flags == flags
+            || (self.is_valid()
+                // SAFETY: The page was there when the walk saw it, and has its `struct page`.
+                && unsafe { bindings::is_device_private_page(self.page()) })
     }
 
     /// Log2 of the number of pages that the CPU maps by the entry that this page belongs to.
@@ -129,6 +137,12 @@ impl Pfn {
     /// The same of another frame.
     fn moved_to(self, frame: usize) -> Self {
         Self(self.flags() | frame as c_ulong)
+    }
+
+    /// The same of the next frame; one of a huge page has one.
+    #[inline]
+    fn following(self) -> Self {
+        Self(self.0.wrapping_add(1))
     }
 
     /// An entry made from its parts, for tests of what is computed from entries.
@@ -249,21 +263,57 @@ impl Walk {
         self.request = Some(request);
     }
 
-    /// Has HMM look at the pages from number `from` on. Fails with `EBUSY` when an invalidation came since the
-    /// sequence number was read, and `ENOMEM`.
+    /// The number of the page behind the huge page that the page with the number `index` lies in, if it does; at
+    /// most how many pages there are.
+    fn huge_end(&self, index: usize) -> usize {
+        let page = (self.span.start >> PAGE_SHIFT) + index;
+        (index + HUGE_PAGES - page % HUGE_PAGES).min(self.pfns.len())
+    }
+
+    /// The pages from number `from` on that are looked at next. They lie in one huge page, if that is how they are
+    /// mapped. Of a whole one it is the first: its entry may tell of all, and a fault of it bring all.
+    fn next(&self, from: usize) -> Range<usize> {
+        let end = self.huge_end(from);
+        match end - from {
+            HUGE_PAGES => from..from + 1,
+            _ => from..end,
+        }
+    }
+
+    /// The number of the page behind the [`next`](Self::next) pages, which were looked at, and all that their last
+    /// entry tells of: if the page table has one entry for a huge page, the others are made as HMM makes them.
+    fn behind(&mut self, seen: Range<usize>) -> usize {
+        let end = self.huge_end(seen.start);
+        match self.pfns.get_mut(seen.end - 1..end) {
+            Some([last, others @ ..]) if last.is_valid() && last.map_order() >= HUGE_ORDER => {
+                let mut pfn = *last;
+                for other in others {
+                    pfn = pfn.following();
+                    *other = pfn;
+                }
+                end
+            }
+            _ => seen.end,
+        }
+    }
+
+    /// Has HMM look at the pages with these numbers, all in one huge page if they are mapped by one. Fails
+    /// with `EBUSY` when an invalidation came since the sequence number was read, and `ENOMEM`.
     ///
     /// # Safety
     ///
     /// `range` must be that of [`prepare`](Self::prepare), and the mmap lock of its notifier's mm be held.
-    unsafe fn look(&mut self, range: &mut bindings::hmm_range, from: usize) -> Result {
-        let pfns = self.pfns.get_mut(from..).ok_or(EINVAL)?;
-        range.start = (self.span.start + (from << PAGE_SHIFT)) as c_ulong;
+    unsafe fn look(&mut self, range: &mut bindings::hmm_range, pages: Range<usize>) -> Result {
+        let start = self.span.start + (pages.start << PAGE_SHIFT);
+        range.start = start as c_ulong;
+        range.end = (start + (pages.len() << PAGE_SHIFT)) as c_ulong;
+        let pfns = self.pfns.get_mut(pages).ok_or(EINVAL)?;
         range.hmm_pfns = pfns.as_mut_ptr().cast();
         // SAFETY: `range` is complete, its array has an entry for each page, and the mmap lock is held.
         to_result(unsafe { bindings::hmm_range_fault(range) })?;
-        // HMM takes the first page of a huge page of device memory for that at the start of the span,
+        // HMM takes the first page of a huge page of device memory for that at the start of what it looks at,
         // wherever in the huge page that is. (Of huge pages of RAM it does not.)
-        let offset = ((self.span.start >> PAGE_SHIFT) + from) % HUGE_PAGES;
+        let offset = (start >> PAGE_SHIFT) % HUGE_PAGES;
         let Some(first) = pfns.first().copied() else {
             return Ok(());
         };
@@ -271,23 +321,26 @@ impl Walk {
             return Ok(());
         }
         let right = first.frame() - first.frame() % HUGE_PAGES + offset;
-        for (index, pfn) in pfns.iter_mut().take(HUGE_PAGES - offset).enumerate() {
+        for (index, pfn) in pfns.iter_mut().enumerate() {
             *pfn = pfn.moved_to(right + index);
         }
         Ok(())
     }
 
-    /// The next pages from number `from` on that are not as `request` demands, all for the same reason.
-    fn missing(&self, from: usize, request: HmmRequest) -> Option<Range<usize>> {
-        let is_missing = |pfn: &Pfn| !pfn.satisfies(request);
-        let start = from + self.pfns.get(from..)?.iter().position(is_missing)?;
-        let rest = self.pfns.get(start..)?;
+    /// The next of these pages that are not as `request` demands, all for the same reason.
+    fn missing(&self, pages: Range<usize>, request: HmmRequest) -> Option<Range<usize>> {
+        let flags = request.flags();
+        let is_missing = |pfn: &Pfn| !pfn.has(flags);
+        let pfns = self.pfns.get(pages.clone())?;
+        let index = pfns.iter().position(is_missing)?;
+        let rest = pfns.get(index..)?;
         let unusable = rest.first()?.is_unusable();
-        let pages = rest
+        let count = rest
             .iter()
             .take_while(|pfn| is_missing(pfn) && pfn.is_unusable() == unusable)
             .count();
-        Some(start..start + pages)
+        let start = pages.start + index;
+        Some(start..start + count)
     }
 
     /// Walks `span` and faults in what `request` demands.
@@ -346,27 +399,55 @@ impl Walk {
         patience: &mut Patience,
     ) -> Result<bool> {
         let mut from = 0;
-        loop {
-            // SAFETY: By this function's requirements. What was seen before `from` holds, as long as no
+        while from < self.pfns.len() {
+            let pages = self.next(from);
+            // SAFETY: By this function's requirements. What was seen of the pages before holds, as long as no
             // invalidation came.
-            unsafe { self.look(range, from) }?;
-            let Some(first) = self.missing(from, request) else {
+            if !unsafe { self.fault_pages(range, pages.clone(), request, lock, patience) }? {
+                return Ok(false);
+            }
+            from = self.behind(pages);
+        }
+        Ok(true)
+    }
+
+    /// The same for the pages with these numbers, as [`next`](Self::next) gives them.
+    ///
+    /// # Safety
+    ///
+    /// As for [`look`](Self::look).
+    unsafe fn fault_pages(
+        &mut self,
+        range: &mut bindings::hmm_range,
+        mut pages: Range<usize>,
+        request: HmmRequest,
+        lock: &mut MmapLock,
+        patience: &mut Patience,
+    ) -> Result<bool> {
+        loop {
+            // SAFETY: By this function's requirements.
+            unsafe { self.look(range, pages.clone()) }?;
+            let Some(mut run) = self.missing(pages.clone(), request) else {
                 return Ok(true);
             };
-            if !patience.allows(first.start) {
+            if !patience.allows(run.start) {
                 return Err(EBUSY);
             }
-            from = first.start;
-            let mut next = Some(first);
-            while let Some(run) = next {
+            pages.start = run.start;
+            loop {
                 self.fault_in(&run, request, lock)?;
                 if !lock.held {
                     return Ok(false);
                 }
-                if patience.is_over() {
-                    break;
+                match self.missing(run.end..pages.end, request) {
+                    Some(next) if !patience.is_over() => run = next,
+                    Some(_) => break,
+                    None => {
+                        // The rest was there.
+                        pages.end = run.end;
+                        break;
+                    }
                 }
-                next = self.missing(run.end, request);
             }
         }
     }
@@ -408,8 +489,13 @@ impl Walk {
         let mut range = self.prepare(notifier, span, owner)?;
         // SAFETY: `notifier` is inserted.
         range.notifier_seq = unsafe { notifier.read_begin() };
-        // SAFETY: The mmap lock is held.
-        unsafe { self.look(&mut range, 0) }?;
+        let mut from = 0;
+        while from < self.pfns.len() {
+            let pages = self.next(from);
+            // SAFETY: The mmap lock is held.
+            unsafe { self.look(&mut range, pages.clone()) }?;
+            from = self.behind(pages);
+        }
         self.finish(range.notifier_seq, HmmRequest::Snapshot);
         Ok(())
     }
