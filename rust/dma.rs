@@ -74,6 +74,9 @@ pub unsafe fn obstacle_to_sharing(dev: *mut device) -> Option<&'static str> {
     }
 }
 
+/// `DMA_MAPPING_ERROR`.
+const MAPPING_ERROR: u64 = !0;
+
 /// Maps `size` bytes from the start of `page`, `dma_map_page()`.
 ///
 /// Nothing is bounced, and the memory is coherent: where that cannot be, it fails.
@@ -96,8 +99,7 @@ pub unsafe fn map_page(
     probe::call(dev, Call::Map, size)?;
     // SAFETY: By this function's requirements.
     let addr = unsafe { bindings::dma_map_page(dev, page, 0, size, dir.c()) };
-    // SAFETY: `dev` is valid.
-    if unsafe { bindings::dma_mapping_error(dev, addr) } != 0 {
+    if addr == MAPPING_ERROR {
         return Err(EFAULT);
     }
     Ok(addr)
@@ -216,7 +218,7 @@ pub unsafe fn iova_free(dev: *mut device, state: &mut IovaState) {
     *state = IovaState::default();
 }
 
-/// A call of this module, as a test's [`probe`] sees it.
+/// A call of this module, as a test's probe sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     /// [`map_page`]

@@ -77,12 +77,12 @@ int kext_fault_in(struct mm_struct *mm, unsigned long addr, unsigned long end, b
 	for (end = min(end, vma->vm_end); addr < end; addr += PAGE_SIZE) {
 		vm_fault_t ret = handle_mm_fault(vma, addr, flags, NULL);
 
-		if (ret & (VM_FAULT_COMPLETED | VM_FAULT_RETRY)) {
+		if (unlikely(ret & (VM_FAULT_COMPLETED | VM_FAULT_RETRY | VM_FAULT_ERROR))) {
+			if (!(ret & (VM_FAULT_COMPLETED | VM_FAULT_RETRY)))
+				return vm_fault_to_errno(ret, 0) ?: -EFAULT;
 			*locked = false;
 			return fatal_signal_pending(current) ? -EINTR : 0;
 		}
-		if (ret & VM_FAULT_ERROR)
-			return vm_fault_to_errno(ret, 0) ?: -EFAULT;
 		if (fatal_signal_pending(current))
 			return -EINTR;
 	}
@@ -132,7 +132,7 @@ struct dev_pagemap *kext_device_page_pgmap(const struct page *page)
  * and what was given up by MADV_FREE (which may be on its way to the page still, so that
  * the page does not tell). If @write, or if it makes no file dirty, it is made so.
  */
-bool kext_page_keep_stores(struct page *page, bool write)
+static bool page_keep_stores(struct page *page, bool write)
 {
 	struct folio *folio = page_folio(page);
 
@@ -142,6 +142,23 @@ bool kext_page_keep_stores(struct page *page, bool write)
 		return false;
 	folio_mark_dirty(folio);
 	return true;
+}
+
+/*
+ * The page of an entry of HMM's; with bit 0 if it is memory of a device, and bit 1 if the CPU may write it and
+ * page_keep_stores() says so. One call, which is made for each page that a device maps.
+ */
+unsigned long kext_hmm_pfn_resolve(unsigned long hmm_pfn, bool write)
+{
+	struct page *page = hmm_pfn_to_page(hmm_pfn);
+	unsigned long resolved = (unsigned long)page;
+
+	BUILD_BUG_ON(__alignof__(struct page) < 4);
+	if (is_zone_device_page(page))
+		resolved |= 1;
+	if ((hmm_pfn & HMM_PFN_WRITE) && page_keep_stores(page, write))
+		resolved |= 2;
+	return resolved;
 }
 
 /*

@@ -91,6 +91,7 @@ impl Pfn {
     }
 
     /// Whether there is memory that HMM cannot use, or no memory.
+    #[inline]
     fn is_unusable(self) -> bool {
         self.0 & bindings::hmm_pfn_flags_HMM_PFN_ERROR as c_ulong != 0
     }
@@ -129,6 +130,20 @@ impl Pfn {
         unsafe { bindings::hmm_pfn_to_page(self.0) }
     }
 
+    /// Resolves the entry to its page, for a device that is to write the page (`write`) or only to read it.
+    ///
+    /// A store of a device leaves no trace in the CPU's page tables. A page that the CPU may write is therefore
+    /// marked dirty if the device is to write it, or if that makes no file dirty.
+    ///
+    /// # Safety
+    ///
+    /// The CPU must have the page mapped as the entry says, and the page must stay allocated.
+    #[inline]
+    pub unsafe fn resolve(self, write: bool) -> ResolvedPage {
+        // SAFETY: By this function's requirements.
+        ResolvedPage(unsafe { bindings::hmm_pfn_resolve(self.0, write) })
+    }
+
     /// What the flags of this entry are, its frame number left out; see [`Walk::run`].
     fn flags(self) -> c_ulong {
         self.0 & bindings::hmm_pfn_flags_HMM_PFN_FLAGS as c_ulong
@@ -159,6 +174,34 @@ impl Pfn {
     }
 }
 
+/// A page as [`Pfn::resolve`] finds it: its address, and two bits.
+#[derive(Clone, Copy, Debug)]
+pub struct ResolvedPage(c_ulong);
+
+impl ResolvedPage {
+    const ZONE_DEVICE: c_ulong = 1;
+    const KEEPS_STORES: c_ulong = 2;
+
+    /// The page.
+    #[inline]
+    pub fn page(self) -> *mut kernel::bindings::page {
+        // CAST: An address.
+        (self.0 & !(Self::ZONE_DEVICE | Self::KEEPS_STORES)) as *mut _
+    }
+
+    /// Whether it is memory of a device.
+    #[inline]
+    pub fn is_zone_device(self) -> bool {
+        self.0 & Self::ZONE_DEVICE != 0
+    }
+
+    /// Whether the CPU may write it, and reclaim and writeback see that it was written.
+    #[inline]
+    pub fn keeps_stores(self) -> bool {
+        self.0 & Self::KEEPS_STORES != 0
+    }
+}
+
 /// The number of pages of the largest power-of-two block that starts at entry `index` and lies both
 /// in the CPU's mapping of that entry and in the `pages` entries of the walk.
 ///
@@ -170,6 +213,39 @@ pub fn block_pages(pfn: Pfn, index: usize, pages: usize) -> usize {
     let left = left.min(pages.saturating_sub(index)).max(1);
     // The largest power of two that is not above `left`.
     1usize << (usize::BITS - 1 - left.leading_zeros())
+}
+
+/// The first of these entries that do not [have](Pfn::has) `flags`, all for the same reason.
+fn first_run(pfns: &[Pfn], flags: c_ulong) -> Option<Range<usize>> {
+    let is_missing = |pfn: &Pfn| !pfn.has(flags);
+    let start = pfns.iter().position(is_missing)?;
+    let rest = pfns.get(start..)?;
+    let first = *rest.first()?;
+    // Where there is nothing the entries are the same.
+    let is_alike = |pfn: &&Pfn| {
+        **pfn == first || (is_missing(pfn) && pfn.is_unusable() == first.is_unusable())
+    };
+    let count = rest.iter().take_while(is_alike).count();
+    Some(start..start + count)
+}
+
+/// Corrects the frames of entries that HMM made from one of a huge page, of pages from number `page` of the address
+/// space on.
+///
+/// HMM takes the first page of a huge page of device memory for that at the start of what it looks at,
+/// wherever in the huge page that is. (Of huge pages of RAM it does not.)
+fn correct_frames(pfns: &mut [Pfn], page: usize) {
+    let Some(frame) = pfns.first().map(|pfn| pfn.frame()) else {
+        return;
+    };
+    let offset = page % HUGE_PAGES;
+    if frame % HUGE_PAGES == offset {
+        return;
+    }
+    let right = frame - frame % HUGE_PAGES + offset;
+    for (index, pfn) in pfns.iter_mut().enumerate() {
+        *pfn = pfn.moved_to(right + index);
+    }
 }
 
 /// A look at the page tables of a span, and the memory for its result, which is kept for the next.
@@ -303,44 +379,37 @@ impl Walk {
     /// # Safety
     ///
     /// `range` must be that of [`prepare`](Self::prepare), and the mmap lock of its notifier's mm be held.
+    #[inline(always)]
     unsafe fn look(&mut self, range: &mut bindings::hmm_range, pages: Range<usize>) -> Result {
-        let start = self.span.start + (pages.start << PAGE_SHIFT);
-        range.start = start as c_ulong;
-        range.end = (start + (pages.len() << PAGE_SHIFT)) as c_ulong;
+        range.start = (self.span.start + (pages.start << PAGE_SHIFT)) as c_ulong;
+        range.end = (self.span.start + (pages.end << PAGE_SHIFT)) as c_ulong;
         let pfns = self.pfns.get_mut(pages).ok_or(EINVAL)?;
         range.hmm_pfns = pfns.as_mut_ptr().cast();
         // SAFETY: `range` is complete, its array has an entry for each page, and the mmap lock is held.
-        to_result(unsafe { bindings::hmm_range_fault(range) })?;
-        // HMM takes the first page of a huge page of device memory for that at the start of what it looks at,
-        // wherever in the huge page that is. (Of huge pages of RAM it does not.)
-        let offset = (start >> PAGE_SHIFT) % HUGE_PAGES;
-        let Some(first) = pfns.first().copied() else {
-            return Ok(());
-        };
-        if offset == 0 || first.map_order() != HUGE_ORDER || first.frame() % HUGE_PAGES == offset {
-            return Ok(());
+        let error = unsafe { bindings::hmm_range_fault(range) };
+        if error != 0 {
+            return to_result(error);
         }
-        let right = first.frame() - first.frame() % HUGE_PAGES + offset;
-        for (index, pfn) in pfns.iter_mut().enumerate() {
-            *pfn = pfn.moved_to(right + index);
+        match pfns.first() {
+            Some(first) if first.map_order() == HUGE_ORDER => {
+                correct_frames(pfns, range.start as usize >> PAGE_SHIFT);
+            }
+            _ => {}
         }
         Ok(())
     }
 
     /// The next of these pages that are not as `request` demands, all for the same reason.
+    #[inline(always)]
     fn missing(&self, pages: Range<usize>, request: HmmRequest) -> Option<Range<usize>> {
         let flags = request.flags();
-        let is_missing = |pfn: &Pfn| !pfn.has(flags);
         let pfns = self.pfns.get(pages.clone())?;
-        let index = pfns.iter().position(is_missing)?;
-        let rest = pfns.get(index..)?;
-        let unusable = rest.first()?.is_unusable();
-        let count = rest
-            .iter()
-            .take_while(|pfn| is_missing(pfn) && pfn.is_unusable() == unusable)
-            .count();
-        let start = pages.start + index;
-        Some(start..start + count)
+        // Mostly all of them are as demanded, which takes no branch for each to see.
+        if pfns.iter().fold(flags, |common, pfn| common & pfn.0) == flags {
+            return None;
+        }
+        let run = first_run(pfns, flags)?;
+        Some(pages.start + run.start..pages.start + run.end)
     }
 
     /// Walks `span` and faults in what `request` demands.
@@ -619,18 +688,33 @@ impl Iterator for Blocks<'_> {
     #[inline]
     fn next(&mut self) -> Option<PfnBlock> {
         let pfn = *self.pfns.get(self.next)?;
-        let pages = match pfn.map_order() {
+        let (pages, order) = match pfn.map_order() {
             // Most pages are by themselves.
-            0 => 1,
-            _ => block_pages(pfn, self.next, self.pfns.len()),
+            0 => (1, 0),
+            _ => {
+                let pages = block_pages(pfn, self.next, self.pfns.len());
+                (pages, pages.trailing_zeros())
+            }
         };
         debug_assert!(pfn.flags() != 0 || pages == 1);
         let block = PfnBlock {
             pfn,
             index: self.next,
-            order: pages.trailing_zeros(),
+            order,
         };
         self.next += pages;
         Some(block)
+    }
+
+    #[inline]
+    fn count(self) -> usize {
+        let rest = self.pfns.get(self.next..).unwrap_or_default();
+        // If all pages are by themselves it takes no branch for each to see.
+        if rest.first().is_none_or(|pfn| pfn.map_order() == 0)
+            && Pfn(rest.iter().fold(0, |common, pfn| common | pfn.0)).map_order() == 0
+        {
+            return rest.len();
+        }
+        self.fold(0, |count, _| count + 1)
     }
 }

@@ -41,8 +41,8 @@ use kernel_ext::{
     mm::{
         hmm::{
             Blocks,
-            Pfn,
             PfnBlock,
+            ResolvedPage,
             Walk, //
         },
         live_mm,
@@ -358,11 +358,12 @@ impl Transaction<'_> {
             let mut mapping = unsafe { pages.mapper(self.room) }?;
             let mut refused = refuses_system(ctx, &mapping);
             for block in batch.by_ref().take(BATCH) {
-                let page = block.pfn.page();
-                // SAFETY: By this function's requirements.
-                let dir = unsafe { direction(block.pfn, page, ctx.access) };
-                // SAFETY: The page is the CPU's, by this function's requirements.
-                if unsafe { ext::is_zone_device_page(page) } {
+                // SAFETY: The CPU has the page mapped and it stays allocated: the thread that takes it away
+                // invalidates it, and waits for the notifier lock; nor can a file be truncated under it, as
+                // that unmaps it first.
+                let resolved = unsafe { block.pfn.resolve(ctx.access == Access::Write) };
+                let (page, dir) = (resolved.page(), direction(resolved));
+                if resolved.is_zone_device() {
                     let untracked = self.untracked.as_ref().ok_or(Stop::Look)?;
                     // SAFETY: As above.
                     unsafe { map_device(&mut mapping, &block, page, dir, ctx, untracked) }?;
@@ -474,27 +475,16 @@ unsafe fn map_device(
     unsafe { mapping.device(block, page, pagemap, dir) }
 }
 
-/// What the devices may do with a page that was walked for `access`: as much as the CPU may without
-/// a fault, and no store that nobody would know of.
+/// What the devices may do with a page: as much as the CPU may without a fault, and no store that reclaim and
+/// writeback do not see.
 ///
 /// A store of a device leaves no trace in the CPU's page tables. So the page is marked dirty when it
 /// is mapped for writing. A page that is mapped for reading makes no file dirty: where a store would
 /// be lost it is mapped read-only, and the store faults. Whoever makes the page clean again
 /// invalidates it first.
-///
-/// # Safety
-///
-/// `page` must be that of `pfn`, and known to be the CPU's still: under the notifier lock, with the
-/// walk valid.
 #[inline]
-unsafe fn direction(pfn: Pfn, page: *mut page, access: Access) -> Direction {
-    if !pfn.is_writable() {
-        return Direction::ToDevice;
-    }
-    // SAFETY: The page is mapped by the CPU and stays allocated: who takes it away invalidates it,
-    // and waits for the notifier lock; nor can a file be truncated under it, as that unmaps it
-    // first.
-    if unsafe { ext::page_keep_stores(page, access == Access::Write) } {
+fn direction(page: ResolvedPage) -> Direction {
+    if page.keeps_stores() {
         Direction::Bidirectional
     } else {
         Direction::ToDevice
