@@ -51,12 +51,11 @@ impl Direction {
     }
 }
 
-/// Why a device cannot share memory with the CPU by the functions below; none if it can.
+/// Returns the reason why a device cannot share memory with the CPU by the functions below; none if it can.
 ///
-/// What is mapped is never handed over from the CPU to the device and back, so that it has to be one and
-/// the same memory for both, without copies in caches or bounce buffers. As `hmm_dma_map_alloc()` says, and
-/// where all DMA is made to bounce. The answer is a best approximation: where it turns out to be wrong,
-/// mapping fails.
+/// Both use the mapped memory at once, without a transfer of ownership, so that there must be no copies in caches or
+/// bounce buffers. The checks are those of `hmm_dma_map_alloc()`, and that for `swiotlb=force`. The answer is a best
+/// approximation: where it is wrong, mapping fails.
 ///
 /// # Safety
 ///
@@ -79,16 +78,15 @@ const MAPPING_ERROR: u64 = !0;
 
 /// Maps `size` bytes from the start of `page`, `dma_map_page()`.
 ///
-/// Nothing is bounced, and the memory is coherent: where that cannot be, it fails.
+/// The mapping is coherent and without a bounce buffer, or fails.
 ///
-/// Any address may be the result, 0 as well. Fails with `EFAULT` when the device cannot reach the
-/// page or mapping space is short, as `drm_gpusvm_get_pages()` does.
+/// The address may have any value, including 0. Fails with `EFAULT` if the device cannot reach the
+/// page or there is no IOVA space, as `drm_gpusvm_get_pages()` does.
 ///
 /// # Safety
 ///
 /// `dev` must be a device with a DMA mask that stays valid until the mapping is undone; `page` must
-/// be the first of physically contiguous pages of at least `size` bytes that stay allocated so
-/// long.
+/// be the first of physically contiguous pages of at least `size` bytes that stay allocated until then.
 #[inline]
 pub unsafe fn map_page(
     dev: *mut device,
@@ -105,11 +103,10 @@ pub unsafe fn map_page(
     Ok(addr)
 }
 
-/// Whether what [`map_page`] mapped must be undone by [`unmap_page`]: not where a device reaches all
-/// memory directly and nothing has to be copied or written back, `dma_need_unmap()`.
+/// Whether mappings of [`map_page`] must be undone by [`unmap_page`], `dma_need_unmap()`: not if the device reaches all
+/// memory directly and there is nothing to copy or to write back.
 ///
-/// The answer is for what was mapped before it was asked for. It is yes with DMA-API debugging, which
-/// keeps an account.
+/// The answer holds for mappings made before the call. With DMA-API debugging, which tracks mappings, it is true.
 ///
 /// # Safety
 ///
@@ -133,7 +130,7 @@ pub unsafe fn unmap_page(dev: *mut device, addr: u64, size: usize, dir: Directio
     unsafe { bindings::dma_unmap_page(dev, addr, size, dir.c()) }
 }
 
-/// Reserves `size` bytes of IOVA space, if the device has an IOMMU that this works with.
+/// Reserves `size` bytes of IOVA space. Returns false if the device has no IOMMU with that support.
 ///
 /// # Safety
 ///
@@ -174,7 +171,7 @@ pub unsafe fn iova_link(
     to_result(unsafe { bindings::dma_iova_link(dev, state, phys, offset, size, dir.c()) })
 }
 
-/// Makes what was linked in `[offset, offset + size)` visible to the device.
+/// Makes the links in `[offset, offset + size)` visible to the device.
 ///
 /// # Safety
 ///
@@ -190,7 +187,7 @@ pub unsafe fn iova_sync(
     to_result(unsafe { bindings::dma_iova_sync(dev, state, offset, size) })
 }
 
-/// Undoes links, and waits until the device cannot reach the memory.
+/// Removes the links in `[offset, offset + size)`, and waits until the device cannot reach the memory.
 ///
 /// # Safety
 ///
@@ -207,7 +204,7 @@ pub unsafe fn iova_unlink(
     unsafe { bindings::dma_iova_unlink(dev, state, offset, size, dir.c()) }
 }
 
-/// Gives a reservation back.
+/// Frees a reservation.
 ///
 /// # Safety
 ///
@@ -218,7 +215,7 @@ pub unsafe fn iova_free(dev: *mut device, state: &mut IovaState) {
     *state = IovaState::default();
 }
 
-/// A call of this module, as a test's probe sees it.
+/// A call of this module, for the probe of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     /// [`map_page`]
@@ -233,23 +230,22 @@ pub enum Call {
     Unlink,
 }
 
-/// Where tests come in: a probe sees each [`Call`] before it is made, and what it refuses fails.
+/// The hook of tests: a probe is called before each [`Call`], which fails if the probe returns an error.
 ///
-/// There is none on kernels without `CONFIG_DMA_API_DEBUG`. With it everything is unmapped that was
-/// mapped, so that a probe sees both.
+/// Only with `CONFIG_DMA_API_DEBUG`, with which everything that was mapped is also unmapped.
 #[cfg(CONFIG_DMA_API_DEBUG)]
 pub mod probe {
     use super::*;
     use kernel::sync::atomic::{Acquire, Atomic, Release};
 
-    /// Is given the device, the call, and the size in bytes. The error of a call that undoes
-    /// something is ignored.
+    /// The parameters are the device, the call, and the size in bytes. For calls that undo a mapping the error is
+    /// ignored.
     pub type Probe = fn(*mut device, Call, usize) -> Result;
 
     /// 0, or a [`Probe`].
     static PROBE: Atomic<usize> = Atomic::new(0);
 
-    /// Has all calls from now on seen by `probe`, or by nobody.
+    /// Calls `probe` for all calls from now on; none removes the probe.
     pub fn set(probe: Option<Probe>) {
         PROBE.store(probe.map_or(0, |probe| probe as usize), Release);
     }
@@ -259,7 +255,7 @@ pub mod probe {
         if probe == 0 {
             return Ok(());
         }
-        // SAFETY: Whatever is not 0 was a `Probe` when it was stored.
+        // SAFETY: A value other than 0 was stored by `set()` and is a `Probe`.
         let probe = unsafe { core::mem::transmute::<usize, Probe>(probe) };
         probe(dev, call, size)
     }
