@@ -51,12 +51,11 @@ impl Direction {
     }
 }
 
-/// Why a device cannot share memory with the CPU by the functions below; none if it can.
+/// Returns the reason why a device cannot share memory with the CPU by the functions below; none if it can.
 ///
-/// What is mapped is never handed over from the CPU to the device and back, so that it has to be one and
-/// the same memory for both, without copies in caches or bounce buffers. As `hmm_dma_map_alloc()` says, and
-/// where all DMA is made to bounce. The answer is a best approximation: where it turns out to be wrong,
-/// mapping fails.
+/// Both use the mapped memory at once, without a transfer of ownership, so that there must be no copies in caches or
+/// bounce buffers. The checks are those of `hmm_dma_map_alloc()`, and that for `swiotlb=force`. The answer is a best
+/// approximation: where it is wrong, mapping fails.
 ///
 /// # Safety
 ///
@@ -74,18 +73,20 @@ pub unsafe fn obstacle_to_sharing(dev: *mut device) -> Option<&'static str> {
     }
 }
 
+/// `DMA_MAPPING_ERROR`.
+const MAPPING_ERROR: u64 = !0;
+
 /// Maps `size` bytes from the start of `page`, `dma_map_page()`.
 ///
-/// Nothing is bounced, and the memory is coherent: where that cannot be, it fails.
+/// The mapping is coherent and without a bounce buffer, or fails.
 ///
-/// Any address may be the result, 0 as well. Fails with `EFAULT` when the device cannot reach the
-/// page or mapping space is short, as `drm_gpusvm_get_pages()` does.
+/// The address may have any value, including 0. Fails with `EFAULT` if the device cannot reach the
+/// page or there is no IOVA space, as `drm_gpusvm_get_pages()` does.
 ///
 /// # Safety
 ///
 /// `dev` must be a device with a DMA mask that stays valid until the mapping is undone; `page` must
-/// be the first of physically contiguous pages of at least `size` bytes that stay allocated so
-/// long.
+/// be the first of physically contiguous pages of at least `size` bytes that stay allocated until then.
 #[inline]
 pub unsafe fn map_page(
     dev: *mut device,
@@ -96,18 +97,16 @@ pub unsafe fn map_page(
     observer::call(dev, Call::Map, size)?;
     // SAFETY: By this function's requirements.
     let addr = unsafe { bindings::dma_map_page(dev, page, 0, size, dir.c()) };
-    // SAFETY: `dev` is valid.
-    if unsafe { bindings::dma_mapping_error(dev, addr) } != 0 {
+    if addr == MAPPING_ERROR {
         return Err(EFAULT);
     }
     Ok(addr)
 }
 
-/// Whether what [`map_page`] mapped must be undone by [`unmap_page`]: not where a device reaches all
-/// memory directly and nothing has to be copied or written back, `dma_need_unmap()`.
+/// Whether mappings of [`map_page`] must be undone by [`unmap_page`], `dma_need_unmap()`: not if the device reaches all
+/// memory directly and there is nothing to copy or to write back.
 ///
-/// The answer is for what was mapped before it was asked for. It is yes with DMA-API debugging, which
-/// keeps an account.
+/// The answer holds for mappings made before the call. With DMA-API debugging, which tracks mappings, it is true.
 ///
 /// # Safety
 ///
@@ -131,7 +130,7 @@ pub unsafe fn unmap_page(dev: *mut device, addr: u64, size: usize, dir: Directio
     unsafe { bindings::dma_unmap_page(dev, addr, size, dir.c()) }
 }
 
-/// Reserves `size` bytes of IOVA space, if the device has an IOMMU that this works with.
+/// Reserves `size` bytes of IOVA space. Returns false if the device has no IOMMU with that support.
 ///
 /// # Safety
 ///
@@ -172,7 +171,7 @@ pub unsafe fn iova_link(
     to_result(unsafe { bindings::dma_iova_link(dev, state, phys, offset, size, dir.c()) })
 }
 
-/// Makes what was linked in `[offset, offset + size)` visible to the device.
+/// Makes the links in `[offset, offset + size)` visible to the device.
 ///
 /// # Safety
 ///
@@ -188,7 +187,7 @@ pub unsafe fn iova_sync(
     to_result(unsafe { bindings::dma_iova_sync(dev, state, offset, size) })
 }
 
-/// Undoes links, and waits until the device cannot reach the memory.
+/// Removes the links in `[offset, offset + size)`, and waits until the device cannot reach the memory.
 ///
 /// # Safety
 ///
@@ -205,7 +204,7 @@ pub unsafe fn iova_unlink(
     unsafe { bindings::dma_iova_unlink(dev, state, offset, size, dir.c()) }
 }
 
-/// Gives a reservation back.
+/// Frees a reservation.
 ///
 /// # Safety
 ///
@@ -231,25 +230,24 @@ pub enum Call {
     Unlink,
 }
 
-/// An observer of all [`Call`]s, of whatever thread, for tests.
+/// The hook of tests: an observer is called before each [`Call`] of any thread.
 ///
-/// Static stubs of KUnit are of the test's own thread, and mappings are undone by others, too. There is no
-/// observer on kernels without `CONFIG_DMA_API_DEBUG`. With it, all that is mapped is unmapped, so that an observer
-/// sees both.
+/// A static stub of KUnit would replace functions in the test's own thread only, and other threads unmap as well. The
+/// hook exists only with `CONFIG_DMA_API_DEBUG`, with which everything that was mapped is also unmapped.
 #[cfg(CONFIG_DMA_API_DEBUG)]
 pub mod observer {
     use super::*;
     use core::ptr;
     use kernel::sync::atomic::{Acquire, Atomic, Release};
 
-    /// An observer. It is called before the call is made, with the device and the size in bytes. With an error,
-    /// the call fails, unless it is one that undoes something.
+    /// An observer. The parameters are the device, the call, and the size in bytes. If it returns an error the call
+    /// fails; for calls that undo a mapping the error is ignored.
     pub struct Observer(pub fn(*mut device, Call, usize) -> Result);
 
-    /// Null, or a static.
+    /// Null, or a pointer to a static.
     static OBSERVER: Atomic<*mut Observer> = Atomic::new(ptr::null_mut());
 
-    /// Has `observer` called from now on, or nothing.
+    /// Calls `observer` for all calls from now on; none removes the observer.
     pub fn set(observer: Option<&'static Observer>) {
         let observer = observer.map_or(ptr::null_mut(), |observer| {
             ptr::from_ref(observer).cast_mut()
@@ -258,7 +256,7 @@ pub mod observer {
     }
 
     pub(super) fn call(dev: *mut device, call: Call, size: usize) -> Result {
-        // SAFETY: It is null, or was made from a reference to a static, which nothing writes to.
+        // SAFETY: The pointer is null, or `set()` made it from a shared reference to a static.
         match unsafe { OBSERVER.load(Acquire).as_ref() } {
             Some(Observer(see)) => see(dev, call, size),
             None => Ok(()),

@@ -35,6 +35,7 @@ pub struct Node {
 
 impl Node {
     /// Returns an unlinked node for `span`, whose end is exclusive and must be above its start.
+    #[inline]
     pub fn new(span: Range<usize>) -> impl PinInit<Self> {
         let itree = bindings::interval_tree_node {
             start: span.start as c_ulong,
@@ -47,15 +48,23 @@ impl Node {
         })
     }
 
+    /// Sets the span of a node that is in no tree.
+    #[inline]
+    pub fn set_span(&mut self, span: Range<usize>) {
+        let itree = self.itree.get_mut();
+        itree.start = span.start as c_ulong;
+        itree.last = span.end.wrapping_sub(1) as c_ulong;
+    }
+
     /// Returns the first address, in bytes.
     pub fn start(&self) -> usize {
-        // SAFETY: `start` is written at initialization only.
+        // SAFETY: `start` is written only while nobody else knows the node.
         unsafe { (*self.itree.get()).start }
     }
 
     /// Returns the end, exclusive, in bytes; 0 if the interval includes the last address.
     pub fn end(&self) -> usize {
-        // SAFETY: `last` is written at initialization only.
+        // SAFETY: As above.
         unsafe { (*self.itree.get()).last }.wrapping_add(1)
     }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Work that a thread of a process does on its way to user mode.
+//! Callbacks that a thread of a process runs on its way to user mode.
 //!
-//! What runs is the kernel's code, in the thread's own context: in its cgroups, with its limits.
+//! The callback is kernel code in the context of that thread: with its cgroups and its limits.
 //!
 //! C header: [`include/linux/task_work.h`](srctree/include/linux/task_work.h)
 
@@ -21,40 +21,40 @@ use kernel::{
     workqueue::{Work, WorkItem}, //
 };
 
-/// How a thread is told.
+/// How the thread is notified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notify {
-    /// The thread does it when it returns to user mode next, which it is made to do if it is there. Its
-    /// sleep is not disturbed. `TWA_RESUME`.
+    /// The thread runs the callback when it next returns to user mode. A thread in user mode is interrupted; a
+    /// sleeping thread is not woken. `TWA_RESUME`.
     Resume,
-    /// As if it had a signal: an interruptible sleep ends, and with it the system call, which is restarted
-    /// or not, as its kind is. `TWA_SIGNAL`.
+    /// As for a signal: an interruptible sleep ends, and the system call is restarted or returns `EINTR`.
+    /// `TWA_SIGNAL`.
     Signal,
 }
 
-/// What a thread is to do.
+/// A callback for a thread.
 pub trait TaskWorkItem: Send + Sync + Sized + 'static {
-    /// Does it. Called once, by the thread, which may be exiting. May sleep.
+    /// Runs the callback. Called once, by the thread, which may be exiting. May sleep.
     fn run(&self);
 
-    /// Has `work` dropped by work on a queue that the module waits for before it goes, by
-    /// [`Queue::enqueue`](kernel::workqueue::Queue::enqueue). Called after [`run`](Self::run).
+    /// Enqueues `work` by [`Queue::enqueue`](kernel::workqueue::Queue::enqueue), on a queue that the module flushes
+    /// before it is unloaded; the worker drops it. Called after [`run`](Self::run).
     fn finish(work: Pin<KBox<TaskWork<Self>>>);
 }
 
-/// An item, to be [sent](Self::send) to a thread. It may take as long as that thread likes, and keeps the
-/// module all the while.
+/// An item that is [sent](Self::send) to a thread. There is no bound on when the thread runs it. Until the thread has
+/// left the module's code, the item holds a reference to the module.
 #[pin_data]
 pub struct TaskWork<E: TaskWorkItem> {
     #[pin]
     head: Opaque<bindings::callback_head>,
-    /// The thread has come back from the item, and runs the module's code no more.
+    /// Completed when the thread has returned from `func`, and so from the module's code.
     #[pin]
     returned: Opaque<ext::rcu_synchronize>,
     #[pin]
     end: Work<TaskWork<E>>,
     item: E,
-    /// Given up last.
+    /// Dropped last.
     _module: ModuleRef,
 }
 
@@ -62,11 +62,12 @@ impl_has_work! {
     impl{E: TaskWorkItem} HasWork<Self> for TaskWork<E> { self.end }
 }
 
-// SAFETY: The parts that are no item are touched by one thread after the other.
+// SAFETY: `item` is `Send`. The sending thread, the thread that runs the item and the worker use the other fields one
+// after the other.
 unsafe impl<E: TaskWorkItem> Send for TaskWork<E> {}
 
 impl<E: TaskWorkItem> TaskWork<E> {
-    /// An item whose code is that of `module`. Fails with `ENOMEM`.
+    /// Allocates an item whose code is in `module`. Fails with `ENOMEM`.
     pub fn new(item: E, module: ModuleRef) -> Result<Pin<KBox<Self>>> {
         KBox::pin_init(
             pin_init!(Self {
@@ -75,7 +76,7 @@ impl<E: TaskWorkItem> TaskWork<E> {
                     unsafe { (*slot).func = Some(Self::run) }
                 }),
                 returned <- Opaque::ffi_init(|slot: *mut ext::rcu_synchronize| {
-                    // SAFETY: The place is valid, and the object does not move.
+                    // SAFETY: The place is valid, and the object is pinned.
                     unsafe {
                         (*slot).head.func = Some(ext::wakeme_after_rcu);
                         ext::init_completion(&raw mut (*slot).completion);
@@ -89,44 +90,44 @@ impl<E: TaskWorkItem> TaskWork<E> {
         )
     }
 
-    /// Has `task` do it. Any context. Fails with `ESRCH` if the thread is exiting, and drops it then.
+    /// Sends the item to `task`. May be called in any context. Fails with `ESRCH`, and drops the item, if the thread is
+    /// exiting.
     pub fn send(self: Pin<KBox<Self>>, task: &Task, notify: Notify) -> Result {
         let notify = match notify {
             Notify::Resume => bindings::task_work_notify_mode_TWA_RESUME,
             Notify::Signal => bindings::task_work_notify_mode_TWA_SIGNAL,
         };
-        // SAFETY: It is not moved out of its box.
+        // SAFETY: The item is not moved out of its box.
         let this = KBox::into_raw(unsafe { Pin::into_inner_unchecked(self) });
-        // SAFETY: The task is valid. The head is initialized, and stays where it is until it is called,
-        // which gets the box back.
+        // SAFETY: The task is valid. The head is initialized, and the box is not freed before `run()` takes it back.
         let added = unsafe {
             let head = Opaque::cast_into(&raw const (*this).head);
             bindings::task_work_add(task.as_ptr(), head, notify)
         };
         if added != 0 {
-            // SAFETY: It came from a box, and nobody was told of it.
+            // SAFETY: `this` came from a box, and `task_work_add()` did not add it.
             drop(unsafe { Pin::new_unchecked(KBox::from_raw(this)) });
             return Err(ESRCH);
         }
         Ok(())
     }
 
-    /// What the thread calls.
+    /// The function that the thread calls.
     ///
     /// # Safety
     ///
-    /// `head` must be that of a work that was sent, and be called once.
+    /// `head` must be that of an item that was sent. May be called once for each item.
     unsafe extern "C" fn run(head: *mut bindings::callback_head) {
-        // SAFETY: By this function's requirements. It came from a box, which was pinned.
+        // SAFETY: The caller guarantees that `head` is in a `TaskWork`, which `send()` took out of a pinned box.
         let this = unsafe {
             let this = head.byte_sub(offset_of!(Self, head)).cast::<Self>();
             Pin::new_unchecked(KBox::from_raw(this))
         };
         this.item.run();
-        // The thread is in the module's code, and must be out of it before the module may go. What it does
-        // next after its return is the kernel's own.
-        // SAFETY: The second head is initialized, and is there until the completion of which it is part is
-        // waited for, by `WorkItem::run()`.
+        // This thread runs the module's code, which must stay loaded until the thread has returned from here. The
+        // next task work of the thread, `wakeme_after_rcu()`, is code of the kernel.
+        // SAFETY: The second head is initialized. `WorkItem::run()` frees it only after it has waited for the
+        // completion that `wakeme_after_rcu()` completes.
         let added = unsafe {
             let returned = Opaque::cast_into(&raw const this.returned);
             bindings::task_work_add(
@@ -138,8 +139,8 @@ impl<E: TaskWorkItem> TaskWork<E> {
         if added == 0 {
             E::finish(this);
         } else {
-            // A thread that runs such work can be given more, so that this does not happen. If it did,
-            // nobody would know when it is back: the module stays.
+            // `task_work_add()` does not fail in a thread that runs task work. If it did, the return of this thread
+            // from the module's code could not be detected: leak the item, and with it the reference to the module.
             mem::forget(this);
         }
     }
@@ -149,10 +150,9 @@ impl<E: TaskWorkItem> WorkItem for TaskWork<E> {
     type Pointer = Pin<KBox<Self>>;
 
     fn run(this: Pin<KBox<Self>>) {
-        // A thread that its cgroup keeps from the CPU, or that is stopped, comes back when it likes: the worker
-        // is idle until then, and not blocked, for the load average and for who looks for hung tasks. No signal
-        // ends such a sleep.
-        // SAFETY: The completion is initialized, and completed by the thread as soon as it is back.
+        // A thread that is stopped or throttled by its cgroup may return much later. `TASK_IDLE` keeps the sleep of
+        // this worker out of the load average and of the hung-task detector; no signal ends it.
+        // SAFETY: The completion is initialized; the thread completes it after its return from `TaskWork::run()`.
         unsafe {
             let returned = Opaque::cast_into(&raw const this.returned);
             bindings::wait_for_completion_state(

@@ -33,7 +33,10 @@ bool kext_dma_is_bounced(struct device *dev)
 dma_addr_t kext_dma_map_page(struct device *dev, struct page *page, size_t offset,
 			     size_t size, enum dma_data_direction dir)
 {
-	return dma_map_page_attrs(dev, page, offset, size, dir, KEXT_DMA_ATTRS);
+	dma_addr_t addr = dma_map_page_attrs(dev, page, offset, size, dir, KEXT_DMA_ATTRS);
+
+	/* DMA-API debugging wants to be asked. */
+	return dma_mapping_error(dev, addr) ? DMA_MAPPING_ERROR : addr;
 }
 /* Tests inject -1, which is DMA_MAPPING_ERROR. */
 ALLOW_ERROR_INJECTION(kext_dma_map_page, ERRNO);

@@ -77,12 +77,12 @@ int kext_fault_in(struct mm_struct *mm, unsigned long addr, unsigned long end, b
 	for (end = min(end, vma->vm_end); addr < end; addr += PAGE_SIZE) {
 		vm_fault_t ret = handle_mm_fault(vma, addr, flags, NULL);
 
-		if (ret & (VM_FAULT_COMPLETED | VM_FAULT_RETRY)) {
+		if (unlikely(ret & (VM_FAULT_COMPLETED | VM_FAULT_RETRY | VM_FAULT_ERROR))) {
+			if (!(ret & (VM_FAULT_COMPLETED | VM_FAULT_RETRY)))
+				return vm_fault_to_errno(ret, 0) ?: -EFAULT;
 			*locked = false;
 			return fatal_signal_pending(current) ? -EINTR : 0;
 		}
-		if (ret & VM_FAULT_ERROR)
-			return vm_fault_to_errno(ret, 0) ?: -EFAULT;
 		if (fatal_signal_pending(current))
 			return -EINTR;
 	}
@@ -132,7 +132,7 @@ struct dev_pagemap *kext_device_page_pgmap(const struct page *page)
  * freed (which may not have marked the folio yet). So this marks the folio dirty, if @write is set or the
  * folio is anonymous, so that no file gets dirty.
  */
-bool kext_page_keep_stores(struct page *page, bool write)
+static bool page_keep_stores(struct page *page, bool write)
 {
 	struct folio *folio = page_folio(page);
 
@@ -142,6 +142,23 @@ bool kext_page_keep_stores(struct page *page, bool write)
 		return false;
 	folio_mark_dirty(folio);
 	return true;
+}
+
+/*
+ * Returns the page of an HMM entry; with bit 0 set if it is device memory, and bit 1 if the CPU may write it and
+ * page_keep_stores() is true. This is one call because it is made for each page that a device maps.
+ */
+unsigned long kext_hmm_pfn_resolve(unsigned long hmm_pfn, bool write)
+{
+	struct page *page = hmm_pfn_to_page(hmm_pfn);
+	unsigned long resolved = (unsigned long)page;
+
+	BUILD_BUG_ON(__alignof__(struct page) < 4);
+	if (is_zone_device_page(page))
+		resolved |= 1;
+	if ((hmm_pfn & HMM_PFN_WRITE) && page_keep_stores(page, write))
+		resolved |= 2;
+	return resolved;
 }
 
 /*

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! New folios, to be migrated to.
+//! New folios, the destinations of migrations.
 //!
 //! C headers: [`include/linux/gfp.h`](srctree/include/linux/gfp.h),
 //! [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
@@ -20,34 +20,34 @@ use kernel::{
     mm::virt::VmaRef, //
 };
 
-/// A folio that is locked, and known to nobody else. Dropped, it is unlocked and given back.
+/// A new folio that is locked and not mapped anywhere. Dropping it unlocks and frees it.
 ///
 /// # Invariants
 ///
-/// The page is the first of a folio of this order, whose lock and one reference are owned.
-#[must_use = "a folio that is dropped is given back"]
+/// `page` is the first of a folio of order `order`. The object owns the folio's lock and one reference.
+#[must_use = "a folio that is dropped is freed"]
 pub struct LockedFolio {
     page: NonNull<page>,
     order: u32,
 }
 
-/// Where memory for a folio is to be had.
+/// The memory policy by which a folio is allocated.
 #[derive(Clone, Copy)]
 pub enum MemPolicy<'a> {
-    /// Where the policy of the process wants it, at this address of the VMA.
+    /// That of the VMA at this address.
     Vma(&'a VmaRef, usize),
-    /// Anywhere.
+    /// None: the policy of the calling thread.
     Default,
 }
 
 impl LockedFolio {
-    /// A folio of RAM with `1 << order` pages, movable, its contents undefined. Sleeps, may
-    /// reclaim. None when there is no memory.
+    /// Allocates a movable folio of RAM with `1 << order` pages, whose contents are undefined. Sleeps, may
+    /// reclaim. Returns none if there is no memory.
     ///
-    /// A large folio is only tried for, but harder where there is no process, and so nobody who has a
-    /// use for small ones. A small one is had, or the OOM killer makes room for it, unless a kernel thread
-    /// asks: that reclaims what it can and then gives up, as nobody could kill it while it tries for ever.
-    /// What may not be had is not reported: a process can have that happen as often as it likes.
+    /// The allocation of a large folio gives up early, but retries reclaim without a VMA, where the caller cannot fall
+    /// back to small folios. The allocation of a single page invokes the OOM killer, except in a kernel thread: that
+    /// thread retries reclaim and then gives up, as it cannot be killed while the allocation loops. Allocations that
+    /// may fail do not warn in the log, as a process could trigger such warnings at any rate.
     pub fn ram(place: MemPolicy<'_>, order: u32) -> Option<Self> {
         let mut gfp = bindings::KEXT_GFP_HIGHUSER_MOVABLE;
         let (vma, addr) = match place {
@@ -61,58 +61,58 @@ impl LockedFolio {
         if is_optional || order != 0 {
             gfp |= bindings::KEXT_GFP_NOWARN;
         }
-        // SAFETY: A VMA is null or valid, as a reference to it exists.
+        // SAFETY: `vma` is null, or comes from a reference.
         let page = unsafe { bindings::ram_folio_alloc(gfp, order, vma, addr) };
-        // INVARIANT: The folio is new and was locked.
+        // INVARIANT: `ram_folio_alloc()` returns a locked folio with one reference.
         NonNull::new(page).map(|page| Self { page, order })
     }
 
-    /// A folio of device-private memory with `1 << order` pages from `frame` on. Its word is
+    /// Initializes a folio of device-private memory with `1 << order` pages from `frame` on, with the private data
     /// `data`.
     ///
     /// # Safety
     ///
-    /// The frames must be of `pagemap`, free, and handed to nobody else; `frame` must be a multiple
-    /// of the folio's size. What frees folios of `pagemap` takes `data` to be its own.
+    /// The frames must be of `pagemap` and free, and no other thread may allocate them; `frame` must be a multiple
+    /// of the folio's size. `data` must be what the `folio_free()` operation of `pagemap` expects.
     pub unsafe fn device(
         pagemap: *mut dev_pagemap,
         frame: usize,
         order: u32,
         data: *mut c_void,
     ) -> Self {
-        // SAFETY: The frames are of a pagemap and free.
+        // SAFETY: The caller guarantees that the frames are of `pagemap` and free.
         let page = unsafe {
             let page = zone_device::page_of(frame);
             bindings::zone_device_folio_init(page.as_ptr(), pagemap, order);
             zone_device::set_data(page, data);
             page
         };
-        // INVARIANT: The folio was made locked, with one reference.
+        // INVARIANT: `zone_device_folio_init()` makes the folio locked, with one reference.
         Self { page, order }
     }
 
-    /// The first page.
+    /// Returns the first page.
     pub fn page(&self) -> NonNull<page> {
         self.page
     }
 
-    /// Log2 of the number of pages.
+    /// Returns log2 of the number of pages.
     pub fn order(&self) -> u32 {
         self.order
     }
 
-    /// Hands the folio over, locked.
+    /// Returns the first page and hands the folio, locked, to the caller.
     pub fn into_page(self) -> NonNull<page> {
         let page = self.page;
         mem::forget(self);
         page
     }
 
-    /// Takes a folio back that [`into_page`](Self::into_page) gave away.
+    /// Takes back a folio from [`into_page`](Self::into_page).
     ///
     /// # Safety
     ///
-    /// It must still be locked, and known to nobody else.
+    /// The folio must still be locked and not mapped anywhere, and the caller must own its lock and reference.
     pub unsafe fn from_page(page: NonNull<page>) -> Self {
         Self {
             page,

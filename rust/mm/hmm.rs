@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Heterogeneous memory management: walking a process's page tables for a device.
+//! Heterogeneous memory management: walks of a process's page tables for a device.
 //!
-//! A [`Walk`] is one look at a span of a process's page tables, with or without faulting pages in.
-//! Its result is only a snapshot; it may be acted on while a lock is held under which invalidations
-//! arrive, and only if [`MmuIntervalNotifier::read_retry`] says that none came since.
+//! A [`Walk`] walks a span of a process's page tables, and may fault pages in. The result is a snapshot. A caller may
+//! use it while it holds the lock that its invalidation callback takes, if [`MmuIntervalNotifier::read_retry`] says
+//! that no invalidation came since the walk.
 //!
-//! Pages are faulted in here, and not by `hmm_range_fault_unlocked_timeout()`: that begins its time-out anew
-//! whenever a fault has let the mmap lock go, so that a process decides how long it takes. HMM looks, and
-//! what it finds missing is faulted in as HMM does.
+//! This module faults pages in itself and does not call `hmm_range_fault_unlocked_timeout()`: that function restarts
+//! its time-out whenever a fault drops the mmap lock, so that the process decides how long the call takes. Here
+//! `hmm_range_fault()` only reads the page tables, and `handle_mm_fault()` is called for the pages that are missing.
 //!
 //! C header: [`include/linux/hmm.h`](srctree/include/linux/hmm.h)
 
@@ -34,11 +34,11 @@ use kernel::{
     sync::atomic::{Atomic, Relaxed}, //
 };
 
-/// How many page-table walks were done since the module was loaded, of either kind or to migrate.
+/// The number of page-table walks since the module was loaded, to map pages or to migrate them.
 static WALKS: Atomic<u64> = Atomic::new(0);
 
-/// How many walks of a process's page tables were done since the module was loaded, to map pages or to
-/// migrate them. For statistics and tests.
+/// Returns the number of walks of process page tables since the module was loaded, to map pages or to migrate them. For
+/// statistics and tests.
 pub fn walks() -> u64 {
     WALKS.load(Relaxed)
 }
@@ -48,15 +48,28 @@ pub(crate) fn count_walk() {
     WALKS.fetch_add(1, Relaxed);
 }
 
-/// What a walk demands of every page.
+/// What a walk requires of every page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HmmRequest {
-    /// Nothing: see what is there.
+    /// Nothing; no page is faulted in.
     Snapshot,
-    /// That it is present and readable; pages are faulted in as by a read of the CPU.
+    /// The page is present and readable. Missing pages are faulted in as by a read of the CPU.
     Read,
-    /// That it is present and writable; pages are faulted in as by a write of the CPU.
+    /// The page is present and writable. Missing pages are faulted in as by a write of the CPU.
     Write,
+}
+
+impl HmmRequest {
+    /// Returns the flags that the entry of a page of RAM has if the page is as required.
+    fn flags(self) -> c_ulong {
+        const VALID: c_ulong = bindings::hmm_pfn_flags_HMM_PFN_VALID as c_ulong;
+        const WRITE: c_ulong = bindings::hmm_pfn_flags_HMM_PFN_WRITE as c_ulong;
+        match self {
+            HmmRequest::Snapshot => 0,
+            HmmRequest::Read => VALID,
+            HmmRequest::Write => VALID | WRITE,
+        }
+    }
 }
 
 /// One entry of a walk's result, a `hmm_pfn`.
@@ -65,73 +78,89 @@ pub enum HmmRequest {
 pub struct Pfn(c_ulong);
 
 impl Pfn {
-    /// Whether there is a page, at least readable.
+    /// Whether the CPU maps a page, at least for reading.
     #[inline]
     pub fn is_valid(self) -> bool {
         self.0 & bindings::hmm_pfn_flags_HMM_PFN_VALID as c_ulong != 0
     }
 
-    /// Whether the CPU may write the page as it is mapped now.
+    /// Whether the CPU maps the page for writing.
     #[inline]
     pub fn is_writable(self) -> bool {
         self.0 & bindings::hmm_pfn_flags_HMM_PFN_WRITE as c_ulong != 0
     }
 
-    /// Whether there is memory that HMM cannot use, or no memory.
+    /// Whether no VMA covers the page, or HMM cannot use the memory.
+    #[inline]
     fn is_unusable(self) -> bool {
         self.0 & bindings::hmm_pfn_flags_HMM_PFN_ERROR as c_ulong != 0
     }
 
-    /// Whether the page is as `request` demands. A page of the memory of a device with the owner of the walk
-    /// is taken as it is, as by HMM, also one that may not be written.
-    fn satisfies(self, request: HmmRequest) -> bool {
-        match request {
-            HmmRequest::Snapshot => true,
-            HmmRequest::Read => self.is_valid(),
-            HmmRequest::Write => {
-                self.is_valid()
-                    && (self.is_writable()
-                        // SAFETY: The page was there when the walk saw it, and has its `struct page`.
-                        || unsafe { bindings::is_device_private_page(self.page()) })
-            }
-        }
+    /// Whether the page is as required by a request with these [`flags`](HmmRequest::flags). As in HMM, a
+    /// device-private page of the walk's owner meets every request, even if it is not writable.
+    #[inline]
+    fn has(self, flags: c_ulong) -> bool {
+        self.0 & flags == flags
+            || (self.is_valid()
+                // SAFETY: A valid entry names a page that has a `struct page`.
+                && unsafe { bindings::is_device_private_page(self.page()) })
     }
 
-    /// Log2 of the number of pages that the CPU maps by the entry that this page belongs to.
+    /// Log2 of the number of pages that the page-table entry of this page maps.
     #[inline]
     pub fn map_order(self) -> u32 {
         ((self.0 >> bindings::hmm_pfn_flags_HMM_PFN_ORDER_SHIFT) & 0x1f) as u32
     }
 
-    /// The page frame number.
+    /// Returns the page frame number.
     pub fn frame(self) -> usize {
         self.0 & !(bindings::hmm_pfn_flags_HMM_PFN_FLAGS as c_ulong)
     }
 
-    /// Physical address in bytes.
+    /// Returns the physical address in bytes.
     pub fn phys(self) -> u64 {
         // SAFETY: Arithmetic on the value.
         unsafe { bindings::hmm_pfn_to_phys(self.0) }
     }
 
-    /// The page. Its target is only safe to touch as the snapshot is known to be valid.
+    /// Returns the page. The caller may dereference it only while the snapshot is known to be valid.
     #[inline]
     pub fn page(self) -> *mut kernel::bindings::page {
         // SAFETY: Arithmetic on the value.
         unsafe { bindings::hmm_pfn_to_page(self.0) }
     }
 
-    /// What the flags of this entry are, its frame number left out; see [`Walk::run`].
+    /// Resolves the entry to its page, which a device is about to map for writing (`write`) or for reading.
+    ///
+    /// A store by a device does not set the dirty bit of the CPU's page-table entry. A page that the CPU may write is
+    /// therefore marked dirty here if `write`, or if it is anonymous.
+    ///
+    /// # Safety
+    ///
+    /// The CPU must map the page as the entry says, and the page must stay allocated during the call.
+    #[inline]
+    pub unsafe fn resolve(self, write: bool) -> ResolvedPage {
+        // SAFETY: By this function's requirements.
+        ResolvedPage(unsafe { bindings::hmm_pfn_resolve(self.0, write) })
+    }
+
+    /// Returns the flags of the entry, without the frame number.
     fn flags(self) -> c_ulong {
         self.0 & bindings::hmm_pfn_flags_HMM_PFN_FLAGS as c_ulong
     }
 
-    /// The same of another frame.
+    /// Returns the entry with another frame number.
     fn moved_to(self, frame: usize) -> Self {
         Self(self.flags() | frame as c_ulong)
     }
 
-    /// An entry made from its parts, for tests of what is computed from entries.
+    /// Returns the entry of the next page of the same huge page.
+    #[inline]
+    fn following(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+
+    /// Makes an entry from its parts, for tests.
     pub fn from_parts(frame: usize, order: u32, valid: bool, writable: bool) -> Self {
         let mut v = frame as c_ulong;
         v |= ((order & 0x1f) as c_ulong) << bindings::hmm_pfn_flags_HMM_PFN_ORDER_SHIFT;
@@ -145,20 +174,80 @@ impl Pfn {
     }
 }
 
-/// The number of pages of the largest power-of-two block that starts at entry `index` and lies both
+/// The result of [`Pfn::resolve`]: the address of a page, and two flags in its low bits.
+#[derive(Clone, Copy, Debug)]
+pub struct ResolvedPage(c_ulong);
+
+impl ResolvedPage {
+    const ZONE_DEVICE: c_ulong = 1;
+    const KEEPS_STORES: c_ulong = 2;
+
+    /// Returns the page.
+    #[inline]
+    pub fn page(self) -> *mut kernel::bindings::page {
+        // CAST: An address.
+        (self.0 & !(Self::ZONE_DEVICE | Self::KEEPS_STORES)) as *mut _
+    }
+
+    /// Whether the page is in `ZONE_DEVICE`.
+    #[inline]
+    pub fn is_zone_device(self) -> bool {
+        self.0 & Self::ZONE_DEVICE != 0
+    }
+
+    /// Whether the CPU maps the page for writing and its folio is dirty, so that reclaim keeps the stores of a device.
+    #[inline]
+    pub fn keeps_stores(self) -> bool {
+        self.0 & Self::KEEPS_STORES != 0
+    }
+}
+
+/// Returns the number of pages of the largest power-of-two block that starts at entry `index` and lies both
 /// in the CPU's mapping of that entry and in the `pages` entries of the walk.
 ///
 /// C's `drm_gpusvm_hmm_pfn_to_order()`, in pages instead of its logarithm.
 pub fn block_pages(pfn: Pfn, index: usize, pages: usize) -> usize {
     let whole = 1usize << pfn.map_order();
-    // What is left of the CPU's mapping, which is aligned to its size.
+    // The rest of the CPU's mapping, which is aligned to its size.
     let left = whole - (pfn.frame() & (whole - 1));
     let left = left.min(pages.saturating_sub(index)).max(1);
-    // The largest power of two that is not above `left`.
+    // The largest power of two that is at most `left`.
     1usize << (usize::BITS - 1 - left.leading_zeros())
 }
 
-/// A look at the page tables of a span, and the memory for its result, which is kept for the next.
+/// Returns the first run of entries that do not [have](Pfn::has) `flags`: all with `HMM_PFN_ERROR` or all without.
+fn first_run(pfns: &[Pfn], flags: c_ulong) -> Option<Range<usize>> {
+    let is_missing = |pfn: &Pfn| !pfn.has(flags);
+    let start = pfns.iter().position(is_missing)?;
+    let rest = pfns.get(start..)?;
+    let first = *rest.first()?;
+    // The entries of a hole are equal.
+    let is_alike = |pfn: &&Pfn| {
+        **pfn == first || (is_missing(pfn) && pfn.is_unusable() == first.is_unusable())
+    };
+    let count = rest.iter().take_while(is_alike).count();
+    Some(start..start + count)
+}
+
+/// Corrects the frames of the entries of a huge page. `page` is the virtual page number of the first entry.
+///
+/// For a huge page of device memory HMM returns the frame of its first page for the first address that it walks, even
+/// if that address is in the middle of the huge page. For huge pages of RAM it returns the right frame.
+fn correct_frames(pfns: &mut [Pfn], page: usize) {
+    let Some(frame) = pfns.first().map(|pfn| pfn.frame()) else {
+        return;
+    };
+    let offset = page % HUGE_PAGES;
+    if frame % HUGE_PAGES == offset {
+        return;
+    }
+    let right = frame - frame % HUGE_PAGES + offset;
+    for (index, pfn) in pfns.iter_mut().enumerate() {
+        *pfn = pfn.moved_to(right + index);
+    }
+}
+
+/// A walk of the page tables of a span. The memory for the result is kept for the next walk.
 pub struct Walk {
     pfns: KVVec<Pfn>,
     span: Range<usize>,
@@ -168,7 +257,7 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// An empty walk; allocates nothing.
+    /// Makes an empty walk; allocates nothing.
     pub const fn new() -> Self {
         Self {
             pfns: KVVec::new(),
@@ -179,12 +268,12 @@ impl Walk {
         }
     }
 
-    /// Forgets the result.
+    /// Discards the result.
     pub fn forget(&mut self) {
         self.request = None;
     }
 
-    /// The result of the walk: one entry a page, from the span's start.
+    /// Returns the result of the walk: one entry for each page, from the start of the span.
     pub fn pfns(&self) -> &[Pfn] {
         if self.request.is_some() {
             &self.pfns
@@ -193,13 +282,13 @@ impl Walk {
         }
     }
 
-    /// The notifier's sequence number as of the walk.
+    /// Returns the notifier's sequence number at the time of the walk.
     pub fn seq(&self) -> usize {
         self.seq
     }
 
-    /// Whether the result, if still valid, already answers `request` for `span`: this is how one
-    /// walk serves both the choice of a chunk and its mapping.
+    /// Whether the result, if still valid, meets `request` for `span`. The walk that chose a chunk is then used to map
+    /// it, too.
     pub fn answers(&self, span: &Range<usize>, request: HmmRequest, owner: *mut c_void) -> bool {
         self.request.is_some()
             && self.span == *span
@@ -219,11 +308,10 @@ impl Walk {
     ) -> Result<bindings::hmm_range> {
         self.request = None;
         let pages = span.end.saturating_sub(span.start) >> PAGE_SHIFT;
-        // Zeroed at once, in the memory of the last walk if that is enough: what HMM finds in an entry
-        // may stay in it.
+        // HMM keeps some flags that it finds in an entry. The memory of the last walk is used again if it suffices.
         self.pfns.clear();
         self.pfns.reserve(pages, GFP_KERNEL)?;
-        // SAFETY: There is room for so many entries, and zeroes are an entry.
+        // SAFETY: `reserve()` made room for `pages` entries, and zeroes are an entry.
         unsafe {
             self.pfns.as_mut_ptr().write_bytes(0, pages);
             self.pfns.inc_len(pages);
@@ -243,62 +331,102 @@ impl Walk {
         })
     }
 
-    /// Notes how a walk that succeeded was done.
+    /// Records the sequence number and the request of a walk that succeeded.
     fn finish(&mut self, seq: usize, request: HmmRequest) {
         self.seq = seq;
         self.request = Some(request);
     }
 
-    /// Has HMM look at the pages from number `from` on. Fails with `EBUSY` when an invalidation came since the
-    /// sequence number was read, and `ENOMEM`.
+    /// Returns the index of the first page after the huge-page-aligned block that contains page `index`, at most the
+    /// number of pages.
+    fn huge_end(&self, index: usize) -> usize {
+        let page = (self.span.start >> PAGE_SHIFT) + index;
+        (index + HUGE_PAGES - page % HUGE_PAGES).min(self.pfns.len())
+    }
+
+    /// Returns the pages to walk next, from index `from` on, which lie in one huge-page-aligned block.
+    ///
+    /// Of a whole block that is its first page only: the page's entry may be that of a huge page, and a fault on it may
+    /// allocate one.
+    fn next_pages(&self, from: usize) -> Range<usize> {
+        let end = self.huge_end(from);
+        match end - from {
+            HUGE_PAGES => from..from + 1,
+            _ => from..end,
+        }
+    }
+
+    /// Returns the index after the pages whose entries are known, once the [next pages](Self::next_pages) were walked.
+    ///
+    /// If the last of them is mapped by a huge page, the entries of the rest of the block are filled in as HMM would.
+    fn known_end(&mut self, walked: Range<usize>) -> usize {
+        let end = self.huge_end(walked.start);
+        match self.pfns.get_mut(walked.end - 1..end) {
+            Some([last, others @ ..]) if last.is_valid() && last.map_order() >= HUGE_ORDER => {
+                let mut pfn = *last;
+                for other in others {
+                    pfn = pfn.following();
+                    *other = pfn;
+                }
+                end
+            }
+            _ => walked.end,
+        }
+    }
+
+    /// Reads the page tables for these pages, which lie in one huge-page-aligned block.
+    ///
+    /// Fails with `EBUSY` if an invalidation came since the sequence number was read, and with `ENOMEM`.
     ///
     /// # Safety
     ///
-    /// `range` must be that of [`prepare`](Self::prepare), and the mmap lock of its notifier's mm be held.
-    unsafe fn look(&mut self, range: &mut bindings::hmm_range, from: usize) -> Result {
-        let pfns = self.pfns.get_mut(from..).ok_or(EINVAL)?;
-        range.start = (self.span.start + (from << PAGE_SHIFT)) as c_ulong;
+    /// `range` must be that of [`prepare`](Self::prepare). The caller must hold the mmap lock of the notifier's mm.
+    #[inline(always)]
+    unsafe fn read_pages(
+        &mut self,
+        range: &mut bindings::hmm_range,
+        pages: Range<usize>,
+    ) -> Result {
+        range.start = (self.span.start + (pages.start << PAGE_SHIFT)) as c_ulong;
+        range.end = (self.span.start + (pages.end << PAGE_SHIFT)) as c_ulong;
+        let pfns = self.pfns.get_mut(pages).ok_or(EINVAL)?;
         range.hmm_pfns = pfns.as_mut_ptr().cast();
-        // SAFETY: `range` is complete, its array has an entry for each page, and the mmap lock is held.
-        to_result(unsafe { bindings::hmm_range_fault(range) })?;
-        // HMM takes the first page of a huge page of device memory for that at the start of the span,
-        // wherever in the huge page that is. (Of huge pages of RAM it does not.)
-        let offset = ((self.span.start >> PAGE_SHIFT) + from) % HUGE_PAGES;
-        let Some(first) = pfns.first().copied() else {
-            return Ok(());
-        };
-        if offset == 0 || first.map_order() != HUGE_ORDER || first.frame() % HUGE_PAGES == offset {
-            return Ok(());
+        // SAFETY: `range` is complete, its array has an entry for each page, and the caller holds the mmap lock.
+        let error = unsafe { bindings::hmm_range_fault(range) };
+        if error != 0 {
+            return to_result(error);
         }
-        let right = first.frame() - first.frame() % HUGE_PAGES + offset;
-        for (index, pfn) in pfns.iter_mut().take(HUGE_PAGES - offset).enumerate() {
-            *pfn = pfn.moved_to(right + index);
+        match pfns.first() {
+            Some(first) if first.map_order() == HUGE_ORDER => {
+                correct_frames(pfns, range.start as usize >> PAGE_SHIFT);
+            }
+            _ => {}
         }
         Ok(())
     }
 
-    /// The next pages from number `from` on that are not as `request` demands, all for the same reason.
-    fn missing(&self, from: usize, request: HmmRequest) -> Option<Range<usize>> {
-        let is_missing = |pfn: &Pfn| !pfn.satisfies(request);
-        let start = from + self.pfns.get(from..)?.iter().position(is_missing)?;
-        let rest = self.pfns.get(start..)?;
-        let unusable = rest.first()?.is_unusable();
-        let pages = rest
-            .iter()
-            .take_while(|pfn| is_missing(pfn) && pfn.is_unusable() == unusable)
-            .count();
-        Some(start..start + pages)
+    /// Returns the first run of these pages that do not meet `request`, see [`first_run`].
+    #[inline(always)]
+    fn missing(&self, pages: Range<usize>, request: HmmRequest) -> Option<Range<usize>> {
+        let flags = request.flags();
+        let pfns = self.pfns.get(pages.clone())?;
+        // Mostly all of them meet it. The AND of all entries says so without a branch for each.
+        if pfns.iter().fold(flags, |common, pfn| common & pfn.0) == flags {
+            return None;
+        }
+        let run = first_run(pfns, flags)?;
+        Some(pages.start + run.start..pages.start + run.end)
     }
 
-    /// Walks `span` and faults in what `request` demands.
+    /// Walks `span` and faults in the pages that do not meet `request`.
     ///
-    /// `timeout` is in jiffies. When it is over this ends as soon as a look finds nothing at the first missing
-    /// page that was not missing before: what brings page after page goes on, and what gives a page and takes
-    /// it away does not. Within one fault a page may be waited for, as long as who has to give it likes
-    /// (userfaultfd, FUSE), or until the thread is killed.
+    /// `timeout` is in jiffies, for the whole call. After it has expired, pages are faulted in only while the first
+    /// missing page is further on than in any walk before: a process that gives a page and takes it away again does not
+    /// keep the call going. A single fault may sleep longer, until userfaultfd or FUSE provides the page or the thread
+    /// is killed.
     ///
-    /// Takes the mmap lock. Fails with `EBUSY` when the time was over, `EFAULT` for a page that cannot be had,
-    /// `EPERM` for one that may not be written, `EINTR` when the thread is being killed, `ENOMEM`.
+    /// Takes the mmap lock. Fails with `EBUSY` if the time-out has expired, `EFAULT` for a page that cannot be faulted
+    /// in, `EPERM` for a page that may not be written, `EINTR` if the thread is being killed, `ENOMEM`.
     ///
     /// # Safety
     ///
@@ -313,18 +441,18 @@ impl Walk {
         timeout: usize,
     ) -> Result {
         let mut range = self.prepare(notifier, span, owner)?;
-        let mut patience = Patience::new(timeout);
+        let mut deadline = Deadline::new(timeout);
         loop {
             // SAFETY: `notifier` is inserted.
             range.notifier_seq = unsafe { notifier.read_begin() };
             // SAFETY: The notifier's mm is valid.
             let mut lock = unsafe { MmapLock::take((*notifier.as_raw()).mm) }?;
-            // SAFETY: The lock is held; the rest is by this function's requirements.
-            match unsafe { self.fault_locked(&mut range, request, &mut lock, &mut patience) } {
+            // SAFETY: The lock is held; the caller guarantees the rest.
+            match unsafe { self.fault_locked(&mut range, request, &mut lock, &mut deadline) } {
                 Ok(true) => break,
-                // A fault has let the lock go: whether it brought anything is to be seen.
+                // A fault dropped the mmap lock: walk again.
                 Ok(false) => {}
-                Err(e) if e == EBUSY && !patience.is_over() => {}
+                Err(e) if e == EBUSY && !deadline.has_expired() => {}
                 Err(e) => return Err(e),
             }
         }
@@ -332,53 +460,82 @@ impl Walk {
         Ok(())
     }
 
-    /// Looks, and faults in what is missing, until nothing is. Returns false when a fault has let the lock go.
-    /// Fails as [`fault`](Self::fault) does, and with `EBUSY` also when an invalidation came.
+    /// Walks the span and faults in missing pages until none is missing. Returns false if a fault dropped the mmap
+    /// lock. Fails as [`fault`](Self::fault) does, and with `EBUSY` also if an invalidation came.
     ///
     /// # Safety
     ///
-    /// As for [`look`](Self::look).
+    /// As for [`read_pages`](Self::read_pages).
     unsafe fn fault_locked(
         &mut self,
         range: &mut bindings::hmm_range,
         request: HmmRequest,
         lock: &mut MmapLock,
-        patience: &mut Patience,
+        deadline: &mut Deadline,
     ) -> Result<bool> {
         let mut from = 0;
+        while from < self.pfns.len() {
+            let pages = self.next_pages(from);
+            // SAFETY: By this function's requirements. The entries of earlier pages stay valid: an invalidation makes
+            // the next `hmm_range_fault()` fail.
+            if !unsafe { self.fault_pages(range, pages.clone(), request, lock, deadline) }? {
+                return Ok(false);
+            }
+            from = self.known_end(pages);
+        }
+        Ok(true)
+    }
+
+    /// As [`fault_locked`](Self::fault_locked), for the [next pages](Self::next_pages).
+    ///
+    /// # Safety
+    ///
+    /// As for [`read_pages`](Self::read_pages).
+    unsafe fn fault_pages(
+        &mut self,
+        range: &mut bindings::hmm_range,
+        mut pages: Range<usize>,
+        request: HmmRequest,
+        lock: &mut MmapLock,
+        deadline: &mut Deadline,
+    ) -> Result<bool> {
         loop {
-            // SAFETY: By this function's requirements. What was seen before `from` holds, as long as no
-            // invalidation came.
-            unsafe { self.look(range, from) }?;
-            let Some(first) = self.missing(from, request) else {
+            // SAFETY: By this function's requirements.
+            unsafe { self.read_pages(range, pages.clone()) }?;
+            let Some(mut run) = self.missing(pages.clone(), request) else {
                 return Ok(true);
             };
-            if !patience.allows(first.start) {
+            if !deadline.allows(run.start) {
                 return Err(EBUSY);
             }
-            from = first.start;
-            let mut next = Some(first);
-            while let Some(run) = next {
+            pages.start = run.start;
+            loop {
                 self.fault_in(&run, request, lock)?;
                 if !lock.held {
                     return Ok(false);
                 }
-                if patience.is_over() {
-                    break;
+                match self.missing(run.end..pages.end, request) {
+                    Some(next) if !deadline.has_expired() => run = next,
+                    Some(_) => break,
+                    None => {
+                        // The entries after the run are known already.
+                        pages.end = run.end;
+                        break;
+                    }
                 }
-                next = self.missing(run.end, request);
             }
         }
     }
 
-    /// Faults in pages that are missing, of one VMA.
+    /// Faults in the pages of `run` that lie in the VMA of its first page. Clears `lock.held` if a fault drops the
+    /// lock.
     fn fault_in(&self, run: &Range<usize>, request: HmmRequest, lock: &mut MmapLock) -> Result {
         let at = |index: usize| self.span.start + (index << PAGE_SHIFT);
         let unusable = self
             .pfns
             .get(run.start)
             .is_some_and(|pfn| pfn.is_unusable());
-        // SAFETY: The mmap lock is held; it is noted if it is not any more.
+        // SAFETY: The mmap lock is held; `fault_in()` clears `held` if it is dropped.
         to_result(unsafe {
             bindings::fault_in(
                 lock.mm,
@@ -391,9 +548,9 @@ impl Walk {
         })
     }
 
-    /// Looks at `span` once, with the mmap lock held by the caller and faulting nothing in.
+    /// Walks `span` once, with the mmap lock held by the caller, and faults nothing in.
     ///
-    /// Fails with `EBUSY` when an invalidation came in between, `EFAULT`, `ENOMEM`.
+    /// Fails with `EBUSY` if an invalidation came meanwhile, `EFAULT`, `ENOMEM`.
     ///
     /// # Safety
     ///
@@ -408,13 +565,18 @@ impl Walk {
         let mut range = self.prepare(notifier, span, owner)?;
         // SAFETY: `notifier` is inserted.
         range.notifier_seq = unsafe { notifier.read_begin() };
-        // SAFETY: The mmap lock is held.
-        unsafe { self.look(&mut range, 0) }?;
+        let mut from = 0;
+        while from < self.pfns.len() {
+            let pages = self.next_pages(from);
+            // SAFETY: `_mmap` says that the mmap lock is held.
+            unsafe { self.read_pages(&mut range, pages.clone()) }?;
+            from = self.known_end(pages);
+        }
         self.finish(range.notifier_seq, HmmRequest::Snapshot);
         Ok(())
     }
 
-    /// The blocks of the result, in ascending order: each as large as can be mapped in one piece.
+    /// Returns the blocks of the result in ascending order, each as large as can be mapped in one piece.
     pub fn blocks(&self) -> Blocks<'_> {
         Blocks {
             pfns: self.pfns(),
@@ -429,19 +591,19 @@ impl Default for Walk {
     }
 }
 
-/// The mmap lock, for reading, which a fault may let go.
+/// The mmap lock, held for reading; a fault may drop it.
 ///
 /// # Invariants
 ///
-/// If `held`, it is held.
+/// If `held`, this thread holds the mmap lock of `mm` for reading.
 struct MmapLock {
     mm: *mut mm_struct,
     held: bool,
 }
 
 impl MmapLock {
-    /// Takes the lock. Fails with `EINTR` when the thread is being killed, and with `EFAULT` when the OOM reaper
-    /// takes the memory.
+    /// Takes the lock. Fails with `EINTR` if the thread is being killed, and with `EFAULT` if the OOM reaper unmaps the
+    /// memory of the process.
     ///
     /// # Safety
     ///
@@ -449,7 +611,7 @@ impl MmapLock {
     unsafe fn take(mm: *mut mm_struct) -> Result<Self> {
         // SAFETY: By this function's requirements.
         to_result(unsafe { bindings::mmap_read_lock_killable(mm) })?;
-        // INVARIANT: It was taken just now.
+        // INVARIANT: `mmap_read_lock_killable()` succeeded.
         let lock = Self { mm, held: true };
         // SAFETY: As above.
         if unsafe { bindings::is_stable_address_space(mm) } {
@@ -469,17 +631,17 @@ impl Drop for MmapLock {
     }
 }
 
-/// For how long pages are faulted in.
-struct Patience {
-    /// When that began, in jiffies.
+/// The time-out for all faults of a walk.
+struct Deadline {
+    /// The start of the walk, in jiffies.
     begun: usize,
     /// In jiffies.
     timeout: usize,
-    /// The number of the first page that was missing, at the furthest; none before the first look.
+    /// The largest index of a first missing page so far.
     reached: Option<usize>,
 }
 
-impl Patience {
+impl Deadline {
     fn new(timeout: usize) -> Self {
         Self {
             begun: jiffies::now(),
@@ -488,26 +650,27 @@ impl Patience {
         }
     }
 
-    fn is_over(&self) -> bool {
+    fn has_expired(&self) -> bool {
         jiffies::since(self.begun) > self.timeout
     }
 
-    /// Whether the page with this number, the first that is missing, may be faulted in.
+    /// Whether page `first`, the first missing one, may be faulted in: the time-out has not expired, or no walk got so
+    /// far before.
     fn allows(&mut self, first: usize) -> bool {
         let further = self.reached.is_none_or(|reached| first > reached);
         if further {
             self.reached = Some(first);
         }
-        further || !self.is_over()
+        further || !self.has_expired()
     }
 }
 
-/// A run of pages that the CPU maps by one entry, all with the same flags.
+/// A block of pages that one entry of the CPU's page tables maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PfnBlock {
     /// The entry of its first page.
     pub pfn: Pfn,
-    /// Index of its first page in the walk.
+    /// The index of its first page in the walk.
     pub index: usize,
     /// Log2 of its number of pages.
     pub order: u32,
@@ -521,7 +684,7 @@ pub struct Blocks<'a> {
 }
 
 impl<'a> Blocks<'a> {
-    /// The blocks of entries that did not come from a walk, for tests.
+    /// Iterates over entries that did not come from a walk, for tests and benchmarks.
     pub fn of(pfns: &'a [Pfn]) -> Self {
         Self { pfns, next: 0 }
     }
@@ -533,18 +696,32 @@ impl Iterator for Blocks<'_> {
     #[inline]
     fn next(&mut self) -> Option<PfnBlock> {
         let pfn = *self.pfns.get(self.next)?;
-        let pages = match pfn.map_order() {
-            // Most pages are by themselves.
-            0 => 1,
-            _ => block_pages(pfn, self.next, self.pfns.len()),
+        let (pages, order) = match pfn.map_order() {
+            // Most pages are small.
+            0 => (1, 0),
+            _ => {
+                let pages = block_pages(pfn, self.next, self.pfns.len());
+                (pages, pages.trailing_zeros())
+            }
         };
         debug_assert!(pfn.flags() != 0 || pages == 1);
         let block = PfnBlock {
             pfn,
             index: self.next,
-            order: pages.trailing_zeros(),
+            order,
         };
         self.next += pages;
         Some(block)
+    }
+
+    #[inline]
+    fn count(self) -> usize {
+        let rest = self.pfns.get(self.next..).unwrap_or_default();
+        if rest.first().is_none_or(|pfn| pfn.map_order() == 0)
+            && Pfn(rest.iter().fold(0, |common, pfn| common | pfn.0)).map_order() == 0
+        {
+            return rest.len();
+        }
+        self.fold(0, |count, _| count + 1)
     }
 }

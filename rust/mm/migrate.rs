@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Moving a process's pages from one kind of memory to another.
+//! Migration of a process's pages between RAM and device memory.
 //!
 //! A [`Migration`] goes through three states:
 //!
-//! - *collected*: the pages that can move are locked, and taken from all page tables, where a fault
-//!   waits for them; nobody changes their contents. Destinations are allocated, noted and filled;
-//! - *migrated*: [`Migration::migrate`] made the destinations what the sources were, and
-//!   [`Migration::entries`] says which of them;
-//! - *finished*, when it is dropped: the page tables have the destinations, or the sources where
-//!   there is no destination or it could not take over. What was not migrated is as it was.
+//! - *collected*: the pages that can migrate are locked, and migration entries replace them in all page tables. A
+//!   thread that faults on such an entry sleeps, so that the contents do not change. The owner of the [`Migration`]
+//!   allocates destinations, sets them, and copies the contents;
+//! - *migrated*: [`Migration::migrate`] has moved the mapping of the sources to the destinations;
+//!   [`Migration::entries`] tells for which pages;
+//! - *finished*, when the [`Migration`] is dropped: the page tables map the destinations of the pages that were
+//!   migrated, and the sources of all others.
 //!
 //! # Huge folios
 //!
-//! 7.3 splits a folio that is taken from page tables already in one of them only
-//! (`migrate_vma_split_unmapped_folio()`): where another process maps it by one entry as well, since a
-//! `fork()`, that entry then names a folio that is no more, and the end of the migration finds it. So a
-//! folio that has been collected is never split here: it moves as it is, or stays. What is to move in
-//! pieces is [collected in pieces](Huge::Split): the kernel splits the folio while it is mapped, which
+//! When 7.3 splits a folio that has been unmapped already (`migrate_vma_split_unmapped_folio()`), it splits the
+//! migration entry of one process only. If another process maps the folio by a PMD, too, since a `fork()`, the PMD
+//! migration entry of that process then names a folio that does not exist any more, which the end of the migration
+//! trips over. Therefore this module never splits a folio that has been collected: it migrates whole, or not at all.
+//! A folio that is to migrate in small pages is [split when it is collected](Huge::Split), while it is mapped; this
 //! splits the entries of all processes.
 //!
 //! C header: [`include/linux/migrate.h`](srctree/include/linux/migrate.h)
@@ -54,39 +55,39 @@ const MIGRATE: c_ulong = bindings::MIGRATE_PFN_MIGRATE as c_ulong;
 const COMPOUND: c_ulong = bindings::MIGRATE_PFN_COMPOUND as c_ulong;
 const SHIFT: u32 = bindings::MIGRATE_PFN_SHIFT;
 
-/// What is known of one page of a migration, a `migrate_pfn`.
+/// The state of one page of a migration, a `migrate_pfn`.
 ///
-/// A folio of several pages that moves as a whole has one entry, its first; the entries of its other
+/// A folio of several pages that migrates as a whole has one entry, that of its first page; the entries of its other
 /// pages are empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Entry(c_ulong);
 
 impl Entry {
-    /// The entry of a folio.
+    /// Returns the entry of a folio.
     fn of(frame: usize, order: u32) -> Self {
         Self((frame << SHIFT) | VALID | if order == 0 { 0 } else { COMPOUND })
     }
 
-    /// Whether there is something to move, or, afterwards, something has moved: a page, or the
-    /// place of one that was never written.
+    /// Whether the page, or the hole at its address, was collected; after [`Migration::migrate`], whether it has
+    /// migrated.
     pub fn is_migrating(self) -> bool {
         self.0 & MIGRATE != 0
     }
 
-    /// Whether it stands for a whole folio of [`HUGE_PAGES`](zone_device::HUGE_PAGES), or the place
-    /// of one: those of [`Huge::Whole`] only.
+    /// Whether the entry is that of a folio of [`HUGE_PAGES`](zone_device::HUGE_PAGES) pages, or of a hole of that
+    /// size; only with [`Huge::Whole`].
     pub fn is_huge(self) -> bool {
         self.0 & COMPOUND != 0
     }
 
-    /// The page; none where none was ever written.
+    /// Returns the page; none for a hole.
     pub fn page(self) -> Option<NonNull<page>> {
-        // SAFETY: An entry with a frame was made by the kernel, or from a folio.
+        // SAFETY: A valid entry was made by the kernel, or from a folio.
         (self.0 & VALID != 0).then(|| unsafe { zone_device::page_of(self.0 >> SHIFT) })
     }
 
-    /// How many pages it stands for.
+    /// Returns the number of pages that the entry is for.
     pub fn pages(self) -> usize {
         if self.is_huge() {
             zone_device::HUGE_PAGES
@@ -96,12 +97,12 @@ impl Entry {
     }
 }
 
-/// What is collected from a process.
+/// Which pages of a process are collected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Select {
-    /// RAM, and places where nothing was ever written.
+    /// RAM, and holes of anonymous memory.
     System,
-    /// Device-private memory of the owner.
+    /// Device-private pages of the owner.
     DevicePrivate,
     /// Both.
     Any,
@@ -119,13 +120,13 @@ impl Select {
     }
 }
 
-/// How a huge folio, mapped by one entry of the page table, is collected.
+/// How a huge folio that is mapped by a PMD is collected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Huge {
-    /// As one: it moves to a huge folio, or not at all.
+    /// Whole: it migrates to a huge folio, or not at all.
     Whole,
-    /// Split before it is taken from page tables, for all processes that map it. One that cannot be split
-    /// is not collected: somebody has a reference to it.
+    /// Split before it is unmapped, in all processes that map it. A folio to which there are other references cannot be
+    /// split, and is not collected.
     Split,
 }
 
@@ -139,23 +140,23 @@ impl Huge {
 }
 
 enum By {
-    /// Addresses of a process: parts of the span, in order, each with its part of the arrays.
+    /// By addresses of a process: the parts of the span in order, each with its part of the arrays.
     Vma(KVec<migrate_vma>),
-    /// Frames of device memory, with what their mappings are found by at the end.
+    /// By frames of device memory.
     Frames {
-        /// References, for the time after the end.
+        /// References to the `anon_vma`s by which the end of the migration finds the page tables; dropped after that.
         _anon_vmas: AnonVmas,
     },
 }
 
-/// A migration under way; see the [module](self)'s documentation for its states.
+/// A migration in progress; see the [module](self)'s documentation for its states.
 ///
 /// # Invariants
 ///
 /// `src` and `dst` have the same length, and are the arrays of a migration that was set up and not
 /// finalized. An entry of `dst` that is not empty is a folio whose lock and one reference the
-/// migration owns. It is as large as the folio in the same entry of `src`, if that is a folio; but for
-/// the one of [`split_mapping`](Migration::split_mapping), which cannot be split.
+/// migration owns. The folio is as large as the one in the same entry of `src`, if there is one, except for the page of
+/// [`split_mapping`](Migration::split_mapping).
 #[must_use = "a migration that is dropped is finished"]
 pub struct Migration<'a> {
     src: KVVec<Entry>,
@@ -165,11 +166,10 @@ pub struct Migration<'a> {
     _vma: PhantomData<&'a VmaRef>,
 }
 
-/// The parts of a span that one entry each of a page table could map.
+/// Splits a span at multiples of the size of a huge page.
 ///
-/// `migrate_vma_collect_hole()` of 7.3 notes the place of one huge page where there is nothing, however large the
-/// hole is: one without page tables may have many. So each part of a span is set up by itself where what was
-/// never written is to move as huge pages.
+/// For a hole without page tables, `migrate_vma_collect_hole()` of 7.3 makes one huge entry, even if the hole has room
+/// for several huge pages. Therefore each part of a span is set up separately where holes may migrate as huge pages.
 fn huge_parts(span: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
     const SIZE: usize = zone_device::HUGE_PAGES << PAGE_SHIFT;
     let (start, end) = (span.start, span.end);
@@ -182,9 +182,9 @@ fn empty(pages: usize) -> Result<KVVec<Entry>> {
     Ok(KVVec::from_elem(Entry::default(), pages, GFP_KERNEL)?)
 }
 
-/// Holds what the mappings of a frame's folio are found by. Returns how many pages there are from the
-/// frame to the end of the folio, as far as that is known, and whether it is held: it is not if the
-/// folio is not mapped, or on its way elsewhere.
+/// Takes a reference to the `anon_vma` of a frame's folio. Returns the number of pages from the frame to the end of the
+/// folio (1 if there is no folio), and whether the reference was taken: not if the folio is free, not mapped, or being
+/// migrated.
 ///
 /// # Safety
 ///
@@ -192,12 +192,12 @@ fn empty(pages: usize) -> Result<KVVec<Entry>> {
 unsafe fn hold(frame: usize, anon_vmas: &mut AnonVmas) -> Result<(usize, bool)> {
     // SAFETY: By this function's requirements.
     let page = unsafe { zone_device::page_of(frame) };
-    // SAFETY: It is a page.
+    // SAFETY: `page` is a page of device memory.
     if !unsafe { bindings::page_folio_try_get(page.as_ptr()) } {
         return Ok((1, false));
     }
-    // SAFETY: There is a reference, which is given back at the end. Device-private memory goes from
-    // one `anon_vma` to another only by way of RAM.
+    // SAFETY: This thread holds a reference to the folio, until `page_folio_put()`. A device-private folio does not
+    // change its `anon_vma`.
     unsafe {
         let pages = 1 << zone_device::order_of(page);
         let is_held = anon_vmas.hold(page);
@@ -207,22 +207,22 @@ unsafe fn hold(frame: usize, anon_vmas: &mut AnonVmas) -> Result<(usize, bool)> 
 }
 
 impl<'a> Migration<'a> {
-    /// Collects what is in `span` of `vma`. Sleeps; calls MMU notifiers, `MMU_NOTIFY_MIGRATE` with
+    /// Collects the pages in `span` of `vma`. Sleeps; calls MMU notifiers, `MMU_NOTIFY_MIGRATE` with
     /// `owner`.
     ///
-    /// `fault_page` is the page that a fault is about. Fails with `EINVAL` for a VMA of a kind whose
-    /// pages never migrate, `EBUSY` if KSM has one of the pages, `ENOMEM`.
+    /// `fault_page` is the page on which the CPU faulted. Fails with `EINVAL` for a VMA of a kind whose
+    /// pages never migrate, `EBUSY` if one of the pages is a KSM page, `ENOMEM`.
     ///
-    /// RAM that other processes share, since a `fork()`, is walked once more, to look for pages of KSM's.
-    /// Such a page is taken from the page table of `vma` by its address, and put back, or what it
-    /// became, where KSM knows that it was. KSM does not know of a process that had the page before a
-    /// `fork()`, if it was the child who had it merged: there the entry of the migration would stay.
+    /// If the VMA may share RAM with other processes since a `fork()`, the page tables are walked first, to find KSM
+    /// pages. The kernel replaces a KSM page in the page table of `vma` by address, but finds the entries to restore by
+    /// KSM's reverse map. If a child merged the page after a `fork()`, KSM's reverse map does not have the parent, in
+    /// whose page table the migration entry would stay.
     ///
     /// # Safety
     ///
     /// The mmap lock must be held during `'a`, and `span` be page-aligned, not empty and within
-    /// `vma`. `fault_page` must be none, or a device-private page that the caller has locked and
-    /// holds a reference to.
+    /// `vma`. `fault_page` must be none, or a device-private page that the caller has locked and to which it
+    /// holds a reference.
     pub unsafe fn collect(
         vma: &'a VmaRef,
         span: Range<usize>,
@@ -234,10 +234,10 @@ impl<'a> Migration<'a> {
         let pages = span.end.saturating_sub(span.start) >> PAGE_SHIFT;
         let mut src = empty(pages)?;
         let dst = empty(pages)?;
-        // SAFETY: The VMA is valid.
+        // SAFETY: The VMA is valid, as the mmap lock is held.
         if select != Select::DevicePrivate && unsafe { bindings::vma_has_relatives(vma.as_ptr()) } {
             hmm::count_walk();
-            // SAFETY: The array has an entry for each page; by this function's requirements.
+            // SAFETY: The array has an entry for each page; the caller holds the mmap lock.
             let result = unsafe {
                 bindings::mm_maps_ksm(
                     (*vma.as_ptr()).vm_mm,
@@ -256,8 +256,8 @@ impl<'a> Migration<'a> {
         } else {
             1
         };
-        // INVARIANT: No destination is noted. The arrays do not move with the vectors. What is set up is in `by`,
-        // and finished when this is dropped.
+        // INVARIANT: No destination is set. The arrays do not move when the vectors are moved. `by` has the parts that
+        // are set up, which `drop()` finalizes.
         let mut this = Self {
             src,
             dst,
@@ -282,8 +282,8 @@ impl<'a> Migration<'a> {
                 fault_page: fault_page.map_or(ptr::null_mut(), NonNull::as_ptr),
                 ..Default::default()
             };
-            // SAFETY: The arguments are complete, the arrays have an entry for each page; the rest is by
-            // this function's requirements.
+            // SAFETY: The arguments are complete, the arrays have an entry for each page; the caller guarantees
+            // the rest.
             to_result(unsafe { bindings::migrate_vma_setup(&raw mut args) })?;
             if let By::Vma(set_up) = &mut this.by {
                 set_up.push_within_capacity(args)?;
@@ -293,16 +293,16 @@ impl<'a> Migration<'a> {
         Ok(this)
     }
 
-    /// Collects those of some frames of device memory that are mapped, in whatever processes. Needs
-    /// no process. Sleeps; calls MMU notifiers.
+    /// Collects those frames of device memory that are mapped, by any process. Needs no reference to a
+    /// process. Sleeps; calls MMU notifiers.
     ///
-    /// Folios must be covered whole. The entries are in the order of the frames, without those that
+    /// `frames` must include all pages of each folio. The entries are in the order of the frames, without those that
     /// are not mapped. Fails with `ENOMEM`.
     ///
     /// # Safety
     ///
-    /// The frames must be of a [`DevPagemap`](crate::mm::memremap::DevPagemap), and handed to nobody
-    /// else meanwhile.
+    /// The frames must be of a [`DevPagemap`](crate::mm::memremap::DevPagemap), and not be allocated again during the
+    /// call.
     pub unsafe fn collect_frames(frames: &[usize]) -> Result<Migration<'static>> {
         let mut src = KVVec::with_capacity(frames.len(), GFP_KERNEL)?;
         let mut anon_vmas = AnonVmas::default();
@@ -319,11 +319,11 @@ impl<'a> Migration<'a> {
             rest = behind;
         }
         let dst = empty(src.len())?;
-        // SAFETY: All are frames of device memory; the array has so many entries.
+        // SAFETY: All entries are frames of device memory; the array has `src.len()` entries.
         to_result(unsafe {
             bindings::lock_device_pfns(src.as_mut_ptr().cast(), src.len() as c_ulong)
         })?;
-        // INVARIANT: It was set up; no destination is noted.
+        // INVARIANT: `migrate_device_pfns()` set the migration up; no destination is set.
         Ok(Migration {
             src,
             dst,
@@ -335,39 +335,39 @@ impl<'a> Migration<'a> {
         })
     }
 
-    /// What was collected, page by page.
+    /// Returns the sources, one entry for each page.
     pub fn entries(&self) -> &[Entry] {
         &self.src
     }
 
-    /// What it is to be migrated to, page by page.
+    /// Returns the destinations, one entry for each page.
     pub fn destinations(&self) -> &[Entry] {
         &self.dst
     }
 
-    /// Notes where something is migrated to. `folio` is filled before [`migrate`](Self::migrate).
+    /// Sets the destination of an entry. The caller copies the contents to `folio` before
+    /// [`migrate`](Self::migrate).
     ///
-    /// A folio goes to one of its size. The place of a huge folio that was never written may get single
-    /// pages instead, each of which is noted, the first one at least. Fails with `EINVAL`, and gives the
-    /// folio back, if there is no such entry, it has a destination, or the sizes differ.
+    /// The destination of a folio has the same size. The destinations of a huge hole may be single pages; the first
+    /// page must have one. Fails with `EINVAL`, and frees `folio`, if there is no such entry, the entry has a
+    /// destination, or the sizes differ.
     pub fn set_destination(&mut self, index: usize, folio: LockedFolio) -> Result {
         let source = self.src.get(index).ok_or(EINVAL)?;
         if source.page().is_some() && source.is_huge() != (folio.order() != 0) {
             return Err(EINVAL);
         }
-        self.note_destination(index, folio)
+        self.put_destination(index, folio)
     }
 
-    /// Has what maps the huge folio of a fault in the VMA split into entries of single pages, at the end;
-    /// nothing of the folio moves. `page` is memory for the first of its pages, which is not needed for
-    /// long, and filled like any other.
+    /// Makes the end of the migration map the huge folio of `fault_page` in the VMA by PTEs; the folio does not
+    /// migrate. `page` is a destination for the folio's first page, filled like any other, which the end of the
+    /// migration frees.
     ///
-    /// Nobody can split a folio that a fault has a reference to. The kernel tries it if it is to go to a
-    /// single page, and by then has split the entry of the VMA; those of others stay as they are, and so
-    /// does the folio. The next collection finds its pages by single entries, and can split it.
+    /// The fault holds a reference to the folio, which therefore cannot be split. If the destination is a single page,
+    /// `migrate_vma_pages()` splits the PMD of the VMA and then tries to split the folio, which fails; the PMDs of
+    /// other processes are not changed. The next collection finds PTEs, and can split the folio.
     ///
-    /// Fails with `EINVAL`, and gives the page back, if the entry is not of the fault's folio, or has a
-    /// destination.
+    /// Fails with `EINVAL`, and frees `page`, if the entry is not that of the fault's folio, or has a destination.
     pub fn split_mapping(&mut self, index: usize, page: LockedFolio) -> Result {
         let By::Vma(parts) = &self.by else {
             return Err(EINVAL);
@@ -378,47 +378,48 @@ impl<'a> Migration<'a> {
             .map_or(ptr::null_mut(), |args| args.fault_page);
         let fault_page = NonNull::new(fault_page).ok_or(EINVAL)?;
         let head = source.page().ok_or(EINVAL)?;
-        // SAFETY: The migration holds the folio of the entry, and its caller that of the fault.
+        // SAFETY: The migration has a reference to the folio of the entry, and the thread that handles the fault one
+        // to that of `fault_page`.
         let is_fault = unsafe { zone_device::is_same_folio(head, fault_page) };
         if !source.is_huge() || !is_fault || page.order() != 0 {
             return Err(EINVAL);
         }
-        self.note_destination(index, page)
+        self.put_destination(index, page)
     }
 
-    fn note_destination(&mut self, index: usize, folio: LockedFolio) -> Result {
+    fn put_destination(&mut self, index: usize, folio: LockedFolio) -> Result {
         let entry = self
             .dst
             .get_mut(index)
             .filter(|entry| **entry == Entry::default())
             .ok_or(EINVAL)?;
         let order = folio.order();
-        // INVARIANT: The folio is handed over to the array; its callers compared the sizes.
-        // SAFETY: A folio's page is a page.
+        // INVARIANT: The array takes over the lock and the reference; the callers have compared the sizes.
+        // SAFETY: `into_page()` returns a page.
         *entry = Entry::of(unsafe { zone_device::frame_of(folio.into_page()) }, order);
         Ok(())
     }
 
-    /// Gives all destinations back, so that nothing moves.
+    /// Frees all destinations, so that no page migrates.
     fn forget_destinations(&mut self) {
         for entry in self.dst.iter_mut() {
             if let Some(page) = core::mem::take(entry).page() {
-                // SAFETY: By the type invariants the folio is the migration's, and locked; nothing
+                // SAFETY: By the type invariants the migration owns the folio's lock and reference; no page
                 // was migrated to it.
                 drop(unsafe { LockedFolio::from_page(page) });
             }
         }
     }
 
-    /// Makes the destinations what the sources were. Sleeps; calls MMU notifiers for places where
-    /// there was no page. Returns how many pages have moved.
+    /// Moves the mappings of the sources to the destinations. Sleeps; calls MMU notifiers for holes.
+    /// Returns the number of pages that have migrated.
     pub fn migrate(&mut self) -> usize {
         if !self.migrated {
             self.migrated = true;
             match &mut self.by {
                 By::Vma(parts) => {
                     for args in parts.iter_mut() {
-                        // SAFETY: By the type invariants; the lock is held still.
+                        // SAFETY: By the type invariants; the mmap lock is held during `'a`.
                         unsafe { bindings::migrate_vma_pages(args) };
                     }
                 }
@@ -448,11 +449,11 @@ impl Drop for Migration<'_> {
         match &mut self.by {
             By::Vma(parts) => {
                 for args in parts.iter_mut() {
-                    // SAFETY: By the type invariants, once; the lock is held still.
+                    // SAFETY: By the type invariants, and called once; the mmap lock is held during `'a`.
                     unsafe { bindings::migrate_vma_finalize(args) };
                 }
             }
-            // SAFETY: By the type invariants, once.
+            // SAFETY: By the type invariants, and called once.
             By::Frames { .. } => unsafe {
                 bindings::migrate_device_finalize(
                     self.src.as_mut_ptr().cast(),

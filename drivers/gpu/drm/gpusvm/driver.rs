@@ -427,7 +427,7 @@ impl<D: Driver> Svm<D> {
         let gpusvm = (&self.core).into();
         KBox::pin_init(
             pin_init!(Range {
-                base <- SvmRange::init(gpusvm, NonNull::dangling(), 0..0, false),
+                base <- SvmRange::init(gpusvm, NonNull::dangling(), 0..0),
                 link <- CListHead::new(),
                 pages,
                 data,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which range a fault gets: the one that is there, if it still will do, or a new one.
+//! Finds the range for a fault: an existing one that still fits, or a new one.
 //!
 //! Locks as in [`svm`](crate::svm).
 //!
@@ -34,27 +34,27 @@ use kernel_ext::{
 };
 
 impl GpuSvm {
-    /// The range at `addr`, made if there is none. C: `drm_gpusvm_range_find_or_insert()`.
+    /// Returns the range at `addr`, and inserts a new one if there is none. C: `drm_gpusvm_range_find_or_insert()`.
     ///
     /// `window` is the part of the device's address space that mirrors the CPU's around `addr`. A
-    /// new range is the largest chunk that [`chunk`] allows. Takes the mmap lock, and
-    /// leaves in `walk` what it saw of the page tables, if it looked.
+    /// new range is the largest chunk that [`chunk`] allows. Takes the mmap lock. If the page tables were walked, the
+    /// result stays in `walk`.
     ///
-    /// Errors, after which nothing is changed but where said:
+    /// Errors, which change nothing except where noted:
     /// - `EINVAL`: `addr` is outside the SVM or the window;
     /// - `EFAULT`: the process is gone or exiting;
     /// - `ENOENT`: the CPU has no VMA there;
     /// - `EPERM`: a write to a VMA that may not be written;
-    /// - `EIO`: device memory of some other driver is mapped there;
+    /// - `EIO`: the VMA maps device memory (`VM_IO`, `VM_PFNMAP`);
     /// - `EAGAIN`: there is a range, but it was unmapped, or no longer fits the CPU's VMA or the window, or is
-    ///   larger than `attempt` allows; or it is not mapped for the access, as `is_mapped` says, and larger than
-    ///   `ctx` allows where the CPU has [few pages](Ctx::with_fault_around). It is invalidated as if unmapped:
-    ///   let the garbage collector remove it, and try again;
+    ///   larger than `attempt` allows; or `is_mapped` returns false, and the range is larger than
+    ///   `ctx` allows where the CPU has [few pages](Ctx::with_fault_around). The range is invalidated as if it was
+    ///   unmapped: the caller lets the garbage collector remove it, and tries again;
     /// - `ENOMEM`.
     ///
     /// # Safety
     ///
-    /// The caller must hold the driver's SVM lock, here and while it uses the result without a
+    /// The caller must hold the driver's SVM lock, during the call and while it uses the result without a
     /// reference.
     pub unsafe fn find_or_insert(
         &self,
@@ -85,7 +85,7 @@ impl GpuSvm {
             }
         }
 
-        // All that takes memory or other locks comes before the mmap lock.
+        // Memory is allocated, and other locks are taken, before the mmap lock.
         let new_notifier = match found {
             Some(_) => None,
             None => Some(NewNotifier::new(self, &mm, addr)?),
@@ -101,7 +101,7 @@ impl GpuSvm {
         let vma = lookup(&mmap, addr, ctx.access)?;
         let bounds = Bounds {
             vma: vma.start()..vma.end(),
-            // SAFETY: The driver's lock, or the fact that it is new, keeps the notifier.
+            // SAFETY: The driver's lock keeps a notifier that was found; a new one is not shared yet.
             notifier: unsafe { notifier.as_ref() }.span(),
             window,
             svm: self.span(),
@@ -112,8 +112,8 @@ impl GpuSvm {
         let range = memory.into_range(notifier, span, ctx.devmem_possible && can_migrate(vma));
 
         let lock = self.notifier_lock.write();
-        // SAFETY: Both locks are held. The range overlaps no other, lies in its notifier, is new,
-        // pinned, and freed only after its removal; so is the notifier, if new.
+        // SAFETY: The driver's lock and the notifier lock are held. The range overlaps no other, lies in its notifier,
+        // is new, pinned, and freed only after its removal; so is the notifier, if new.
         unsafe {
             notifier.as_ref().ranges().insert(range.as_ref().node());
             if let Some(new) = new_notifier {
@@ -124,7 +124,8 @@ impl GpuSvm {
         Ok(range)
     }
 
-    /// A range was found at the address of a fault: says whether it still will do.
+    /// Checks that the range that was found at the address of a fault still fits. Fails as
+    /// [`find_or_insert`](Self::find_or_insert) does.
     ///
     /// # Safety
     ///
@@ -167,7 +168,7 @@ impl GpuSvm {
         Ok(())
     }
 
-    /// The span of a new range.
+    /// Returns the span of a new range.
     ///
     /// # Safety
     ///
@@ -192,8 +193,8 @@ impl GpuSvm {
             }
             let size = span.end - span.start;
             if size > PAGE_SIZE && size <= ctx.check_pages_threshold {
-                // A larger chunk only of pages that the CPU has. One look: if the CPU changes its
-                // mappings meanwhile, a smaller chunk is right as well, and no writer waits.
+                // A larger chunk is used only if the CPU has all of its pages. One walk without a retry: if the
+                // CPU changes its mappings meanwhile, a smaller chunk is used.
                 // SAFETY: The notifier is inserted in this mm, whose mmap lock is held.
                 let seen = unsafe { walk.snapshot(mmap, notifier.mmu(), &span, ctx.owner()) };
                 if seen.is_err() || walk.pfns().iter().any(|pfn| !pfn.is_valid()) {
@@ -214,7 +215,7 @@ impl GpuSvm {
     }
 }
 
-/// The VMA at `addr`, if a device may mirror it for `access`.
+/// Returns the VMA at `addr`, if a device may mirror it for `access`.
 fn lookup<'a>(mmap: &'a MmapReadGuard<'_>, addr: usize, access: Access) -> Result<&'a VmaRef> {
     let vma = mmap.vma_lookup(addr).ok_or(ENOENT)?;
     if access == Access::Write && vma.flags() & vm::WRITE == 0 {
@@ -226,8 +227,8 @@ fn lookup<'a>(mmap: &'a MmapReadGuard<'_>, addr: usize, access: Access) -> Resul
     Ok(vma)
 }
 
-/// Whether the pages of `vma` can be moved to device memory.
+/// Whether the pages of `vma` can migrate to device memory.
 fn can_migrate(vma: &VmaRef) -> bool {
-    // SAFETY: The VMA is locked, as a reference to it says.
+    // SAFETY: A `VmaRef` exists only while the mmap lock is held.
     unsafe { ext::vma_is_anonymous(vma.as_ptr()) && !ext::is_vm_hugetlb_page(vma.as_ptr()) }
 }

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! PagesMapper the pages of a range for its devices: one walk of the CPU's page tables, one
+//! Maps the pages of a range for its devices: one walk of the CPU's page tables, one
 //! transaction.
 //!
-//! The transaction maps under the notifier lock, so that a page is either known to be the CPU's
-//! still, or its invalidation waits. It lets the lock go after every [`BATCH`] segments, so that a
-//! writer (any `munmap()` of the process) waits a bounded time, whatever the range's size. Whoever
-//! invalidates the range in between undoes what was mapped so far; the transaction sees that and
-//! begins anew. Not committed, it undoes the rest itself.
+//! The transaction maps pages under the notifier lock: an invalidation of a page that was mapped waits for
+//! the lock. The transaction drops the lock after every [`BATCH`] segments, so that a thread that waits for the lock
+//! for writing (any `munmap()` of the process) waits for a bounded time, whatever the size of the range. If the range
+//! is invalidated in between, the notifier callback unmaps the segments mapped so far; the transaction detects that and
+//! fails with `EAGAIN`. A transaction that is dropped without a commit unmaps its segments.
 //!
-//! Pages of a device's memory are mapped by its pagemap, which the pages object then keeps. Where
-//! userfaultfd tracks accesses, they are brought back to RAM first: for RAM the CPU's page tables say what
-//! may be accessed without telling, and for device memory, on 7.3, they do not.
+//! Pages of device memory are mapped by their pagemap, to which the pages object then holds a reference. Where
+//! userfaultfd tracks accesses, such pages are first migrated to RAM: the page-table entries of device memory do not
+//! say, on 7.3, which accesses are tracked.
 //!
 //! C: `drm_gpusvm_get_pages()`.
 
@@ -41,8 +41,8 @@ use kernel_ext::{
     mm::{
         hmm::{
             Blocks,
-            Pfn,
             PfnBlock,
+            ResolvedPage,
             Walk, //
         },
         live_mm,
@@ -51,16 +51,16 @@ use kernel_ext::{
     sync::rwsem::ReadGuard, //
 };
 
-/// How many segments are mapped in one hold of the notifier lock.
+/// The number of segments that are mapped before the notifier lock is dropped and taken again.
 pub const BATCH: usize = 64;
 
-/// The memory to be mapped, and who is told when the CPU changes its mappings of it.
+/// The memory to be mapped, and its notifier.
 pub struct Source<'a> {
     /// The SVM whose notifier lock is taken.
     pub svm: &'a GpuSvm,
     /// The process.
     pub mm: &'a Mm,
-    /// Watches `span`.
+    /// The notifier; its interval includes `span`.
     pub notifier: &'a MmuIntervalNotifier,
     /// Addresses, in bytes; page-aligned.
     pub span: Range<usize>,
@@ -69,15 +69,14 @@ pub struct Source<'a> {
 impl Source<'_> {
     /// Maps the memory for the device of each of `pages`: all of them or none.
     ///
-    /// Does nothing for pages that are mapped for the access already; then no page table is
-    /// walked. Otherwise `walk` is used if it has the answer, and made anew if not. Takes the mmap
-    /// lock.
+    /// If they are mapped for the access already, does nothing and walks no page table. Otherwise uses the result of
+    /// `walk` if it meets the request, and walks the page tables if not. Takes the mmap lock.
     ///
     /// Errors, after which nothing is mapped:
     /// - `EAGAIN`: the CPU changed its mappings meanwhile; try again;
-    /// - `EBUSY`: it kept doing so until the time of `attempt` was spent;
-    /// - `EFAULT`: a page cannot be had, the pages are retired, the SVM is shut, the process is gone or exiting,
-    ///   or the device cannot reach a page;
+    /// - `EBUSY`: the CPU kept changing its mappings until the time-out of `attempt` expired;
+    /// - `EFAULT`: a page cannot be faulted in, the range was unmapped, the SVM is shut, the process is gone or
+    ///   exiting, or the device cannot reach a page;
     /// - `EPERM`: a page may not be written;
     /// - `EOPNOTSUPP`: a page of a kind that cannot be mapped, such as another device's memory;
     /// - `EINTR`: the thread is being killed;
@@ -86,8 +85,8 @@ impl Source<'_> {
     /// # Safety
     ///
     /// The caller must hold the lock that serializes changes of the pages (the driver's SVM lock)
-    /// and not the notifier lock. `self.notifier` must be inserted, and its callback unmap all of
-    /// `pages` under the notifier lock, held for writing. Pages that are valid, but not for the
+    /// and not the notifier lock. `self.notifier` must be inserted, and its callback must unmap all of
+    /// `pages` with the notifier lock held for writing. Pages that are valid, but not for the
     /// access, must have been invalidated before.
     pub unsafe fn get(
         &self,
@@ -117,8 +116,8 @@ impl Source<'_> {
                 )
             }?;
         }
-        // A page of the owner's is taken as it is, even one that may not be written: shared with a
-        // child, say. What breaks that is a fault of the CPU, which brings the page back.
+        // HMM accepts a device-private page of the owner that is not writable, for instance one that is shared with a
+        // child. A write fault of the CPU migrates such a page to RAM and makes it writable.
         if ctx.access == Access::Write
             && !ctx.owner().is_null()
             && !walk.pfns().iter().all(|pfn| pfn.is_writable())
@@ -130,14 +129,14 @@ impl Source<'_> {
 
         // SAFETY: As this function requires.
         let mut result = unsafe { self.map(pages, ctx, walk, None) };
-        if matches!(result, Err(Stop::Look)) {
+        if matches!(result, Err(Stop::Unchecked)) {
             let mm = live_mm::get(self.mm, self.span.len() >> PAGE_SHIFT)?;
-            // The look is taken after the walk: who begins to track accesses later invalidates what he
-            // protects, and so the walk.
-            let untracked = self.look(&mm);
+            // This check comes after the walk: a thread that starts to track accesses later invalidates the addresses
+            // that it protects, and so the walk.
+            let untracked = self.check_tracking(&mm);
             if untracked.is_none() {
                 kernel_ext::debug!(
-                    "accesses to {:#x?} are tracked: it comes back from the device",
+                    "accesses to {:#x?} are tracked: migrating it to RAM",
                     self.span
                 );
                 // SAFETY: The notifier is inserted, includes the span, and the process has users.
@@ -147,22 +146,23 @@ impl Source<'_> {
             // SAFETY: As this function requires.
             result = unsafe { self.map(pages, ctx, walk, untracked) };
         }
-        // Whatever came of it, the walk is history.
+        // The result of the walk is used once.
         walk.forget();
         match result {
             Ok(()) => Ok(()),
             Err(Stop::Error(e)) => Err(e),
-            Err(Stop::Look) => Err(EAGAIN),
+            Err(Stop::Unchecked) => Err(EAGAIN),
         }
     }
 
-    /// Walks the page tables, with all that is on a device brought back by faults of the CPU.
+    /// Walks the page tables, and migrates device-private pages to RAM by faults of the CPU.
     ///
     /// # Safety
     ///
     /// As for [`get`](Self::get), with a process that has users.
     unsafe fn walk_in_ram(&self, ctx: &Ctx, attempt: &Attempt<'_>, walk: &mut Walk) -> Result {
-        // SAFETY: By this function's requirements; the notifier includes the span.
+        // SAFETY: The caller guarantees that the notifier is inserted and the process has users; the notifier
+        // includes the span.
         unsafe {
             walk.fault(
                 self.notifier,
@@ -174,13 +174,13 @@ impl Source<'_> {
         }
     }
 
-    /// Looks whether device memory may be mapped: nobody tracks accesses to the span just now. Takes the
-    /// mmap lock.
-    fn look(&self, mm: &MmWithUser) -> Option<Untracked> {
+    /// Checks that userfaultfd tracks no accesses to the span at this time, so that device memory may be mapped. Takes
+    /// the mmap lock.
+    fn check_tracking(&self, mm: &MmWithUser) -> Option<Untracked> {
         let mmap = mm.mmap_read_lock();
         let mut rest = self.span.clone();
         while let Some(vma) = first_vma(&mmap, mm, rest.clone()) {
-            // SAFETY: The VMA is valid.
+            // SAFETY: The VMA is valid while the mmap lock is held.
             if unsafe { ext::vma_is_tracked(vma.as_ptr()) } {
                 return None;
             }
@@ -189,7 +189,7 @@ impl Source<'_> {
         Some(Untracked(()))
     }
 
-    /// Whether all of `pages` are mapped for the access already; an error if they may not be.
+    /// Whether all of `pages` are mapped for the access already. Fails with `EFAULT` if they may not be mapped.
     ///
     /// # Safety
     ///
@@ -204,7 +204,7 @@ impl Source<'_> {
             .all(|pages| unsafe { pages.is_valid_for(ctx.access) }))
     }
 
-    /// The transaction. Stops at device memory of which it is not known that it may be mapped.
+    /// Runs the transaction. Fails with [`Stop::Unchecked`] at device memory if `untracked` is none.
     ///
     /// # Safety
     ///
@@ -217,7 +217,7 @@ impl Source<'_> {
         untracked: Option<Untracked>,
     ) -> Result<(), Stop> {
         let room = walk.blocks().count();
-        // Goes after the transaction: what is replaced is freed when all locks are gone.
+        // Declared before the transaction, and so dropped after it: replaced arrays are freed without locks held.
         let mut arrays = Arrays::new(pages.len(), room)?;
         let mut transaction = Transaction {
             source: self,
@@ -228,22 +228,22 @@ impl Source<'_> {
             untracked,
             lock: Some(self.svm.read_lock()),
         };
-        // SAFETY: Locked as required, here and below.
+        // SAFETY: The caller holds the SVM lock, the transaction the notifier lock, here and below.
         if unsafe { transaction.check(ctx) }? || self.notifier.read_retry(walk.seq()) {
             return Err(EAGAIN.into());
         }
-        // Device memory needs no addresses of the IOMMU's. Where there is any, it mostly comes first.
+        // Device memory needs no IOVA space. A range with device memory mostly starts with it.
         let reserve = walk
             .blocks()
             .next()
-            // SAFETY: The walk is valid, and stays so as the notifier lock is held.
+            // SAFETY: The walk is valid while the notifier lock is held.
             .is_some_and(|block| !unsafe { ext::is_zone_device_page(block.pfn.page()) });
         if !reserve && transaction.untracked.is_none() {
-            return Err(Stop::Look);
+            return Err(Stop::Unchecked);
         }
         for (pages, array) in pages.iter().zip(arrays.as_mut_slice()) {
-            // SAFETY: Both locks are held; pages that are not valid have nothing mapped, as no
-            // transaction is under way, and those that are were invalidated.
+            // SAFETY: Both locks are held. Pages that are not valid have no segments, as there is no other
+            // transaction; pages that are valid for another access were invalidated.
             unsafe {
                 pages.unmap();
                 pages.install(array);
@@ -254,14 +254,14 @@ impl Source<'_> {
         }
         let mut blocks = walk.blocks();
         loop {
-            // SAFETY: As above; the walk is valid, as the notifier lock is held and nothing of the
-            // span was invalidated since.
+            // SAFETY: As above. The walk is valid, as the notifier lock is held and the span was not invalidated
+            // since the walk.
             unsafe { transaction.map(&mut blocks, ctx) }?;
             if transaction.done == room {
                 break;
             }
             // SAFETY: As above.
-            unsafe { transaction.breathe() }?;
+            unsafe { transaction.relock() }?;
         }
         // SAFETY: As above; all blocks are mapped.
         let result = unsafe { transaction.commit(walk.seq()) };
@@ -270,16 +270,16 @@ impl Source<'_> {
     }
 }
 
-/// Says that nobody tracked accesses to the memory of a walk by userfaultfd after it was done. If somebody
-/// does by now, the walk is not valid any more.
+/// Proof that userfaultfd tracked no accesses to the memory of a walk at a time after the walk. If it does so now, the
+/// walk is not valid any more.
 struct Untracked(());
 
-/// Why a transaction was not done.
+/// Why a transaction failed.
 enum Stop {
-    /// It failed.
+    /// With an error.
     Error(Error),
-    /// There is device memory, and nobody has looked whether it may be mapped.
-    Look,
+    /// There is device memory, and it was not checked whether accesses to it are tracked.
+    Unchecked,
 }
 
 impl From<Error> for Stop {
@@ -288,14 +288,14 @@ impl From<Error> for Stop {
     }
 }
 
-/// An array for each of the pages objects of a transaction.
+/// One array for each pages object of a transaction.
 enum Arrays {
     One(Option<SegmentArray>),
     Many(KVec<Option<SegmentArray>>),
 }
 
 impl Arrays {
-    /// `count` arrays, each for `segments` segments.
+    /// Allocates `count` arrays, each for `segments` segments. Fails with `ENOMEM`.
     fn new(count: usize, segments: usize) -> Result<Self> {
         if count == 1 {
             return Ok(Self::One(Some(SegmentArray::new(segments)?)));
@@ -315,18 +315,18 @@ impl Arrays {
     }
 }
 
-/// Pages that are being mapped. Dropped, it undoes what it did, unless committed.
+/// Pages that are being mapped. Dropping the transaction unmaps them, unless it was committed.
 struct Transaction<'a> {
     source: &'a Source<'a>,
     pages: &'a [Pages],
-    /// How many blocks there are, for which the arrays of `pages` were made.
+    /// The number of blocks, and the capacity of the arrays of `pages`.
     room: usize,
-    /// How many of them are mapped, for each of `pages`.
+    /// The number of blocks that are mapped, for each of `pages`.
     done: usize,
     committed: bool,
     /// Whether device memory may be mapped.
     untracked: Option<Untracked>,
-    /// The notifier lock; always there but inside `breathe()`.
+    /// The notifier lock; none only inside `relock()`.
     lock: Option<ReadGuard<'a>>,
 }
 
@@ -344,12 +344,12 @@ impl Transaction<'_> {
         }
     }
 
-    /// Maps the next [`BATCH`] of `blocks`, or what is left of them, for each device.
+    /// Maps the next [`BATCH`] of `blocks`, or the rest of them, for each device.
     ///
     /// # Safety
     ///
-    /// As for [`Source::get`], with the notifier lock held for reading. An array must have been
-    /// installed in all pages.
+    /// As for [`Source::get`], with the notifier lock held for reading. All pages must have an array
+    /// installed.
     unsafe fn map(&mut self, blocks: &mut Blocks<'_>, ctx: &Ctx) -> Result<(), Stop> {
         let first = blocks.clone();
         for pages in self.pages {
@@ -358,12 +358,12 @@ impl Transaction<'_> {
             let mut mapping = unsafe { pages.mapper(self.room) }?;
             let mut refused = refuses_system(ctx, &mapping);
             for block in batch.by_ref().take(BATCH) {
-                let page = block.pfn.page();
-                // SAFETY: By this function's requirements.
-                let dir = unsafe { direction(block.pfn, page, ctx.access) };
-                // SAFETY: The page is the CPU's, by this function's requirements.
-                if unsafe { ext::is_zone_device_page(page) } {
-                    let untracked = self.untracked.as_ref().ok_or(Stop::Look)?;
+                // SAFETY: The CPU maps the page and it stays allocated: the thread that unmaps it calls the notifier
+                // callback first, which waits for the notifier lock; truncation of a file unmaps its pages first.
+                let resolved = unsafe { block.pfn.resolve(ctx.access == Access::Write) };
+                let (page, dir) = (resolved.page(), direction(resolved));
+                if resolved.is_zone_device() {
+                    let untracked = self.untracked.as_ref().ok_or(Stop::Unchecked)?;
                     // SAFETY: As above.
                     unsafe { map_device(&mut mapping, &block, page, dir, ctx, untracked) }?;
                     refused = refuses_system(ctx, &mapping);
@@ -381,20 +381,20 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Lets the lock go for a moment. Fails with `EAGAIN` if the range was invalidated meanwhile.
+    /// Drops the lock and takes it again. Fails with `EAGAIN` if the range was invalidated meanwhile.
     ///
     /// # Safety
     ///
     /// As for [`Source::get`], with the notifier lock held for reading.
-    unsafe fn breathe(&mut self) -> Result {
+    unsafe fn relock(&mut self) -> Result {
         self.lock = None;
         self.lock = Some(self.source.svm.read_lock());
         for pages in self.pages {
             if pages.has(PagesFlag::Unmapped) {
                 return Err(EAGAIN);
             }
-            // Who invalidates the range unmaps everything: if all is there still, nobody did. A
-            // change elsewhere in the notifier's span does not matter here.
+            // An invalidation of the range unmaps all segments: if they are still mapped, there was none. An
+            // invalidation elsewhere in the notifier's interval does not matter here.
             // SAFETY: The notifier lock is held.
             if unsafe { pages.mapped() }.len() != self.done {
                 return Err(EAGAIN);
@@ -403,7 +403,7 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Ends the transaction well.
+    /// Makes the pages valid.
     ///
     /// # Safety
     ///
@@ -427,14 +427,14 @@ impl Drop for Transaction<'_> {
             self.lock = Some(self.source.svm.read_lock());
         }
         for pages in self.pages {
-            // SAFETY: The driver's SVM lock and the notifier lock are held; the addresses were
-            // shown to nobody, as the pages were not valid.
+            // SAFETY: The driver's SVM lock and the notifier lock are held. The driver has not seen the addresses,
+            // as the pages were not valid.
             unsafe { pages.unmap() };
         }
     }
 }
 
-/// Whether a block of system memory cannot be mapped next, and why.
+/// Returns the error for a block of system memory, if `ctx` does not allow to map one next.
 fn refuses_system(ctx: &Ctx, mapping: &PagesMapper<'_>) -> Option<Error> {
     if ctx.devmem_only {
         Some(EFAULT)
@@ -445,8 +445,8 @@ fn refuses_system(ctx: &Ctx, mapping: &PagesMapper<'_>) -> Option<Error> {
     }
 }
 
-/// Maps a block of device memory. Pages of the owner that the walk was for are their pagemap's to map;
-/// all others cannot be mapped.
+/// Maps a block of device memory. The pagemap maps pages of the walk's owner; other pages fail with
+/// `EOPNOTSUPP`.
 ///
 /// # Safety
 ///
@@ -461,10 +461,10 @@ unsafe fn map_device(
     _untracked: &Untracked,
 ) -> Result {
     let page = NonNull::new(page).ok_or(EINVAL)?;
-    // SAFETY: The page is the CPU's still, by this function's requirements.
+    // SAFETY: The caller guarantees that the CPU maps the page.
     let pagemap = unsafe { pagemap::of_page(page) };
     let Some(pagemap) = pagemap.filter(|pagemap| pagemap.owner_ptr() == ctx.owner()) else {
-        kernel_ext::debug!("page {} is another device's", block.index);
+        kernel_ext::debug!("page {} is memory of another device", block.index);
         return Err(EOPNOTSUPP);
     };
     if !ctx.allow_mixed && block.index != 0 && !mapping.has_device_memory() {
@@ -474,27 +474,15 @@ unsafe fn map_device(
     unsafe { mapping.device(block, page, pagemap, dir) }
 }
 
-/// What the devices may do with a page that was walked for `access`: as much as the CPU may without
-/// a fault, and no store that nobody would know of.
+/// Returns the access that the devices get to a page: that of the CPU's mapping, but no write access if reclaim could
+/// drop the page with a device's stores.
 ///
-/// A store of a device leaves no trace in the CPU's page tables. So the page is marked dirty when it
-/// is mapped for writing. A page that is mapped for reading makes no file dirty: where a store would
-/// be lost it is mapped read-only, and the store faults. Whoever makes the page clean again
-/// invalidates it first.
-///
-/// # Safety
-///
-/// `page` must be that of `pfn`, and known to be the CPU's still: under the notifier lock, with the
-/// walk valid.
+/// A store by a device does not set the dirty bit of the CPU's page-table entry, so that the page is marked dirty when
+/// it is mapped for writing. A mapping for reading does not mark a file's page dirty: a clean one is mapped read-only,
+/// and a store faults. The thread that cleans a page invalidates it first.
 #[inline]
-unsafe fn direction(pfn: Pfn, page: *mut page, access: Access) -> Direction {
-    if !pfn.is_writable() {
-        return Direction::ToDevice;
-    }
-    // SAFETY: The page is mapped by the CPU and stays allocated: who takes it away invalidates it,
-    // and waits for the notifier lock; nor can a file be truncated under it, as that unmaps it
-    // first.
-    if unsafe { ext::page_keep_stores(page, access == Access::Write) } {
+fn direction(page: ResolvedPage) -> Direction {
+    if page.keeps_stores() {
         Direction::Bidirectional
     } else {
         Direction::ToDevice

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How much of a span is populated, and whether a fault of a device may populate the rest.
+//! Decides whether a fault of a device may populate a whole span.
 //!
-//! A range is mapped whole, so that a fault on one page populates all of them. Where the CPU has most of
-//! the pages that saves faults; where it has few, a device that touches a word here and there would make
-//! memory of everything around. See [`Ctx::with_fault_around`].
+//! A range is mapped as a whole, so that a fault on one page populates all of them. Where the CPU has most of
+//! the pages this saves faults. In a sparse mapping, a device that accesses single words would make the kernel allocate
+//! all memory around them. See [`Ctx::with_fault_around`].
 //!
-//! C has nothing like it: a fault populates 2 MiB where it can.
+//! C has no such check: a fault populates 2 MiB where it can.
 
 use crate::ctx::{Access, Ctx};
 use core::{ffi::c_void, ops::Range};
@@ -26,27 +26,27 @@ use kernel_ext::mm::{
     zone_device::HUGE_PAGES, //
 };
 
-/// Whether `access` populates nothing at a page with this entry.
-fn is_there(pfn: &Pfn, access: Access) -> bool {
+/// Whether `access` to the page of this entry allocates no page.
+fn is_present(pfn: &Pfn, access: Access) -> bool {
     match access {
         Access::Read => pfn.is_valid(),
-        // A write to the zero page, or to a page that is shared with another process, makes a page.
+        // A write to the zero page, or to a page that is shared with another process, allocates a page.
         Access::Write => pfn.is_valid() && pfn.is_writable(),
     }
 }
 
-/// Whether most of the pages with these entries, at least half, are there for `access`.
+/// Whether at least half of the pages with these entries are present for `access`.
 pub fn is_dense(pfns: &[Pfn], access: Access) -> bool {
-    let there = pfns.iter().filter(|pfn| is_there(pfn, access)).count();
-    there >= pfns.len().div_ceil(2)
+    let present = pfns.iter().filter(|pfn| is_present(pfn, access)).count();
+    present >= pfns.len().div_ceil(2)
 }
 
-/// Whether a fault for `ctx` may populate all of `span`, which lies in `vma`: most of it is there, or the
-/// CPU would populate it at once.
+/// Whether a fault for `ctx` may populate all of `span`, which lies in `vma`: at least half of it is present, or the
+/// first fault of the CPU would populate it with a huge page.
 ///
-/// Looks once, and faults nothing in. If the CPU changes its mappings meanwhile the answer is no: then a
-/// smaller range is right as well, and no writer waits. What it saw of all pages stays in `walk`, if the
-/// answer is yes.
+/// Walks the page tables once, and faults nothing in. If the CPU changes its mappings meanwhile, returns false: the
+/// caller then uses a smaller range and does not retry. If the answer is yes and the entries of all pages were read,
+/// they stay in `walk`.
 ///
 /// # Safety
 ///
@@ -62,7 +62,7 @@ pub(crate) unsafe fn allows(
     let owner = ctx.fault_around().owner();
     // SAFETY: By this function's requirements.
     let allowed = unsafe {
-        // One entry tells of a huge page, where a walk of all of them says the same 512 times.
+        // For a huge page the entry of the first page suffices.
         is_one_page(mmap, notifier, span, ctx.access, owner, walk)
             || (walk.snapshot(mmap, notifier, span, owner).is_ok()
                 && (is_dense(walk.pfns(), ctx.access) || is_huge_hole(vma, walk.pfns())))
@@ -73,7 +73,7 @@ pub(crate) unsafe fn allows(
     allowed
 }
 
-/// Whether one entry of the CPU's page table maps all of `span`, as `access` needs it. Leaves nothing in
+/// Whether one entry of the CPU's page tables maps all of `span` as `access` needs it. Leaves no result in
 /// `walk`.
 ///
 /// # Safety
@@ -93,13 +93,13 @@ unsafe fn is_one_page(
     let whole = seen.is_ok()
         && walk.pfns().first().is_some_and(|pfn| {
             let size = PAGE_SIZE << pfn.map_order();
-            is_there(pfn, access) && span.start % size == 0 && span.end - span.start <= size
+            is_present(pfn, access) && span.start % size == 0 && span.end - span.start <= size
         });
     walk.forget();
     whole
 }
 
-/// Whether nothing is there, and the CPU's first touch takes a huge page.
+/// Whether no page is present, and the first fault of the CPU allocates a huge page.
 fn is_huge_hole(vma: &VmaRef, pfns: &[Pfn]) -> bool {
     vma.flags() & (flags::HUGEPAGE | flags::HUGETLB) != 0
         && pfns.len() >= HUGE_PAGES

@@ -13,7 +13,11 @@ use crate::{
     notifier::Notifier,
     svm::GpuSvm, //
 };
-use core::{ops::Range, ptr::NonNull};
+use core::{
+    marker::PhantomData,
+    ops::Range,
+    ptr::NonNull, //
+};
 use kernel::{
     error::from_err_ptr,
     prelude::*,
@@ -38,12 +42,8 @@ impl SvmRange {
         gpusvm: NonNull<GpuSvm>,
         notifier: NonNull<Notifier>,
         span: Range<usize>,
-        migrate_devmem: bool,
     ) -> impl PinInit<Self> {
         let flags = RangeFlags::new();
-        if migrate_devmem {
-            flags.update(&[RangeFlag::MigrateDevmem], &[]);
-        }
         pin_init!(Self {
             gpusvm,
             notifier,
@@ -151,8 +151,9 @@ impl SvmRange {
 
 /// The memory of a new range, allocated before `mmap_lock` and the notifier lock are taken.
 pub(crate) struct RangeMemory<'a> {
-    gpusvm: &'a GpuSvm,
     slot: NonNull<SvmRange>,
+    /// The SVM outlives it.
+    gpusvm: PhantomData<&'a GpuSvm>,
 }
 
 impl<'a> RangeMemory<'a> {
@@ -172,17 +173,16 @@ impl<'a> RangeMemory<'a> {
                 unsafe { NonNull::new_unchecked(KBox::into_raw(boxed).cast()) }
             }
         };
-        let this = Self { gpusvm, slot };
+        let this = Self {
+            slot,
+            gpusvm: PhantomData,
+        };
         // If the range is never inserted, it is freed by the same operation as all others, and so
         // must be initialized.
-        this.write(NonNull::dangling(), 0..0, false);
-        Ok(this)
-    }
-
-    fn write(&self, notifier: NonNull<Notifier>, span: Range<usize>, migrate_devmem: bool) {
-        let init = SvmRange::init(self.gpusvm.into(), notifier, span, migrate_devmem);
+        let init = SvmRange::init(gpusvm.into(), NonNull::dangling(), 0..0);
         // SAFETY: `slot` is memory for a range that no other thread knows and that does not move.
-        unsafe { pin_init::raw_init(self.slot.as_ptr(), init) };
+        unsafe { pin_init::raw_init(this.slot.as_ptr(), init) };
+        Ok(this)
     }
 
     /// Returns the range, with one reference.
@@ -192,8 +192,17 @@ impl<'a> RangeMemory<'a> {
         span: Range<usize>,
         migrate_devmem: bool,
     ) -> NonNull<SvmRange> {
-        self.write(notifier, span, migrate_devmem);
         let slot = self.slot;
+        // SAFETY: The range is initialized, in no tree, and known to nobody else.
+        unsafe {
+            (*slot.as_ptr()).notifier = notifier;
+            (*slot.as_ptr()).node.set_span(span);
+        }
+        if migrate_devmem {
+            // SAFETY: As above.
+            let flags = unsafe { &(*slot.as_ptr()).flags };
+            flags.update(&[RangeFlag::MigrateDevmem], &[]);
+        }
         core::mem::forget(self);
         slot
     }

@@ -35,6 +35,7 @@ pub enum Target {
 
 impl Target {
     /// Returns an address in the same memory.
+    #[inline]
     fn with(self, addr: u64) -> Self {
         match self {
             Target::System(_) => Target::System(addr),
@@ -44,6 +45,7 @@ impl Target {
     }
 
     /// Returns the address, without the kind of memory.
+    #[inline]
     pub fn addr(self) -> u64 {
         match self {
             Target::System(addr) | Target::Vram(addr) | Target::Peer(addr) => addr,
@@ -51,16 +53,19 @@ impl Target {
     }
 
     /// Returns the target `bytes` further on in the same memory; wraps around.
+    #[inline]
     pub fn offset(self, bytes: u64) -> Self {
         self.with(self.addr().wrapping_add(bytes))
     }
 
     /// Returns the target `bytes` further on, unless that wraps around.
+    #[inline]
     pub fn checked_offset(self, bytes: u64) -> Option<Self> {
         Some(self.with(self.addr().checked_add(bytes)?))
     }
 
     /// Returns whether the address is a multiple of `size`.
+    #[inline]
     pub fn is_aligned(self, size: u64) -> bool {
         self.addr().checked_rem(size) == Some(0)
     }
