@@ -398,7 +398,7 @@ impl Walk {
         }
         match pfns.first() {
             Some(first) if first.map_order() == HUGE_ORDER => {
-                correct_frames(pfns, range.start as usize >> PAGE_SHIFT);
+                correct_frames(pfns, range.start >> PAGE_SHIFT);
             }
             _ => {}
         }
