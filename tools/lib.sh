@@ -233,14 +233,21 @@ host_packages() {
 	}
 }
 
-# Which kernel is meant: KERNEL=debug|plain|kcsan|stock.
+# Which kernel is meant: KERNEL=debug|plain|kcsan|arm64|arm64-64k|stock.
 check_kernel_name() {
 	case $1 in
-	debug | plain | kcsan | stock) ;;
+	debug | plain | kcsan | arm64 | arm64-64k | stock) ;;
 	*) die "KERNEL=$1 is not known" \
-		"KERNEL is debug (all checkers but one), plain (none), kcsan (data races) or stock (Debian's own)" ;;
+		"KERNEL is debug (all checkers but one), plain (none), kcsan (data races), arm64 or arm64-64k" \
+		"(debug for 64-bit Arm with pages of 4 or 64 KiB), or stock (Debian's own)" ;;
 	esac
 }
+
+# The architecture of a kernel, as the kernel's source calls it, and its image in the directory of its build.
+kernel_arch() { if [[ $1 == arm64* ]]; then echo arm64; else echo x86; fi; }
+# What the names of the userspace programs for a kernel end with: they know the architecture and the size of a page.
+kernel_programs() { if [[ $1 == arm64* ]]; then echo "-$1"; fi; }
+kernel_image() { if [[ $1 == arm64* ]]; then echo arch/arm64/boot/Image; else echo arch/x86/boot/bzImage; fi; }
 
 # What vxe-stress is told on a kernel. With KCSAN a step takes several times as long: so that most sequences end
 # before their device goes, and all within their time, they are smaller, and devices go more seldom.
