@@ -77,6 +77,14 @@ pub(crate) fn failed(file: &'static CStr, line: u32, what: fmt::Arguments<'_>) -
     EINVAL
 }
 
+/// Whether the running test was skipped.
+pub(crate) fn is_skipped() -> bool {
+    // SAFETY: May be called at any time.
+    let test = unsafe { bindings::kunit_get_current_test() };
+    // SAFETY: `test` is the running test, whose thread is this one; nobody else writes the field now.
+    !test.is_null() && unsafe { (*test).status } == bindings::kunit_status_KUNIT_SKIPPED
+}
+
 /// Has the running test reported as skipped, as KUnit does. The test then returns success.
 pub(crate) fn skip(why: &str) {
     // SAFETY: May be called at any time.

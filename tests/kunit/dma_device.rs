@@ -13,7 +13,8 @@ use crate::{
         with_devices,
         Env,
         BASE,
-        CONFIG, //
+        CONFIG,
+        MIDDLE, //
     },
     LocalModule, //
 };
@@ -22,7 +23,6 @@ use kernel::{
     bindings,
     module::this_module,
     prelude::*,
-    sizes::SZ_64K,
     sync::Arc, //
 };
 
@@ -57,7 +57,7 @@ mod tests {
             // SAFETY: Who looks whether the lock is taken lets it go at once.
             svm.vm().attach(unsafe { svm.core() });
             fault(&svm, BASE, Access::Write)?;
-            ensure_eq!(dma::mapped(), 2 * SZ_64K as i64);
+            ensure_eq!(dma::mapped(), 2 * MIDDLE as i64);
 
             // Nobody tells the SVM.
             let dma = goes.dma().clone();
@@ -103,7 +103,7 @@ mod tests {
             }
             // Some of them are gone before, from the middle and from the end.
             drop((svms.remove(3), svms.pop()));
-            ensure_eq!(dma::mapped(), 6 * SZ_64K as i64);
+            ensure_eq!(dma::mapped(), 6 * MIDDLE as i64);
             drop(goes);
             ensure_eq!(dma::mapped(), 0);
             Ok(())
