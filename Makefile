@@ -13,15 +13,15 @@ SETTINGS := KERNEL CMD OVERLAY MEM APPEND TIMEOUT LOAD CPUS IOMMU ICOUNT STRICT 
 $(foreach s,$(SETTINGS),$(if $(filter-out undefined default,$(origin $(s))),\
 	$(eval override $(s) := $$(value $(s)))$(eval export $(s))))
 
-.PHONY: help demo check check-kcsan run modules kernel userspace stress fuzz bench doc fmt fmt-check clippy clean distclean
+.PHONY: help demo check check-kcsan check-arm64 run modules kernel userspace stress fuzz bench doc fmt fmt-check clippy clean distclean
 
 help: ## list these targets
 	@echo "gpusvm: GPU shared virtual memory for Linux 7.3, in Rust, tried in QEMU"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "Settings: KERNEL=debug|plain|kcsan|stock  CMD='...'  OVERLAY=dir  MEM=4G  APPEND='...'  TIMEOUT=s"
-	@echo "          KSRC=path (an unpacked kernel source instead of Debian's package)  BENCH_JSON=path"
+	@echo "Settings: KERNEL=debug|plain|kcsan|arm64|arm64-64k|stock  CMD='...'  OVERLAY=dir  MEM=4G"
+	@echo "          APPEND='...'  TIMEOUT=s  KSRC=path (an unpacked kernel source instead of Debian's package)  BENCH_JSON=path"
 	@echo "Toolchain, kernels and downloads are kept in $${GPUSVM_CACHE:-$${XDG_CACHE_HOME:-~/.cache}/gpusvm}"
 
 demo: ## boot a guest in which a GPU works on a program's own memory
@@ -32,6 +32,9 @@ check: ## run every test
 
 check-kcsan: ## look for data races: KUnit and the programs on a kernel with KCSAN
 	@tools/check list-kcsan
+
+check-arm64: ## KUnit and the programs on a kernel for 64-bit Arm
+	@tools/check list-arm64
 
 run: ## boot the guest with the modules and run CMD (without CMD: a shell)
 	@tools/run

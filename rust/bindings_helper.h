@@ -10,6 +10,7 @@
 #include <linux/cgroup_dmem.h>
 #include <linux/gfp.h>
 #include <linux/hmm.h>
+#include <linux/huge_mm.h>
 #include <linux/interval_tree.h>
 #include <linux/migrate.h>
 #include <linux/mmu_context.h>
@@ -27,3 +28,4 @@ const gfp_t KEXT_GFP_MOVABLE = __GFP_MOVABLE;
 const gfp_t KEXT_GFP_NOWARN = __GFP_NOWARN;
 const gfp_t KEXT_GFP_RETRY_MAYFAIL = __GFP_RETRY_MAYFAIL;
 const vm_flags_t KEXT_VM_LOCKED = VM_LOCKED;
+const unsigned int KEXT_HPAGE_PMD_ORDER = HPAGE_PMD_ORDER;

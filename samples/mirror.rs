@@ -27,9 +27,13 @@ struct Data {
 
 const CONFIG: Config = Config {
     start: 0,
-    size: 1 << 47,
+    size: 1 << 48,
     notifier_size: sizes::SZ_512M,
-    chunk_sizes: &[sizes::SZ_2M, sizes::SZ_64K, page::PAGE_SIZE],
+    chunk_sizes: if page::PAGE_SIZE < sizes::SZ_64K {
+        &[sizes::SZ_2M, sizes::SZ_64K, page::PAGE_SIZE]
+    } else {
+        &[sizes::SZ_2M, page::PAGE_SIZE]
+    },
 };
 
 /// The driver.

@@ -230,14 +230,21 @@ host_packages() {
 	}
 }
 
-# Checks the name of a kernel: KERNEL=debug|plain|kcsan|stock.
+# Checks the name of a kernel: KERNEL=debug|plain|kcsan|arm64|arm64-64k|stock.
 check_kernel_name() {
 	case $1 in
-	debug | plain | kcsan | stock) ;;
+	debug | plain | kcsan | arm64 | arm64-64k | stock) ;;
 	*) die "KERNEL=$1 is not known" \
-		"KERNEL is debug (all checkers but one), plain (none), kcsan (data races) or stock (Debian's own)" ;;
+		"KERNEL is debug (all checkers but one), plain (none), kcsan (data races), arm64 or arm64-64k" \
+		"(debug for 64-bit Arm with pages of 4 or 64 KiB), or stock (Debian's own)" ;;
 	esac
 }
+
+# The architecture of a kernel, as the kernel's source calls it; the suffix of the directory of its userspace programs,
+# which depend on the architecture and the page size; and its image in the directory of its build.
+kernel_arch() { if [[ $1 == arm64* ]]; then echo arm64; else echo x86; fi; }
+kernel_programs() { if [[ $1 == arm64* ]]; then echo "-$1"; fi; }
+kernel_image() { if [[ $1 == arm64* ]]; then echo arch/arm64/boot/Image; else echo arch/x86/boot/bzImage; fi; }
 
 # The options of vxe-stress for a kernel. With KCSAN a step takes several times as long. So sequences are smaller, and
 # devices are unbound less often, for most sequences to end before their device is unbound, and all within their time.

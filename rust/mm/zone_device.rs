@@ -13,7 +13,7 @@ use core::{ffi::c_void, ptr::NonNull};
 use kernel::bindings::{dev_pagemap, page};
 
 /// Log2 of the number of pages of the one large folio that the page tables map as a whole.
-pub const HUGE_ORDER: u32 = kernel::bindings::HPAGE_PMD_ORDER;
+pub const HUGE_ORDER: u32 = bindings::KEXT_HPAGE_PMD_ORDER;
 
 /// The number of pages of such a folio.
 pub const HUGE_PAGES: usize = 1 << HUGE_ORDER;

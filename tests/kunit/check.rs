@@ -76,6 +76,14 @@ pub(crate) fn failed(file: &'static CStr, line: u32, what: fmt::Arguments<'_>) -
     EINVAL
 }
 
+/// Returns whether the running test was skipped.
+pub(crate) fn is_skipped() -> bool {
+    // SAFETY: Has no requirements.
+    let test = unsafe { bindings::kunit_get_current_test() };
+    // SAFETY: `test` is the running test, whose thread is this one; no other thread writes the field now.
+    !test.is_null() && unsafe { (*test).status } == bindings::kunit_status_KUNIT_SKIPPED
+}
+
 /// Makes KUnit report the running test as skipped. The test then returns success.
 pub(crate) fn skip(why: &str) {
     // SAFETY: Has no requirements.

@@ -6,7 +6,9 @@ use crate::fixture::{
     driver::{alive, Mirror, Vm},
     with_device,
     Env,
-    CONFIG, //
+    CONFIG,
+    LARGE,
+    MIDDLE, //
 };
 use gpusvm::{
     svm::{GpuSvm, Ops},
@@ -15,8 +17,7 @@ use gpusvm::{
 };
 use kernel::{
     page::PAGE_SIZE,
-    prelude::*,
-    sizes::{SZ_2M, SZ_64K}, //
+    prelude::*, //
 };
 
 fn refused(env: &Env, config: Config) -> Result {
@@ -50,7 +51,7 @@ mod tests {
                 Config {
                     start: 7 * page,
                     size: 3 * page,
-                    notifier_size: SZ_2M,
+                    notifier_size: LARGE,
                     ..CONFIG
                 },
             )?;
@@ -79,12 +80,12 @@ mod tests {
         with_device(|env| {
             const BAD: [&[usize]; 7] = [
                 &[],
-                &[SZ_2M, SZ_64K],
-                &[PAGE_SIZE, SZ_64K],
-                &[SZ_64K, SZ_64K, PAGE_SIZE],
-                &[SZ_64K + PAGE_SIZE, PAGE_SIZE],
+                &[LARGE, MIDDLE],
+                &[PAGE_SIZE, MIDDLE],
+                &[MIDDLE, MIDDLE, PAGE_SIZE],
+                &[MIDDLE + PAGE_SIZE, PAGE_SIZE],
                 &[PAGE_SIZE, PAGE_SIZE / 2],
-                &[SZ_64K, 0, PAGE_SIZE],
+                &[MIDDLE, 0, PAGE_SIZE],
             ];
             for chunk_sizes in BAD {
                 refused(
@@ -102,7 +103,7 @@ mod tests {
     #[test]
     fn notifiers_that_hold_no_chunk_are_refused() -> Result {
         with_device(|env| {
-            for notifier_size in [0, PAGE_SIZE, SZ_2M / 2, SZ_2M + PAGE_SIZE, 3 * SZ_2M] {
+            for notifier_size in [0, PAGE_SIZE, LARGE / 2, LARGE + PAGE_SIZE, 3 * LARGE] {
                 refused(
                     env,
                     Config {

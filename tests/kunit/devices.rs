@@ -8,10 +8,11 @@ use crate::fixture::{
     mm::{self, Prot},
     pages,
     with_devices,
-    BASE, //
+    BASE,
+    MIDDLE, //
 };
 use gpusvm::{Access, Ctx, Retry, Stale, Svm};
-use kernel::{page::PAGE_SIZE, prelude::*, sizes::SZ_64K};
+use kernel::{page::PAGE_SIZE, prelude::*};
 use kernel_ext::mm::hmm;
 
 fn is_mapped(svm: &Svm<Mirror>) -> bool {
@@ -35,7 +36,7 @@ mod tests {
                 let walks = hmm::walks();
                 fault(&svm, BASE, Access::Write)?;
                 ensure_eq!(hmm::walks() - walks, 1);
-                ensure_eq!(dma::mapped(), (devices * SZ_64K) as i64);
+                ensure_eq!(dma::mapped(), (devices * MIDDLE) as i64);
                 ensure!(is_mapped(&svm));
                 for (index, device) in env.devices.iter().enumerate() {
                     for addr in span.clone().step_by(PAGE_SIZE) {
@@ -63,7 +64,7 @@ mod tests {
                 for (index, device) in env.devices.iter().enumerate() {
                     let drm = view.device(index).ok_or(EINVAL)?;
                     ensure_eq!(drm.as_raw(), device.drm().as_raw());
-                    ensure_eq!(look(&view, index)?.bytes, SZ_64K);
+                    ensure_eq!(look(&view, index)?.bytes, MIDDLE);
                 }
                 // `segments()` returns the segments of the first device.
                 ensure!(view.segments().eq(view.of(0)));
@@ -91,7 +92,7 @@ mod tests {
             let walks = hmm::walks();
             fault(&svm, BASE, Access::Write)?;
             ensure_eq!(hmm::walks() - walks, 1);
-            ensure_eq!(dma::mapped(), 3 * SZ_64K as i64);
+            ensure_eq!(dma::mapped(), 3 * MIDDLE as i64);
             Ok(())
         })
     }
@@ -115,7 +116,7 @@ mod tests {
             ensure_eq!(dma::mapped(), 0);
             ensure_eq!(found.commit(|_, _| ()), Err(Stale));
             found.get(&ctx, &attempt)?;
-            ensure_eq!(dma::mapped(), 3 * SZ_64K as i64);
+            ensure_eq!(dma::mapped(), 3 * MIDDLE as i64);
             Ok(())
         })
     }

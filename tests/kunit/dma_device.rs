@@ -13,7 +13,8 @@ use crate::{
         with_devices,
         Env,
         BASE,
-        CONFIG, //
+        CONFIG,
+        MIDDLE, //
     },
     LocalModule, //
 };
@@ -22,7 +23,6 @@ use kernel::{
     bindings,
     module::this_module,
     prelude::*,
-    sizes::SZ_64K,
     sync::Arc, //
 };
 
@@ -58,7 +58,7 @@ mod tests {
             // at once.
             svm.vm().attach(unsafe { svm.core() });
             fault(&svm, BASE, Access::Write)?;
-            ensure_eq!(dma::mapped(), 2 * SZ_64K as i64);
+            ensure_eq!(dma::mapped(), 2 * MIDDLE as i64);
 
             // Unbinding the device shuts the SVM.
             let dma = unbound.dma().clone();
@@ -105,7 +105,7 @@ mod tests {
             // Two SVMs are dropped before the device is unbound: one from the middle of the list,
             // and the last one.
             drop((svms.remove(3), svms.pop()));
-            ensure_eq!(dma::mapped(), 6 * SZ_64K as i64);
+            ensure_eq!(dma::mapped(), 6 * MIDDLE as i64);
             drop(unbound);
             ensure_eq!(dma::mapped(), 0);
             Ok(())

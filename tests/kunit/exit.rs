@@ -11,10 +11,11 @@ use crate::fixture::{
     with_device,
     with_devices,
     BASE,
-    CONFIG, //
+    CONFIG,
+    MIDDLE, //
 };
 use gpusvm::{Access, Ctx, Retry, ScanResult};
-use kernel::{bindings, mm::Mm, prelude::*, sizes::SZ_64K};
+use kernel::{bindings, mm::Mm, prelude::*};
 
 /// Sets or clears the flag by which the OOM killer marks the address space of its victim.
 fn set_oom_victim(mm: &Mm, is_victim: bool) {
@@ -83,7 +84,7 @@ mod tests {
             .join()?;
             let svm = env.svm_of(&process, CONFIG)?;
             fault(&svm, BASE, Access::Write)?;
-            ensure_eq!(dma::mapped(), 2 * SZ_64K as i64);
+            ensure_eq!(dma::mapped(), 2 * MIDDLE as i64);
 
             // The last user is dropped: the address space is freed.
             drop(process);

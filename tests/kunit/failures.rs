@@ -12,11 +12,12 @@ use crate::fixture::{
     failure::{each_allocation, with_failures, without_memory},
     mm::{self, Prot},
     pages,
-    BASE, //
+    BASE,
+    MIDDLE, //
 };
 use core::ops::Range;
 use gpusvm::{segment::SegmentArray, Access, Ctx, Retry, ScanResult, Svm};
-use kernel::{prelude::*, sizes::SZ_64K};
+use kernel::prelude::*;
 use kernel_ext::mm::hmm::Walk;
 
 const ALL: Range<usize> = 0..usize::MAX;
@@ -25,7 +26,7 @@ fn insert(svm: &Svm<Mirror>, addr: usize) -> Result {
     let mut guard = svm.lock();
     let mut retry = Retry::bounded();
     let attempt = retry.next().ok_or(EINVAL)?;
-    let ctx = ctx_with(Access::Write, |ctx| ctx.check_pages_threshold = SZ_64K);
+    let ctx = ctx_with(Access::Write, |ctx| ctx.check_pages_threshold = MIDDLE);
     guard.find_or_insert(addr, ALL, &ctx, &attempt).map(|_| ())
 }
 
@@ -150,7 +151,7 @@ mod tests {
             // At least the allocation of the vector of arrays fails; the arrays, and the result of
             // the walk, are then allocated by `vmalloc()`.
             ensure!(sites >= 1);
-            ensure_eq!(dma::mapped(), 2 * SZ_64K as i64);
+            ensure_eq!(dma::mapped(), 2 * MIDDLE as i64);
             Ok(())
         })
     }
@@ -198,7 +199,7 @@ mod tests {
                 },
             )?;
             ensure!(sites >= 1);
-            ensure_eq!(dma::mapped(), SZ_64K as i64);
+            ensure_eq!(dma::mapped(), MIDDLE as i64);
             Ok(())
         })
     }

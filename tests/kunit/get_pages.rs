@@ -8,14 +8,15 @@ use crate::fixture::{
     mm::{self, Prot},
     pages,
     with_device,
-    BASE, //
+    BASE,
+    LARGE,
+    MIDDLE, //
 };
 use core::ops::Range;
 use gpusvm::{Access, Ctx, Retry, Svm};
 use kernel::{
     page::PAGE_SIZE,
-    prelude::*,
-    sizes::{SZ_2M, SZ_64K}, //
+    prelude::*, //
 };
 use kernel_ext::mm::hmm;
 
@@ -42,9 +43,9 @@ mod tests {
             let served = fault(&svm, BASE + 5 * PAGE_SIZE, Access::Write)?;
             ensure_eq!(served.span, span);
             ensure_eq!(served.retries, 0);
-            ensure_eq!(served.seen.bytes, SZ_64K);
+            ensure_eq!(served.seen.bytes, MIDDLE);
             ensure_eq!(served.seen.writable, served.seen.segments);
-            ensure_eq!(dma::mapped(), SZ_64K as i64);
+            ensure_eq!(dma::mapped(), MIDDLE as i64);
             for addr in span.step_by(PAGE_SIZE) {
                 let dma = translate(&svm, 0, addr).ok_or(EINVAL)?;
                 ensure_eq!(env.device().read(dma)?, mm::pattern(addr));
@@ -102,7 +103,7 @@ mod tests {
             // The walk that checks the pages for the choice of a chunk also serves to map them.
             svm.lock().remove_all(0..usize::MAX);
             let walks = hmm::walks();
-            let checked = ctx_with(Access::Write, |ctx| ctx.check_pages_threshold = SZ_2M);
+            let checked = ctx_with(Access::Write, |ctx| ctx.check_pages_threshold = LARGE);
             ensure_eq!(fault_with(&svm, BASE, &checked)?.span, span);
             ensure_eq!(hmm::walks() - walks, 1);
             Ok(())
@@ -176,7 +177,7 @@ mod tests {
             // The read leaves the pages clean. So they are mapped read-only, since a store of the
             // device would not mark them dirty.
             let served = fault(&svm, BASE, Access::Read)?;
-            ensure_eq!(served.seen.bytes, SZ_64K);
+            ensure_eq!(served.seen.bytes, MIDDLE);
             ensure_eq!(served.seen.writable, 0);
 
             let served = fault(&svm, BASE, Access::Write)?;
@@ -202,7 +203,7 @@ mod tests {
             let served = fault(&svm, BASE, Access::Read)?;
             ensure_eq!(served.span, span);
             ensure_eq!(served.seen.writable, 0);
-            ensure_eq!(served.seen.bytes, SZ_64K);
+            ensure_eq!(served.seen.bytes, MIDDLE);
             let read = env.device().read(at(&svm, 3)?)?;
             ensure_eq!(read, mm::pattern(pages(3, 1).start));
             ensure_eq!(fault(&svm, BASE, Access::Write).err(), Some(EPERM));
@@ -219,7 +220,7 @@ mod tests {
             mm::fill(&pages(0, 8))?;
             let svm = env.svm()?;
             let served = fault(&svm, BASE, Access::Read)?;
-            ensure_eq!(served.seen.bytes, SZ_64K);
+            ensure_eq!(served.seen.bytes, MIDDLE);
             // Each page is writable on its own: those that were written are, the others are not.
             let mut guard = svm.lock();
             let mut found = guard.find(BASE).ok_or(EINVAL)?;
@@ -247,7 +248,7 @@ mod tests {
             let svm = env.svm()?;
             fault(&svm, shared.start, Access::Read)?;
             let served = fault(&svm, private.start, Access::Read)?;
-            ensure_eq!(served.seen.bytes, SZ_64K);
+            ensure_eq!(served.seen.bytes, MIDDLE);
             ensure_eq!(served.seen.writable, 0);
             for page in 0..16 {
                 ensure_eq!(at(&svm, page)?, at(&svm, 64 + page)?);
@@ -280,7 +281,7 @@ mod tests {
             ensure_eq!(served.span, span);
             let one = Seen {
                 segments: 1,
-                bytes: SZ_2M,
+                bytes: LARGE,
                 writable: 1,
                 device: 0,
             };
@@ -314,7 +315,7 @@ mod tests {
                 .commit(|view, _| look(&view, 0))
                 .map_err(|_| EAGAIN)??;
             ensure_eq!(seen.segments, 1);
-            ensure_eq!(seen.bytes, SZ_64K);
+            ensure_eq!(seen.bytes, MIDDLE);
             Ok(())
         })
     }

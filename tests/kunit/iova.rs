@@ -8,13 +8,14 @@ use crate::fixture::{
     mm::{self, Prot},
     pages,
     with_iommu_device,
-    BASE, //
+    BASE,
+    LARGE,
+    MIDDLE, //
 };
 use core::{cell::Cell, ops::Range};
 use gpusvm::{Access, Ctx, Retry, Stale, Svm};
 use kernel::{
-    prelude::*,
-    sizes::{SZ_2M, SZ_64K}, //
+    prelude::*, //
 };
 use kernel_ext::dma::Call;
 
@@ -58,7 +59,7 @@ mod tests {
             let svm = env.svm()?;
             let (served, links) = count(Call::Link, || fault(&svm, BASE, Access::Write));
             let served = served?;
-            ensure_eq!(served.seen.bytes, SZ_2M);
+            ensure_eq!(served.seen.bytes, LARGE);
             ensure_eq!(links, served.seen.segments);
             ensure!(is_one_piece(&svm)?);
             // One call unlinks all pages, as all of them are writable.
@@ -96,7 +97,7 @@ mod tests {
             let mut places = KVec::new();
             for _ in 0..50 {
                 fault(&svm, BASE, Access::Write)?;
-                ensure_eq!(dma::mapped(), SZ_64K as i64);
+                ensure_eq!(dma::mapped(), MIDDLE as i64);
                 let place = translate(&svm, 0, BASE).ok_or(EFAULT)?;
                 if !places.contains(&place) {
                     places.push(place, GFP_KERNEL)?;
@@ -159,7 +160,7 @@ mod tests {
             let seen = found
                 .commit(|view, _| look(&view, 0))
                 .map_err(|_| EAGAIN)??;
-            ensure_eq!(seen.bytes, SZ_64K);
+            ensure_eq!(seen.bytes, MIDDLE);
             Ok(())
         })
     }

@@ -9,11 +9,12 @@ use crate::fixture::{
     mm::{self, Prot},
     pages,
     with_device,
-    CONFIG, //
+    CONFIG,
+    LARGE, //
 };
 use core::ops::Range;
 use gpusvm::{Access, Svm};
-use kernel::{bindings, prelude::*, sizes::SZ_2M};
+use kernel::{bindings, prelude::*};
 
 /// A sequence number that the kernel does not use; it is odd, as all of them are.
 const SEQ: usize = 0x7777;
@@ -200,7 +201,7 @@ mod tests {
         with_device(|env| {
             mm::map(&pages(0, 1024), Prot::Write)?;
             let svm = env.svm_with(gpusvm::Config {
-                notifier_size: SZ_2M,
+                notifier_size: LARGE,
                 ..CONFIG
             })?;
             fault(&svm, pages(0, 1).start, Access::Write)?;

@@ -14,7 +14,8 @@ use crate::fixture::{
     pages,
     vram::{vram_of, Settings, Vram, HUGE},
     Env,
-    BASE, //
+    BASE,
+    MIDDLE, //
 };
 use core::{ops::Range, ptr::NonNull};
 use gpusvm::{
@@ -25,8 +26,7 @@ use gpusvm::{
 };
 use kernel::{
     page::PAGE_SIZE,
-    prelude::*,
-    sizes::SZ_64K, //
+    prelude::*, //
 };
 use kernel_ext::mm::hmm;
 
@@ -412,7 +412,7 @@ mod tests {
             // The same on memory that was never touched.
             mm::map(&pages(0, 16), Prot::Write)?;
             let svm = env.svm()?;
-            ensure_eq!(migrating_fault(env, pagemap, &svm)?, (SZ_64K, 2));
+            ensure_eq!(migrating_fault(env, pagemap, &svm)?, (MIDDLE, 2));
             Ok(())
         })
     }

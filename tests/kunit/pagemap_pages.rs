@@ -12,7 +12,9 @@ use crate::fixture::{
     with_devices,
     with_iommu_device,
     Env,
-    BASE, //
+    BASE,
+    LARGE,
+    MIDDLE, //
 };
 use core::{ops::Range, ptr::NonNull};
 use gpusvm::{
@@ -27,7 +29,6 @@ use gpusvm::{
 use kernel::{
     page::PAGE_SIZE,
     prelude::*,
-    sizes::{SZ_2M, SZ_64K},
     sync::atomic::{Atomic, Relaxed}, //
 };
 use kernel_ext::mm::hmm;
@@ -147,7 +148,7 @@ mod tests {
                 va: BASE,
                 // CAST: An address.
                 addr: (page * PAGE_SIZE) as u64,
-                len: SZ_2M,
+                len: LARGE,
                 writable: true,
                 proto: vram::PROTOCOL,
             };
@@ -194,7 +195,7 @@ mod tests {
                 });
                 let (count, segment) = only.map_err(|Stale| EAGAIN)?;
                 let segment = segment.ok_or(EINVAL)?;
-                ensure_eq!((count, segment.len), (1, SZ_64K));
+                ensure_eq!((count, segment.len), (1, MIDDLE));
                 // CAST: An address.
                 ensure_eq!(segment.addr, (first * PAGE_SIZE) as u64);
                 found.remove();
@@ -243,7 +244,7 @@ mod tests {
                 let svm = env.svm()?;
                 for ctx in [Ctx::new(Access::Read), ctx(Access::Write, &other)] {
                     let served = fault_with(&svm, BASE, &ctx)?;
-                    ensure_eq!((served.seen.bytes, served.seen.device), (SZ_64K, 0));
+                    ensure_eq!((served.seen.bytes, served.seen.device), (MIDDLE, 0));
                     ensure!(!has_device_memory(&svm));
                     let done = pagemap.provider().take_done();
                     ensure_eq!((done.mapped, done.to_ram), (0, 4));
@@ -269,11 +270,11 @@ mod tests {
                 let served = fault_with(&svm, BASE, &ctx(Access::Write, pagemap))?;
                 ensure_eq!(
                     (served.seen.bytes, served.seen.device),
-                    (SZ_64K, SZ_64K / 2)
+                    (MIDDLE, MIDDLE / 2)
                 );
                 ensure_eq!(served.seen.writable, 16);
                 ensure!(has_device_memory(&svm));
-                ensure_eq!(dma::mapped(), SZ_64K as i64 / 2);
+                ensure_eq!(dma::mapped(), MIDDLE as i64 / 2);
                 ensure_eq!(pagemap.provider().open().pieces, 8);
                 for segment in segments(&svm, 0)? {
                     let is_there = segment.proto == vram::PROTOCOL;
@@ -313,7 +314,7 @@ mod tests {
             only.devmem_only = true;
             only.allow_mixed = false;
             let served = fault_with(&svm, BASE, &only)?;
-            ensure_eq!((served.seen.bytes, served.seen.device), (SZ_64K, SZ_64K));
+            ensure_eq!((served.seen.bytes, served.seen.device), (MIDDLE, MIDDLE));
             Ok(())
         })
     }
@@ -437,7 +438,7 @@ mod tests {
             expect(2, 0)?;
             // Evict: all mapped pages are invalidated, one by one.
             to_device(env, pagemap, &span)?;
-            expect(3, SZ_64K)?;
+            expect(3, MIDDLE)?;
             for handle in vram.handles()? {
                 handle.evict()?;
             }
@@ -445,7 +446,7 @@ mod tests {
             expect(4, 0)?;
             // Unmap a page while it is on the device.
             to_device(env, pagemap, &span)?;
-            expect(5, SZ_64K)?;
+            expect(5, MIDDLE)?;
             mm::unmap(&pages(3, 1))?;
             ensure_eq!(vram.open().pieces, 0);
             ensure!(svm.vm().last().is_unmap);
@@ -465,7 +466,7 @@ mod tests {
             let svm = env.svm()?;
             let vram = pagemap.provider();
             let served = fault_with(&svm, BASE, &ctx(Access::Read, pagemap))?;
-            ensure_eq!((served.seen.device, served.seen.writable), (SZ_64K, 0));
+            ensure_eq!((served.seen.device, served.seen.writable), (MIDDLE, 0));
             ensure_eq!(vram.take_done().to_ram, 0);
             // The CPU's fault that allows the write migrates the pages back.
             let served = fault_with(&svm, BASE, &ctx(Access::Write, pagemap))?;
@@ -551,7 +552,7 @@ mod tests {
                 let served = fault_with(&svm, BASE, &ctx(Access::Write, &pagemap))?;
                 ensure_eq!(
                     (served.seen.bytes, served.seen.device),
-                    (SZ_64K, 6 * PAGE_SIZE)
+                    (MIDDLE, 6 * PAGE_SIZE)
                 );
                 ensure_eq!(dma::mapped(), (10 * PAGE_SIZE) as i64);
                 // The system memory is contiguous in IOVA space, without gaps for the device

@@ -8,7 +8,9 @@ use crate::fixture::{
     pages,
     with_device,
     with_devices,
-    Env, //
+    Env,
+    LARGE,
+    MIDDLE, //
 };
 use core::ops::Range;
 use gpusvm::{
@@ -24,8 +26,7 @@ use kernel::{
     bindings,
     ffi::c_ulong,
     page::PAGE_SIZE,
-    prelude::*,
-    sizes::{SZ_2M, SZ_64K}, //
+    prelude::*, //
 };
 use kernel_ext::{
     bindings as ext,
@@ -224,7 +225,7 @@ mod tests {
                 ensure!(pages.is_valid());
                 ensure!(pages.has(PagesFlag::HasDmaMapping));
                 ensure!(!pages.has(PagesFlag::HasDevmemPages));
-                ensure_eq!(dma::mapped(), SZ_64K as i64);
+                ensure_eq!(dma::mapped(), MIDDLE as i64);
                 ensure_eq!(watch.memory()?, 16 * 16);
                 ensure!(!watch.mmu.read_retry(pages.notifier_seq()));
                 // The CPU unmaps them.
@@ -361,7 +362,7 @@ mod tests {
             let watch = Watch::new(env, span.clone())?;
             watch.get(env)?;
             ensure_eq!(dma::maps(), 1);
-            ensure_eq!(dma::mapped(), SZ_2M as i64);
+            ensure_eq!(dma::mapped(), LARGE as i64);
             // This is all memory for a device's mapping of 2 MiB.
             ensure!(watch.memory()? + size_of::<Pages>() < 256);
 
@@ -391,7 +392,7 @@ mod tests {
             ensure_eq!(watch.get(env), Err(EFAULT));
             mm::map(&back, Prot::Write)?;
             watch.get(env)?;
-            ensure_eq!(dma::mapped(), 2 * SZ_64K as i64);
+            ensure_eq!(dma::mapped(), 2 * MIDDLE as i64);
             ensure_eq!(front.len() + back.len(), 16 * PAGE_SIZE);
             Ok(())
         })

@@ -7,7 +7,9 @@ use crate::fixture::{
     mm::{self, Prot},
     pages,
     with_device,
-    BASE, //
+    BASE,
+    LARGE,
+    MIDDLE, //
 };
 use core::{ops::Range, ptr};
 use gpusvm::{
@@ -18,8 +20,7 @@ use gpusvm::{
 };
 use kernel::{
     page::PAGE_SIZE,
-    prelude::*,
-    sizes::{SZ_2M, SZ_64K}, //
+    prelude::*, //
 };
 use kernel_ext::mm::hmm::{
     self,
@@ -29,12 +30,12 @@ use kernel_ext::mm::hmm::{
 };
 
 /// The number of pages of a huge page.
-const HUGE: usize = SZ_2M / PAGE_SIZE;
+const HUGE: usize = LARGE / PAGE_SIZE;
 /// The number of pages that a fault may populate.
-const AROUND: usize = SZ_64K / PAGE_SIZE;
+const AROUND: usize = MIDDLE / PAGE_SIZE;
 
 fn ctx(access: Access) -> Ctx {
-    Ctx::new(access).with_fault_around(SZ_64K, None)
+    Ctx::new(access).with_fault_around(MIDDLE, None)
 }
 
 /// Handles a fault on the page with the number `page` behind [`BASE`].
@@ -86,7 +87,7 @@ mod tests {
             let svm = env.svm()?;
             for chunk in 0..8 {
                 let served = fault(&svm, chunk * HUGE + chunk, Access::Read)?;
-                ensure_eq!(served.span.len(), SZ_64K);
+                ensure_eq!(served.span.len(), MIDDLE);
                 ensure_eq!(served.seen.writable, 0);
             }
             ensure_eq!(populated(&svm, all)?, 0);
@@ -102,7 +103,7 @@ mod tests {
             let svm = env.svm()?;
             for chunk in 0..8 {
                 let served = fault(&svm, chunk * HUGE + 40 * chunk, Access::Write)?;
-                ensure_eq!(served.span.len(), SZ_64K);
+                ensure_eq!(served.span.len(), MIDDLE);
             }
             ensure_eq!(populated(&svm, all)?, 8 * AROUND);
             Ok(())
@@ -116,12 +117,12 @@ mod tests {
             let svm = env.svm()?;
             // One page less than half is populated.
             mm::fill(&pages(0, HUGE / 2 - 1))?;
-            ensure_eq!(fault(&svm, HUGE - 1, Access::Write)?.span.len(), SZ_64K);
+            ensure_eq!(fault(&svm, HUGE - 1, Access::Write)?.span.len(), MIDDLE);
             ensure_eq!(populated(&svm, pages(0, HUGE))?, HUGE / 2 - 1 + AROUND);
             mm::fill(&pages(HUGE, HUGE / 2))?;
-            ensure_eq!(fault(&svm, 2 * HUGE - 1, Access::Read)?.span.len(), SZ_2M);
+            ensure_eq!(fault(&svm, 2 * HUGE - 1, Access::Read)?.span.len(), LARGE);
             ensure_eq!(populated(&svm, pages(HUGE, HUGE))?, HUGE / 2);
-            ensure_eq!(fault(&svm, 2 * HUGE - 1, Access::Write)?.span.len(), SZ_2M);
+            ensure_eq!(fault(&svm, 2 * HUGE - 1, Access::Write)?.span.len(), LARGE);
             ensure_eq!(populated(&svm, pages(HUGE, HUGE))?, HUGE);
             Ok(())
         })
@@ -168,10 +169,10 @@ mod tests {
             mm::map(&pages(0, HUGE), Prot::Write)?;
             mm::fill(&pages(0, HUGE))?;
             let svm = env.svm()?;
-            ensure_eq!(fault(&svm, 5, Access::Write)?.span.len(), SZ_2M);
+            ensure_eq!(fault(&svm, 5, Access::Write)?.span.len(), LARGE);
             mm::drop_pages(&pages(0, HUGE))?;
             let served = fault(&svm, 5, Access::Write)?;
-            ensure_eq!((served.span.len(), served.retries), (SZ_64K, 1));
+            ensure_eq!((served.span.len(), served.retries), (MIDDLE, 1));
             ensure_eq!(populated(&svm, pages(0, HUGE))?, AROUND);
             Ok(())
         })
@@ -187,8 +188,8 @@ mod tests {
             }
             let svm = env.svm()?;
             // For a read all pages are populated; a write would have to copy them.
-            ensure_eq!(fault(&svm, 100, Access::Read)?.span.len(), SZ_2M);
-            ensure_eq!(fault(&svm, 100, Access::Write)?.span.len(), SZ_64K);
+            ensure_eq!(fault(&svm, 100, Access::Read)?.span.len(), LARGE);
+            ensure_eq!(fault(&svm, 100, Access::Write)?.span.len(), MIDDLE);
             ensure_eq!(populated(&svm, pages(0, HUGE))?, AROUND);
             Ok(())
         })
@@ -200,7 +201,7 @@ mod tests {
             mm::map(&pages(0, HUGE), Prot::Write)?;
             let svm = env.svm()?;
             let served = fault_with(&svm, BASE, &Ctx::new(Access::Write))?;
-            ensure_eq!(served.span.len(), SZ_2M);
+            ensure_eq!(served.span.len(), LARGE);
             ensure_eq!(populated(&svm, pages(0, HUGE))?, HUGE);
             Ok(())
         })

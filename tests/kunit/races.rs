@@ -15,7 +15,8 @@ use crate::fixture::{
     with_device,
     with_devices,
     Env,
-    BASE, //
+    BASE,
+    LARGE, //
 };
 use core::{cell::Cell, ops::Range};
 use gpusvm::{
@@ -29,7 +30,6 @@ use gpusvm::{
 use kernel::{
     page::PAGE_SIZE,
     prelude::*,
-    sizes::SZ_2M,
     sync::{
         atomic::{Acquire, Atomic, Release},
         Arc, //
@@ -107,7 +107,7 @@ fn change_while_mapping(
             let seen = found
                 .commit(|view, _| look(&view, 0))
                 .map_err(|_| EAGAIN)??;
-            ensure_eq!(seen.bytes, SZ_2M);
+            ensure_eq!(seen.bytes, LARGE);
         }
         Err(_) => ensure!(found.commit(|_, _| ()).is_err()),
     }
@@ -180,7 +180,7 @@ mod tests {
             let svm = env.svm()?;
             let mut guard = svm.lock();
             // The walk for the choice of the chunk also serves to map the pages.
-            let ctx = ctx_with(Access::Write, |ctx| ctx.check_pages_threshold = SZ_2M);
+            let ctx = ctx_with(Access::Write, |ctx| ctx.check_pages_threshold = LARGE);
             let mut retry = Retry::bounded();
             let attempt = retry.next().ok_or(EINVAL)?;
             let mut found = guard.find_or_insert(BASE, ALL, &ctx, &attempt)?;

@@ -8,14 +8,15 @@ use crate::fixture::{
     pages,
     with_device,
     BASE,
-    CONFIG, //
+    CONFIG,
+    LARGE,
+    MIDDLE, //
 };
 use core::ops::Range;
 use gpusvm::{range::SvmRange, Access, Config, Ctx, Guard, Retry, Svm};
 use kernel::{
     page::PAGE_SIZE,
-    prelude::*,
-    sizes::{SZ_2M, SZ_64K}, //
+    prelude::*, //
 };
 
 const ALL: Range<usize> = 0..usize::MAX;
@@ -62,7 +63,7 @@ mod tests {
             ensure!(!guard.has_mapping(ALL));
 
             let span = pages(0, 512);
-            ensure_eq!(insert(&mut guard, BASE + SZ_2M - 1)?, span);
+            ensure_eq!(insert(&mut guard, BASE + LARGE - 1)?, span);
             for addr in [span.start, span.start + 1, span.end - 1] {
                 ensure_eq!(lookup(&mut guard, addr), Some(span.clone()));
                 ensure_eq!(insert(&mut guard, addr)?, span);
@@ -120,8 +121,8 @@ mod tests {
             drop(svm);
 
             let small: Config = Config {
-                notifier_size: SZ_64K,
-                chunk_sizes: &[SZ_64K, PAGE_SIZE],
+                notifier_size: MIDDLE,
+                chunk_sizes: &[MIDDLE, PAGE_SIZE],
                 ..CONFIG
             };
             let svm = env.svm_with(small)?;
@@ -258,7 +259,7 @@ mod tests {
     fn ranges_are_visited_in_order_across_notifiers() -> Result {
         with_device(|env| {
             let svm = env.svm_with(Config {
-                notifier_size: SZ_2M,
+                notifier_size: LARGE,
                 ..CONFIG
             })?;
             let mut guard = svm.lock();
@@ -378,20 +379,20 @@ mod tests {
             };
             // No page is present: the check, where the threshold asks for it, selects the smallest
             // chunk.
-            ensure_eq!(choose(SZ_2M)?, PAGE_SIZE);
-            ensure_eq!(choose(SZ_64K)?, SZ_2M);
-            ensure_eq!(choose(SZ_2M - 1)?, SZ_2M);
-            ensure_eq!(choose(PAGE_SIZE)?, SZ_2M);
-            ensure_eq!(choose(0)?, SZ_2M);
+            ensure_eq!(choose(LARGE)?, PAGE_SIZE);
+            ensure_eq!(choose(MIDDLE)?, LARGE);
+            ensure_eq!(choose(LARGE - 1)?, LARGE);
+            ensure_eq!(choose(PAGE_SIZE)?, LARGE);
+            ensure_eq!(choose(0)?, LARGE);
             // All pages of the chunk of 64 KiB except the last one; then all of them.
             mm::fill(&pages(16, 15))?;
-            ensure_eq!(choose(SZ_2M)?, PAGE_SIZE);
+            ensure_eq!(choose(LARGE)?, PAGE_SIZE);
             mm::fill(&pages(31, 1))?;
-            ensure_eq!(choose(SZ_2M)?, SZ_64K);
+            ensure_eq!(choose(LARGE)?, MIDDLE);
             mm::fill(&pages(0, 512))?;
-            ensure_eq!(choose(SZ_2M)?, SZ_2M);
+            ensure_eq!(choose(LARGE)?, LARGE);
             mm::drop_pages(&pages(511, 1))?;
-            ensure_eq!(choose(SZ_2M)?, SZ_64K);
+            ensure_eq!(choose(LARGE)?, MIDDLE);
             Ok(())
         })
     }

@@ -131,11 +131,12 @@ def add_modules(cpio, kernel_dir, extra):
         cpio.tree(tmp)
 
 
-def build(path, kernel_dir, modules, trees, settings, command):
+def build(path, busybox, kernel_dir, modules, trees, settings, command):
     """Writes the initramfs to `path`.
 
-    modules: .ko files of ours; trees: directories laid over the root in order;
-    settings: the shell variables that the guest's init reads; command: its script.
+    busybox: the guest's, which has the same applets as the root's; modules: .ko files of ours;
+    trees: directories laid over the root in order; settings: the shell variables that the guest's
+    init reads; command: its script.
     """
     cpio = Cpio()
     for name in DIRS:
@@ -144,7 +145,7 @@ def build(path, kernel_dir, modules, trees, settings, command):
         cpio.link(name, target)
     for name, text in FILES.items():
         cpio.file(name, text.encode())
-    with open(BUSYBOX, "rb") as f:
+    with open(busybox, "rb") as f:
         cpio.file("bin/busybox", f.read(), 0o755)
     applets = subprocess.run([BUSYBOX, "--list-full"], check=True, capture_output=True, text=True)
     for applet in applets.stdout.split():

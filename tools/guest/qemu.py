@@ -1,22 +1,60 @@
 # SPDX-License-Identifier: GPL-2.0
 """QEMU's command line for the guest, and whether KVM can be used here."""
 
+import dataclasses
 import json
 import os
 import select
 import subprocess
 import time
 
-QEMU = "qemu-system-x86_64"
 PROBE_SECONDS = 12
 PROBE_VALID = 3600
 
 
-def image(kernel_dir):
-    return os.path.join(kernel_dir, "arch/x86/boot/bzImage")
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What differs between the machines of two architectures."""
+
+    qemu: str
+    name: str
+    # Of the processor that is emulated.
+    cpu: str
+    # What makes a translating IOMMU: more of the machine's name, or a device.
+    iommu_option: str
+    iommu_device: str
+    console: str
+    # More of the kernel's command line.
+    line: tuple
 
 
-def kvm_works(kernel_dir, memory_file=None):
+MACHINES = {
+    "x86": Machine(
+        qemu="qemu-system-x86_64",
+        name="q35",
+        # Five-level page tables only cost an emulated MMU time. So does each step of a string instruction:
+        # let one be 8 bytes, not 1.
+        cpu="max,la57=off,erms=off,fsrm=off,fzrm=off,fsrs=off",
+        iommu_option="",
+        iommu_device="intel-iommu,intremap=on",
+        console="ttyS0",
+        # On a busy host an emulated timer can be late for the boot's check that it works.
+        line=("no_timer_check",),
+    ),
+    "arm64": Machine(
+        qemu="qemu-system-aarch64",
+        name="virt,gic-version=3",
+        # What the kernel does not use would only cost time.
+        cpu="max,pauth=off,sve=off,lpa2=off",
+        iommu_option=",iommu=smmuv3",
+        iommu_device="",
+        console="ttyAMA0",
+        line=("earlycon",),
+    ),
+}
+
+
+def kvm_works(image, memory_file=None):
     """True when a guest really runs under KVM.
 
     /dev/kvm may exist and not work, in a nested host: the guest then never prints anything. So the kernel is booted,
@@ -34,7 +72,7 @@ def kvm_works(kernel_dir, memory_file=None):
                 return old["works"]
         except (ValueError, KeyError, OSError):
             pass
-    works = _boots_under_kvm(kernel_dir)
+    works = _boots_under_kvm(image)
     if memory_file:
         temp = f"{memory_file}.{os.getpid()}"
         with open(temp, "w") as f:
@@ -43,10 +81,10 @@ def kvm_works(kernel_dir, memory_file=None):
     return works
 
 
-def _boots_under_kvm(kernel_dir):
+def _boots_under_kvm(image):
     args = [
-        QEMU, "-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "1G", "-display", "none",
-        "-nodefaults", "-no-reboot", "-serial", "stdio", "-kernel", image(kernel_dir),
+        MACHINES["x86"].qemu, "-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "1G", "-display", "none",
+        "-nodefaults", "-no-reboot", "-serial", "stdio", "-kernel", image,
         "-append", "console=ttyS0 earlyprintk=serial panic=-1",
     ]
     child = subprocess.Popen(
@@ -68,31 +106,34 @@ def _boots_under_kvm(kernel_dir):
         child.wait()
 
 
-def command(kernel_dir, initrd, *, kvm, mem, cpus, iommu, icount, log, status, out, shell, append,
+def command(machine, image, initrd, *, qemu, kvm, mem, cpus, iommu, icount, log, status, out, shell, append,
             devices=()):
-    """The whole command line. Returns it and a line that describes the machine."""
-    machine = "q35"
+    """The whole command line. Returns it and a line that describes the machine.
+
+    qemu: the program, where it is not the root's.
+    """
+    name = machine.name
     if icount:
         kvm, cpus = False, 1
         accel = ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]
         words = "TCG, counting instructions"
     elif kvm:
-        machine += ",kernel-irqchip=split"
+        name += ",kernel-irqchip=split"
         accel = ["-accel", "kvm"]
         words = "KVM"
     else:
         accel = ["-accel", "tcg,thread=multi"]
         words = "TCG"
-    # Five-level page tables only cost time in an emulated MMU. So does each step of a string instruction: a step is 8 bytes,
-    # not 1.
-    cpu = "host" if kvm else "max,la57=off,erms=off,fsrm=off,fzrm=off,fsrs=off"
+    if iommu:
+        name += machine.iommu_option
     args = [
-        QEMU, "-machine", machine, *accel, "-cpu", cpu, "-smp", str(cpus), "-m", mem,
-        "-nodefaults", "-display", "none", "-no-reboot", "-kernel", image(kernel_dir),
-        "-initrd", initrd,
+        qemu or machine.qemu, "-machine", name, *accel, "-cpu", "host" if kvm else machine.cpu,
+        "-smp", str(cpus), "-m", mem, "-nodefaults", "-display", "none", "-no-reboot",
+        "-kernel", image, "-initrd", initrd,
     ]
     if iommu:
-        args += ["-device", "intel-iommu,intremap=on"]
+        if machine.iommu_device:
+            args += ["-device", machine.iommu_device]
         words += ", IOMMU"
     console = "stdio,id=console,signal=off" + (",mux=on" if shell else "")
     args += [
@@ -111,11 +152,11 @@ def command(kernel_dir, initrd, *, kvm, mem, cpus, iommu, icount, log, status, o
         args += ["-device", device]
     words += f", {cpus} CPU{'s' if cpus > 1 else ''}, {mem}"
     line = [
-        "console=ttyS0", "loglevel=7", "panic=-1", "oops=panic", "kunit.autorun=0",
+        f"console={machine.console}", "loglevel=7", "panic=-1", "oops=panic", "kunit.autorun=0",
         "rdinit=/init", "printk.devkmsg=on",
-        # On a busy host the check of an emulated timer at boot can fail because the timer is late, and a CPU may not run for a
-        # while without a bug.
-        "no_timer_check", "rcupdate.rcu_cpu_stall_timeout=100", "watchdog_thresh=50",
+        # On a busy host a CPU may not run for a while without a bug.
+        "rcupdate.rcu_cpu_stall_timeout=100", "watchdog_thresh=50",
+        *machine.line,
     ]
     if append:
         line.append(append)

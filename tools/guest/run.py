@@ -45,6 +45,10 @@ LEAK_PARAMETERS = "slab_debug=F,kmalloc-*"
 def arguments():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--kernel", required=True, help="directory the kernel was built in")
+    p.add_argument("--image", default="arch/x86/boot/bzImage", help="its image there")
+    p.add_argument("--arch", choices=sorted(qemu.MACHINES), default="x86", help="its architecture")
+    p.add_argument("--qemu", default=None, help="another QEMU than the root's")
+    p.add_argument("--busybox", default=initramfs.BUSYBOX, help="the guest's busybox")
     p.add_argument("--name", default="kernel", help="what to call it in messages")
     p.add_argument("--module", action="append", default=[], help="a .ko file to put into the guest")
     p.add_argument("--load", default="", help="modules to load before the command, in order")
@@ -116,7 +120,9 @@ class Guest:
     def start(self, command, shell):
         a = self.args
         self.shell = shell
-        kvm = False if a.icount else qemu.kvm_works(a.kernel, a.kvm_memory)
+        image = os.path.join(a.kernel, a.image)
+        # The host is x86: it can only emulate others.
+        kvm = not a.icount and a.arch == "x86" and qemu.kvm_works(image, a.kvm_memory)
         self.slot = None if shell else take_slot(a.cpus, self.say)
         self.started = time.time()
         initrd = os.path.join(self.work, "initramfs")
@@ -126,13 +132,13 @@ class Guest:
             "ROWS": rows.lines, "COLS": rows.columns,
             "GUEST_TERM": os.environ.get("TERM", "linux"),
         }
-        initramfs.build(initrd, a.kernel, a.module, a.tree, settings, command)
+        initramfs.build(initrd, a.busybox, a.kernel, a.module, a.tree, settings, command)
         listener = socket.socket(socket.AF_UNIX)
         where = os.path.join(self.work, "status")
         listener.bind(where)
         listener.listen(1)
         line, words = qemu.command(
-            a.kernel, initrd, kvm=kvm, mem=a.mem, cpus=a.cpus, iommu=a.iommu, icount=a.icount,
+            qemu.MACHINES[a.arch], image, initrd, qemu=a.qemu, kvm=kvm, mem=a.mem, cpus=a.cpus, iommu=a.iommu, icount=a.icount,
             log=a.log, status=where, out=os.path.join(self.work, "out"), shell=shell,
             append=" ".join(filter(None, [LEAK_PARAMETERS if a.leaks else "", a.append])),
             devices=a.device,

@@ -12,14 +12,15 @@ use kernel_ext::time::jiffies;
 /// Reads the counter.
 #[inline(always)]
 pub(crate) fn now() -> u64 {
-    // SAFETY: Every x86-64 processor has the instruction, and the kernel may use it.
     #[cfg(target_arch = "x86_64")]
+    // SAFETY: Every x86-64 processor has the instruction, and the kernel may use it.
     unsafe {
         core::arch::x86_64::_rdtsc()
     }
-    // SAFETY: May be called in any context.
     #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: May be called in any context.
     unsafe {
+        // CAST: A time since the boot is not negative.
         kernel::bindings::ktime_get() as u64
     }
 }

@@ -25,7 +25,11 @@ use kernel_ext::mm::hmm;
 const NOTIFIER: usize = SZ_512M;
 
 /// The sizes of ranges, as xe has them.
-const CHUNKS: &[usize] = &[SZ_2M, SZ_64K, PAGE_SIZE];
+const CHUNKS: &[usize] = if PAGE_SIZE < SZ_64K {
+    &[SZ_2M, SZ_64K, PAGE_SIZE]
+} else {
+    &[SZ_2M, PAGE_SIZE]
+};
 
 /// The state of an open file.
 pub(crate) struct State {
@@ -92,7 +96,7 @@ impl State {
             .ok_or(EINVAL)?;
         let config = Config {
             start: 0,
-            size: 1 << 47,
+            size: 1 << 48,
             notifier_size: NOTIFIER,
             chunk_sizes: CHUNKS.get(at..).ok_or(EINVAL)?,
         };

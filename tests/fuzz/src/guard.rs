@@ -5,7 +5,8 @@
 use std::arch::global_asm;
 
 // Each function has one instruction that may fault, between the two labels; the handler of the signal
-// goes on behind it, with what the function returns then.
+// goes on behind it, with what the function returns then. (On 64-bit Arm that of a copy may be either of two.)
+#[cfg(target_arch = "x86_64")]
 global_asm!(
     ".pushsection .text.fuzz_guard,\"ax\",@progbits",
     ".globl fuzz_guard_begin, fuzz_guard_end, fuzz_guard_failed, fuzz_load, fuzz_store, fuzz_copy, fuzz_fill",
@@ -32,6 +33,42 @@ global_asm!(
     "fuzz_guard_end:",
     "fuzz_guard_failed:",
     "mov eax, 1",
+    "ret",
+    ".popsection",
+);
+#[cfg(target_arch = "aarch64")]
+global_asm!(
+    ".pushsection .text.fuzz_guard,\"ax\",@progbits",
+    ".globl fuzz_guard_begin, fuzz_guard_end, fuzz_guard_failed, fuzz_load, fuzz_store, fuzz_copy, fuzz_fill",
+    "fuzz_load:",
+    "fuzz_guard_begin:",
+    "ldr w1, [x0]",
+    "mov w0, #0",
+    "ret",
+    "fuzz_store:",
+    "str w1, [x0]",
+    "mov w0, #0",
+    "ret",
+    "fuzz_copy:",
+    "cbz x2, 2f",
+    "ldrb w3, [x1], #1",
+    "strb w3, [x0], #1",
+    "sub x2, x2, #1",
+    "b fuzz_copy",
+    "2:",
+    "mov w0, #0",
+    "ret",
+    "fuzz_fill:",
+    "cbz x2, 3f",
+    "strb w1, [x0], #1",
+    "sub x2, x2, #1",
+    "b fuzz_fill",
+    "3:",
+    "mov w0, #0",
+    "ret",
+    "fuzz_guard_end:",
+    "fuzz_guard_failed:",
+    "mov w0, #1",
     "ret",
     ".popsection",
 );
@@ -68,12 +105,15 @@ extern "C" fn on_fault(
 ) {
     // SAFETY: the kernel gives a handler of `SA_SIGINFO` the context of the thread, which is no one else's.
     let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
+    #[cfg(target_arch = "x86_64")]
     let at = &mut context.uc_mcontext.gregs[libc::REG_RIP as usize];
-    let begin = &raw const fuzz_guard_begin as i64;
-    let end = &raw const fuzz_guard_end as i64;
+    #[cfg(target_arch = "aarch64")]
+    let at = &mut context.uc_mcontext.pc;
+    let begin = &raw const fuzz_guard_begin as _;
+    let end = &raw const fuzz_guard_end as _;
     if (begin..end).contains(at) {
-        // The stack is as at the function's start: there is a return address on it, and nothing else.
-        *at = &raw const fuzz_guard_failed as i64;
+        // The stack and the register with the return address are as at the function's start.
+        *at = &raw const fuzz_guard_failed as _;
         return;
     }
     // SAFETY: the process dies of the signal when the handler returns and the access is tried again.

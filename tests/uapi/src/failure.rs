@@ -88,7 +88,8 @@ impl Kind {
 const BOOK_KEEPERS: [&str; 2] = ["debug_dma_map_phys", "debug_dma_map_sg"];
 
 /// The function below which everything is that an ioctl does.
-const IOCTL: &str = "__x64_sys_ioctl";
+const IOCTL: &str =
+    if cfg!(target_arch = "aarch64") { "__arm64_sys_ioctl" } else { "__x64_sys_ioctl" };
 
 /// Switches that are set back when this goes.
 #[derive(Default)]

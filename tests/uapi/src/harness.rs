@@ -10,6 +10,7 @@ mod child;
 mod cli;
 mod wildcard;
 
+use crate::PAGE;
 pub use child::guarded;
 use child::Outcome;
 use cli::Action;
@@ -54,6 +55,12 @@ pub struct Program {
     subtests: Vec<Subtest>,
 }
 
+/// The size of the kernel's pages, in bytes.
+fn page_size() -> usize {
+    // SAFETY: may be called at any time. What there is a limit of is not negative.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+}
+
 impl Program {
     /// A program without subtests yet.
     pub fn new(name: &'static str, about: &'static str) -> Self {
@@ -95,7 +102,16 @@ impl Program {
                 println!("Usage: {} [OPTIONS]\n{}", self.name, cli::HELP);
                 exit::SUCCESS
             }
-            Ok(Action::Run(pattern)) => self.run(pattern.as_deref()),
+            Ok(Action::Run(pattern)) => match page_size() {
+                PAGE => self.run(pattern.as_deref()),
+                other => {
+                    eprintln!(
+                        "{}: built for pages of {PAGE} bytes; the kernel's have {other}",
+                        self.name
+                    );
+                    exit::FAILURE
+                }
+            },
             Err(message) => {
                 eprintln!("{}: {message}\n{}", self.name, cli::HELP);
                 exit::INVALID

@@ -9,8 +9,8 @@
 
 use std::os::fd::AsRawFd;
 
-/// Size of a page.
-pub const PAGE: usize = 4096;
+/// Size of a page, on the kernel that programs are built for; [`Program`](crate::Program) runs on no other.
+pub const PAGE: usize = if cfg!(page_64k) { 64 << 10 } else { 4 << 10 };
 /// Size of a middle chunk.
 pub const SZ_64K: usize = 64 << 10;
 /// Size of the largest chunk, and of a huge page.

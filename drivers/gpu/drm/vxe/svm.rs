@@ -53,10 +53,10 @@ use gpusvm::{
     WouldBlock, //
 };
 use kernel::{
+    page::PAGE_SIZE,
     prelude::*,
     sizes::{
         SZ_2M,
-        SZ_4K,
         SZ_512M,
         SZ_64K, //
     },
@@ -81,8 +81,12 @@ pub(crate) use serve::{
     prefetch, //
 };
 
-/// The sizes of ranges, in bytes: those of xe.
-const CHUNK_SIZES: &[usize] = &[SZ_2M, SZ_64K, SZ_4K];
+/// The sizes of ranges, in bytes: those of xe where pages are of 4 KiB, the last of which is a page elsewhere.
+const CHUNK_SIZES: &[usize] = if PAGE_SIZE < SZ_64K {
+    &[SZ_2M, SZ_64K, PAGE_SIZE]
+} else {
+    &[SZ_2M, PAGE_SIZE]
+};
 
 /// The SVM of each VM covers the whole GPU address space, with notifiers of 512 MiB as in xe.
 pub(crate) const CONFIG: Config = Config {

@@ -38,6 +38,7 @@ use kernel::{
     fmt,
     page::PAGE_SIZE,
     prelude::*,
+    sizes::SZ_2M,
     sync::{
         aref::ARef,
         Arc, //
@@ -70,7 +71,8 @@ impl Local {
     /// Allocates one piece of `1 << order` pages, or `pages` single ones. Fails with `ENOSPC`
     /// without room.
     fn get(&self, order: u32, pages: usize, flags: Flags) -> Result<Allocation> {
-        if order != 0 {
+        // A huge page of the CPU's is a large one of the device where both have 2 MiB.
+        if PAGE << order == SZ_2M as u64 {
             if let Ok(large) = self.vram.allocate_large(flags) {
                 return Ok(large);
             }

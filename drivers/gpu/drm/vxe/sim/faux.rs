@@ -8,6 +8,7 @@
 //! C headers: [`include/linux/device/faux.h`](srctree/include/linux/device/faux.h),
 //! [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h)
 
+use crate::bindings as ext;
 use kernel::{
     bindings,
     device,
@@ -65,6 +66,7 @@ impl Registration {
         unsafe {
             (*dev).dma_mask = &raw mut (*dev).coherent_dma_mask;
             (*dev).dma_parms = parms;
+            ext::dma_set_coherent(dev);
         }
         // SAFETY: `dev` is registered and has storage for a mask.
         to_result(unsafe { bindings::dma_set_mask(dev, DMA_MASK) })?;

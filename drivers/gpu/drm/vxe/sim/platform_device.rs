@@ -8,6 +8,7 @@
 //! C headers: [`include/linux/platform_device.h`](srctree/include/linux/platform_device.h),
 //! [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h)
 
+use crate::bindings as ext;
 use core::{
     any::TypeId,
     ptr::NonNull, //
@@ -89,6 +90,7 @@ impl<T: Send + Sync + 'static> Registration<T> {
             (*pdev).dma_parms.max_segment_size = u32::MAX;
             (*pdev).dma_parms.segment_boundary_mask = usize::MAX;
             (*pdev).dev.coherent_dma_mask = DMA_MASK;
+            ext::dma_set_coherent(&raw mut (*pdev).dev);
             (*pdev).dev.type_ = &raw const DEVICE_TYPE.0;
             (*pdev).dev.platform_data = ptr.cast_mut().cast();
         }

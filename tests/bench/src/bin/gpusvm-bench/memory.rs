@@ -6,7 +6,7 @@ use crate::{counter, Outcome};
 use std::{io, ptr};
 
 /// Size of a page.
-pub const PAGE: usize = 4096;
+pub const PAGE: usize = if cfg!(page_64k) { 64 << 10 } else { 4 << 10 };
 /// Size of a middle chunk.
 pub const SZ_64K: usize = 64 << 10;
 /// Size of the largest chunk, and of a huge page.

@@ -5,7 +5,7 @@
 #include <linux/iommu.h>
 #include <linux/memory_hotplug.h>
 #include <linux/mm.h>
-#include <linux/sched/task.h>
+#include <linux/printk.h>
 #include <linux/string.h>
 #include <linux/uaccess.h>
 
@@ -23,6 +23,15 @@ int vxesim_dma_resolve(struct device *dev, dma_addr_t addr, phys_addr_t *phys)
 	}
 	*phys = iommu_iova_to_phys(domain, addr);
 	return *phys ? 0 : -EFAULT;
+}
+
+/*
+ * A device that firmware does not describe is not coherent with the CPU's caches, on some architectures.
+ * Before its DMA mask is set.
+ */
+void vxesim_dma_set_coherent(struct device *dev)
+{
+	dev_set_dma_coherent(dev);
 }
 
 phys_addr_t vxesim_page_to_phys(struct page *page)
@@ -69,10 +78,10 @@ bool vxesim_page_is_reserved(struct page *page)
 	return PageReserved(page);
 }
 
-/* Returns the physical address of a page of the kernel's image. */
+/* Returns the physical address of a page of the kernel's code: arm64 leaves the kernel's data out of the linear map. */
 phys_addr_t vxesim_kernel_image_phys(void)
 {
-	return __pa_symbol(&init_task);
+	return __pa_symbol(dump_stack);
 }
 
 /* Returns the physical address of an address in the kernel's linear map. */
