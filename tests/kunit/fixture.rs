@@ -16,7 +16,7 @@ mod stub;
 pub(crate) mod syscall;
 pub(crate) mod thread;
 pub(crate) mod touch;
-mod use_mm;
+pub(crate) mod use_mm;
 pub(crate) mod vram;
 
 use core::ops::Range;
@@ -30,6 +30,7 @@ use kernel::{
     sizes::SZ_512M,
     sync::{aref::ARef, Arc}, //
 };
+use use_mm::with_mm;
 
 /// The size of a large chunk: 2 MiB where pages are of 4 KiB, and as many pages elsewhere.
 pub(crate) const LARGE: usize = 512 * PAGE_SIZE;
@@ -65,9 +66,12 @@ pub(crate) struct Env {
 }
 
 impl Env {
-    fn new(devices: impl FnOnce() -> Result<KVec<Device>>) -> Result<Self> {
+    fn new(
+        mm: &ARef<MmWithUser>,
+        devices: impl FnOnce() -> Result<KVec<Device>>,
+    ) -> Result<Self> {
         Ok(Self {
-            mm: mm::attach()?,
+            mm: mm.clone(),
             devices: devices()?,
         })
     }
@@ -168,8 +172,10 @@ fn run(
         crate::check::skip("the kernel has no CONFIG_DMA_API_DEBUG");
         return Ok(());
     };
-    let env = Env::new(devices)?;
-    if let Err(e) = test(&env) {
+    // Not by `kunit_attach_mm()`, whose thread never calls `kthread_unuse_mm()`: the `mm_struct` leaks.
+    let mm = mm::process()?;
+    let result = with_mm(&mm, || test(&Env::new(&mm, devices)?))?;
+    if let Err(e) = result {
         // A function that the test depends on may skip it.
         if crate::check::is_skipped() {
             return Ok(());

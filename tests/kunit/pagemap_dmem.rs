@@ -4,7 +4,7 @@
 //!
 //! The program `vxe_dmem` tests the charges and limits of processes.
 
-use crate::fixture::mm;
+use crate::fixture::{mm, use_mm::with_mm};
 use gpusvm::pagemap::dmem;
 use kernel::{page::PAGE_SIZE, prelude::*, sync::Arc};
 use kernel_ext::cgroup::dmem::{
@@ -107,7 +107,7 @@ mod tests {
         let registration = register()?;
         // A kernel thread belongs to no process whose cgroup could be charged.
         ensure!(dmem::register().is_err_and(|e| e == EINVAL));
-        let mm = mm::attach()?;
+        let mm = mm::process()?;
         ensure!(dmem::pid(&mm).is_none());
         let region: &Arc<Region> = registration.region();
         ensure!(matches!(
@@ -115,7 +115,9 @@ mod tests {
             Err(e) if e == ESRCH
         ));
         // Using the address space of a process does not change that.
-        ensure!(dmem::register().is_err_and(|e| e == EINVAL));
-        Ok(())
+        with_mm(&mm, || {
+            ensure!(dmem::register().is_err_and(|e| e == EINVAL));
+            Ok(())
+        })?
     }
 }
