@@ -55,11 +55,6 @@ bool kext_dma_need_unmap(struct device *dev)
 	return dma_need_unmap(dev);
 }
 
-int kext_dma_mapping_error(struct device *dev, dma_addr_t addr)
-{
-	return dma_mapping_error(dev, addr);
-}
-
 /* The IOVA functions are inline stubs without IOMMU_DMA, and exported functions with it. */
 bool kext_dma_iova_try_alloc(struct device *dev, struct dma_iova_state *state,
 			     phys_addr_t phys, size_t size)

@@ -75,12 +75,10 @@ pub(crate) fn measure(op: &Operation<'_>) -> Result<[u64; FIGURES]> {
         let (page, size) = (block.pfn.page(), PAGE_SIZE << block.order);
         // SAFETY: The device has a DMA mask. The process has the pages mapped, and its only thread
         // is here, so that they stay allocated.
-        let (cost, (addr, error)) = clock::cost(|| unsafe {
-            let addr = ext::dma_map_page(dev, page, 0, size, dir);
-            (addr, ext::dma_mapping_error(dev, addr))
-        });
+        let (cost, addr) = clock::cost(|| unsafe { ext::dma_map_page(dev, page, 0, size, dir) });
         figures[callee::MAP] += op.clock.net(cost, 0);
-        if error != 0 {
+        // `DMA_MAPPING_ERROR`.
+        if addr == !0 {
             return Err(EFAULT);
         }
         mapped.push_within_capacity(Mapped { size, dir, addr })?;
