@@ -66,10 +66,7 @@ pub(crate) struct Env {
 }
 
 impl Env {
-    fn new(
-        mm: &ARef<MmWithUser>,
-        devices: impl FnOnce() -> Result<KVec<Device>>,
-    ) -> Result<Self> {
+    fn new(mm: &ARef<MmWithUser>, devices: impl FnOnce() -> Result<KVec<Device>>) -> Result<Self> {
         Ok(Self {
             mm: mm.clone(),
             devices: devices()?,

@@ -11,6 +11,7 @@ use crate::{
     program::{Arg, Program},
     regions::{self, Kind},
     tally::Tally,
+    watch::log,
 };
 use std::{
     os::fd::RawFd,
@@ -159,7 +160,7 @@ impl<'a> Execution<'a> {
             Err(errno) if errno >= 512 => {
                 self.tally.strange_errors.fetch_add(1, Ordering::Relaxed);
                 let name = &self.model.calls[call.index].name;
-                eprintln!("gpusvm-fuzz: {name} failed with the kernel's own error {errno}");
+                log(&format!("gpusvm-fuzz: {name} failed with the kernel's own error {errno}"));
             }
             Err(errno) => {
                 if let Some(count) = made.errors.get(errno as usize) {

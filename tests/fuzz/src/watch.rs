@@ -98,6 +98,7 @@ impl<'a> Runner<'a> {
         let pid = unsafe { libc::fork() };
         if pid == 0 {
             confine();
+            keep_only(self.mailbox);
             let place = (self.mailbox, self.fresh);
             Execution::new(self.model, &program, id, self.tally, &self.modules, place).run(id);
             // SAFETY: the process ends here, without running its parent's destructors.
@@ -175,6 +176,31 @@ fn reap_any() -> bool {
             -1 => return false,
             _ => {}
         }
+    }
+}
+
+/// Leaves the process of a program no file of the fuzzer but the mailbox: a call with a wrong number in place of a
+/// file would truncate the fuzzer's output, or write to what its processes talk by.
+fn keep_only(mailbox: (RawFd, RawFd)) {
+    let (low, high) = (mailbox.0.min(mailbox.1), mailbox.0.max(mailbox.1));
+    assert!(low > 2, "the mailbox is not among the standard files");
+    let between = |first: RawFd, last: libc::c_uint| {
+        let first = first.unsigned_abs();
+        if first <= last {
+            // SAFETY: no object of this process owns any of these files.
+            unsafe { libc::close_range(first, last, 0) };
+        }
+    };
+    between(3, low.unsigned_abs() - 1);
+    between(low + 1, high.unsigned_abs() - 1);
+    between(high + 1, libc::c_uint::MAX);
+    // SAFETY: the path is a string of C; the standard files may be anything.
+    unsafe {
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        for standard in 0..3 {
+            libc::dup2(null, standard);
+        }
+        libc::close(null);
     }
 }
 
