@@ -73,8 +73,8 @@ pub unsafe fn obstacle_to_sharing(dev: *mut device) -> Option<&'static str> {
     }
 }
 
-/// `DMA_MAPPING_ERROR`.
-const MAPPING_ERROR: u64 = !0;
+/// The address that stands for a failed mapping, `DMA_MAPPING_ERROR`.
+pub const MAPPING_ERROR: u64 = !0;
 
 /// Maps `size` bytes from the start of `page`, `dma_map_page()`.
 ///

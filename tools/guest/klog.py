@@ -55,7 +55,7 @@ BAD = [(name, re.compile(pattern)) for name, pattern in BAD]
 # The messages by which our modules report a bug of their own, or that memory of a process was lost; and the name with
 # which a test expects each.
 ALARMS = {
-    # vxe/gpu/bus.rs: a page table refers to memory that the device may not access (any more).
+    # vxe/sim/bus.rs: a page table refers to memory that the device may not access (any more).
     "refused-access": r"GPU access to .* refused",
     # vxe/memory.rs: contents of pages are lost with the device.
     "lost-pages": r"a device goes with pages of processes in its memory",

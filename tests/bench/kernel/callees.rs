@@ -25,7 +25,8 @@ use kernel_ext::{
     bindings as ext,
     dma::{
         self,
-        IovaState, //
+        IovaState,
+        MAPPING_ERROR, //
     },
     mm::hmm::{
         Blocks,
@@ -77,8 +78,7 @@ pub(crate) fn measure(op: &Operation<'_>) -> Result<[u64; FIGURES]> {
         // is here, so that they stay allocated.
         let (cost, addr) = clock::cost(|| unsafe { ext::dma_map_page(dev, page, 0, size, dir) });
         figures[callee::MAP] += op.clock.net(cost, 0);
-        // `DMA_MAPPING_ERROR`.
-        if addr == !0 {
+        if addr == MAPPING_ERROR {
             return Err(EFAULT);
         }
         mapped.push_within_capacity(Mapped { size, dir, addr })?;

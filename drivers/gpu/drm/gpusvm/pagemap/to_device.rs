@@ -356,17 +356,18 @@ impl<'a> Move<'a> {
 
     /// Allocates device memory for the collected units. Returns whether there is any now.
     fn fill(&mut self, mm: &Mm, target: &mut Target<'_>) -> Result<bool> {
+        // Before `target` hands a reference over, which the `Zdd` then owns.
+        let reserved = self.reserved.take().ok_or(EINVAL)?;
         let request = AllocRequest {
             mm,
             units: &self.collected.units,
         };
         let Some(devmem) = target(&request, &mut self.frames)? else {
+            self.reserved = Some(reserved);
             return Ok(false);
         };
-        if let Some(reserved) = self.reserved.take() {
-            // SAFETY: `target` handed its reference over.
-            self.zdd = Some(unsafe { Zdd::init(reserved, devmem, self.pagemap) });
-        }
+        // SAFETY: `target` handed its reference over.
+        self.zdd = Some(unsafe { Zdd::init(reserved, devmem, self.pagemap) });
         Ok(true)
     }
 

@@ -188,7 +188,7 @@ impl AddressSpace {
 
     /// Records that the page at `va` was mapped for an access that faulted and will be repeated.
     pub(crate) fn expect_access(&self, va: u64) {
-        self.expected.expect(va >> PAGE_SHIFT);
+        self.expected.add(va >> PAGE_SHIFT);
     }
 
     /// Returns whether the page at `va` was not accessed since [`Self::expect_access`]. May return

@@ -32,7 +32,7 @@ impl ExpectedAccesses {
     }
 
     /// Records that an access to the page is expected.
-    pub(super) fn expect(&self, page: u64) {
+    pub(super) fn add(&self, page: u64) {
         self.slot(page).store(page, Relaxed);
     }
 
@@ -58,8 +58,8 @@ mod tests {
     fn an_access_meets_what_was_expected() {
         let expected = ExpectedAccesses::new();
         assert!(!expected.is_expected(0) && !expected.is_expected(7));
-        expected.expect(7);
-        expected.expect(8);
+        expected.add(7);
+        expected.add(8);
         // Another page in the same slot.
         expected.accessed(7 + SLOTS as u64);
         assert!(expected.is_expected(7) && expected.is_expected(8));
@@ -70,8 +70,8 @@ mod tests {
     #[test]
     fn the_last_one_counts() {
         let expected = ExpectedAccesses::new();
-        expected.expect(7);
-        expected.expect(7 + SLOTS as u64);
+        expected.add(7);
+        expected.add(7 + SLOTS as u64);
         assert!(!expected.is_expected(7) && expected.is_expected(7 + SLOTS as u64));
     }
 }
