@@ -18,13 +18,13 @@
 //! the notifier lock must not allocate with reclaim, so it must not take the VMA map's lock, whose
 //! holders do.
 
+mod access_wait;
 mod bind;
 pub(crate) mod migrate;
 mod range_state;
 mod revisit;
 mod serve;
 mod thrashing;
-mod timeslice;
 
 use crate::{
     driver::{
@@ -188,8 +188,8 @@ impl Driver for Mirror {
         let started = Instant::<Monotonic>::now();
         let mut stale = StaleSpan::new();
         for range in invalidation.ranges() {
-            let timeslice = &range.data().timeslice;
-            timeslice.end(&vm.aspace, invalidation.can_wait());
+            let wait = &range.data().access_wait;
+            wait.end(&vm.aspace, invalidation.can_wait());
             let span = to_gpu(range.span());
             stale.add(vm.aspace.zap(span.start, span.end - span.start));
             range.data().set(None, 0, 0);

@@ -3,9 +3,9 @@
 //! The state of the GPU mapping of a range, and its line in debugfs.
 
 use super::{
+    access_wait::AccessWait,
     revisit::Fallback,
     thrashing::Thrashing,
-    timeslice::Timeslice,
     Mirror, //
 };
 use crate::gpu::Access;
@@ -28,8 +28,8 @@ pub(crate) struct RangeState {
     in_device: Atomic<usize>,
     /// The history of migrations.
     pub(super) thrashing: Thrashing,
-    /// For how long the range stays mapped after its last fault.
-    pub(super) timeslice: Timeslice,
+    /// For how long an invalidation waits for the access that caused the last fault.
+    pub(super) access_wait: AccessWait,
     /// Why the range is in system memory instead of its preferred location.
     pub(super) fallback: Fallback,
 }
@@ -46,7 +46,7 @@ impl RangeState {
             segments: Atomic::new(0),
             in_device: Atomic::new(0),
             thrashing: Thrashing::new(),
-            timeslice: Timeslice::new(),
+            access_wait: AccessWait::new(),
             fallback: Fallback::new(),
         }
     }

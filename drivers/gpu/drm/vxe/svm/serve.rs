@@ -187,12 +187,12 @@ impl<'a> Request<'a> {
         self.cause != Cause::Atomic && (self.page_only || lost >= TRIES)
     }
 
-    /// Starts the timeslice of a mapping that was made after `lost` attempts. The notifier lock is
-    /// held. Not for a prefetch, which no access follows.
+    /// Starts the wait for the access to a mapping that was made after `lost` attempts. The notifier
+    /// lock is held. Not for a prefetch, which no access follows.
     fn mapped(&self, vm: &Context, range: &Range<Mirror>, served: &Serviced, lost: u32) {
         if served.resolves(&self.fault) && !self.is_prefetch() {
-            let timeslice = &range.data().timeslice;
-            timeslice.begin(&vm.aspace, self.fault.addr, lost != 0);
+            let wait = &range.data().access_wait;
+            wait.begin(&vm.aspace, self.fault.addr, lost != 0);
         }
     }
 }

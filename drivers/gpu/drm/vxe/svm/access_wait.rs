@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The access timeslice: a page that is mapped for a fault stays mapped until the GPU has accessed
+//! The wait for an access: a page that is mapped for a fault stays mapped until the GPU has accessed
 //! it, for some milliseconds at most.
 //!
 //! The engine repeats its access when the fault is serviced. If a CPU thread keeps changing
 //! mappings, the page may be invalidated before that, and the next fault ends the same way. So a
-//! range that was invalidated before the access gets a timeslice at its next fault: the next
+//! range that was invalidated before the access is protected from its next fault on: the next
 //! invalidation waits for the access, or until [`MAX_WAIT_MS`] have passed.
 //!
 //! An invalidation waits only if the CPU changes mappings of memory that remains. An invalidation
@@ -25,14 +25,14 @@ use kernel::{
 };
 use kernel_ext::time::jiffies;
 
-/// The timeslice, in milliseconds from when the page was mapped.
+/// The longest wait, in milliseconds from when the page was mapped.
 const MAX_WAIT_MS: u32 = 20;
 
 /// How often a waiting invalidation checks for the access, in microseconds.
 const POLL_US: i64 = 50;
 
 /// The last fault for which a range was mapped.
-pub(super) struct Timeslice {
+pub(super) struct AccessWait {
     /// The address of the fault until the next invalidation, [`NONE`](Self::NONE) after that.
     addr: Atomic<u64>,
     /// When the range was mapped, in jiffies.
@@ -41,7 +41,7 @@ pub(super) struct Timeslice {
     is_due: Atomic<bool>,
 }
 
-impl Timeslice {
+impl AccessWait {
     const NONE: u64 = u64::MAX;
 
     pub(super) fn new() -> Self {
@@ -63,9 +63,9 @@ impl Timeslice {
         }
     }
 
-    /// Ends the timeslice before the range is invalidated. Waits for the access if the timeslice is
-    /// due and the invalidation `can_wait`. The notifier lock is held for writing: no page is
-    /// mapped meanwhile.
+    /// Ends the expectation before the range is invalidated. Waits for the access if the wait is due
+    /// and the invalidation `can_wait`. The notifier lock is held for writing: no page is mapped
+    /// meanwhile.
     pub(super) fn end(&self, aspace: &AddressSpace, can_wait: bool) {
         let addr = self.addr.xchg(Self::NONE, Relaxed);
         if addr == Self::NONE {
@@ -84,7 +84,7 @@ impl Timeslice {
 }
 
 #[cfg(CONFIG_KUNIT = "y")]
-#[kernel::prelude::kunit_tests(vxe_timeslice)]
+#[kernel::prelude::kunit_tests(vxe_access_wait)]
 mod tests {
     use super::*;
     use crate::gpu::{
@@ -103,7 +103,7 @@ mod tests {
 
     const ADDR: u64 = 1 << 30;
 
-    /// Shorter than a timeslice, and longer than the fastest of several invalidations that do not
+    /// Shorter than the longest wait, and longer than the fastest of several invalidations that do not
     /// wait.
     const WAIT_MS: i64 = MAX_WAIT_MS as i64 / 2;
 
@@ -122,16 +122,16 @@ mod tests {
 
     /// Returns whether an invalidation waits after these events.
     fn waits(before: Before, can_wait: bool) -> Result<bool> {
-        let device = faux::Registration::new(c"vxe-timeslice-kunit", None)?;
+        let device = faux::Registration::new(c"vxe-access-wait-kunit", None)?;
         let faux: &faux::Device<Bound> = device.as_ref();
         let aspace = AddressSpace::new(Bus::new(faux.as_ref(), None)?, 48)?;
         let mut shortest = i64::MAX;
         for _ in 0..5 {
-            let timeslice = Timeslice::new();
-            timeslice.begin(&aspace, ADDR, before == Before::LostFault);
+            let wait = AccessWait::new();
+            wait.begin(&aspace, ADDR, before == Before::LostFault);
             if matches!(before, Before::Faults | Before::Access) {
-                timeslice.end(&aspace, true);
-                timeslice.begin(&aspace, ADDR, false);
+                wait.end(&aspace, true);
+                wait.begin(&aspace, ADDR, false);
             }
             if before == Before::Access {
                 // The GPU's list of expected accesses drops the oldest entry, which has the same
@@ -141,7 +141,7 @@ mod tests {
                 }
             }
             let started = Instant::<Monotonic>::now();
-            timeslice.end(&aspace, can_wait);
+            wait.end(&aspace, can_wait);
             shortest = shortest.min(started.elapsed().as_millis());
         }
         Ok(shortest >= WAIT_MS)
