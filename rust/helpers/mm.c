@@ -55,12 +55,13 @@ bool kext_is_stable_address_space(struct mm_struct *mm)
  * as hmm_do_fault() does for a caller that allows mmap_lock to be dropped. The caller holds mmap_lock for
  * reading. If a fault drops it, this sets *@locked to false and returns at once.
  *
- * @unusable says that HMM found memory at @addr that it cannot use. In an anonymous VMA that is a huge page of
+ * @pfns has HMM's entries of these pages. @unusable says that HMM found memory at @addr that it cannot use. In an anonymous VMA that is a huge page of
  * another device, which the fault migrates to system memory; in any other VMA a fault does not help.
  */
-int kext_fault_in(struct mm_struct *mm, unsigned long addr, unsigned long end, bool write, bool unusable,
-		  bool *locked)
+int kext_fault_in(struct mm_struct *mm, unsigned long addr, unsigned long end, const unsigned long *pfns,
+		  bool write, bool unusable, bool *locked)
 {
+	const vm_fault_t no_page = VM_FAULT_COMPLETED | VM_FAULT_RETRY | VM_FAULT_ERROR;
 	unsigned int flags = FAULT_FLAG_REMOTE | FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_KILLABLE;
 	struct vm_area_struct *vma = vma_lookup(mm, addr);
 
@@ -74,10 +75,18 @@ int kext_fault_in(struct mm_struct *mm, unsigned long addr, unsigned long end, b
 			return -EPERM;
 		flags |= FAULT_FLAG_WRITE;
 	}
-	for (end = min(end, vma->vm_end); addr < end; addr += PAGE_SIZE) {
-		vm_fault_t ret = handle_mm_fault(vma, addr, flags, NULL);
+	for (end = min(end, vma->vm_end); addr < end; addr += PAGE_SIZE, pfns++) {
+		vm_fault_t ret = 0;
 
-		if (unlikely(ret & (VM_FAULT_COMPLETED | VM_FAULT_RETRY | VM_FAULT_ERROR))) {
+		/*
+		 * The write fault on a page whose writes are tracked asynchronously keeps the page's accessed flag. On arm64 the
+		 * kernel warns if that is not set: before a CPU writes such a page it takes a fault that sets it.
+		 */
+		if (write && (*pfns & HMM_PFN_VALID) && userfaultfd_wp(vma))
+			ret = handle_mm_fault(vma, addr, flags & ~FAULT_FLAG_WRITE, NULL);
+		if (likely(!(ret & no_page)))
+			ret = handle_mm_fault(vma, addr, flags, NULL);
+		if (unlikely(ret & no_page)) {
 			if (!(ret & (VM_FAULT_COMPLETED | VM_FAULT_RETRY)))
 				return vm_fault_to_errno(ret, 0) ?: -EFAULT;
 			*locked = false;

@@ -398,16 +398,16 @@ impl Walk {
     /// lock.
     fn fault_in(&self, run: &Range<usize>, request: HmmRequest, lock: &mut MmapLock) -> Result {
         let at = |index: usize| self.span.start + (index << PAGE_SHIFT);
-        let unusable = self
-            .pfns
-            .get(run.start)
-            .is_some_and(|pfn| pfn.is_unusable());
-        // SAFETY: The mmap lock is held; `fault_in()` clears `held` if it is dropped.
+        let pfns = self.pfns.get(run.clone()).ok_or(EINVAL)?;
+        let unusable = pfns.first().is_some_and(|pfn| pfn.is_unusable());
+        // SAFETY: The mmap lock is held; `fault_in()` clears `held` if it is dropped. `pfns` has an
+        // entry for each page.
         to_result(unsafe {
             bindings::fault_in(
                 lock.mm,
                 at(run.start),
                 at(run.end),
+                pfns.as_ptr().cast(),
                 request == HmmRequest::Write,
                 unusable,
                 &raw mut lock.held,

@@ -67,18 +67,19 @@ fn expect(what: &str, vm: &Vm, within: &Range<u64>, wanted: &[(Range<u64>, Attri
 
 /// A VMA is split where advice begins and ends, and nothing else of it changes.
 fn split() {
-    let place = Map::reserve(SZ_64K, SZ_2M);
+    const SIZE: usize = 16 * PAGE;
+    let place = Map::reserve(SIZE, SZ_2M);
     for (what, offset, length) in [
         ("the first page", 0, PAGE),
         ("a page", 5 * PAGE, PAGE),
-        ("the last page", SZ_64K - PAGE, PAGE),
-        ("most", PAGE, SZ_64K - 2 * PAGE),
-        ("all", 0, SZ_64K),
+        ("the last page", SIZE - PAGE, PAGE),
+        ("most", PAGE, SIZE - 2 * PAGE),
+        ("all", 0, SIZE),
     ] {
         for advice in ADVICE {
             let vm = Vm::new(&device()).expect("a VM");
             let (whole, part) = (span(place), span(place.part(offset, length)));
-            vm.bind(&[Bind::mirror(whole.start, SZ_64K as u64)]).expect("a mirror");
+            vm.bind(&[Bind::mirror(whole.start, SIZE as u64)]).expect("a mirror");
             advise(&vm, &part, advice);
             expect(
                 &format!("{what}: {advice:?}"),

@@ -19,8 +19,12 @@ use vxe_sim::{
 pub(super) const BATCH: u64 = 0x10_0000;
 pub(super) const DATA: u64 = 0x7fff_ffe0_0000;
 
+/// The unit in which the device's own memory is granted, in bytes: a page of the CPU, which
+/// consists of pages of the GPU.
+pub(super) const FRAME: u64 = kernel::page::PAGE_SIZE as u64;
+
 /// The size of the device's own memory, in bytes.
-pub(super) const VRAM: u64 = 8 * PAGE_SIZE;
+pub(super) const VRAM: u64 = 8 * FRAME;
 
 pub(super) const END: u32 = 0x0500_0000;
 pub(super) const STORE: u32 = 0x1000_0002;

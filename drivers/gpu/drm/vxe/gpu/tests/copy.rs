@@ -47,16 +47,16 @@ mod suite {
     #[test]
     fn accesses_reach_the_devices_memory() -> Result {
         let bench = Bench::new(48, 1)?;
-        bench.vram.grant(PAGE_SIZE..3 * PAGE_SIZE, GFP_KERNEL)?;
-        map(&bench, DATA, Target::Vram(PAGE_SIZE))?;
-        map(&bench, DATA + PAGE_SIZE, bench.target(0)?)?;
+        bench.vram.grant(FRAME..3 * FRAME, GFP_KERNEL)?;
+        map(&bench, DATA, Target::Vram(FRAME))?;
+        map(&bench, DATA + FRAME, bench.target(0)?)?;
         check!(bench.aspace.store_u32(DATA + 8, 5).is_ok());
         check!(bench.aspace.add_u32(DATA + 8, 2).is_ok());
         check!(bench.aspace.store_u64(DATA + 16, 3 << 32).is_ok());
         check!(bench.aspace.write(DATA + 4092, &[1, 0, 0, 0]).is_ok());
         check!(bench.read_u32(DATA + 8) == Ok(7));
-        check!(peek(&bench, PAGE_SIZE + 8) == Ok(7) && peek(&bench, PAGE_SIZE + 20) == Ok(3));
-        check!(peek(&bench, 2 * PAGE_SIZE - 4) == Ok(1));
+        check!(peek(&bench, FRAME + 8) == Ok(7) && peek(&bench, FRAME + 20) == Ok(3));
+        check!(peek(&bench, FRAME + 4092) == Ok(1));
         // The same address in system memory is another page.
         check!(bench.peek(0, 8)? == 0);
         Ok(())
@@ -66,9 +66,9 @@ mod suite {
     fn what_nobody_has_is_not_reached() -> Result {
         let _refusals = ExpectRefusals::new();
         let bench = Bench::new(48, 1)?;
-        bench.vram.grant(0..PAGE_SIZE, GFP_KERNEL)?;
+        bench.vram.grant(0..FRAME, GFP_KERNEL)?;
         let refused = |error| Err(AccessError::Bus(error));
-        map(&bench, DATA, Target::Vram(PAGE_SIZE))?;
+        map(&bench, DATA, Target::Vram(FRAME))?;
         check!(bench.read_u32(DATA) == Err(AccessError::Bus(ESTALE)));
         check!(bench.aspace.store_u32(DATA, 1) == refused(ESTALE));
         map(&bench, DATA, Target::Vram(VRAM))?;
@@ -76,7 +76,7 @@ mod suite {
         map(&bench, DATA, Target::Vram(0))?;
         check!(bench.aspace.add_u32(DATA, 1).is_ok());
         // Revoked while the translation is in use.
-        bench.vram.revoke(0..PAGE_SIZE);
+        bench.vram.revoke(0..FRAME);
         check!(bench.aspace.add_u32(DATA, 1) == refused(ESTALE));
         Ok(())
     }
@@ -84,7 +84,7 @@ mod suite {
     #[test]
     fn runs_are_moved() -> Result {
         let bench = Bench::new(48, 3)?;
-        bench.vram.grant(0..4 * PAGE_SIZE, GFP_KERNEL)?;
+        bench.vram.grant(0..4 * FRAME, GFP_KERNEL)?;
         let copies = CopyEngine::new(bench.bus.clone());
         for page in 0..3u32 {
             // CAST: Small.
@@ -93,39 +93,27 @@ mod suite {
         }
         let run = |from, to, len| CopyRun { from, to, len };
         // Two pages, each copied into halves of two others.
-        let half = PAGE_SIZE / 2;
+        let half = FRAME / 2;
         copies.run([
-            run(None, Target::Vram(0), 4 * PAGE_SIZE),
-            run(Some(bench.target(0)?), Target::Vram(half), PAGE_SIZE),
-            run(
-                Some(bench.target(1)?),
-                Target::Vram(half + PAGE_SIZE),
-                PAGE_SIZE,
-            ),
+            run(None, Target::Vram(0), 4 * FRAME),
+            run(Some(bench.target(0)?), Target::Vram(half), FRAME),
+            run(Some(bench.target(1)?), Target::Vram(half + FRAME), FRAME),
         ])?;
         check!(peek(&bench, half + 4088) == Ok(1));
-        check!(peek(&bench, half + PAGE_SIZE + 4088) == Ok(2));
+        check!(peek(&bench, half + FRAME + 4088) == Ok(2));
         copies.run([
-            run(
-                Some(Target::Vram(half)),
-                Target::Vram(3 * PAGE_SIZE),
-                PAGE_SIZE,
-            ),
-            run(
-                Some(Target::Vram(3 * PAGE_SIZE)),
-                bench.target(2)?,
-                PAGE_SIZE,
-            ),
+            run(Some(Target::Vram(half)), Target::Vram(3 * FRAME), FRAME),
+            run(Some(Target::Vram(3 * FRAME)), bench.target(2)?, FRAME),
             run(Some(Target::Vram(0)), bench.target(1)?, 0),
         ])?;
         check!(bench.peek(2, 4088)? == 1 && bench.peek(1, 4088)? == 2);
         check!(
             copies.counters()
                 == CopyCounters {
-                    to_vram: 2 * PAGE_SIZE,
-                    to_system: PAGE_SIZE,
-                    within: PAGE_SIZE,
-                    cleared: 4 * PAGE_SIZE,
+                    to_vram: 2 * FRAME,
+                    to_system: FRAME,
+                    within: FRAME,
+                    cleared: 4 * FRAME,
                 }
         );
         Ok(())
@@ -135,24 +123,24 @@ mod suite {
     fn what_cannot_be_moved() -> Result {
         let _refusals = ExpectRefusals::new();
         let bench = Bench::new(48, 2)?;
-        bench.vram.grant(0..2 * PAGE_SIZE, GFP_KERNEL)?;
+        bench.vram.grant(0..2 * FRAME, GFP_KERNEL)?;
         let copies = CopyEngine::new(bench.bus.clone());
         let (a, b) = (bench.target(0)?, bench.target(1)?);
         let run = |from, to| {
             copies.run([CopyRun {
                 from,
                 to,
-                len: PAGE_SIZE,
+                len: FRAME,
             }])
         };
         check!(run(Some(a), b) == Err(EOPNOTSUPP));
         check!(run(None, a) == Err(EOPNOTSUPP));
-        check!(run(Some(a), Target::Vram(2 * PAGE_SIZE)) == Err(ESTALE));
+        check!(run(Some(a), Target::Vram(2 * FRAME)) == Err(ESTALE));
         check!(run(Some(Target::Vram(VRAM)), b) == Err(ENXIO));
         check!(run(Some(Target::System(1 << 51)), Target::Vram(0)) == Err(ENXIO));
         check!(run(None, Target::Vram(u64::MAX - 8)) == Err(EINVAL));
         // The second half of it is not granted.
-        check!(run(None, Target::Vram(PAGE_SIZE + 8)) == Err(ESTALE));
+        check!(run(None, Target::Vram(FRAME + 8)) == Err(ESTALE));
         Ok(())
     }
 
@@ -172,13 +160,13 @@ mod suite {
             map(&bench, DATA, bench.target(page as usize)?)?;
             check!(bench.aspace.store_u32(DATA + 64, 100 + page).is_ok());
         }
-        map(&bench, DATA, Target::Vram(7 * PAGE_SIZE))?;
+        map(&bench, DATA, Target::Vram(7 * FRAME))?;
         // Dropping the work queue waits for its work.
         let queue = OwnedQueue::new_unbound(c"vxe-copy-kunit")?;
         for page in 0..THREADS {
             let (bench, copies, state) = (bench.clone(), copies.clone(), state.clone());
-            let at = Target::Vram(u64::from(page) * 2 * PAGE_SIZE);
-            let next = at.offset(PAGE_SIZE);
+            let at = Target::Vram(u64::from(page) * 2 * FRAME);
+            let next = at.offset(FRAME);
             queue.try_spawn(GFP_KERNEL, move || {
                 for _ in 0..ROUNDS {
                     // CAST: Small.
@@ -186,7 +174,7 @@ mod suite {
                         let run = |from, to| CopyRun {
                             from: Some(from),
                             to,
-                            len: PAGE_SIZE,
+                            len: FRAME,
                         };
                         copies.run([run(system, at), run(at, next), run(next, system)])
                     });
@@ -205,11 +193,11 @@ mod suite {
         }
         drop(queue);
         check!(state.1.load(Relaxed) == 0);
-        check!(peek(&bench, 7 * PAGE_SIZE) == Ok(adds));
+        check!(peek(&bench, 7 * FRAME) == Ok(adds));
         for page in 0..THREADS {
             check!(bench.peek(page as usize, 64)? == 100 + page);
         }
-        let bytes = u64::from(THREADS * ROUNDS) * PAGE_SIZE;
+        let bytes = u64::from(THREADS * ROUNDS) * FRAME;
         let copied = copies.counters();
         check!((copied.to_vram, copied.within, copied.to_system) == (bytes, bytes, bytes));
         Ok(())
