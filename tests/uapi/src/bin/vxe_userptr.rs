@@ -81,9 +81,11 @@ fn bind_far(gpu: &Gpu, memory: Map) -> At {
 
 /// The GPU increments the first word of each page.
 fn touch(gpu: &Gpu, at: At, length: usize) {
-    for page in (0..length).step_by(PAGE) {
-        gpu.increment(at.at(page));
-    }
+    gpu.run(|c| {
+        for page in (0..length).step_by(PAGE) {
+            c.increment(at.at(page));
+        }
+    });
 }
 
 #[track_caller]
