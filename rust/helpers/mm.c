@@ -105,7 +105,7 @@ bool kext_is_zone_device_page(const struct page *page)
 
 void *kext_kvmalloc_array(size_t n, size_t size)
 {
-	return kvmalloc_array(n, size, GFP_KERNEL_ACCOUNT);
+	return kvmalloc_array(n, size, GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
 }
 
 bool kext_vma_is_anonymous(struct vm_area_struct *vma)

@@ -31,6 +31,7 @@ use crate::{
             HUGE_PAGES, //
         }, //
     },
+    sched,
     time::jiffies, //
 };
 use core::{ffi::c_void, ops::Range, ptr};
@@ -177,7 +178,13 @@ impl Walk {
         let pages = span.end.saturating_sub(span.start) >> PAGE_SHIFT;
         // HMM keeps some flags that it finds in an entry. The memory of the last walk is used again if it suffices.
         self.pfns.clear();
-        self.pfns.reserve(pages, GFP_KERNEL)?;
+        // Userspace chooses the size of a userptr.
+        let flags = if pages > HUGE_PAGES {
+            GFP_KERNEL_ACCOUNT | __GFP_NOWARN
+        } else {
+            GFP_KERNEL
+        };
+        self.pfns.reserve(pages, flags)?;
         // SAFETY: `reserve()` made room for `pages` entries, and zeroes are an entry.
         unsafe {
             self.pfns.as_mut_ptr().write_bytes(0, pages);
@@ -349,6 +356,9 @@ impl Walk {
                 return Ok(false);
             }
             from = self.known_end(pages);
+            if from < self.pfns.len() {
+                sched::check_killed()?;
+            }
         }
         Ok(true)
     }

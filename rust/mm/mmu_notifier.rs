@@ -14,7 +14,12 @@ use kernel::{
     types::Opaque, //
 };
 
-/// The operations of a notifier: the `invalidate` callback.
+/// What the first pass returns to have the second one called. It belongs to the caller of the
+/// notifier from then on, until the second pass is called with it.
+pub use kernel::bindings::mmu_interval_notifier_finish as Finish;
+/// The operations of a notifier: the callback `invalidate`, or the callbacks `invalidate_start` and
+/// `invalidate_finish` of a notifier that works in two passes. A change of the CPU's mappings that
+/// concerns several notifiers calls the first pass of all of them, then the second.
 pub use kernel::bindings::mmu_interval_notifier_ops as Ops;
 
 /// A `struct mmu_interval_notifier`.
@@ -77,6 +82,15 @@ impl MmuIntervalNotifier {
     pub unsafe fn read_begin(&self) -> usize {
         // SAFETY: By this function's requirements.
         unsafe { kernel::bindings::mmu_interval_read_begin(self.as_raw()) as usize }
+    }
+
+    /// Returns the sequence number, without waiting for an invalidation that runs. The caller must
+    /// hold the lock under which the callback sets it.
+    #[inline]
+    pub fn seq(&self) -> usize {
+        // SAFETY: The field is valid from the creation of the notifier; the C functions change it
+        // by `WRITE_ONCE()` only.
+        unsafe { (&raw const (*self.as_raw()).invalidate_seq).read_volatile() as usize }
     }
 
     /// Returns whether an invalidation began after the [`read_begin`](Self::read_begin) that

@@ -7,7 +7,7 @@
 //! a real process and real DRM devices ([`fixture`]): an SVM and its ranges ([`config`],
 //! [`dma_device`], [`ranges`], [`removal`], [`notifier`], [`exit`]), the mapping of pages
 //! ([`pages`], [`get_pages`], [`devices`], [`iova`], [`evict`]), concurrent changes and failures
-//! ([`races`], [`failures`]), and device memory ([`pagemap_lifetime`], [`pagemap_unbind`],
+//! ([`races`], [`failures`]), userptrs ([`userptr`]), and device memory ([`pagemap_lifetime`], [`pagemap_unbind`],
 //! [`pagemap_owner`], [`pagemap_migrate`], [`pagemap_fault`], [`pagemap_evict`], [`pagemap_pages`],
 //! [`pagemap_peers`], [`pagemap_dmem`], [`pagemap_mm`], [`pagemap_split`], [`pagemap_failures`],
 //! [`pagemap_cached`], [`pagemap_registry`], [`population`]). [`task_work`] tests a wrapper of
@@ -59,6 +59,7 @@ mod retry;
 mod scan;
 mod segment;
 mod task_work;
+mod userptr;
 
 module! {
     type: GpuSvmTests,

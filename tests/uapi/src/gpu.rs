@@ -27,12 +27,17 @@ pub const FAR: u64 = 1 << 46;
 /// Room for the batches of jobs that are waited for.
 const BATCH_AREA: usize = 256 * PAGE;
 
+/// Room for the fences of the queues that replace banned ones.
+const FENCE_AREA: usize = 64 * PAGE;
+
 /// A mirrored VM and a queue on it.
 pub struct Gpu {
     queue: ExecQueue,
     batches: Map,
     cursor: Cell<usize>,
-    fence: Map,
+    fences: Map,
+    /// The offset of the page that has the fence of this queue.
+    fence: usize,
     submitted: Cell<u64>,
 }
 
@@ -80,7 +85,8 @@ impl Gpu {
             // Shared memory does not move to the device's, where nobody expects it.
             batches: Map::shared(BATCH_AREA),
             cursor: Cell::new(0),
-            fence: Map::shared(PAGE),
+            fences: Map::shared(FENCE_AREA),
+            fence: 0,
             submitted: Cell::new(0),
         })
     }
@@ -106,6 +112,12 @@ impl Gpu {
         &self.queue
     }
 
+    /// Memory that the GPU needs to run jobs: that of the batches, and of the fences. A VM that does
+    /// not mirror the process has to map it at the same addresses.
+    pub const fn areas(&self) -> [Map; 2] {
+        [self.batches, self.fences]
+    }
+
     /// Replaces the queue, which was banned.
     #[track_caller]
     pub fn renew(&mut self) {
@@ -115,7 +127,10 @@ impl Gpu {
     /// Replaces the queue, which was banned, if the device is still there.
     pub fn try_renew(&mut self) -> Result<()> {
         self.queue = ExecQueue::new(self.vm())?;
-        self.fence = Map::shared(PAGE);
+        // A job of the old queue may still write its fence.
+        self.fence = (self.fence + PAGE) % FENCE_AREA;
+        let page = self.fences.part(self.fence, PAGE);
+        page.write_words(0, &[0, 0]);
         self.submitted.set(0);
         Ok(())
     }
@@ -133,7 +148,7 @@ impl Gpu {
     pub fn submit_and_wait(&self, batch: u64) -> Result<()> {
         let value = self.submitted.get() + 1;
         self.submitted.set(value);
-        let address = self.fence.at(0);
+        let address = self.fences.at(self.fence);
         // SAFETY: the fence is the test's memory, and so is all that the tests' batches touch.
         unsafe { self.queue.submit(batch, Some(Fence { address, value })) }?;
         self.queue.wait(&Wait { op: WaitOp::Gte, ..Wait::equal(address, value, PATIENCE) })

@@ -46,7 +46,8 @@ use kernel_ext::{
             Walk, //
         },
         live_mm,
-        mmu_notifier::MmuIntervalNotifier, //
+        mmu_notifier::MmuIntervalNotifier,
+        zone_device::HUGE_PAGES, //
     },
     sync::rwsem::ReadGuard, //
 };
@@ -96,11 +97,14 @@ impl Source<'_> {
         walk: &mut Walk,
     ) -> Result {
         self.svm.assert_driver_lock();
-        let mm = live_mm::get(self.mm, self.span.len() >> PAGE_SHIFT)?;
+        let mm = live_mm::get(self.mm, self.step())?;
         {
             let lock = self.svm.read_lock();
             // SAFETY: The notifier lock is held.
             if unsafe { self.check(&lock, pages, ctx) }? {
+                // An invalidation of another part of the notifier's span changed the number.
+                let seq = self.notifier.seq();
+                pages.iter().for_each(|pages| pages.set_seq(seq));
                 return Ok(());
             }
         }
@@ -130,7 +134,7 @@ impl Source<'_> {
         // SAFETY: As this function requires.
         let mut result = unsafe { self.map(pages, ctx, walk, None) };
         if matches!(result, Err(Stop::Unchecked)) {
-            let mm = live_mm::get(self.mm, self.span.len() >> PAGE_SHIFT)?;
+            let mm = live_mm::get(self.mm, self.step())?;
             // This check comes after the walk: a thread that starts to track accesses later invalidates the addresses
             // that it protects, and so the walk.
             let untracked = self.check_tracking(&mm);
@@ -153,6 +157,13 @@ impl Source<'_> {
             Err(Stop::Error(e)) => Err(e),
             Err(Stop::Unchecked) => Err(EAGAIN),
         }
+    }
+
+    /// Returns how many pages one step may allocate for the process, for [`live_mm::get`]: at most a
+    /// huge page. The pages of a larger span have been faulted in before, except for those that the
+    /// CPU took away meanwhile.
+    fn step(&self) -> usize {
+        (self.span.len() >> PAGE_SHIFT).min(HUGE_PAGES)
     }
 
     /// Walks the page tables, and migrates device-private pages to RAM by faults of the CPU.

@@ -14,7 +14,8 @@
 //! - the *provider level*, [`pagemap`]: the memory of devices, to which pages of ranges can
 //!   migrate.
 //!
-//! A Rust driver implements [`driver::Driver`] and uses a [`driver::Svm`], without unsafe code. The
+//! A Rust driver implements [`driver::Driver`] and uses a [`driver::Svm`], without unsafe code. For
+//! memory of a process at other addresses of the GPU it uses [`userptr`]. The
 //! objects of all levels have the layout of the C structures in `drm/drm_gpusvm.h` and
 //! `drm/drm_pagemap.h`, see [`layout`].
 
@@ -41,6 +42,7 @@ pub mod retry;
 pub mod scan;
 pub mod segment;
 pub mod svm;
+pub mod userptr;
 pub mod view;
 
 pub use ctx::{Access, Ctx};
@@ -53,6 +55,7 @@ pub use retry::{Attempt, Retry};
 pub use scan::ScanResult;
 pub use segment::Protocol;
 pub use svm::Config;
+pub use userptr::{LockedUserptr, Userptr, UserptrDriver, Userptrs};
 pub use view::{Mapped, View};
 
 module! {

@@ -11,6 +11,8 @@
 //!   released the notifier lock for a waiting writer; an invalidation unmaps the pages that were
 //!   mapped so far, and the transaction notices that when it continues;
 //! - *mapped*: all pages are mapped, and their addresses may be used under the notifier lock;
+//! - *stale*: all pages are still mapped, but the device's use of them is being ended, and their
+//!   addresses are given to nobody (only of a [userptr](crate::userptr));
 //! - *retired*: unmapped for good, as the CPU unmapped the range or the range was removed.
 //!
 //! Addresses are reached only through a [`View`](crate::view::View), which exists under the
@@ -293,6 +295,13 @@ impl Pages {
             *self.read_only.get() = false;
             *self.state_offset.get() = 0;
         }
+    }
+
+    /// Makes the addresses invalid, as [`unmap`](Self::unmap) does, but leaves the pages mapped
+    /// until that is called. The caller holds the notifier lock for writing.
+    pub(crate) fn set_stale(&self) {
+        self.flags
+            .update(&[], &[PagesFlag::HasDmaMapping, PagesFlag::HasDevmemPages]);
     }
 
     /// Marks the pages as not to be mapped again. The caller holds the notifier lock for writing.

@@ -43,7 +43,11 @@ use crate::{
         Vm, //
     }, //
 };
-pub(crate) use bind::pte_flags;
+pub(crate) use bind::{
+    bind_userptr,
+    pte_flags,
+    Writer, //
+};
 use core::ops::Range;
 use gpusvm::{
     pagemap::dmem,

@@ -26,6 +26,7 @@ pub(crate) mod query_attrs;
 mod spans;
 mod svm_lock;
 mod teardown_budget;
+mod userptr;
 pub(crate) mod vma;
 pub(crate) mod workers;
 
@@ -106,6 +107,7 @@ use map::{
 use property::FailedFaults;
 use svm_lock::LockedSvm;
 pub(crate) use teardown_budget::TeardownBudget;
+use userptr::VmUserptrs;
 use vma::{
     Backing,
     Span, //
@@ -175,6 +177,7 @@ pub(crate) struct Vm {
     map: LockedVmaMap,
     #[pin]
     svm: LockedSvm,
+    userptrs: VmUserptrs,
     #[pin]
     workers: Workers,
     #[pin]
@@ -223,6 +226,7 @@ impl Vm {
                 failed <- FailedFaults::new(),
                 map <- LockedVmaMap::new(),
                 svm <- LockedSvm::new(mm, dma, context),
+                userptrs: VmUserptrs::new(),
                 workers <- Workers::new(),
                 service <- new_work!("Vm::service"),
                 collection <- new_work!("Vm::collection"),
@@ -295,8 +299,8 @@ impl Vm {
     ///
     /// Fails with `ENOENT` if the VM is closed, `EINTR` if it is closed meanwhile, `EFAULT` if its
     /// process is exiting, `EINVAL` where nothing is bound, `EPERM` for a write to a read-only
-    /// binding, `EACCES` for an atomic where the GPU may do none, and as [`svm::fault`] and
-    /// [`buffer::fault`] do.
+    /// binding, `EACCES` for an atomic where the GPU may do none, and as [`svm::fault`],
+    /// [`buffer::fault`] and [`userptr::fault`] do.
     pub(crate) fn service(self: &Arc<Self>, fault: Fault) -> Result<Serviced> {
         let _charged = self.charge_process()?;
         let mut done = self.try_service(fault, false);
@@ -356,6 +360,9 @@ impl Vm {
         match &vma.backing {
             Backing::Mirror => svm::fault(self.svm.context(), svm, &vma, fault, page_only),
             Backing::Bo { bo, offset } => buffer::fault(self.svm.context(), &vma, bo, *offset),
+            Backing::Userptr { userptr, offset } => {
+                userptr::fault(self.svm.context(), &vma, userptr, *offset, fault)
+            }
         }
     }
 
@@ -468,6 +475,7 @@ impl Vm {
     /// mapping anything later. Waits for no thread that waits for userspace.
     pub(crate) fn unmap(&self) {
         self.svm.shut();
+        self.userptrs.shut();
         self.zap_all();
     }
 

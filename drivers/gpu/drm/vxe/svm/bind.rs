@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Writes the pages of a range to the GPU page table, with the access rights of the VMA and the
-//! pages.
+//! Writes the pages of a range, or of a userptr, to the GPU page table, with the access rights of
+//! the VMA and the pages.
 
 use super::{
     migrate,
@@ -25,10 +25,10 @@ use crate::{
         Vma, //
     }, //
 };
+use core::ops::Range;
 use gpusvm::{
     Mapped,
     Protocol,
-    Range,
     View, //
 };
 use kernel::prelude::*;
@@ -40,57 +40,114 @@ pub(super) fn bind(
     vm: &Context,
     staged: &mut Staged,
     vma: &Vma,
-    range: &Range<Mirror>,
+    range: &gpusvm::Range<Mirror>,
     view: View<'_>,
 ) -> Result<Serviced> {
     let span = to_gpu(view.span());
-    let (mut stale, mut segments, mut in_device) = (StaleSpan::new(), 0, 0);
-    // The rights that all pages have.
-    let mut rights = PteFlag::Writable | PteFlag::Atomic;
-    let mut map = |run: PteRun| -> Result {
-        segments += 1;
-        let flags = run.flags(vm, vma);
-        rights &= flags;
-        stale.add(run.map(vm, staged, flags)?);
-        Ok(())
-    };
-    let mut run: Option<PteRun> = None;
-    let mut result = Ok(());
-    for segment in view.segments() {
+    let mut in_device = 0;
+    let runs = view.segments().map(|segment| {
         if segment.proto != Protocol::SYSTEM {
             in_device += segment.len;
         }
-        run = match run.take() {
-            Some(run) if run.continues_with(&segment) => Some(run.and(&segment)),
-            before => {
-                if let Some(before) = before {
-                    result = map(before);
-                }
-                Some(PteRun::of(&segment))
-            }
-        };
-        if result.is_err() {
-            break;
-        }
-    }
-    if let (Ok(()), Some(run)) = (result, run) {
-        result = map(run);
-    }
-    if let Err(e) = result {
-        stale.add(vm.aspace.zap(span.start, span.end - span.start));
-        stale.flush(&vm.aspace, &vm.dev.stats);
+        PteRun::of(&segment)
+    });
+    let mut writer = Writer::new(vm, vma);
+    if let Err(e) = writer.write(staged, runs) {
+        writer
+            .stale
+            .add(vm.aspace.zap(span.start, span.end - span.start));
+        writer.flush();
         range.data().set(None, 0, 0);
         return Err(e);
     }
-    stale.flush(&vm.aspace, &vm.dev.stats);
-
-    let access = match rights {
-        flags if flags.contains(PteFlag::Atomic) => Access::Atomic,
-        flags if flags.contains(PteFlag::Writable) => Access::Write,
-        _ => Access::Read,
-    };
+    let segments = writer.segments;
+    let access = writer.flush();
     range.data().set(Some(access), segments, in_device);
     Ok(Serviced { span, access })
+}
+
+/// Writes the part of a userptr that a view shows, and that lies in `span` of the process, to the
+/// GPU page table: `span.start` to the start of the writer's VMA. The notifier lock is held.
+///
+/// Fails as [`bind`] does.
+pub(crate) fn bind_userptr(
+    writer: &mut Writer<'_>,
+    staged: &mut Staged,
+    span: &Range<usize>,
+    view: View<'_>,
+) -> Result {
+    let start = writer.vma.span.start;
+    let runs = view.segments().filter_map(|segment| {
+        let from = segment.va.max(span.start);
+        let to = (segment.va + segment.len).min(span.end);
+        let len = to.checked_sub(from).filter(|len| *len != 0)?;
+        Some(PteRun {
+            // CAST: Addresses and sizes have at most 64 bits.
+            va: start + (from - span.start) as u64,
+            target: memory::target(segment.proto, segment.addr).offset((from - segment.va) as u64),
+            len: len as u64,
+            writable: segment.writable,
+        })
+    });
+    writer.write(staged, runs)
+}
+
+/// Writes pages to the GPU page table with the access rights of a VMA.
+pub(crate) struct Writer<'a> {
+    vm: &'a Context,
+    vma: &'a Vma,
+    /// The rights that all pages have.
+    rights: PteFlags,
+    segments: u32,
+    stale: StaleSpan,
+}
+
+impl<'a> Writer<'a> {
+    pub(crate) fn new(vm: &'a Context, vma: &'a Vma) -> Self {
+        Self {
+            vm,
+            vma,
+            rights: PteFlag::Writable | PteFlag::Atomic,
+            segments: 0,
+            stale: StaleSpan::new(),
+        }
+    }
+
+    /// Writes `runs`, in ascending order. Joins those that are contiguous.
+    #[inline]
+    fn write(&mut self, staged: &mut Staged, runs: impl Iterator<Item = PteRun>) -> Result {
+        let mut last: Option<PteRun> = None;
+        for run in runs {
+            last = match last.take() {
+                Some(last) if last.continues_with(&run) => Some(last.and(&run)),
+                before => {
+                    if let Some(before) = before {
+                        self.map(staged, before)?;
+                    }
+                    Some(run)
+                }
+            };
+        }
+        last.map_or(Ok(()), |run| self.map(staged, run))
+    }
+
+    fn map(&mut self, staged: &mut Staged, run: PteRun) -> Result {
+        self.segments += 1;
+        let flags = run.flags(self.vm, self.vma);
+        self.rights &= flags;
+        self.stale.add(run.map(self.vm, staged, flags)?);
+        Ok(())
+    }
+
+    /// Flushes the TLB. Returns the strongest access that all pages allow.
+    pub(crate) fn flush(self) -> Access {
+        self.stale.flush(&self.vm.aspace, &self.vm.dev.stats);
+        match self.rights {
+            flags if flags.contains(PteFlag::Atomic) => Access::Atomic,
+            flags if flags.contains(PteFlag::Writable) => Access::Write,
+            _ => Access::Read,
+        }
+    }
 }
 
 /// Returns the PTE flags of pages in `vma` by whether they are `writable` and allow `atomics`.
@@ -124,15 +181,14 @@ impl PteRun {
         }
     }
 
-    fn continues_with(&self, next: &Mapped<'_>) -> bool {
-        let end = self.target.checked_offset(self.len);
-        end == Some(memory::target(next.proto, next.addr)) && self.writable == next.writable
+    fn continues_with(&self, next: &Self) -> bool {
+        self.target.checked_offset(self.len) == Some(next.target) && self.writable == next.writable
     }
 
-    fn and(self, next: &Mapped<'_>) -> Self {
+    fn and(self, next: &Self) -> Self {
         Self {
-            // Does not overflow: a range has at most 2 MiB.
-            len: self.len + next.len as u64,
+            // Does not overflow: both are parts of one range or userptr.
+            len: self.len + next.len,
             ..self
         }
     }

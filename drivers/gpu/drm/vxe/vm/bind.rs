@@ -4,7 +4,8 @@
 //!
 //! The operations of a call are carried out in order, either all of them or none:
 //!
-//! 1. Each operation is checked by itself, and its buffer is looked up.
+//! 1. Each operation is checked by itself. Its buffer is looked up, or the pages of its userptr are
+//!    mapped for the device, so that the call fails if there are none.
 //! 2. With the SVM lock held, each operation is made in the map of VMAs, as a change that is undone
 //!    if a later one fails. Everything that the commit needs is allocated ([`Plan`]). Ranges whose
 //!    attributes change are removed last, as faults map them again even if the call fails.
@@ -35,10 +36,12 @@ use super::{
         Retired, //
     },
     op::{
-        GemHandle,
+        ByNumber,
+        ByReference,
         Op, //
     },
     spans::Spans,
+    userptr,
     vma::{
         Backing,
         Span,
@@ -48,7 +51,6 @@ use super::{
     Vm, //
 };
 use crate::{
-    bo::Bo,
     check::ensure,
     ioctl::Ioctl,
     svm::{
@@ -63,10 +65,7 @@ use crate::{
 use gpusvm::Guard;
 use kernel::{
     prelude::*,
-    sync::{
-        aref::ARef,
-        Arc, //
-    }, //
+    sync::Arc, //
 };
 use kernel_ext::sched;
 
@@ -108,7 +107,7 @@ fn operations(
     ioctl: &mut Ioctl<'_>,
     args: &uapi::drm_xe_vm_bind,
     mode: Mode,
-) -> Result<KVVec<Op<GemHandle>>> {
+) -> Result<KVVec<Op<ByNumber>>> {
     let dev = ioctl.dev();
     // CAST: Widens.
     let count = args.num_binds as usize;
@@ -136,8 +135,8 @@ fn operations(
 fn resolve(
     ioctl: &mut Ioctl<'_>,
     vm: &Arc<Vm>,
-    ops: KVVec<Op<GemHandle>>,
-) -> Result<KVVec<Op<ARef<Bo>>>> {
+    ops: KVVec<Op<ByNumber>>,
+) -> Result<KVVec<Op<ByReference>>> {
     let (dev, file) = (ioctl.dev(), ioctl.file());
     let mut resolved = KVVec::with_capacity(ops.len(), account())?;
     for op in ops {
@@ -154,11 +153,11 @@ fn resolve(
 
 /// What committing a change of the map needs besides the map.
 struct Plan {
-    /// Where mappings of buffers are removed from the page table.
+    /// Where mappings of buffers and userptrs are removed from the page table.
     removals: Spans,
     /// Mirrors whose ranges are removed, so that faults map them again.
     resets: Spans,
-    /// Where buffers are mapped by this call.
+    /// Where buffers and userptrs are mapped by this call.
     at_once: Spans,
     /// Where pages are mapped before the GPU accesses them.
     prefetches: KVVec<(Span, Destination)>,
@@ -168,7 +167,7 @@ struct Plan {
 
 impl Vm {
     /// Carries out all operations, or none.
-    fn bind(self: &Arc<Self>, ops: &[Op<ARef<Bo>>]) -> Result {
+    fn bind(self: &Arc<Self>, ops: &[Op<ByReference>]) -> Result {
         let (retired, prefetches) = {
             let mut svm = self.lock_svm_killable()?;
             if self.is_closed() {
@@ -193,7 +192,7 @@ impl Vm {
     fn bind_locked(
         &self,
         svm: &mut Guard<'_, Mirror>,
-        ops: &[Op<ARef<Bo>>],
+        ops: &[Op<ByReference>],
     ) -> Result<(Retired, KVVec<(Span, Destination)>)> {
         let context = self.svm.context();
         let mut changes = self.map.lock_killable()?.change();
@@ -224,7 +223,10 @@ impl Vm {
         }
         let removals = Removals::stage(&context.aspace, plan.removals)?;
         let at_once = plan.at_once.sorted()?;
-        let staged = buffer::stage_all(&context.aspace, changes.map(), &at_once)?;
+        let spans = changes.map().overlapping_any(&at_once);
+        let mut staged = context
+            .aspace
+            .stage_all(spans.map(|vma| vma.span.clone()))?;
         // If the caller is killed before the commit, faults map the removed ranges again.
         for span in plan.resets.sorted()?.iter() {
             svm.remove_all_while(to_cpu(&span), || self.check_continue())?;
@@ -234,7 +236,8 @@ impl Vm {
         // No error from here on.
         let retired = changes.commit();
         removals.apply(context);
-        buffer::write_all(context, staged, &self.map.lock(), &at_once);
+        buffer::write_all(context, &mut staged, &self.map.lock(), &at_once);
+        userptr::write_all(context, &mut staged, &self.map, &at_once);
         Ok((retired, plan.prefetches))
     }
 
@@ -245,7 +248,7 @@ impl Vm {
     /// early for a caller with a pending signal.
     ///
     /// Fails where xe does, and skips the rest: with `EIO` for I/O memory of a device, `EBUSY` when
-    /// the CPU keeps changing its mappings, and `ENOMEM`.
+    /// the CPU keeps changing its mappings, `ENOMEM`, and as [`userptr::populate`] does.
     fn prefetch(self: &Arc<Self>, span: Span, to: Destination) -> Result {
         let mut at = span.start;
         while at < span.end && !kernel::current!().signal_pending() {
@@ -285,6 +288,14 @@ impl Vm {
                 let _ = buffer::populate(self.svm.context(), &vma, bo, *offset);
                 vma.span.end
             }
+            Backing::Userptr { userptr, offset } => {
+                let context = self.svm.context();
+                match userptr::populate(context, &vma, userptr, *offset, !vma.read_only) {
+                    Ok(served) => served.span.end,
+                    Err(_) if self.is_closed() => return Ok(None),
+                    Err(e) => return Err(e),
+                }
+            }
             Backing::Mirror => {
                 let rest = at..end.min(vma.span.end);
                 let Some(start) = self.svm.find_vma_start(to_cpu(&rest)) else {
@@ -314,7 +325,7 @@ impl Plan {
         vm: &Vm,
         changes: &mut Changes<'_>,
         svm: &Guard<'_, Mirror>,
-        op: &Op<ARef<Bo>>,
+        op: &Op<ByReference>,
     ) -> Result {
         match op {
             Op::Mirror {
@@ -358,6 +369,28 @@ impl Plan {
                 }
                 Ok(())
             }
+            Op::Userptr {
+                span,
+                params,
+                userptr,
+                immediate,
+            } => {
+                self.cut(changes, svm, span, None)?;
+                changes.insert(Vma {
+                    span: span.clone(),
+                    backing: Backing::Userptr {
+                        userptr: userptr.clone(),
+                        offset: 0,
+                    },
+                    attributes: Attributes::new(params.pat),
+                    read_only: params.read_only,
+                    autoreset: false,
+                })?;
+                if *immediate || vm.mode == Mode::Immediate {
+                    self.at_once.add(span.clone())?;
+                }
+                Ok(())
+            }
             Op::Unmap { span } => self.cut(changes, svm, span, None),
             Op::UnmapAll { bo, .. } => {
                 while let Some(span) = changes.map().first_of(bo) {
@@ -384,21 +417,21 @@ impl Plan {
         span: &Span,
         mirror: Option<&Vma>,
     ) -> Result {
-        // If no mirror is kept, nothing is mapped between the removed buffers, so one removal
+        // If no mirror is kept, nothing is mapped between the removed bindings, so one removal
         // covers them all.
-        let mut buffers: Option<Span> = None;
-        changes.cut(span, |piece| match (&piece.backing, mirror) {
-            (Backing::Bo { .. }, None) => {
-                buffers.get_or_insert(piece.span.clone()).end = piece.span.end;
+        let mut removed: Option<Span> = None;
+        changes.cut(span, |piece| match (piece.is_mirror(), mirror) {
+            (false, None) => {
+                removed.get_or_insert(piece.span.clone()).end = piece.span.end;
                 Ok(())
             }
-            (Backing::Bo { .. }, Some(_)) => self.removals.add(piece.span.clone()),
+            (false, Some(_)) => self.removals.add(piece.span.clone()),
             // The new mirror has the same attributes: existing ranges stay mapped.
-            (Backing::Mirror, Some(new)) if piece.is_like(new) => Ok(()),
-            (Backing::Mirror, Some(_)) => self.resets.add(piece.span.clone()),
-            (Backing::Mirror, None) if svm.has_mapping(to_cpu(&piece.span)) => Err(EBUSY),
-            (Backing::Mirror, None) => Ok(()),
+            (true, Some(new)) if piece.is_like(new) => Ok(()),
+            (true, Some(_)) => self.resets.add(piece.span.clone()),
+            (true, None) if svm.has_mapping(to_cpu(&piece.span)) => Err(EBUSY),
+            (true, None) => Ok(()),
         })?;
-        buffers.map_or(Ok(()), |span| self.removals.add(span))
+        removed.map_or(Ok(()), |span| self.removals.add(span))
     }
 }

@@ -136,41 +136,16 @@ impl Removals {
     }
 }
 
-/// Returns the VMAs of buffers that overlap `spans`, each once.
-fn buffers_in<'a>(
-    map: &'a VmaMap,
-    spans: &'a SortedSpans,
-) -> impl Iterator<Item = (&'a Vma, &'a Bo, u64)> {
-    let mut done = 0;
-    let vmas = spans.iter().flat_map(|span| map.overlapping(span));
-    vmas.filter_map(move |vma| {
-        // A VMA that overlaps several spans is found with each of them.
-        let is_new = vma.span.start >= done;
-        done = vma.span.end.max(done);
-        match &vma.backing {
-            Backing::Bo { bo, offset } if is_new => Some((vma, &**bo, *offset)),
-            _ => None,
-        }
-    })
-}
-
-/// Allocates what [`write_all`] needs for the buffers that `map` has in `spans`. Fails with `EINTR`
-/// for a killed caller, and `ENOMEM`.
-pub(super) fn stage_all(
-    aspace: &AddressSpace,
-    map: &VmaMap,
-    spans: &SortedSpans,
-) -> Result<Staged> {
-    aspace.stage_all(buffers_in(map, spans).map(|(vma, ..)| vma.span.clone()))
-}
-
 /// Maps the buffers that `map` has in `spans`. What fails, or is left when the caller is killed, is
 /// left to faults.
-pub(super) fn write_all(vm: &Context, mut staged: Staged, map: &VmaMap, spans: &SortedSpans) {
-    for (vma, bo, offset) in buffers_in(map, spans) {
+pub(super) fn write_all(vm: &Context, staged: &mut Staged, map: &VmaMap, spans: &SortedSpans) {
+    for vma in map.overlapping_any(spans) {
+        let Backing::Bo { bo, offset } = &vma.backing else {
+            continue;
+        };
         if sched::check_killed().is_err() {
             break;
         }
-        let _ = write(vm, &mut staged, vma, bo, offset);
+        let _ = write(vm, staged, vma, bo, *offset);
     }
 }

@@ -118,6 +118,9 @@ impl Advice {
                 (attributes.location, attributes.policy) = (location.clone(), *policy);
             }
             Self::Preferred(..) | Self::Purgeable(_) => {}
+            // As in xe: the memory does not migrate to the device, whatever the atomics.
+            Self::Atomics(Atomics::Undefined | Atomics::Global | Atomics::Cpu)
+                if vma.is_userptr() => {}
             Self::Atomics(atomics) => {
                 if let Backing::Bo { bo, .. } = &vma.backing {
                     check_atomics(*atomics, bo.placement())?;
@@ -129,6 +132,8 @@ impl Advice {
                     // Checked at VM_BIND as well: a GPU that does not snoop could read the previous
                     // contents of the memory while the CPU's caches are not written back.
                     ensure!(dev, pat.is_coherent() || !bo.is_cpu_cached(), EINVAL);
+                } else if vma.is_userptr() {
+                    ensure!(dev, pat.is_coherent(), EINVAL);
                 }
                 attributes.pat = *pat;
             }

@@ -13,6 +13,7 @@
 
 use super::{
     account,
+    spans::SortedSpans,
     vma::{
         Backing,
         Span,
@@ -249,7 +250,7 @@ impl Nodes {
                 let key = (identity(bo), vma.span.start);
                 Some(RBTreeNode::new(key, (), account())?)
             }
-            Backing::Mirror => None,
+            Backing::Mirror | Backing::Userptr { .. } => None,
         };
         let vma = RBTreeNode::new(vma.span.start, vma, account())?;
         Ok(Self { vma, mapping })
@@ -280,7 +281,7 @@ impl VmaMap {
     fn remove(&mut self, start: u64) -> Option<Nodes> {
         let key = match &self.tree.get(&start)?.backing {
             Backing::Bo { bo, .. } => Some((identity(bo), start)),
-            Backing::Mirror => None,
+            Backing::Mirror | Backing::Userptr { .. } => None,
         };
         // INVARIANT: The VMA and its key in `mappings` are removed together.
         Some(Nodes {
@@ -328,6 +329,21 @@ impl VmaMap {
                 .filter(|vma| vma.span.start < span.end && at < span.end)?;
             at = vma.span.end;
             Some(vma)
+        })
+    }
+
+    /// Returns the VMAs that overlap any of `spans`, each once, in ascending order.
+    pub(crate) fn overlapping_any<'a>(
+        &'a self,
+        spans: &'a SortedSpans,
+    ) -> impl Iterator<Item = &'a Vma> {
+        let mut done = 0;
+        let vmas = spans.iter().flat_map(|span| self.overlapping(span));
+        // A VMA that overlaps several spans is found with each of them.
+        vmas.filter(move |vma| {
+            let is_new = vma.span.start >= done;
+            done = vma.span.end.max(done);
+            is_new
         })
     }
 

@@ -7,6 +7,7 @@
 
 use super::{
     attributes::PatIndex,
+    userptr::VmUserptr,
     vma::Span,
     Mode,
     Vm,
@@ -55,8 +56,32 @@ const ADVISED: u32 = uapi::DRM_XE_CONSULT_MEM_ADVISE_PREF_LOC as u32;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GemHandle(u32);
 
-/// An operation. `B` is how it names buffers: by [`GemHandle`], or by reference once looked up.
-pub(crate) enum Op<B> {
+/// How operations name the memory that they map.
+pub(crate) trait Names {
+    /// A buffer.
+    type Buffer;
+    /// Memory of the process.
+    type Userptr;
+}
+
+/// As userspace does: by GEM handle and by address.
+pub(crate) struct ByNumber;
+
+impl Names for ByNumber {
+    type Buffer = GemHandle;
+    type Userptr = u64;
+}
+
+/// By reference, once looked up.
+pub(crate) struct ByReference;
+
+impl Names for ByReference {
+    type Buffer = ARef<Bo>;
+    type Userptr = Arc<VmUserptr>;
+}
+
+/// An operation.
+pub(crate) enum Op<N: Names> {
     /// Mirror the process.
     Mirror {
         /// The addresses.
@@ -73,9 +98,20 @@ pub(crate) enum Op<B> {
         /// The attributes of the mapping.
         params: MapParams,
         /// The buffer.
-        bo: B,
+        bo: N::Buffer,
         /// The offset in the buffer, in bytes.
         offset: u64,
+        /// Write the page table in this call.
+        immediate: bool,
+    },
+    /// Map memory of the process.
+    Userptr {
+        /// The addresses.
+        span: Span,
+        /// The attributes of the mapping.
+        params: MapParams,
+        /// The memory.
+        userptr: N::Userptr,
         /// Write the page table in this call.
         immediate: bool,
     },
@@ -87,7 +123,7 @@ pub(crate) enum Op<B> {
     /// Remove all mappings of a buffer.
     UnmapAll {
         /// The buffer.
-        bo: B,
+        bo: N::Buffer,
         /// The caching. It has no effect, but is checked as for a mapping.
         pat: PatIndex,
     },
@@ -109,11 +145,11 @@ pub(crate) struct MapParams {
     pub(crate) read_only: bool,
 }
 
-impl Op<GemHandle> {
+impl Op<ByNumber> {
     /// Checks an operation for a VM of this mode.
     ///
     /// Fails with `EINVAL` as xe does, and for fields that must be zero. Fails with `EOPNOTSUPP`
-    /// for userptr, null mappings and decompression.
+    /// for null mappings and decompression.
     pub(crate) fn new(dev: &Device, raw: &uapi::drm_xe_vm_bind_op, mode: Mode) -> Result<Self> {
         let has = |flag| raw.flags & flag != 0;
         let mirror = has(uapi::DRM_XE_VM_BIND_FLAG_CPU_ADDR_MIRROR);
@@ -176,8 +212,12 @@ impl Op<GemHandle> {
             uapi::DRM_XE_VM_BIND_OP_MAP_USERPTR => {
                 ensure!(dev, obj == 0, EINVAL);
                 ensure!(dev, pat.is_coherent() && !pat.is_compressed(), EINVAL);
-                span()?;
-                return Err(EOPNOTSUPP);
+                Op::Userptr {
+                    span: span()?,
+                    params,
+                    userptr: offset,
+                    immediate: has(uapi::DRM_XE_VM_BIND_FLAG_IMMEDIATE),
+                }
             }
             uapi::DRM_XE_VM_BIND_OP_UNMAP_ALL => {
                 ensure!(dev, obj != 0, EINVAL);
@@ -212,17 +252,18 @@ impl Op<GemHandle> {
         Ok(addr..end)
     }
 
-    /// Looks up the buffer, and allocates its pages if the operation maps it. Sleeps.
+    /// Looks up the buffer, and allocates its pages if the operation maps it; or gets the pages of
+    /// the process. Sleeps.
     ///
     /// Fails with `ENOENT` if there is no such buffer, `EINVAL` if the operation goes beyond its
-    /// end, the buffer is private to another VM, or the caching does not suit it, `EINTR` for a
-    /// killed caller, and `ENOMEM`.
+    /// end, the buffer is private to another VM, or the caching does not suit it, as
+    /// [`Vm::pin_userptr`] does, with `EINTR` for a killed caller, and `ENOMEM`.
     pub(crate) fn resolve(
         self,
         dev: &Device,
         file: &DrmFile,
         vm: &Arc<Vm>,
-    ) -> Result<Op<ARef<Bo>>> {
+    ) -> Result<Op<ByReference>> {
         let lookup = |handle: GemHandle, pat: PatIndex| -> Result<ARef<Bo>> {
             let bo = bo::lookup(dev, file, handle.0)?;
             ensure!(dev, !bo.is_private_to_other(vm), EINVAL);
@@ -259,6 +300,17 @@ impl Op<GemHandle> {
                     immediate,
                 }
             }
+            Op::Userptr {
+                span,
+                params,
+                userptr,
+                immediate,
+            } => Op::Userptr {
+                userptr: vm.pin_userptr(&span, userptr, params.read_only)?,
+                span,
+                params,
+                immediate,
+            },
             Op::Unmap { span } => Op::Unmap { span },
             Op::UnmapAll { bo, pat } => Op::UnmapAll {
                 bo: lookup(bo, pat)?,
@@ -269,7 +321,7 @@ impl Op<GemHandle> {
     }
 }
 
-impl Op<ARef<Bo>> {
+impl Op<ByReference> {
     /// Maps the buffer for the device, if the operation maps one. Fails as [`BoData::pin_segments`]
     /// does.
     pub(crate) fn pin(&self, dev: &RegisteredDevice) -> Result {

@@ -4,12 +4,18 @@
 //!
 //! A VMA is a value. It changes only by being replaced in the [map](super::map) of its VM.
 
-use super::attributes::Attributes;
+use super::{
+    attributes::Attributes,
+    userptr::VmUserptr, //
+};
 use crate::bo::Bo;
 use core::ops::Range;
 use kernel::{
     fmt,
-    sync::aref::ARef, //
+    sync::{
+        aref::ARef,
+        Arc, //
+    }, //
 };
 
 /// GPU virtual addresses, in bytes.
@@ -32,6 +38,13 @@ pub(crate) enum Backing {
         /// The buffer.
         bo: ARef<Bo>,
         /// The offset in the buffer, in bytes.
+        offset: u64,
+    },
+    /// Memory of a process, from `offset` bytes on. The parts of a VMA that was split share it.
+    Userptr {
+        /// The memory.
+        userptr: Arc<VmUserptr>,
+        /// The offset in the memory, in bytes.
         offset: u64,
     },
 }
@@ -57,6 +70,11 @@ impl Vma {
         matches!(self.backing, Backing::Mirror)
     }
 
+    /// Returns whether the VMA maps memory of a process at other addresses.
+    pub(crate) fn is_userptr(&self) -> bool {
+        matches!(self.backing, Backing::Userptr { .. })
+    }
+
     /// Returns the part of the VMA in `span`; none if they do not overlap.
     pub(crate) fn part(&self, span: &Span) -> Option<Self> {
         let span = intersection(&self.span, span);
@@ -64,8 +82,8 @@ impl Vma {
             return None;
         }
         let mut part = self.clone();
-        if let Backing::Bo { offset, .. } = &mut part.backing {
-            // Does not overflow: VM_BIND checked that the VMA is inside the buffer.
+        if let Backing::Bo { offset, .. } | Backing::Userptr { offset, .. } = &mut part.backing {
+            // Does not overflow: VM_BIND checked that the VMA is inside the buffer or the memory.
             *offset += span.start - self.span.start;
         }
         part.span = span;
@@ -114,6 +132,11 @@ impl fmt::Display for Vma {
         match &self.backing {
             Backing::Mirror => write!(f, " mirror"),
             Backing::Bo { offset, .. } => write!(f, " bo+{offset:#x}"),
+            Backing::Userptr { userptr, offset } => {
+                // Does not overflow: the offset lies in the memory.
+                let addr = userptr.span().start as u64 + offset;
+                write!(f, " userptr at {addr:#x}")
+            }
         }
     }
 }

@@ -6,13 +6,13 @@ use super::{
     cases::{nothing, Cases, KERNEL},
     vm::{foreign, NO_ID},
 };
-use libc::{EFAULT, EINVAL, ENOENT, EOPNOTSUPP};
+use libc::{EFAULT, EINVAL, ENOENT, EOPNOTSUPP, EPERM};
 use vxe_client::{
     request,
     sys::{self, drm_xe_vm_bind, drm_xe_vm_bind_op},
     Bind, Bo, Device, ExecQueue, Vm,
 };
-use vxe_uapi::{Gpu, Map, PAGE, SZ_2M, SZ_64K};
+use vxe_uapi::{Gpu, Map, PAGE, RO, SZ_2M, SZ_64K};
 
 /// The end of the GPU's addresses.
 const END: u64 = 1 << 48;
@@ -237,24 +237,48 @@ pub fn caching() {
     }
 }
 
+/// User pointers.
+pub fn userptr() {
+    let (gpu, _bo, place) = scene();
+    let (device, vm, length) = (gpu.device(), gpu.vm(), SZ_64K as u64);
+    let memory = Map::aligned(SZ_64K, SZ_2M);
+    let userptr = Bind::userptr(memory.at(0), place.at(0), length);
+    Cases::new(device, &request::VM_BIND, args(vm, userptr))
+        .accepted()
+        .reject(EINVAL, "not coherent", |a| op(a).pat_index = 0)
+        .reject(EINVAL, "of nothing", |a| op(a).range = 0)
+        .reject(EINVAL, "beyond the end", |a| op(a).addr = END)
+        .reject(EINVAL, "at half a page", |a| op(a).addr += PAGE_SIZE / 2)
+        .reject(EINVAL, "half a page", |a| op(a).range = PAGE_SIZE / 2)
+        .reject(EINVAL, "to half a page", |a| set_offset(a, memory.at(0) + PAGE_SIZE / 2))
+        .reject(EINVAL, "with an object", |a| op(a).obj = 1)
+        .reject(EINVAL, "with a prefetch region", |a| op(a).prefetch_mem_region_instance = 1)
+        .reject(EINVAL, "mirrored", |a| {
+            op(a).flags |= sys::DRM_XE_VM_BIND_FLAG_CPU_ADDR_MIRROR;
+        })
+        .reject(EINVAL, "null", |a| op(a).flags |= sys::DRM_XE_VM_BIND_FLAG_NULL)
+        .reject(EINVAL, "around the end", |a| set_offset(a, 0u64.wrapping_sub(PAGE_SIZE)))
+        .reject(EFAULT, "to the kernel's memory", |a| set_offset(a, 0xffff_8000_0000_0000))
+        .reject(EFAULT, "to address 0", |a| set_offset(a, 0))
+        .reject(EFAULT, "beyond the memory", |a| set_offset(a, memory.at(0) + PAGE_SIZE))
+        .finish();
+    memory.protect(RO);
+    Cases::new(device, &request::VM_BIND, args(vm, userptr))
+        .reject(EPERM, "that may not be written", |_| ())
+        .finish();
+    Cases::new(device, &request::VM_BIND, args(vm, userptr.read_only())).accepted().finish();
+}
+
 /// What xe can and this device cannot is refused by a name of its own, after all that is wrong
 /// with it.
 pub fn not_supported() {
     let (gpu, bo, place) = scene();
     let (device, vm, length) = (gpu.device(), gpu.vm(), SZ_64K as u64);
-    let memory = Map::anon(SZ_64K);
 
     Cases::new(device, &request::VM_BIND, args(vm, Bind::null(place.at(0), length)))
         .reject(EOPNOTSUPP, "a mapping of nothing", |_| ())
         .reject(EINVAL, "an empty mapping of nothing", |a| op(a).range = 0)
         .reject(EINVAL, "a mapping of nothing, shifted", |a| set_offset(a, PAGE_SIZE))
-        .finish();
-    let userptr = Bind::userptr(memory.at(0), place.at(0), length);
-    Cases::new(device, &request::VM_BIND, args(vm, userptr))
-        .reject(EOPNOTSUPP, "a user pointer", |_| ())
-        .reject(EINVAL, "a user pointer that is not coherent", |a| op(a).pat_index = 0)
-        .reject(EINVAL, "a user pointer of nothing", |a| op(a).range = 0)
-        .reject(EINVAL, "a user pointer beyond the end", |a| op(a).addr = END)
         .finish();
     let bind = Bind::bo(&bo, 0, place.at(0), length);
     Cases::new(device, &request::VM_BIND, args(vm, bind))

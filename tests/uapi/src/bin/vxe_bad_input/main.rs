@@ -27,6 +27,7 @@ fn main() -> ExitCode {
     p.subtest("vm-bind", "reserved fields, numbers, queues", bind::header);
     p.subtest("vm-bind-op", "operations, flags, objects", bind::operation);
     p.subtest("vm-bind-pat", "entries of the page attribute table", bind::caching);
+    p.subtest("vm-bind-userptr", "user pointers", bind::userptr);
     p.subtest("vm-bind-unsupported", "what xe has and this has not", bind::not_supported);
     p.subtest("vm-bind-range", "misaligned, overflowing and empty ranges", bind::ranges);
     p.subtest("vm-bind-advised", "prefetches of buffers to where they were advised", bind::advised);
