@@ -4,7 +4,7 @@
 
 use crate::figures::{timed, Figures};
 use vxe_client::{Bind, Commands, ExecQueue, Vm};
-use vxe_uapi::{Gpu, Map, PAGE, SZ_2M, SZ_64K};
+use vxe_uapi::{Gpu, Map, MIDDLE, PAGE, SZ_2M};
 
 const SAMPLES: usize = 9;
 
@@ -62,8 +62,8 @@ pub fn measure(gpu: &Gpu, figures: &mut Figures) {
     for (what, size, before) in [
         ("4 KiB, first touch", PAGE, Before::Untouched),
         ("4 KiB, present", PAGE, Before::Present),
-        ("64 KiB, first touch", SZ_64K, Before::Untouched),
-        ("64 KiB, present", SZ_64K, Before::Present),
+        ("64 KiB, first touch", MIDDLE, Before::Untouched),
+        ("64 KiB, present", MIDDLE, Before::Present),
         ("2 MiB of small pages, present", SZ_2M, Before::Present),
         ("2 MiB huge, present", SZ_2M, Before::Huge),
     ] {
@@ -78,7 +78,7 @@ pub fn measure(gpu: &Gpu, figures: &mut Figures) {
 
     let upgrades = (0..SAMPLES)
         .map(|_| {
-            let map = Map::aligned(PAGE, SZ_64K);
+            let map = Map::aligned(PAGE, MIDDLE);
             gpu.copy(map.part(0, 256), target.part(0, 256));
             store.run(gpu, map.at(0))
         })
@@ -102,7 +102,7 @@ fn prepared(size: usize, before: Before) -> Map {
 
 /// A prefetch finds the range and sees that it is valid, as a fault would that came too late.
 fn prefetches(gpu: &Gpu, figures: &mut Figures, store: &Store) {
-    for (what, size) in [("4 KiB", PAGE), ("64 KiB", SZ_64K), ("2 MiB", SZ_2M)] {
+    for (what, size) in [("4 KiB", PAGE), ("64 KiB", MIDDLE), ("2 MiB", SZ_2M)] {
         let map = prepared(size, Before::Huge);
         store.run(gpu, map.at(0));
         let prefetch = [Bind::prefetch(map.at(0), size as u64, 0)];

@@ -8,7 +8,7 @@ use crate::{
 };
 use std::error::Error;
 use vxe_client::Device;
-use vxe_uapi::{vram::keep_out, Gpu, Map, PAGE, RW, SZ_64K};
+use vxe_uapi::{vram::keep_out, Gpu, Map, MIDDLE, PAGE, RW};
 
 const SAMPLES: usize = 9;
 
@@ -36,7 +36,7 @@ pub fn measure(ranges: usize, figures: &mut Figures) -> Result<(), Box<dyn Error
     let store = Store::new(&gpu);
     // Some more, for the samples: they are taken from all over the room.
     let spare = 4 * SAMPLES;
-    let room = Map::reserve((ranges + spare) * STRIDE, SZ_64K);
+    let room = Map::reserve((ranges + spare) * STRIDE, MIDDLE);
     let page = |i: usize| Map::existing(room.start() + i * STRIDE, PAGE);
     let step = (ranges + spare) / spare;
     let is_spare = |i: usize| i % step == step / 2 && i / step < spare;

@@ -6,7 +6,7 @@ use crate::{
     faults::Store,
     figures::{timed, Figures},
 };
-use vxe_uapi::{Gpu, Map, PAGE, SZ_2M, SZ_64K};
+use vxe_uapi::{Gpu, Map, MIDDLE, PAGE, SZ_2M};
 
 const SAMPLES: usize = 9;
 
@@ -24,7 +24,7 @@ enum Gpus {
 pub fn measure(gpu: &Gpu, figures: &mut Figures) {
     let store = Store::new(gpu);
     for (size_name, size, huge) in
-        [("4 KiB", PAGE, false), ("64 KiB", SZ_64K, false), ("2 MiB huge", SZ_2M, true)]
+        [("4 KiB", PAGE, false), ("64 KiB", MIDDLE, false), ("2 MiB huge", SZ_2M, true)]
     {
         for (gpus_name, gpus) in
             [("the GPU has mapped", Gpus::Mapped), ("the GPU has nothing of", Gpus::Nothing)]

@@ -3,7 +3,7 @@
 //! The memory of a program: regions at addresses that are always the same, so that a program that is
 //! run again means the same.
 
-use vxe_uapi::{Rng, PAGE, SZ_2M, SZ_64K};
+use vxe_uapi::{Rng, MIDDLE, PAGE, SZ_2M};
 
 /// What a region is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ const MB: usize = 1 << 20;
 /// Where the arguments of calls and batches are, usually.
 pub static ARGUMENTS: Region = region("arguments", 0, Kind::Anon, 2 * MB);
 /// The words that fences are written to.
-pub static FENCES: Region = region("fences", 1, Kind::Anon, SZ_64K);
+pub static FENCES: Region = region("fences", 1, Kind::Anon, MIDDLE);
 /// Memory that stays what it is; only its contents change, and where they live.
 pub static DATA: Region = region("data", 2, Kind::Anon, 2 * SZ_2M);
 pub static ANON: Region = region("anon", 3, Kind::Anon, 4 * SZ_2M);
@@ -71,10 +71,10 @@ pub static HUGE: Region = region("huge", 4, Kind::Anon, 4 * SZ_2M);
 pub static SHMEM: Region = region("shmem", 5, Kind::Shmem, SZ_2M);
 pub static FILE: Region = region("file", 6, Kind::File, SZ_2M);
 pub static PRIVATE: Region = region("private", 7, Kind::Private, SZ_2M);
-pub static READ_ONLY: Region = region("read-only", 8, Kind::ReadOnly, 4 * SZ_64K);
-pub static FAULTS: Region = region("faults", 9, Kind::Faults, 8 * SZ_64K);
-pub static GEM: Region = region("gem", 10, Kind::Gem, SZ_64K);
-pub static VRAM: Region = region("vram", 11, Kind::Vram, SZ_64K);
+pub static READ_ONLY: Region = region("read-only", 8, Kind::ReadOnly, 4 * MIDDLE);
+pub static FAULTS: Region = region("faults", 9, Kind::Faults, 8 * MIDDLE);
+pub static GEM: Region = region("gem", 10, Kind::Gem, MIDDLE);
+pub static VRAM: Region = region("vram", 11, Kind::Vram, MIDDLE);
 pub static DEVICE: Region = region("device", 12, Kind::Device, SZ_2M);
 /// Where buffers are bound for the GPU; the CPU has nothing there.
 pub static GPU: Region = region("gpu", 13, Kind::Nothing, 64 * MB);

@@ -2,7 +2,7 @@
 
 //! A GPU with a mirrored VM and a queue, as most subtests want it.
 
-use crate::{skip, sysfs, time::expect_prompt, Map, PAGE, SZ_64K};
+use crate::{skip, sysfs, time::expect_prompt, Map, MIDDLE, PAGE};
 use std::{
     cell::Cell,
     time::{Duration, Instant},
@@ -259,7 +259,7 @@ pub fn write_batch(to: Map, build: impl FnOnce(&mut Commands)) -> u64 {
 /// A device works: the GPU counts in memory of the process, from a new VM on.
 #[track_caller]
 pub fn works(device: &Device, what: &str) {
-    let map = Map::anon(2 * SZ_64K);
+    let map = Map::anon(2 * MIDDLE);
     let gpu = Gpu::on_device(device);
     for page in 0..map.len() / PAGE {
         gpu.increment(map.at(page * PAGE));

@@ -11,9 +11,9 @@ use std::os::fd::AsRawFd;
 
 /// Size of a page, on the kernel that programs are built for; [`Program`](crate::Program) runs on no other.
 pub const PAGE: usize = if cfg!(page_64k) { 64 << 10 } else { 4 << 10 };
-/// Size of a middle chunk.
-pub const SZ_64K: usize = 64 << 10;
-/// Size of the largest chunk, and of a huge page.
+/// 16 pages: with pages of 4 KiB, the size of a middle chunk.
+pub const MIDDLE: usize = 16 * PAGE;
+/// Size of the largest chunk; with pages of 4 KiB, that of a huge page.
 pub const SZ_2M: usize = 2 << 20;
 
 /// Reading and writing.
@@ -274,18 +274,18 @@ mod tests {
 
     #[test]
     fn aligned_memory_has_no_neighbours() {
-        let m = Map::aligned(SZ_64K, SZ_2M);
+        let m = Map::aligned(MIDDLE, SZ_2M);
         assert_eq!(m.start() % SZ_2M, 0);
         m.fill(|o| o as u32);
         m.expect("filled", |o| o as u32);
-        let next = Map::existing(m.start() + SZ_64K, SZ_2M - SZ_64K);
+        let next = Map::existing(m.start() + MIDDLE, SZ_2M - MIDDLE);
         assert!(next.try_madvise(libc::MADV_POPULATE_READ).is_err());
     }
 
     #[test]
     fn holes_stay_empty() {
         let m = Map::aligned(SZ_2M, SZ_2M);
-        let hole = m.part(SZ_64K, 4 * PAGE);
+        let hole = m.part(MIDDLE, 4 * PAGE);
         hole.unmap();
         for _ in 0..100 {
             let other = Map::anon(PAGE);

@@ -2,7 +2,7 @@
 
 //! The kinds of memory that a program has.
 
-use crate::{skip, Map, PAGE, RO, RW, SZ_2M, SZ_64K};
+use crate::{skip, Map, MIDDLE, PAGE, RO, RW, SZ_2M};
 use std::{
     cell::UnsafeCell,
     fs::{File, OpenOptions},
@@ -109,9 +109,9 @@ impl Kind {
     /// How much of it a test usually takes.
     pub const fn length(self) -> usize {
         match self {
-            Self::MallocLarge => 4 * SZ_64K,
+            Self::MallocLarge => 4 * MIDDLE,
             Self::Hugetlb | Self::TransparentHuge => SZ_2M,
-            Self::Anonymous => 2 * SZ_64K,
+            Self::Anonymous => 2 * MIDDLE,
             _ => 8 * PAGE,
         }
     }

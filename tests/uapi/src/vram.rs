@@ -2,7 +2,7 @@
 
 //! The device's own memory: how much there is, and what of a process is in it.
 
-use crate::{skip, Gpu, Map, SZ_2M, SZ_64K};
+use crate::{skip, Gpu, Map, MIDDLE, SZ_2M};
 use std::time::{Duration, Instant};
 use vxe_client::{
     stats::debugfs_directory, sys, Advice, Bind, Bo, Device, Location, Migrate, Stats,
@@ -188,7 +188,7 @@ pub fn touch(gpu: &Gpu, map: Map) {
     let sink = Map::anon(crate::PAGE);
     for offset in (0..map.len()).step_by(SZ_2M) {
         gpu.run(|c| {
-            for offset in (offset..map.len().min(offset + SZ_2M)).step_by(SZ_64K) {
+            for offset in (offset..map.len().min(offset + SZ_2M)).step_by(MIDDLE) {
                 c.copy(map.at(offset), sink.at(0), 256);
             }
         });

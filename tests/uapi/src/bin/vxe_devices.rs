@@ -11,7 +11,7 @@ use vxe_client::Device;
 use vxe_uapi::{
     skip,
     sysfs::{Provider, Slot},
-    vram, Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
+    vram, Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
 };
 
 /// As many as a module makes.
@@ -47,18 +47,18 @@ fn eight() {
     shared.expect_word("counted by all", 64, MOST as u32);
 
     // Memory that lives on each of them in turn, and is used by all others there.
-    let map = Map::aligned(MOST * SZ_64K, SZ_2M);
+    let map = Map::aligned(MOST * MIDDLE, SZ_2M);
     map.fill(|offset| offset as u32);
     for owner in &gpus {
         assert_eq!(vram::region(owner.device()).total_size, (VRAM_MB as u64) << 20);
         assert!(vram::prefetch(owner, map), "a prefetch");
         assert_eq!(vram::in_device(owner, map), map.len(), "bytes in device memory");
         for (i, gpu) in gpus.iter().enumerate() {
-            gpu.increment(map.at(i * SZ_64K));
+            gpu.increment(map.at(i * MIDDLE));
         }
     }
     map.expect("counted", |offset| {
-        let is_counted = offset % SZ_64K == 0 && offset / SZ_64K < MOST;
+        let is_counted = offset % MIDDLE == 0 && offset / MIDDLE < MOST;
         offset as u32 + if is_counted { MOST as u32 } else { 0 }
     });
 
@@ -99,7 +99,7 @@ fn one_processor() {
     const ROUNDS: u32 = 40;
     let provider = Provider::try_load(2, VRAM_MB, "").unwrap_or_else(|e| panic!("modprobe: {e}"));
     let devices: Vec<Device> = provider.slots().iter().map(Slot::open).collect();
-    let map = Map::aligned(4 * SZ_64K, SZ_2M);
+    let map = Map::aligned(4 * MIDDLE, SZ_2M);
     map.fill(|offset| offset as u32);
     on_one_processor();
     let end = Instant::now() + ENOUGH;

@@ -17,7 +17,7 @@ use vxe_uapi::{
     sysfs::{Provider, Slot},
     time::expect_prompt,
     vram::{bring, buffer, in_device, leave, region, soon, touch, try_buffer},
-    Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
+    Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
 };
 
 /// How much a test works on, unless it says otherwise.
@@ -69,7 +69,7 @@ fn charged() {
     let (group, other) = (Cgroup::new("its"), Cgroup::new("other"));
     let child = fork_into(&group, |link| {
         let gpu = Gpu::new();
-        let maps = [filled(SIZE), filled(SZ_64K)];
+        let maps = [filled(SIZE), filled(MIDDLE)];
         for map in maps {
             bring(&gpu, map);
         }
@@ -82,7 +82,7 @@ fn charged() {
     });
     child.link().receive();
     let charged = group.current(&memory);
-    assert!(charged >= (SIZE + SZ_64K) as u64, "only {charged:#x} bytes are charged");
+    assert!(charged >= (SIZE + MIDDLE) as u64, "only {charged:#x} bytes are charged");
     assert_eq!(charged, used() - before, "what is charged, and what is used");
     assert_eq!(other.current(&memory), 0, "charged to another");
     child.link().send(0);
@@ -239,7 +239,7 @@ fn forked() {
 
 /// More is worked on than the cgroup may have: all of it is right, and the limit kept.
 fn limited() {
-    const LIMIT: usize = 2 * SZ_2M + SZ_64K;
+    const LIMIT: usize = 2 * SZ_2M + MIDDLE;
     let (memory, group) = (memory(), Cgroup::new("its"));
     group.limit(&memory, LIMIT);
     let passes = iterations(3);
@@ -249,14 +249,14 @@ fn limited() {
         for pass in 0..passes {
             for chunk in 0..map.len() / SZ_2M {
                 gpu.run(|c| {
-                    for page in 0..SZ_2M / SZ_64K {
-                        c.increment(map.at(chunk * SZ_2M + page * SZ_64K));
+                    for page in 0..SZ_2M / MIDDLE {
+                        c.increment(map.at(chunk * SZ_2M + page * MIDDLE));
                     }
                 });
                 link.send(in_device(&gpu, map) as u64);
                 link.receive();
             }
-            let value = |o: usize| pattern(o).wrapping_add(u32::from(o % SZ_64K == 0) * (pass + 1));
+            let value = |o: usize| pattern(o).wrapping_add(u32::from(o % MIDDLE == 0) * (pass + 1));
             if pass + 1 == passes {
                 map.expect("all", value);
             }
@@ -407,7 +407,7 @@ fn stopped() {
         let gpu = Gpu::new();
         let map = filled(16 * SZ_2M);
         let job = gpu.start(|c| {
-            for offset in (0..map.len()).step_by(SZ_64K) {
+            for offset in (0..map.len()).step_by(MIDDLE) {
                 c.increment(map.at(offset));
             }
             c.store(shared.at(0), 1);
@@ -415,7 +415,7 @@ fn stopped() {
         let job = job.expect("a job");
         link.send(0);
         job.wait().expect("the job");
-        map.expect("all", |o| pattern(o).wrapping_add(u32::from(o % SZ_64K == 0)));
+        map.expect("all", |o| pattern(o).wrapping_add(u32::from(o % MIDDLE == 0)));
     });
     child.link().receive();
     child.stop();
@@ -440,7 +440,7 @@ fn frozen() {
                     c.increment(shared.at(PAGE / 2));
                 }
                 c.store(shared.at(0), stamp);
-                for offset in (0..map.len()).step_by(SZ_64K) {
+                for offset in (0..map.len()).step_by(MIDDLE) {
                     c.increment(map.at(offset));
                 }
                 c.store(shared.at(0), stamp + 1);
@@ -451,7 +451,7 @@ fn frozen() {
             let job = work(map, stamp).expect("a job");
             link.send(0);
             job.wait().expect("the job");
-            map.expect("all", |o| pattern(o).wrapping_add(u32::from(o % SZ_64K == 0)));
+            map.expect("all", |o| pattern(o).wrapping_add(u32::from(o % MIDDLE == 0)));
             map.unmap();
             link.receive();
         }
@@ -485,7 +485,7 @@ fn asleep() {
         let gpu = Gpu::new();
         let map = filled(SIZE);
         let job = gpu.start(|c| {
-            for offset in (0..map.len()).step_by(SZ_64K) {
+            for offset in (0..map.len()).step_by(MIDDLE) {
                 c.increment(map.at(offset));
             }
         });

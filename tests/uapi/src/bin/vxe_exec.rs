@@ -12,7 +12,7 @@ use vxe_uapi::{
     env::iterations,
     gpu::{device, write_batch, FAULT_DEADLINE, PATIENCE},
     time::expect_prompt,
-    Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
+    Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
 };
 
 /// Each job sees what the one before it wrote, and not what the next one writes.
@@ -63,8 +63,8 @@ fn many_jobs() {
 /// The fence comes after what the batch wrote, also for one who polls it.
 fn fence_after_batch() {
     let gpu = Gpu::new();
-    let memory = Map::anon(SZ_64K);
-    let last = SZ_64K - PAGE;
+    let memory = Map::anon(MIDDLE);
+    let last = MIDDLE - PAGE;
     for round in 1..=iterations(15) {
         let job = gpu
             .start(|c| {
@@ -131,8 +131,8 @@ fn fence_first_touch() {
     let gpu = Gpu::new();
     let batch = Map::anon(PAGE);
     let batch = write_batch(batch, |c| _ = c.noop());
-    let fence = Map::aligned(SZ_64K, SZ_64K);
-    let address = fence.at(SZ_64K - 8);
+    let fence = Map::aligned(MIDDLE, MIDDLE);
+    let address = fence.at(MIDDLE - 8);
     // SAFETY: batch and fence are the test's memory.
     unsafe { gpu.queue().submit(batch, Some(Fence { address, value: 3 })) }.expect("a job");
     gpu.queue().wait(&Wait::equal(address, 3, PATIENCE)).expect("the fence");
@@ -266,11 +266,11 @@ fn invalid_address(bad: fn() -> u64) {
 fn hole() -> u64 {
     let room = Map::reserve(SZ_2M, SZ_2M);
     room.unmap();
-    room.at(SZ_64K)
+    room.at(MIDDLE)
 }
 
 fn forbidden() -> u64 {
-    Map::reserve(SZ_2M, SZ_2M).at(SZ_64K)
+    Map::reserve(SZ_2M, SZ_2M).at(MIDDLE)
 }
 
 fn null() -> u64 {
@@ -311,7 +311,7 @@ fn invalid_fence() {
 /// The bad access is the last of a long batch: what was before it is done.
 fn fault_in_the_middle() {
     let mut gpu = Gpu::new();
-    let memory = Map::anon(SZ_64K);
+    let memory = Map::anon(MIDDLE);
     let bad = hole();
     gpu.expect_fault("a bad store among good ones", |c| {
         for i in 0..100 {
@@ -356,7 +356,7 @@ fn jobs_after_a_ban() {
 /// A batch that runs into nothing for lack of an end.
 fn batch_without_end() {
     let mut gpu = Gpu::new();
-    let room = Map::reserve(2 * PAGE, SZ_64K);
+    let room = Map::reserve(2 * PAGE, MIDDLE);
     let page = room.part(0, PAGE).replace_anon(vxe_uapi::RW);
     let result = Map::anon(PAGE);
     let mut commands = Commands::new();
@@ -412,7 +412,7 @@ fn atomics() {
 /// Copies of many sizes, between blocks of 256 bytes anywhere in their pages.
 fn copy_sizes() {
     let gpu = Gpu::new();
-    let length = SZ_2M + SZ_64K;
+    let length = SZ_2M + MIDDLE;
     let (from, to) = (Map::aligned(length, SZ_2M), Map::aligned(length, SZ_2M));
     from.fill(|o| o as u32 ^ 0x55aa);
     for (source, target, size) in [
@@ -420,9 +420,9 @@ fn copy_sizes() {
         (256, 768, 256),
         (PAGE - 256, PAGE - 512, 512),
         (PAGE - 256, 0, PAGE),
-        (512, 3 * PAGE + 256, SZ_64K),
-        (SZ_64K - 256, 256, SZ_64K + 512),
-        (256, SZ_64K - 256, SZ_2M),
+        (512, 3 * PAGE + 256, MIDDLE),
+        (MIDDLE - 256, 256, MIDDLE + 512),
+        (256, MIDDLE - 256, SZ_2M),
     ] {
         to.fill(|_| 0);
         gpu.copy(from.part(source, size), to.part(target, size));
@@ -470,7 +470,7 @@ fn many_queues() {
 /// A queue is destroyed with work in it: the work ends, and the VM is as good as before.
 fn destroy_with_work() {
     let gpu = Gpu::new();
-    let memory = Map::anon(SZ_64K);
+    let memory = Map::anon(MIDDLE);
     for round in 0..iterations(5) as usize {
         let counter = memory.at(round * 64);
         let queue = ExecQueue::new(gpu.vm()).expect("a queue");

@@ -15,7 +15,7 @@ use vxe_uapi::{
     process::{fork, Child},
     time::is_debug_kernel,
     uffd::Uffd,
-    Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
+    Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
 };
 
 /// More than a work queue of the kernel runs at once.
@@ -135,13 +135,13 @@ struct Victim {
 
 impl Victim {
     fn new() -> Self {
-        Self { gpu: Gpu::new(), to: Map::shared(SZ_64K) }
+        Self { gpu: Gpu::new(), to: Map::shared(MIDDLE) }
     }
 
     /// A bind with a fence, a fault, a copy.
     fn work(&self, round: u32) {
-        let map = Map::aligned(SZ_64K, SZ_64K);
-        let bind = Bind::mirror(map.at(0), SZ_64K as u64);
+        let map = Map::aligned(MIDDLE, MIDDLE);
+        let bind = Bind::mirror(map.at(0), MIDDLE as u64);
         self.gpu.vm().bind(&[bind]).expect("a bind");
         self.gpu.store(map.at(PAGE), round);
         self.gpu.copy(map, self.to);
@@ -236,7 +236,7 @@ fn too_many_jobs() {
     const QUEUE: usize = 16384;
     let expect_again = |e: Error| assert_eq!(e.errno(), libc::EAGAIN, "{e}");
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     let uffd = Uffd::new(map);
     let batch = write_batch(Map::shared(PAGE), |c| _ = c.noop());
     let stuck = write_batch(Map::shared(PAGE), |c| _ = c.increment(map.at(0)));
@@ -277,7 +277,7 @@ fn wait_in_threads(count: usize, device: &Device, address: u64) -> Vec<JoinHandl
             begun.send(()).expect("the test");
             device.wait_user_fence(&wait).expect("a wait");
         };
-        Builder::new().stack_size(SZ_64K).spawn(wait).expect("a thread")
+        Builder::new().stack_size(MIDDLE).spawn(wait).expect("a thread")
     };
     let handles = (0..count).map(start).collect();
     assert_eq!(threads.iter().take(count).count(), count);

@@ -24,7 +24,7 @@ use vxe_uapi::{
     uffd::Uffd,
     vmas::backings_of,
     vram::soon,
-    Gpu, Map, Program, NONE, PAGE, RW, SZ_2M, SZ_64K,
+    Gpu, Map, Program, MIDDLE, NONE, PAGE, RW, SZ_2M,
 };
 
 /// By how much the kernel may charge in advance, or late, in bytes.
@@ -228,7 +228,7 @@ fn ranges() {
 /// 128 KiB is unmapped, of a mirror that was advised as a whole.
 fn resets() {
     const COUNT: usize = 6000;
-    const STEP: usize = 2 * SZ_64K;
+    const STEP: usize = 2 * MIDDLE;
     if is_debug_kernel() {
         skip!("with the checks of a debug kernel");
     }
@@ -569,7 +569,7 @@ fn held_back() {
             let jobs = gpus
                 .iter()
                 .enumerate()
-                .map(|(i, gpu)| gpu.start(|c| _ = c.increment(map.at(i * SZ_64K))).expect("a job"));
+                .map(|(i, gpu)| gpu.start(|c| _ = c.increment(map.at(i * MIDDLE))).expect("a job"));
             let _jobs: Vec<_> = jobs.collect();
             for _ in 0..VMS {
                 uffd.next_fault(Duration::from_secs(10)).expect("a fault for each of them");

@@ -11,7 +11,7 @@ use vxe_uapi::{
     sysfs::Provider,
     vmas::vmas,
     vram::{in_device, leave, region, soon, touch},
-    Gpu, Map, Program, RW, SZ_2M, SZ_64K,
+    Gpu, Map, Program, MIDDLE, RW, SZ_2M,
 };
 
 /// The memory of the second device, in MiB.
@@ -49,7 +49,7 @@ fn other_device() {
         assert_eq!(used(gpu.device()), before, "bytes on the first");
         assert_eq!(in_device(&gpu, map), map.len(), "bytes that the first device reaches there");
         gpu.run(|c| {
-            for offset in (0..map.len()).step_by(SZ_64K) {
+            for offset in (0..map.len()).step_by(MIDDLE) {
                 c.increment(map.at(offset));
             }
         });
@@ -57,7 +57,7 @@ fn other_device() {
         let own = Gpu::on_device(&other);
         own.increment(map.at(0));
         map.write(0, map.read(0) - 1);
-        let wanted = |offset| pattern(offset) + u32::from(offset % SZ_64K == 0);
+        let wanted = |offset| pattern(offset) + u32::from(offset % MIDDLE == 0);
         map.expect("counted on the second device", wanted);
         drop(own);
         map.unmap();
@@ -76,12 +76,12 @@ fn refused() {
     let other = provider.slot().open();
     let gpu = Gpu::new();
     region(gpu.device());
-    let map = filled(SZ_64K);
+    let map = filled(MIDDLE);
     assert_eq!(prefer(&gpu, map, &other, 0), Err(libc::ENOENT), "its system memory");
     assert_eq!(prefer(&gpu, map, &other, 2), Err(libc::ENOENT), "a region that there is not");
     assert_eq!(prefer(&gpu, map, gpu.device(), 1), Ok(()), "the first device itself");
     touch(&gpu, map);
-    assert_eq!(in_device(&gpu, map), SZ_64K);
+    assert_eq!(in_device(&gpu, map), MIDDLE);
     provider.slot().unbind();
     assert_eq!(prefer(&gpu, map, &other, 1), Err(libc::ENODEV), "a device that is gone");
     drop((gpu, other));
@@ -99,20 +99,20 @@ fn gone() {
         prefer(&gpu, map, &other, 1).expect("a place on the second device");
         touch(&gpu, map);
         assert_eq!(used(&other), map.len(), "bytes on the second device");
-        gpu.increment(map.at(SZ_64K));
+        gpu.increment(map.at(MIDDLE));
         drop(other);
         provider.slot().unbind();
-        gpu.increment(map.at(SZ_64K));
+        gpu.increment(map.at(MIDDLE));
         if round == 1 {
             // It is another device now: nobody said anything of that.
             provider.slot().bind();
-            gpu.increment(map.at(SZ_64K));
+            gpu.increment(map.at(MIDDLE));
             assert_eq!(in_device(&gpu, map), 0, "bytes on a device that came back");
         }
         provider.remove();
-        gpu.increment(map.at(SZ_64K));
+        gpu.increment(map.at(MIDDLE));
         assert_eq!(in_device(&gpu, map), 0, "bytes on a device that is gone");
-        map.write(SZ_64K, map.read(SZ_64K) - 3 - u32::from(round == 1));
+        map.write(MIDDLE, map.read(MIDDLE) - 3 - u32::from(round == 1));
         map.expect("after the second device", pattern);
     }
 }
@@ -124,14 +124,14 @@ fn global() {
     let map = filled(SZ_2M);
     let advice = Advice::Atomic(AtomicAccess::Global);
     gpu.vm().madvise(map.at(0), SZ_2M as u64, advice).expect("advice");
-    let word = map.atomic(SZ_64K);
+    let word = map.atomic(MIDDLE);
     word.store(0, std::sync::atomic::Ordering::SeqCst);
     for round in 0..12 {
-        gpu.increment(map.at(SZ_64K));
-        assert!(in_device(&gpu, map) >= SZ_64K || round > 0, "the GPU's atomic in system memory");
+        gpu.increment(map.at(MIDDLE));
+        assert!(in_device(&gpu, map) >= MIDDLE || round > 0, "the GPU's atomic in system memory");
         word.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
     }
-    map.expect_word("counted by both", SZ_64K, 24);
+    map.expect_word("counted by both", MIDDLE, 24);
     // Both at once.
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -141,16 +141,16 @@ fn global() {
             }
         });
         for _ in 0..8 {
-            gpu.increment(map.at(SZ_64K));
+            gpu.increment(map.at(MIDDLE));
         }
     });
-    map.expect_word("counted by both at once", SZ_64K, 57);
+    map.expect_word("counted by both at once", MIDDLE, 57);
 
     // Memory that never moves bears no such atomics.
-    let file = vxe_uapi::memory::memfd(SZ_64K, 0);
-    let shared = Map::file(&file, SZ_64K, RW, libc::MAP_SHARED);
+    let file = vxe_uapi::memory::memfd(MIDDLE, 0);
+    let shared = Map::file(&file, MIDDLE, RW, libc::MAP_SHARED);
     shared.write(0, 5);
-    gpu.vm().madvise(shared.at(0), SZ_64K as u64, advice).expect("advice");
+    gpu.vm().madvise(shared.at(0), MIDDLE as u64, advice).expect("advice");
     gpu.store(shared.at(4), 6);
     gpu.expect_fault("an atomic on shared memory", |c| _ = c.increment(shared.at(0)));
     shared.expect_word("untouched", 0, 5);
@@ -160,9 +160,9 @@ fn global() {
 fn device_atomics() {
     let gpu = Gpu::new();
     let hogs = leave(gpu.device(), 0);
-    let map = filled(SZ_64K);
+    let map = filled(MIDDLE);
     let advice = Advice::Atomic(AtomicAccess::Device);
-    gpu.vm().madvise(map.at(0), SZ_64K as u64, advice).expect("advice");
+    gpu.vm().madvise(map.at(0), MIDDLE as u64, advice).expect("advice");
     gpu.increment(map.at(0));
     assert_eq!(in_device(&gpu, map), 0);
     map.expect_word("counted", 0, pattern(0) + 1);

@@ -15,7 +15,7 @@ use vxe_uapi::{
     failure::Failures,
     memory::{memfd, transparent_huge},
     vram::{bring, buffer, counted, in_device, leave, mapped, region},
-    Gpu, Map, Program, RW, SZ_2M, SZ_64K,
+    Gpu, Map, Program, MIDDLE, RW, SZ_2M,
 };
 
 /// System memory, the device's, and what was advised.
@@ -47,7 +47,7 @@ fn expect_faults(gpu: &Gpu, map: Map, most: u64) {
     gpu.copy(sink.part(0, 256), sink.part(256, 256));
     let stats = counted(gpu.device(), || {
         gpu.run(|c| {
-            for offset in (0..map.len()).step_by(SZ_64K) {
+            for offset in (0..map.len()).step_by(MIDDLE) {
                 c.copy(map.at(offset), sink.at(0), 256);
             }
         });
@@ -72,7 +72,7 @@ fn gpu() -> Gpu {
 
 /// To the device, which copies each byte once; and it is there.
 fn to_device() {
-    for map in [filled(4 * SZ_2M), filled(SZ_64K), transparent_huge(SZ_2M)] {
+    for map in [filled(4 * SZ_2M), filled(MIDDLE), transparent_huge(SZ_2M)] {
         map.fill(pattern);
         let gpu = gpu();
         let stats = prefetch(&gpu, map, DEVICE);
@@ -137,9 +137,9 @@ fn full() {
     prefetch(&gpu, map, DEVICE);
     assert_eq!(in_device(&gpu, map), 0);
     // Some of what was refused is looked at again, and mapped by a fault; the rest causes none.
-    expect_faults(&gpu, map, (map.len() / SZ_64K / 8) as u64);
-    gpu.increment(map.at(SZ_64K));
-    map.expect_word("counted", SZ_64K, pattern(SZ_64K) + 1);
+    expect_faults(&gpu, map, (map.len() / MIDDLE / 8) as u64);
+    gpu.increment(map.at(MIDDLE));
+    map.expect_word("counted", MIDDLE, pattern(MIDDLE) + 1);
     drop(hogs);
     prefetch(&gpu, map, DEVICE);
     assert_eq!(in_device(&gpu, map), map.len());
@@ -160,11 +160,11 @@ fn shared() {
 /// There are holes, memory that is not readable, and a buffer on the way.
 fn holes() {
     let (gpu, map) = (gpu(), filled(4 * SZ_2M));
-    let bo = buffer(gpu.device(), SZ_64K);
-    map.part(0, SZ_64K).unmap();
+    let bo = buffer(gpu.device(), MIDDLE);
+    map.part(0, MIDDLE).unmap();
     map.part(SZ_2M, SZ_2M).unmap();
-    map.part(2 * SZ_2M, SZ_64K).protect(vxe_uapi::NONE);
-    gpu.vm().bind(&[Bind::bo(&bo, 0, map.at(SZ_2M), SZ_64K as u64)]).expect("a buffer");
+    map.part(2 * SZ_2M, MIDDLE).protect(vxe_uapi::NONE);
+    gpu.vm().bind(&[Bind::bo(&bo, 0, map.at(SZ_2M), MIDDLE as u64)]).expect("a buffer");
     prefetch(&gpu, map, DEVICE);
     let last = map.part(3 * SZ_2M, SZ_2M);
     assert_eq!(in_device(&gpu, last), SZ_2M);
@@ -177,29 +177,29 @@ fn holes() {
 /// What a call says that cannot be had, and what it does not say.
 fn errors() {
     let (gpu, map) = (gpu(), filled(2 * SZ_2M));
-    let bo = Bo::system(gpu.device(), SZ_64K).expect("a buffer");
+    let bo = Bo::system(gpu.device(), MIDDLE).expect("a buffer");
     let mapping = bo.map().expect("its memory");
-    let of_device = Map::existing(mapping.address() as usize, SZ_64K);
+    let of_device = Map::existing(mapping.address() as usize, MIDDLE);
     assert_eq!(try_prefetch(&gpu, of_device, SYSTEM), Err(libc::EIO), "a device's memory");
     assert_eq!(try_prefetch(&gpu, of_device, DEVICE), Err(libc::EIO), "a device's memory");
     // A call that binds says whether that was done.
     let at = map.at(0);
     let both = [
-        Bind::bo(&bo, 0, at, SZ_64K as u64),
-        Bind::prefetch(of_device.at(0), SZ_64K as u64, SYSTEM),
+        Bind::bo(&bo, 0, at, MIDDLE as u64),
+        Bind::prefetch(of_device.at(0), MIDDLE as u64, SYSTEM),
     ];
     gpu.vm().bind(&both).expect("a bind, and advice");
     gpu.store(at, 5);
     assert_eq!(mapping.words()[0].load(Ordering::Acquire), 5);
     // What may not be read, or is not there, is left out; the rest is had.
-    map.part(SZ_2M, SZ_64K).protect(vxe_uapi::NONE);
-    assert_eq!(try_prefetch(&gpu, map.part(SZ_2M, SZ_64K), DEVICE), Ok(()), "no rights");
+    map.part(SZ_2M, MIDDLE).protect(vxe_uapi::NONE);
+    assert_eq!(try_prefetch(&gpu, map.part(SZ_2M, MIDDLE), DEVICE), Ok(()), "no rights");
     assert_eq!(try_prefetch(&gpu, map.part(SZ_2M, SZ_2M), DEVICE), Ok(()), "rights to a part");
     map.part(SZ_2M, SZ_2M).unmap();
     assert_eq!(try_prefetch(&gpu, map.part(SZ_2M, SZ_2M), DEVICE), Ok(()), "nothing there");
     map.part(0, SZ_2M).protect(vxe_uapi::RO);
-    assert_eq!(try_prefetch(&gpu, map.part(SZ_64K, SZ_64K), DEVICE), Ok(()), "to be read only");
-    assert_eq!(in_device(&gpu, map.part(SZ_64K, SZ_64K)), SZ_64K);
+    assert_eq!(try_prefetch(&gpu, map.part(MIDDLE, MIDDLE), DEVICE), Ok(()), "to be read only");
+    assert_eq!(in_device(&gpu, map.part(MIDDLE, MIDDLE)), MIDDLE);
 }
 
 /// While a large piece of memory is copied, faults of another VM are serviced, with copies of their own.
@@ -214,7 +214,7 @@ fn beside_faults() {
 /// How many faults are serviced while 10 MiB are copied, after the first 2.
 fn serviced_beside() -> u32 {
     let (gpu, map) = (gpu(), filled(6 * SZ_2M));
-    let small: Vec<_> = (0..16).map(|_| filled(SZ_64K)).collect();
+    let small: Vec<_> = (0..16).map(|_| filled(MIDDLE)).collect();
     let copied = || Stats::read(gpu.device()).expect("the counters")["svm_device_copy_kb"];
     let (before, done) = (copied(), AtomicBool::new(false));
     let mut serviced = 0;
@@ -251,14 +251,14 @@ fn no_memory() {
         let met = failures.each(
             || {
                 before.set(revisits());
-                let map = filled(SZ_64K);
+                let map = filled(MIDDLE);
                 if to == SYSTEM {
                     try_prefetch(&gpu, map, DEVICE).expect("a prefetch");
-                    assert_eq!(in_device(&gpu, map), SZ_64K);
+                    assert_eq!(in_device(&gpu, map), MIDDLE);
                 }
                 map
             },
-            |map| gpu.vm().bind(&[Bind::prefetch(map.at(0), SZ_64K as u64, to)]),
+            |map| gpu.vm().bind(&[Bind::prefetch(map.at(0), MIDDLE as u64, to)]),
             |map, error| {
                 match error {
                     Some(e) => assert_eq!(e.errno(), libc::ENOMEM, "{e}"),
@@ -266,7 +266,7 @@ fn no_memory() {
                         let mapped = mapped(&gpu, map);
                         // What could not move is unmapped after a while, to be looked at again.
                         let is_revisited = revisits() != before.get();
-                        assert!(mapped == SZ_64K || is_revisited, "{mapped} bytes, and no error");
+                        assert!(mapped == MIDDLE || is_revisited, "{mapped} bytes, and no error");
                     }
                 }
                 gpu.increment(map.at(0));

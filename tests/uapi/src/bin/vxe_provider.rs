@@ -16,7 +16,7 @@ use vxe_uapi::{
     process::fork,
     sysfs::{core_references, drop_caches, is_end, Expedited, Provider},
     vram::{region, soon},
-    Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
+    Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
 };
 
 /// The memory of the second device, in MiB.
@@ -30,7 +30,7 @@ const ENOUGH: Duration = Duration::from_secs(6);
 fn buffer(gpu: &Gpu, value: u32) -> Bo {
     let bo = Bo::create(gpu.device(), SZ_2M, 1 << 1, None).expect("a buffer in its memory");
     gpu.vm().bind(&[Bind::bo(&bo, 0, FAR, SZ_2M as u64)]).expect("a bind");
-    gpu.store(FAR + SZ_64K as u64, value);
+    gpu.store(FAR + MIDDLE as u64, value);
     bo
 }
 
@@ -50,9 +50,9 @@ fn beside() {
     let map = Map::aligned(SZ_2M, SZ_2M);
     let (one, other) = (Gpu::on_device(&first), Gpu::on_device(&second));
     for round in 0..4 {
-        for page in 0..SZ_2M / SZ_64K {
-            one.increment(map.at(page * SZ_64K));
-            other.increment(map.at(page * SZ_64K));
+        for page in 0..SZ_2M / MIDDLE {
+            one.increment(map.at(page * MIDDLE));
+            other.increment(map.at(page * MIDDLE));
         }
         map.expect_word("both", 0, 2 * round + 2);
     }
@@ -81,7 +81,7 @@ fn open_file() {
     let mapping = bo.map().expect("its memory");
     drop((device, gpu, bo));
     busy("a mapping");
-    let word = || mapping.words()[SZ_64K / 4].load(Ordering::Acquire);
+    let word = || mapping.words()[MIDDLE / 4].load(Ordering::Acquire);
     assert_eq!(word(), 5);
     slot.unbind();
     assert_eq!(word(), 5, "memory that is mapped outlives the device's driver");
@@ -187,12 +187,12 @@ impl<F: FnMut()> Drop for OnDrop<F> {
 
 /// All that a device has is in use when it goes; every other time it comes back first.
 fn use_up(provider: &Provider, device: &Device, number: u32) {
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     let gpu = Gpu::on_device(device);
     let bo = buffer(&gpu, number);
     gpu.store(map.at(0), number);
     let copied =
-        gpu.start(|c| _ = c.copy(FAR, map.at(0), SZ_64K).copy(FAR, FAR + SZ_64K as u64, SZ_64K));
+        gpu.start(|c| _ = c.copy(FAR, map.at(0), MIDDLE).copy(FAR, FAR + MIDDLE as u64, MIDDLE));
     if number % 3 != 0 {
         provider.slot().unbind();
     }
@@ -231,8 +231,8 @@ fn exit() {
             let map = Map::aligned(SZ_2M, SZ_2M);
             link.send(1);
             loop {
-                gpu.run(|c| _ = c.copy(FAR, map.at(0), SZ_64K));
-                first.run(|c| _ = c.increment(map.at(SZ_64K)));
+                gpu.run(|c| _ = c.copy(FAR, map.at(0), MIDDLE));
+                first.run(|c| _ = c.increment(map.at(MIDDLE)));
                 map.madvise(libc::MADV_DONTNEED);
                 mapping.words()[0].fetch_add(1, Ordering::Relaxed);
             }

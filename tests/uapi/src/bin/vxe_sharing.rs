@@ -7,7 +7,7 @@ use vxe_client::{Bind, Bo, Device, Error, Mapping, Vm};
 use vxe_uapi::{
     gpu::device,
     sysfs::{Provider, Slot},
-    vram, Gpu, Program, PAGE, SZ_64K,
+    vram, Gpu, Program, MIDDLE, PAGE,
 };
 
 /// Where buffers are bound.
@@ -31,7 +31,7 @@ fn placements(device: &Device) -> Vec<u32> {
 
 #[track_caller]
 fn private(vm: &Vm, placement: u32) -> Bo {
-    Bo::create(vm.device(), SZ_64K, placement, Some(vm)).expect("a private buffer")
+    Bo::create(vm.device(), MIDDLE, placement, Some(vm)).expect("a private buffer")
 }
 
 /// What is made for a VM is not exported, before it was bound, while it is, and when the VM is gone.
@@ -79,13 +79,13 @@ fn private_orphan() {
 /// What one file exports another imports: it is the same memory, for both GPUs' VMs and the CPU.
 fn between_files() {
     let gpu = Gpu::new();
-    let bo = Bo::system(gpu.device(), SZ_64K).expect("a buffer");
+    let bo = Bo::system(gpu.device(), MIDDLE).expect("a buffer");
     bind(gpu.vm(), &bo).expect("a bind");
     gpu.store(AT + 4, 11);
     let buffer = bo.export().expect("a dma-buf");
 
     let other = Gpu::on_device(&Device::open().expect("another file"));
-    let imported = Bo::import(other.device(), buffer.as_fd(), SZ_64K).expect("an import");
+    let imported = Bo::import(other.device(), buffer.as_fd(), MIDDLE).expect("an import");
     drop((bo, buffer));
     bind(other.vm(), &imported).expect("a bind of what was imported");
     other.increment(AT + 4);
@@ -98,7 +98,7 @@ fn between_files() {
 /// Device memory is not exported, as nobody who imports it could know where it is.
 fn device_memory() {
     let device = device();
-    let bo = vram::buffer(&device, SZ_64K);
+    let bo = vram::buffer(&device, MIDDLE);
     refused(libc::EOPNOTSUPP, "a buffer in device memory", bo.export());
 }
 
@@ -108,9 +108,9 @@ fn between_devices() {
     let provider = Provider::load(2);
     let gpu = Gpu::on_device(&slot.open());
     let theirs = provider.slot().open();
-    let bo = Bo::system(&theirs, SZ_64K).expect("a buffer");
+    let bo = Bo::system(&theirs, MIDDLE).expect("a buffer");
     let buffer = bo.export().expect("a dma-buf");
-    let imported = Bo::import(gpu.device(), buffer.as_fd(), SZ_64K).expect("an import");
+    let imported = Bo::import(gpu.device(), buffer.as_fd(), MIDDLE).expect("an import");
     refused(libc::EOPNOTSUPP, "a bind", bind(gpu.vm(), &imported));
     refused(libc::EOPNOTSUPP, "an unbind", gpu.vm().bind(&[Bind::unmap_all(&imported)]));
     refused(libc::EOPNOTSUPP, "an offset", imported.mmap_offset());
@@ -125,10 +125,10 @@ fn between_devices() {
 /// Nothing is mapped for a device that cannot use it: what it has imported is no reason not to unbind it.
 fn unbound_importer() {
     let provider = Provider::load(2);
-    let bo = Bo::system(&Slot::first().open(), SZ_64K).expect("a buffer");
+    let bo = Bo::system(&Slot::first().open(), MIDDLE).expect("a buffer");
     let buffer = bo.export().expect("a dma-buf");
     let theirs = provider.slot().open();
-    let imported = Bo::import(&theirs, buffer.as_fd(), SZ_64K).expect("an import");
+    let imported = Bo::import(&theirs, buffer.as_fd(), MIDDLE).expect("an import");
     let mapped = provider.slot().dma_mappings().unwrap_or_default();
     assert!(mapped.is_empty(), "mapped for DMA: {}", mapped.join("\n"));
     provider.slot().unbind();

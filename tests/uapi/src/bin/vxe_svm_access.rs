@@ -8,7 +8,7 @@ use vxe_uapi::{
     memory::{expect_in_file, memfd, smaps, temporary_file, transparent_huge},
     process,
     vram::keep_out,
-    Gpu, Map, Program, NONE, PAGE, RO, RW, SZ_2M, SZ_64K,
+    Gpu, Map, Program, MIDDLE, NONE, PAGE, RO, RW, SZ_2M,
 };
 
 /// The GPU reads `map`, which must hold what `value` says.
@@ -22,7 +22,7 @@ fn expect_gpu_reads(gpu: &Gpu, what: &str, map: Map, value: impl Fn(usize) -> u3
 
 fn read_only_can_be_read() {
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     map.fill(pattern);
     map.protect(RO);
     expect_gpu_reads(&gpu, "read-only memory", map, pattern);
@@ -30,7 +30,7 @@ fn read_only_can_be_read() {
 
 fn read_only_cannot_be_written() {
     let mut gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     map.fill(pattern);
     map.protect(RO);
     gpu.expect_fault("a store", |c| _ = c.store(map.at(PAGE), 1));
@@ -43,7 +43,7 @@ fn read_only_cannot_be_written() {
 
 fn no_access_at_all() {
     let mut gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     map.fill(pattern);
     map.protect(NONE);
     let to = Map::anon(PAGE);
@@ -58,7 +58,7 @@ fn no_access_at_all() {
 /// Read through a read-only mapping first, then write once it may be written.
 fn upgrade_after_mprotect() {
     let gpu = Gpu::new();
-    for size in [PAGE, SZ_64K, SZ_2M] {
+    for size in [PAGE, MIDDLE, SZ_2M] {
         let map = Map::aligned(size, SZ_2M);
         map.write(size - 4, 3);
         map.protect(RO);
@@ -80,7 +80,7 @@ fn upgrade_after_mprotect() {
 /// Read what may be written all along, then write it.
 fn upgrade_after_read() {
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     map.fill(pattern);
     expect_gpu_reads(&gpu, "before", map, pattern);
     gpu.run(|c| {
@@ -147,15 +147,15 @@ fn partly(size: usize, huge: bool, from: usize, to: usize, prot: i32) {
 /// A GPU read of a private file breaks no copy-on-write; a write breaks it and spares the file.
 fn read_keeps_cow_of_a_file() {
     let gpu = Gpu::new();
-    let file = temporary_file(SZ_64K);
-    Map::file(&file, SZ_64K, RW, libc::MAP_SHARED).fill(pattern);
-    let map = Map::aligned(SZ_64K, SZ_64K).replace_file(&file, RW, libc::MAP_PRIVATE);
+    let file = temporary_file(MIDDLE);
+    Map::file(&file, MIDDLE, RW, libc::MAP_SHARED).fill(pattern);
+    let map = Map::aligned(MIDDLE, MIDDLE).replace_file(&file, RW, libc::MAP_PRIVATE);
     expect_gpu_reads(&gpu, "the private mapping", map, pattern);
     assert_eq!(smaps(map, "Anonymous"), 0, "KiB were copied by a read");
     gpu.store(map.at(PAGE), 1);
     assert!(smaps(map, "Anonymous") > 0, "a store must copy");
     map.expect("the mapping", |o| if o == PAGE { 1 } else { pattern(o) });
-    Map::file(&file, SZ_64K, RO, libc::MAP_SHARED).expect("the file", pattern);
+    Map::file(&file, MIDDLE, RO, libc::MAP_SHARED).expect("the file", pattern);
 }
 
 /// A GPU read of untouched memory does not populate it with pages of its own.
@@ -175,8 +175,8 @@ fn read_allocates_nothing() {
 fn read_dirties_no_file() {
     let gpu = Gpu::new();
     let fresh = || {
-        let file = temporary_file(SZ_64K);
-        let map = Map::aligned(SZ_64K, SZ_64K).replace_file(&file, RW, libc::MAP_SHARED);
+        let file = temporary_file(MIDDLE);
+        let map = Map::aligned(MIDDLE, MIDDLE).replace_file(&file, RW, libc::MAP_SHARED);
         (file, map)
     };
     let dirty = |map| smaps(map, "Private_Dirty") + smaps(map, "Shared_Dirty");
@@ -198,16 +198,16 @@ fn read_dirties_no_file() {
 /// A file that may be read and not be written, by anyone.
 fn sealed_file() {
     let mut gpu = Gpu::new();
-    let file = memfd(SZ_64K, libc::MFD_ALLOW_SEALING);
-    let writer = Map::file(&file, SZ_64K, RW, libc::MAP_SHARED);
+    let file = memfd(MIDDLE, libc::MFD_ALLOW_SEALING);
+    let writer = Map::file(&file, MIDDLE, RW, libc::MAP_SHARED);
     writer.fill(pattern);
     writer.unmap();
     seal(&file, libc::F_SEAL_WRITE);
-    let map = Map::file(&file, SZ_64K, RO, libc::MAP_SHARED);
+    let map = Map::file(&file, MIDDLE, RO, libc::MAP_SHARED);
     expect_gpu_reads(&gpu, "the sealed file", map, pattern);
     gpu.expect_fault("a store", |c| _ = c.store(map.at(0), 1));
     expect_in_file(&file, map);
-    let private = Map::file(&file, SZ_64K, RW, libc::MAP_PRIVATE);
+    let private = Map::file(&file, MIDDLE, RW, libc::MAP_PRIVATE);
     gpu.store(private.at(0), 1);
     map.expect("the sealed file", pattern);
 }
@@ -222,7 +222,7 @@ fn seal(file: &std::fs::File, seals: i32) {
 /// After a fork, the GPU of the parent writes the parent's copy only.
 fn fork_then_gpu_writes() {
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     map.fill(pattern);
     gpu.increment(map.at(0));
     let child = process::fork(|link| {
@@ -244,7 +244,7 @@ fn fork_then_gpu_writes() {
 /// After a fork, what the child writes is not what the parent's GPU reads.
 fn fork_then_child_writes() {
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     map.fill(pattern);
     gpu.store(map.at(0), pattern(0));
     let child = process::fork(|link| {
@@ -264,15 +264,15 @@ fn fork_then_child_writes() {
 /// GPU reads after a fork leave the pages shared between the two.
 fn fork_then_gpu_reads() {
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     map.fill(pattern);
     gpu.store(map.at(0), pattern(0));
     let child = process::fork(|link| _ = link.receive());
     expect_gpu_reads(&gpu, "the shared pages", map, pattern);
     let shared = |map| smaps(map, "Shared_Dirty") + smaps(map, "Shared_Clean");
-    assert_eq!(shared(map), SZ_64K / 1024, "KiB still shared after a read");
+    assert_eq!(shared(map), MIDDLE / 1024, "KiB still shared after a read");
     gpu.store(map.at(0), 1);
-    assert!(shared(map) < SZ_64K / 1024, "a store must copy");
+    assert!(shared(map) < MIDDLE / 1024, "a store must copy");
     child.link().send(0);
     child.expect_success();
 }
@@ -287,14 +287,14 @@ fn main() -> ExitCode {
     p.subtest("prot-none", "forbidden memory cannot be touched", no_access_at_all);
     p.subtest("ro-upgrade", "read, mprotect, write", upgrade_after_mprotect);
     p.subtest("read-then-write", "read, then write what may be written", upgrade_after_read);
-    for (name, size) in [("4k", PAGE), ("64k", SZ_64K), ("2m", SZ_2M)] {
+    for (name, size) in [("4k", PAGE), ("64k", MIDDLE), ("2m", SZ_2M)] {
         p.subtest(format!("rw-downgrade-{name}"), "write, mprotect, write fails", move || {
             downgrade(size)
         });
     }
     for (kind, prot) in [("ro", RO), ("none", NONE)] {
         for (name, size, huge) in
-            [("64k", SZ_64K, false), ("2m", SZ_2M, false), ("thp", SZ_2M, true)]
+            [("64k", MIDDLE, false), ("2m", SZ_2M, false), ("thp", SZ_2M, true)]
         {
             for (part, from, to) in [
                 ("first-half", 0, size / 2),

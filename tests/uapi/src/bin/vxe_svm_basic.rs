@@ -7,7 +7,7 @@ use vxe_uapi::{
     contents::pattern,
     gpu::{device, write_batch},
     memory::{Kind, KINDS},
-    Gpu, Map, Program, PAGE, RW, SZ_2M, SZ_64K,
+    Gpu, Map, Program, MIDDLE, PAGE, RW, SZ_2M,
 };
 
 type Operation = (&'static str, fn(&Gpu, Map));
@@ -72,7 +72,7 @@ fn first_touch_write(length: usize, align: usize) {
 
 fn first_touch_read() {
     let gpu = Gpu::new();
-    let (from, to) = (Map::aligned(SZ_64K, SZ_64K), Map::anon(SZ_64K));
+    let (from, to) = (Map::aligned(MIDDLE, MIDDLE), Map::anon(MIDDLE));
     to.fill(pattern);
     gpu.copy(from, to);
     to.expect("zeroes read", |_| 0);
@@ -95,7 +95,7 @@ fn ping_pong() {
 /// One page in each of many mappings.
 fn sparse() {
     let gpu = Gpu::new();
-    let maps: Vec<Map> = (0..48).map(|_| Map::aligned(PAGE, SZ_64K)).collect();
+    let maps: Vec<Map> = (0..48).map(|_| Map::aligned(PAGE, MIDDLE)).collect();
     gpu.run(|c| {
         for (i, map) in maps.iter().enumerate() {
             c.store(map.at(i * 4), i as u32 + 1);
@@ -109,7 +109,7 @@ fn sparse() {
 /// Several chunks of the largest size in one command.
 fn large_copy() {
     let gpu = Gpu::new();
-    let length = 3 * SZ_2M + SZ_64K + PAGE;
+    let length = 3 * SZ_2M + MIDDLE + PAGE;
     let (from, to) = (Map::aligned(length, SZ_2M), Map::aligned(length, SZ_2M));
     from.fill(pattern);
     gpu.copy(from, to);
@@ -119,7 +119,7 @@ fn large_copy() {
 /// A copy whose ends lie in mappings next to each other.
 fn across_mappings() {
     let gpu = Gpu::new();
-    let room = Map::aligned(16 * PAGE, SZ_64K);
+    let room = Map::aligned(16 * PAGE, MIDDLE);
     room.part(5 * PAGE, 3 * PAGE).replace_anon(RW);
     let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
     Map::mmap(room.start() + 8 * PAGE, 4 * PAGE, RW, shared, -1, 0);
@@ -177,7 +177,7 @@ fn batch_changes() {
 fn two_vms() {
     let device = device();
     let (a, b) = (Gpu::on_device(&device), Gpu::on_device(&device));
-    let map = Map::anon(SZ_64K);
+    let map = Map::anon(MIDDLE);
     for i in 0..40 {
         a.increment(map.at(i * PAGE / 4));
         b.increment(map.at(i * PAGE / 4));
@@ -202,7 +202,7 @@ fn two_files() {
 /// A thousand commands in one batch.
 fn many_commands() {
     let gpu = Gpu::new();
-    let map = Map::anon(SZ_64K);
+    let map = Map::anon(MIDDLE);
     gpu.run(|c| {
         for i in 0..1000 {
             c.store(map.at(i * 4), i as u32 + 1).noop();
@@ -218,7 +218,7 @@ fn many_commands() {
 fn churn() {
     let gpu = Gpu::new();
     for round in 0..vxe_uapi::env::iterations(30) {
-        let map = Map::anon(2 * SZ_64K);
+        let map = Map::anon(2 * MIDDLE);
         gpu.store(map.at(4 * round as usize), round + 1);
         map.expect("fresh", |offset| match offset / 4 {
             i if i == round as usize => round + 1,
@@ -245,7 +245,7 @@ fn main() -> ExitCode {
             );
         }
     }
-    for (name, length, align) in [("4k", PAGE, PAGE), ("64k", SZ_64K, SZ_64K), ("2m", SZ_2M, SZ_2M)]
+    for (name, length, align) in [("4k", PAGE, PAGE), ("64k", MIDDLE, MIDDLE), ("2m", SZ_2M, SZ_2M)]
     {
         p.subtest(
             format!("first-touch-write-{name}"),

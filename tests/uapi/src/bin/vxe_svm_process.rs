@@ -19,7 +19,7 @@ use vxe_uapi::{
     process::{fork, Link},
     skip,
     vram::soon,
-    Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
+    Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
 };
 
 /// When set, the program is what `exec-keeps-fd` has executed, with the device at this descriptor.
@@ -60,19 +60,19 @@ fn await_begin(memory: Map) {
 
 /// Two processes, one address, two memories.
 fn two_processes() {
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     let body = move |mark: u32| {
         move |link: &Link| {
             let gpu = Gpu::new();
             map.fill(|o| pattern(o) ^ mark);
             link.send(0);
             link.receive();
-            for page in (0..SZ_64K).step_by(PAGE) {
+            for page in (0..MIDDLE).step_by(PAGE) {
                 gpu.store(map.at(page), mark);
             }
             link.send(0);
             link.receive();
-            let to = Map::anon(SZ_64K);
+            let to = Map::anon(MIDDLE);
             gpu.copy(map, to);
             to.expect("its own", |o| if o % PAGE == 0 { mark } else { pattern(o) ^ mark });
         }
@@ -93,9 +93,9 @@ fn many_processes() {
             fork(move |_| {
                 let gpu = Gpu::new();
                 for round in 0..4u32 {
-                    let map = Map::anon(SZ_64K);
+                    let map = Map::anon(MIDDLE);
                     gpu.run(|c| {
-                        for page in (0..SZ_64K).step_by(PAGE) {
+                        for page in (0..MIDDLE).step_by(PAGE) {
                             c.store(map.at(page), (i << 8) | round);
                         }
                         c.increment(shared.at(0));
@@ -113,7 +113,7 @@ fn many_processes() {
 /// The parent forks and goes on; so does the child, with a VM of its own on the parent's file.
 fn fork_with_own_vms() {
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     map.fill(pattern);
     gpu.increment(map.at(0));
     let child = fork(|link| {
@@ -145,7 +145,7 @@ fn fork_with_own_vms() {
 /// is not for that VM to touch. The parent's may be, for the file was shared by choice.
 fn fork_uses_parents_vm() {
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     map.fill(pattern);
     gpu.increment(map.at(0));
     // Batch and fence are where both can see them.
@@ -201,9 +201,9 @@ fn parent_gone() {
 /// The file is closed while the GPU works.
 fn close_in_flight() {
     for _ in 0..iterations(2) {
-        let memory = Map::anon(SZ_64K);
+        let memory = Map::anon(MIDDLE);
         let gpu = Gpu::new();
-        let bo = Bo::system(gpu.device(), SZ_64K).expect("a buffer");
+        let bo = Bo::system(gpu.device(), MIDDLE).expect("a buffer");
         start_counting(&gpu, memory.at(0));
         await_begin(memory);
         // SAFETY: no other thread uses the device, and the jobs touch only `memory`.
@@ -237,16 +237,16 @@ fn close_while_waiting() {
 /// A process is killed while its GPU works.
 fn kill_in_flight() {
     for round in 0..iterations(3) {
-        let shared = Map::shared(SZ_64K);
+        let shared = Map::shared(MIDDLE);
         let child = fork(|link| {
             let gpu = Gpu::new();
-            let own = Map::anon(SZ_64K);
+            let own = Map::anon(MIDDLE);
             own.fill(pattern);
             start_counting(&gpu, shared.at(0));
             link.send(0);
             loop {
                 // Faults on new memory, too.
-                let map = Map::anon(SZ_64K);
+                let map = Map::anon(MIDDLE);
                 gpu.store(map.at(PAGE), 1);
                 map.unmap();
             }
@@ -268,10 +268,10 @@ fn exit_in_flight() {
     for _ in 0..iterations(5) {
         fork(|_| {
             let gpu = Gpu::new();
-            let memory = Map::anon(SZ_64K);
-            let bo = Bo::system(gpu.device(), SZ_64K).expect("a buffer");
-            let place = Map::reserve(SZ_64K, SZ_64K);
-            gpu.vm().bind(&[Bind::bo(&bo, 0, place.at(0), SZ_64K as u64)]).expect("bind");
+            let memory = Map::anon(MIDDLE);
+            let bo = Bo::system(gpu.device(), MIDDLE).expect("a buffer");
+            let place = Map::reserve(MIDDLE, MIDDLE);
+            gpu.vm().bind(&[Bind::bo(&bo, 0, place.at(0), MIDDLE as u64)]).expect("bind");
             start_counting(&gpu, memory.at(0));
             start_counting(&gpu, place.at(0));
             std::mem::forget((gpu, bo));
@@ -282,7 +282,7 @@ fn exit_in_flight() {
 
 /// Another program comes in the process's place while the GPU works.
 fn exec_in_flight() {
-    let shared = Map::shared(SZ_64K);
+    let shared = Map::shared(MIDDLE);
     for _ in 0..iterations(2) {
         shared.write(0, 0);
         let child = fork(|_| {
@@ -431,7 +431,7 @@ fn exec_helper(fd: &str) {
 
 /// A device is passed to a process that never had anything to do with it.
 fn passed_fd() {
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     map.fill(pattern);
     let receiver = fork(|link| {
         let device = Device::from_fd(receive_fd(link));
@@ -514,17 +514,17 @@ fn receive_fd(link: &Link) -> OwnedFd {
 /// The GPU works on while the process forks children that touch everything and exit.
 fn fork_often() {
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     let rounds = iterations(10);
     for round in 1..=rounds {
         gpu.run(|c| {
-            for page in (0..SZ_64K).step_by(PAGE) {
+            for page in (0..MIDDLE).step_by(PAGE) {
                 c.increment(map.at(page));
             }
         });
         let child = fork(|_| map.fill(|_| 0xdead_dead));
         gpu.run(|c| {
-            for page in (0..SZ_64K).step_by(PAGE) {
+            for page in (0..MIDDLE).step_by(PAGE) {
                 c.increment(map.at(page));
             }
         });

@@ -18,7 +18,7 @@ use vxe_uapi::{
     memory::{memfd, smaps, transparent_huge, vmstat, Merging, Swap},
     process::fork,
     vram::{counter, keep_out, soon},
-    Gpu, Job, Map, Program, Rng, NONE, PAGE, RO, RW, SZ_2M, SZ_64K,
+    Gpu, Job, Map, Program, Rng, MIDDLE, NONE, PAGE, RO, RW, SZ_2M,
 };
 
 /// Increments in a job.
@@ -141,13 +141,13 @@ fn child_writes(map: Map, _: u32) {
 
 /// The process forks, and its child writes: what both have is to be read only for a while.
 fn forks() {
-    let (gpu, map) = (Gpu::new(), Map::aligned(SZ_64K, SZ_64K));
+    let (gpu, map) = (Gpu::new(), Map::aligned(MIDDLE, MIDDLE));
     same(&gpu, map, invalidations, |round| child_writes(map, round));
 }
 
 /// The CPU reads, and has the memory come back from the device.
 fn cpu_reads() {
-    let (gpu, map) = (Gpu::new(), Map::aligned(SZ_64K, SZ_64K));
+    let (gpu, map) = (Gpu::new(), Map::aligned(MIDDLE, MIDDLE));
     same(&gpu, map, invalidations, |_| {
         map.read(PAGE);
         std::thread::yield_now();
@@ -156,7 +156,7 @@ fn cpu_reads() {
 
 /// Pages are moved in physical memory.
 fn compaction() {
-    let (gpu, map) = (Gpu::new(), Map::aligned(SZ_64K, SZ_64K));
+    let (gpu, map) = (Gpu::new(), Map::aligned(MIDDLE, MIDDLE));
     // What is in the device's memory stays there.
     keep_out(&gpu);
     let moved = |_: &Gpu| vmstat("compact_isolated");
@@ -168,7 +168,7 @@ fn compaction() {
 /// Pages are written to a disk, and come back when they are needed.
 fn pageout() {
     let swap = Swap::on();
-    let (gpu, map) = (Gpu::new(), Map::aligned(SZ_64K, SZ_64K));
+    let (gpu, map) = (Gpu::new(), Map::aligned(MIDDLE, MIDDLE));
     // What is in the device's memory is not paged out.
     keep_out(&gpu);
     map.fill(|_| 0);
@@ -179,7 +179,7 @@ fn pageout() {
 /// Pages are said not to be used, and are used: by the GPU, which nobody sees, and by the CPU's tables on
 /// its behalf.
 fn cold() {
-    let (gpu, map) = (Gpu::new(), Map::aligned(SZ_64K, SZ_64K));
+    let (gpu, map) = (Gpu::new(), Map::aligned(MIDDLE, MIDDLE));
     keep_out(&gpu);
     let (mut known, used) = (0, || smaps(map, "Referenced"));
     let cell = AtomicU32::new(0);
@@ -203,7 +203,7 @@ fn cold() {
 /// Pages that are alike are made one, and come apart when the GPU writes to them.
 fn same_page_merging() {
     let merging = Merging::on();
-    let (gpu, map) = (Gpu::new(), Map::aligned(SZ_64K, SZ_64K));
+    let (gpu, map) = (Gpu::new(), Map::aligned(MIDDLE, MIDDLE));
     keep_out(&gpu);
     // All alike, but for the one that the GPU counts in.
     map.fill(|offset| offset as u32 % PAGE as u32 + 1);
@@ -241,7 +241,7 @@ fn collapse() {
 /// The CPU counts in the same word, and the process forks.
 fn both_count() {
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     let word = map.atomic(PAGE);
     let by_cpu = AtomicU32::new(0);
     count_while(
@@ -274,7 +274,7 @@ fn under_way(gpu: &Gpu, job: &Job<'_>, before: u64) {
 /// A word is discarded while the GPU counts in it: it may lose counts, and must not fail.
 fn discarded_while_counting() {
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     let jobs = iterations(20);
     let invalidated = invalidations(&gpu);
     for round in 0..jobs {
@@ -322,7 +322,7 @@ fn unmapped_in_flight(size: usize) {
             }
             map.unmap();
             // Likely the same pages, now somebody else's.
-            let other = Map::anon(SZ_64K);
+            let other = Map::anon(MIDDLE);
             other.fill(|o| o as u32);
             let result = job.wait();
             other.expect("somebody else's memory", |o| o as u32);
@@ -344,7 +344,7 @@ fn unmapped_in_flight(size: usize) {
 /// The right to write comes and goes under the GPU: the contents are either old or new.
 fn protected_in_flight() {
     let mut gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     let invalidated = invalidations(&gpu);
     let met = |gpu: &Gpu| invalidations(gpu) - invalidated;
     let mut round = 0;
@@ -454,14 +454,14 @@ fn threads_churn() {
 fn binds_around() {
     let gpu = Gpu::new();
     let room = Map::aligned(SZ_2M, SZ_2M);
-    let bo = Bo::system(gpu.device(), SZ_64K).expect("a buffer");
-    let other = room.part(SZ_2M / 2, SZ_64K);
+    let bo = Bo::system(gpu.device(), MIDDLE).expect("a buffer");
+    let other = room.part(SZ_2M / 2, MIDDLE);
     let vm = gpu.vm().clone();
     let counter = room.at(0);
     let worker = gpu.another();
     let jobs = iterations(40);
     // The first fault finds the buffer, so that no mirrored chunk ever gets in its way.
-    vm.bind(&[Bind::bo(&bo, 0, other.at(0), SZ_64K as u64)]).expect("bind");
+    vm.bind(&[Bind::bo(&bo, 0, other.at(0), MIDDLE as u64)]).expect("bind");
     gpu.increment(counter);
     let (done, mut binds) = (AtomicBool::new(false), 0);
     std::thread::scope(|scope| {
@@ -473,8 +473,8 @@ fn binds_around() {
             done.store(true, Ordering::Release);
         });
         for _ in 0..iterations(30) {
-            vm.bind(&[Bind::bo(&bo, 0, other.at(0), SZ_64K as u64)]).expect("bind");
-            vm.bind(&[Bind::mirror(other.at(0), SZ_64K as u64)]).expect("mirror");
+            vm.bind(&[Bind::bo(&bo, 0, other.at(0), MIDDLE as u64)]).expect("bind");
+            vm.bind(&[Bind::mirror(other.at(0), MIDDLE as u64)]).expect("mirror");
             binds += u32::from(!done.load(Ordering::Acquire));
         }
     });
@@ -485,18 +485,18 @@ fn binds_around() {
 /// The CPU writes words that a GPU copy passes over: each copied word is the old or the new one.
 fn copy_while_writing() {
     let gpu = Gpu::new();
-    let (from, to) = (Map::aligned(SZ_64K, SZ_64K), Map::aligned(SZ_64K, SZ_64K));
+    let (from, to) = (Map::aligned(MIDDLE, MIDDLE), Map::aligned(MIDDLE, MIDDLE));
     let mut met = 0;
     for round in 1..=iterations(20) {
         let before = faults(&gpu);
-        let job = gpu.start(|c| _ = c.copy(from.at(0), to.at(0), SZ_64K)).expect("a job");
+        let job = gpu.start(|c| _ = c.copy(from.at(0), to.at(0), MIDDLE)).expect("a job");
         if round % 2 == 1 {
             under_way(&gpu, &job, before);
         }
         met += u32::from(!job.is_done());
         from.fill(|_| round);
         job.wait().expect("the copy");
-        for offset in (0..SZ_64K).step_by(4) {
+        for offset in (0..MIDDLE).step_by(4) {
             let word = to.read(offset);
             assert!(word == round || word == round - 1, "{word:#x} in round {round}");
         }
@@ -518,7 +518,7 @@ fn main() -> ExitCode {
     ];
     for (name, meanwhile) in neighbours {
         for (size_name, size, huge) in
-            [("64k", SZ_64K, false), ("2m", SZ_2M, false), ("thp", SZ_2M, true)]
+            [("64k", MIDDLE, false), ("2m", SZ_2M, false), ("thp", SZ_2M, true)]
         {
             if huge && (name == "mremap" || name == "file") {
                 continue;
@@ -542,7 +542,7 @@ fn main() -> ExitCode {
     p.subtest("thp-collapse", "a huge page is split and made again", collapse);
     p.subtest("both-count", "CPU and GPU count in a process that forks", both_count);
     p.subtest("same-dontneed", "counts may be lost, nothing may fail", discarded_while_counting);
-    for (name, size) in [("64k", SZ_64K), ("2m", SZ_2M)] {
+    for (name, size) in [("64k", MIDDLE), ("2m", SZ_2M)] {
         p.subtest(
             format!("munmap-in-flight-{name}"),
             "the memory goes away under the GPU",
@@ -551,7 +551,7 @@ fn main() -> ExitCode {
     }
     p.subtest("mprotect-in-flight", "rights come and go under the GPU", protected_in_flight);
     p.subtest("threads-one-page", "many threads fault on one page", || {
-        threads_fault(8, 3, |i| i * 64, SZ_64K)
+        threads_fault(8, 3, |i| i * 64, MIDDLE)
     });
     p.subtest("threads-one-chunk", "many threads fault in one chunk", || {
         threads_fault(8, 2, |i| i * SZ_2M / 8, SZ_2M)

@@ -15,7 +15,7 @@ use vxe_uapi::{
     process::{fork, Child},
     sysfs::Slot,
     vram::{in_device, leave, prefetch, region, touch},
-    Gpu, Map, Program, PAGE, RO, SZ_2M, SZ_64K,
+    Gpu, Map, Program, MIDDLE, PAGE, RO, SZ_2M,
 };
 
 /// What the GPU of a process does with memory.
@@ -238,7 +238,7 @@ const PARTS: [(Part, &str); 4] = [
 ];
 
 /// The part.
-const PART: (usize, usize) = (SZ_2M / 2 + SZ_64K, SZ_64K);
+const PART: (usize, usize) = (SZ_2M / 2 + MIDDLE, MIDDLE);
 
 impl Part {
     #[track_caller]
@@ -388,7 +388,7 @@ fn swapped(is_child: bool) {
 /// where they are. Then the parent's GPU works on them.
 fn merged_by_a_child() {
     region(&device());
-    let (map, gpu) = (Map::aligned(SZ_64K, SZ_2M), Gpu::new());
+    let (map, gpu) = (Map::aligned(MIDDLE, SZ_2M), Gpu::new());
     map.fill(|_| 0x4b53_4d00);
     let merging = Merging::on();
     let child = fork(|link| {

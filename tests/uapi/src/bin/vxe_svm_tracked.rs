@@ -13,7 +13,7 @@ use vxe_uapi::{
     contents::{filled, pattern},
     uffd::{accessed, Protection, Told, Uffd},
     vram::{bring, counted, in_device, prefetch, region},
-    Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
+    Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
 };
 
 /// How many pages are tracked.
@@ -210,10 +210,10 @@ fn forked(protection: Protection) {
 fn moved() {
     let gpu = Gpu::new();
     region(gpu.device());
-    let from = Map::aligned(SZ_64K, SZ_2M);
+    let from = Map::aligned(MIDDLE, SZ_2M);
     from.fill(pattern);
     bring(&gpu, from);
-    let to = Map::aligned(SZ_64K, SZ_2M);
+    let to = Map::aligned(MIDDLE, SZ_2M);
     let uffd = Uffd::movable(to);
     let refused = uffd.move_from(from).map_err(|e| e.raw_os_error());
     assert_eq!(refused, Err(Some(libc::EFAULT)), "UFFDIO_MOVE of pages on the device");

@@ -11,7 +11,7 @@ use vxe_uapi::{
     contents::pattern,
     env::iterations,
     memory::{memfd, transparent_huge},
-    Gpu, Map, Program, PAGE, RW, SZ_2M, SZ_64K,
+    Gpu, Map, Program, MIDDLE, PAGE, RW, SZ_2M,
 };
 
 const MOVE: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
@@ -104,7 +104,7 @@ fn by_mremap(map: Map) -> Map {
 /// The same address, another memory, over and over, with the GPU the first to look.
 fn replace_loop() {
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     let to = Map::anon(PAGE);
     for round in 0..iterations(50) {
         let page = round as usize % 16 * PAGE;
@@ -146,8 +146,8 @@ fn mremap_moves_half() {
 /// MREMAP_DONTUNMAP leaves an empty mapping behind.
 fn mremap_leaves_empty() {
     let gpu = Gpu::new();
-    let old = mapped_chunk(&gpu, SZ_64K, false);
-    let new = old.remap(SZ_64K, MOVE | libc::MREMAP_DONTUNMAP, Some(Map::reserve(SZ_64K, SZ_64K)));
+    let old = mapped_chunk(&gpu, MIDDLE, false);
+    let new = old.remap(MIDDLE, MOVE | libc::MREMAP_DONTUNMAP, Some(Map::reserve(MIDDLE, MIDDLE)));
     gpu.increment(old.at(0));
     old.expect("left behind", |o| u32::from(o == 0));
     gpu.increment(new.at(0));
@@ -156,14 +156,14 @@ fn mremap_leaves_empty() {
 
 fn mremap_grows_and_shrinks() {
     let mut gpu = Gpu::new();
-    let map = Map::reserve(SZ_2M, SZ_2M).part(0, SZ_64K).replace_anon(RW);
+    let map = Map::reserve(SZ_2M, SZ_2M).part(0, MIDDLE).replace_anon(RW);
     // What is reserved behind it must go for it to grow in place.
-    Map::existing(map.start() + SZ_64K, SZ_2M - SZ_64K).unmap();
+    Map::existing(map.start() + MIDDLE, SZ_2M - MIDDLE).unmap();
     map.fill(pattern);
     gpu.increment(map.at(0));
-    let grown = map.remap(4 * SZ_64K, 0, None);
-    gpu.run(|c| _ = c.store(grown.at(3 * SZ_64K), 5).increment(grown.at(0)));
-    grown.expect_word("the new part", 3 * SZ_64K, 5);
+    let grown = map.remap(4 * MIDDLE, 0, None);
+    gpu.run(|c| _ = c.store(grown.at(3 * MIDDLE), 5).increment(grown.at(0)));
+    grown.expect_word("the new part", 3 * MIDDLE, 5);
     let shrunk = grown.remap(PAGE, 0, None);
     gpu.increment(shrunk.at(0));
     gpu.expect_fault("a store to what was cut off", |c| _ = c.store(grown.at(PAGE), 1));
@@ -186,8 +186,8 @@ fn dontneed(size: usize, huge: bool, from: usize, to: usize) {
 fn dontneed_several_chunks() {
     let gpu = Gpu::new();
     // Too small for a larger chunk.
-    let map = Map::aligned(3 * SZ_64K, SZ_2M);
-    let places = [0, SZ_64K + 8 * PAGE, 3 * SZ_64K - 4];
+    let map = Map::aligned(3 * MIDDLE, SZ_2M);
+    let places = [0, MIDDLE + 8 * PAGE, 3 * MIDDLE - 4];
     for round in 0..4 {
         gpu.run(|c| {
             for at in places {
@@ -209,19 +209,19 @@ fn dontneed_several_chunks() {
 /// What the GPU writes after MADV_FREE is no longer free to go.
 fn free_then_store() {
     let gpu = Gpu::new();
-    let map = mapped_chunk(&gpu, SZ_64K, false);
+    let map = mapped_chunk(&gpu, MIDDLE, false);
     map.madvise(libc::MADV_FREE);
     gpu.run(|c| {
-        for page in (0..SZ_64K).step_by(PAGE) {
+        for page in (0..MIDDLE).step_by(PAGE) {
             c.store(map.at(page), 0xf4ee_0000 | page as u32);
         }
     });
     // Reclaim takes what is still free.
     map.madvise(libc::MADV_PAGEOUT);
-    for page in (0..SZ_64K).step_by(PAGE) {
+    for page in (0..MIDDLE).step_by(PAGE) {
         map.expect_word("stored after MADV_FREE", page, 0xf4ee_0000 | page as u32);
     }
-    let to = Map::anon(SZ_64K);
+    let to = Map::anon(MIDDLE);
     gpu.copy(map, to);
     to.expect("the GPU's view", |o| map.read(o));
 }
@@ -229,12 +229,12 @@ fn free_then_store() {
 /// A page of a file that was punched out reads as zero, also for the GPU.
 fn punch_hole() {
     let gpu = Gpu::new();
-    let file = memfd(SZ_64K, 0);
-    let map = Map::file(&file, SZ_64K, RW, libc::MAP_SHARED);
+    let file = memfd(MIDDLE, 0);
+    let map = Map::file(&file, MIDDLE, RW, libc::MAP_SHARED);
     map.fill(pattern);
     gpu.increment(map.at(0));
     map.part(4 * PAGE, 4 * PAGE).madvise(libc::MADV_REMOVE);
-    let to = Map::anon(SZ_64K);
+    let to = Map::anon(MIDDLE);
     gpu.copy(map, to);
     let contents = |o| match o / PAGE {
         4..8 => 0,
@@ -248,10 +248,10 @@ fn punch_hole() {
 /// Beyond the end of a file there is nothing for the GPU either.
 fn truncate() {
     let mut gpu = Gpu::new();
-    let file = memfd(SZ_64K, 0);
-    let map = Map::aligned(SZ_64K, SZ_64K).replace_file(&file, RW, libc::MAP_SHARED);
+    let file = memfd(MIDDLE, 0);
+    let map = Map::aligned(MIDDLE, MIDDLE).replace_file(&file, RW, libc::MAP_SHARED);
     map.fill(pattern);
-    gpu.increment(map.at(SZ_64K - 4));
+    gpu.increment(map.at(MIDDLE - 4));
     gpu.increment(map.at(0));
     file.set_len(8 * PAGE as u64).expect("truncate");
     gpu.increment(map.at(8 * PAGE - 4));
@@ -259,7 +259,7 @@ fn truncate() {
     map.part(0, 8 * PAGE).expect("what is left", |o| {
         pattern(o).wrapping_add(u32::from(o == 0 || o == 8 * PAGE - 4))
     });
-    file.set_len(SZ_64K as u64).expect("grow");
+    file.set_len(MIDDLE as u64).expect("grow");
     gpu.increment(map.at(12 * PAGE));
     map.expect_word("grown", 12 * PAGE, 1);
 }
@@ -269,13 +269,13 @@ fn brk_shrinks() {
     let mut gpu = Gpu::new();
     // SAFETY: the heap grows by memory that only this test uses, and shrinks by the same; malloc
     // copes with a break that others move.
-    let start = unsafe { libc::sbrk(8 * SZ_64K as isize) } as usize;
+    let start = unsafe { libc::sbrk(8 * MIDDLE as isize) } as usize;
     assert_ne!(start, usize::MAX, "sbrk");
-    let map = Map::existing(start.next_multiple_of(PAGE), 7 * SZ_64K);
+    let map = Map::existing(start.next_multiple_of(PAGE), 7 * MIDDLE);
     map.fill(pattern);
     gpu.increment(map.at(map.len() - 4));
     // SAFETY: as above.
-    unsafe { libc::sbrk(-(4 * SZ_64K as isize)) };
+    unsafe { libc::sbrk(-(4 * MIDDLE as isize)) };
     gpu.increment(map.at(0));
     gpu.expect_fault("a store beyond the break", |c| _ = c.store(map.at(map.len() - 4), 1));
     map.expect_word("below the break", 0, pattern(0).wrapping_add(1));
@@ -308,10 +308,10 @@ fn busy_mirror() {
 fn freed_pages_are_left_alone() {
     let mut gpu = Gpu::new();
     for _ in 0..iterations(10) {
-        let map = mapped_chunk(&gpu, SZ_64K, false);
+        let map = mapped_chunk(&gpu, MIDDLE, false);
         map.unmap();
         // Very likely the pages that were just freed.
-        let other = Map::anon(SZ_64K);
+        let other = Map::anon(MIDDLE);
         other.fill(pattern);
         let result = gpu.try_run(|c| _ = c.store(map.at(8 * PAGE), 0xbad));
         other.expect("somebody else's memory", pattern);
@@ -326,7 +326,7 @@ fn main() -> ExitCode {
         "vxe_svm_unmap",
         "What the CPU unmaps, moves or discards is gone for the GPU, and only that.",
     );
-    for (name, size, huge) in [("64k", SZ_64K, false), ("2m", SZ_2M, false), ("thp", SZ_2M, true)] {
+    for (name, size, huge) in [("64k", MIDDLE, false), ("2m", SZ_2M, false), ("thp", SZ_2M, true)] {
         for (part, from, to) in [
             ("head", 0, size / 4),
             ("middle", size / 4, size / 2),
@@ -352,7 +352,7 @@ fn main() -> ExitCode {
     }
     p.subtest("dontneed-several-64k", "MADV_DONTNEED of several chunks", dontneed_several_chunks);
     p.subtest("partial-each-page-64k", "munmap of each page in turn", || {
-        holes_everywhere(SZ_64K, PAGE)
+        holes_everywhere(MIDDLE, PAGE)
     });
     p.subtest("partial-each-512k-2m", "munmap of each quarter in turn", || {
         holes_everywhere(SZ_2M, SZ_2M / 4)
@@ -365,7 +365,7 @@ fn main() -> ExitCode {
         ("mremap", by_mremap),
     ];
     for (name, how) in ways {
-        for (size_name, size) in [("64k", SZ_64K), ("2m", SZ_2M)] {
+        for (size_name, size) in [("64k", MIDDLE), ("2m", SZ_2M)] {
             p.subtest(
                 format!("replace-by-{name}-{size_name}"),
                 "other memory comes to the same address",

@@ -9,8 +9,8 @@ use std::{
 };
 use vxe_client::{Advice, AtomicAccess, Bind};
 use vxe_uapi::{
-    contents::pattern, gpu::device, process::fork, uffd::Uffd, Gpu, Job, Map, Program, PAGE, SZ_2M,
-    SZ_64K,
+    contents::pattern, gpu::device, process::fork, uffd::Uffd, Gpu, Job, Map, Program, MIDDLE,
+    PAGE, SZ_2M,
 };
 
 /// How long anything may take that has nothing to do with a blocked fault.
@@ -38,7 +38,7 @@ impl Blocked {
 
     /// The word in which queue `i` counts.
     fn word(i: usize) -> usize {
-        i * SZ_2M + SZ_64K + 8
+        i * SZ_2M + MIDDLE + 8
     }
 
     /// Starts a job on each queue, and waits until the first faults have arrived.
@@ -80,7 +80,7 @@ fn promptly<T>(what: &str, call: impl FnOnce() -> T) -> T {
 /// Works on new memory, for which the GPU must fault each time.
 fn work_promptly(gpu: &Gpu) {
     for i in 1..=8 {
-        let map = Map::aligned(SZ_64K, SZ_64K);
+        let map = Map::aligned(MIDDLE, MIDDLE);
         promptly("somebody else's fault", || gpu.store(map.at(PAGE), i));
         map.expect_word("stored", PAGE, i);
     }
@@ -89,10 +89,10 @@ fn work_promptly(gpu: &Gpu) {
 /// The GPU waits for a page, and goes on when it is given.
 fn page_is_given() {
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     let uffd = Uffd::new(map);
-    let to = Map::anon(SZ_64K);
-    let job = gpu.start(|c| _ = c.copy(map.at(0), to.at(0), SZ_64K)).expect("a job");
+    let to = Map::anon(MIDDLE);
+    let job = gpu.start(|c| _ = c.copy(map.at(0), to.at(0), MIDDLE)).expect("a job");
     uffd.next_fault(ARRIVAL).expect("no fault arrives");
     std::thread::sleep(Duration::from_millis(300));
     assert!(!job.is_done(), "the GPU did not wait");
@@ -105,12 +105,12 @@ fn page_is_given() {
 
 /// Who gives one page after the other, and takes his time, is waited for.
 fn pages_are_given_slowly() {
-    const PAGES: usize = SZ_64K / PAGE;
+    const PAGES: usize = MIDDLE / PAGE;
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     let uffd = Uffd::new(map);
-    let to = Map::anon(SZ_64K);
-    let job = gpu.start(|c| _ = c.copy(map.at(0), to.at(0), SZ_64K)).expect("a job");
+    let to = Map::anon(MIDDLE);
+    let job = gpu.start(|c| _ = c.copy(map.at(0), to.at(0), MIDDLE)).expect("a job");
     for page in 0..PAGES {
         let addr = uffd.next_fault(ARRIVAL).unwrap_or_else(|| panic!("no fault for page {page}"));
         std::thread::sleep(Duration::from_millis(150));
@@ -128,7 +128,7 @@ fn woken_in_vain() {
     /// When the VM is there for others, at the latest: after a second or two, on a busy machine.
     const SOON: Duration = Duration::from_secs(6);
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     let uffd = Uffd::new(map);
     let job = gpu.start(|c| _ = c.increment(map.at(0))).expect("a job");
     uffd.next_fault(ARRIVAL).expect("no fault arrives");
@@ -141,7 +141,7 @@ fn woken_in_vain() {
                 uffd.next_fault(Duration::from_millis(10));
             }
         });
-        bind(&gpu, Map::reserve(SZ_64K, SZ_2M));
+        bind(&gpu, Map::reserve(MIDDLE, SZ_2M));
         is_over.store(true, Ordering::Relaxed);
         start.elapsed()
     });
@@ -184,12 +184,12 @@ fn other_process() {
 /// The process itself can still map, unmap and protect other memory.
 fn own_mappings() {
     let gpu = Gpu::new();
-    let other = Map::aligned(SZ_64K, SZ_64K);
+    let other = Map::aligned(MIDDLE, MIDDLE);
     gpu.increment(other.at(0));
     let blocked = Blocked::new(&gpu);
     let jobs = blocked.start();
     for _ in 0..5 {
-        let map = promptly("mmap", || Map::anon(SZ_64K));
+        let map = promptly("mmap", || Map::anon(MIDDLE));
         map.fill(pattern);
         promptly("mprotect", || map.protect(vxe_uapi::RO));
         promptly("munmap", || map.unmap());
@@ -202,7 +202,7 @@ fn own_mappings() {
 /// wait go on waiting until the userfaultfd lets them go; then there is nothing any more.
 fn unmapped() {
     let mut gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     let uffd = Uffd::new(map);
     {
         let job = gpu.start(|c| _ = c.increment(map.at(0))).expect("a job");
@@ -219,7 +219,7 @@ fn unmapped() {
 /// The userfaultfd is closed while the GPU waits: what was missing is ordinary memory then.
 fn uffd_closed() {
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     let uffd = Uffd::new(map);
     let job = gpu.start(|c| _ = c.increment(map.at(8))).expect("a job");
     uffd.next_fault(ARRIVAL).expect("no fault arrives");
@@ -248,13 +248,13 @@ fn killed() {
 fn killed_in(call: fn(&Gpu, Map)) {
     let child = fork(|link| {
         let gpu = Gpu::new();
-        let map = Map::aligned(SZ_64K, SZ_64K);
+        let map = Map::aligned(MIDDLE, MIDDLE);
         let uffd = Uffd::new(map);
         let _job = gpu.start(|c| _ = c.increment(map.at(0))).expect("a job");
         uffd.next_fault(ARRIVAL).expect("no fault arrives");
         link.send(uffd.fd() as u64);
         link.receive();
-        call(&gpu, Map::reserve(SZ_64K, SZ_2M));
+        call(&gpu, Map::reserve(MIDDLE, SZ_2M));
         // Not to be reached.
         link.send(1);
         link.receive();
@@ -276,16 +276,16 @@ fn killed_in(call: fn(&Gpu, Map)) {
 }
 
 fn bind(gpu: &Gpu, place: Map) {
-    gpu.vm().bind(&[Bind::mirror(place.at(0), SZ_64K as u64)]).expect("bind");
+    gpu.vm().bind(&[Bind::mirror(place.at(0), MIDDLE as u64)]).expect("bind");
 }
 
 fn prefetch(gpu: &Gpu, place: Map) {
-    gpu.vm().bind(&[Bind::prefetch(place.at(0), SZ_64K as u64, 0)]).expect("prefetch");
+    gpu.vm().bind(&[Bind::prefetch(place.at(0), MIDDLE as u64, 0)]).expect("prefetch");
 }
 
 fn advise(gpu: &Gpu, place: Map) {
     let advice = Advice::Atomic(AtomicAccess::Device);
-    gpu.vm().madvise(place.at(0), SZ_64K as u64, advice).expect("advice");
+    gpu.vm().madvise(place.at(0), MIDDLE as u64, advice).expect("advice");
 }
 
 /// The device is closed while its GPU waits for pages.
@@ -312,7 +312,7 @@ fn closed() {
 fn queue_destroyed() {
     let device = device();
     let (a, b) = (Gpu::on_device(&device), Gpu::on_device(&device));
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     let uffd = Uffd::new(map);
     let doomed = a.another();
     let job = doomed.start(|c| _ = c.increment(map.at(0))).expect("a job");

@@ -13,7 +13,7 @@ use vxe_uapi::{
     gpu::{device, FAR},
     process::fork,
     sysfs::Provider,
-    Buffer, Gpu, Map, Program, PAGE, RO, RW, SZ_2M, SZ_64K,
+    Buffer, Gpu, Map, Program, MIDDLE, PAGE, RO, RW, SZ_2M,
 };
 
 /// The kinds of VMs.
@@ -114,12 +114,12 @@ fn basic(kind: Kind, length: usize, immediate: bool) {
 /// Pages that the CPU drops are replaced, and the GPU sees the new ones.
 fn dropped(kind: Kind) {
     let gpu = kind.gpu();
-    let memory = Map::aligned(SZ_64K, SZ_2M);
+    let memory = Map::aligned(MIDDLE, SZ_2M);
     let at = bind_far(&gpu, memory);
     for round in 0..8 {
         touch(&gpu, at, memory.len());
         expect("touched", memory, 1);
-        memory.part(round * PAGE % SZ_64K, PAGE).madvise(libc::MADV_DONTNEED);
+        memory.part(round * PAGE % MIDDLE, PAGE).madvise(libc::MADV_DONTNEED);
         memory.madvise(libc::MADV_DONTNEED);
     }
     touch(&gpu, at, memory.len());
@@ -166,20 +166,20 @@ fn moved() {
 /// Rights: of the memory, and of the binding.
 fn rights() {
     let mut gpu = Kind::Mirrored.gpu();
-    let memory = Map::aligned(SZ_64K, SZ_2M);
+    let memory = Map::aligned(MIDDLE, SZ_2M);
     memory.write(0, 9);
     let to = FAR;
-    let op = Bind::userptr(memory.at(0), to, SZ_64K as u64);
+    let op = Bind::userptr(memory.at(0), to, MIDDLE as u64);
     bind(&gpu, op.read_only());
-    let out = Map::anon(SZ_64K);
-    gpu.run(|c| _ = c.copy(to, out.at(0), SZ_64K));
+    let out = Map::anon(MIDDLE);
+    gpu.run(|c| _ = c.copy(to, out.at(0), MIDDLE));
     out.expect_word("read", 0, 9);
     gpu.expect_fault("a store", |c| _ = c.store(to, 1));
     memory.protect(RO);
     let result = gpu.vm().bind(&[op]);
     assert_eq!(result.map_err(|e| e.errno()), Err(libc::EPERM), "for writing");
     bind(&gpu, op.read_only());
-    gpu.run(|c| _ = c.copy(to, out.at(0), SZ_64K));
+    gpu.run(|c| _ = c.copy(to, out.at(0), MIDDLE));
     memory.protect(RW);
     bind(&gpu, op);
     gpu.store(to, 3);
@@ -192,7 +192,7 @@ fn rights() {
 /// Parent and child have their own memory after a fork; the binding is of the parent's.
 fn forked(kind: Kind) {
     let gpu = kind.gpu();
-    let memory = Map::aligned(SZ_64K, SZ_2M);
+    let memory = Map::aligned(MIDDLE, SZ_2M);
     let at = bind_far(&gpu, memory);
     touch(&gpu, at, memory.len());
     let child = fork(move |link| {
@@ -218,12 +218,12 @@ fn forked(kind: Kind) {
 /// A child binds its own memory in the parent's VM. It is gone with the child.
 fn of_a_child() {
     let mut gpu = Kind::Mirrored.gpu();
-    let memory = Map::aligned(SZ_64K, SZ_2M);
+    let memory = Map::aligned(MIDDLE, SZ_2M);
     memory.fill(|_| 1);
     let vm = gpu.vm().clone();
     let child = fork(move |link| {
         memory.fill(|_| 0);
-        let op = Bind::userptr(memory.at(0), FAR, SZ_64K as u64);
+        let op = Bind::userptr(memory.at(0), FAR, MIDDLE as u64);
         let result = vm.bind(&[op]);
         link.send(u64::from(result.is_ok()));
         link.receive();
@@ -232,7 +232,7 @@ fn of_a_child() {
         link.receive();
     });
     assert_eq!(child.link().receive(), 1, "the child binds");
-    touch(&gpu, At(FAR), SZ_64K);
+    touch(&gpu, At(FAR), MIDDLE);
     child.link().send(1);
     assert_eq!(child.link().receive(), 1);
     memory.expect("the parent's", |_| 1);
@@ -342,13 +342,13 @@ fn undone() {
 /// The CPU drops pages of the userptr all the time, while the GPU counts in one of them.
 fn race_with_drops(kind: Kind) {
     let gpu = kind.gpu();
-    let memory = Map::aligned(SZ_64K, SZ_2M);
+    let memory = Map::aligned(MIDDLE, SZ_2M);
     let at = bind_far(&gpu, memory);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                memory.part(SZ_64K / 2, SZ_64K / 2).madvise(libc::MADV_DONTNEED);
+                memory.part(MIDDLE / 2, MIDDLE / 2).madvise(libc::MADV_DONTNEED);
             }
         });
         let rounds = iterations(100);
@@ -391,7 +391,7 @@ fn race_with_binds(kind: Kind) {
 /// Two devices have the same memory bound, and see each other's stores.
 fn two_devices() {
     let provider = Provider::load(4);
-    let memory = Map::aligned(SZ_64K, SZ_2M);
+    let memory = Map::aligned(MIDDLE, SZ_2M);
     let other = provider.slots().first().expect("a device").open();
     let gpus = [Gpu::new(), Gpu::on_device(&other)];
     let at = gpus.each_ref().map(|gpu| bind_far(gpu, memory));
@@ -433,11 +433,11 @@ fn large() {
 /// A prefetch gets the pages and maps them.
 fn prefetched() {
     let gpu = Kind::Faulting.gpu();
-    let memory = Map::aligned(SZ_64K, SZ_2M);
+    let memory = Map::aligned(MIDDLE, SZ_2M);
     let at = bind_far(&gpu, memory);
-    let prefetch = |region| gpu.vm().bind(&[Bind::prefetch(at.0, SZ_64K as u64, region)]);
+    let prefetch = |region| gpu.vm().bind(&[Bind::prefetch(at.0, MIDDLE as u64, region)]);
     prefetch(0).expect("a prefetch");
-    touch(&gpu, at, SZ_64K);
+    touch(&gpu, at, MIDDLE);
     expect("prefetched", memory, 1);
     memory.unmap();
     let result = prefetch(0);
@@ -447,18 +447,18 @@ fn prefetched() {
 /// A queue that runs while the memory is unmapped fails, and nothing else.
 fn unmapped_while_running() {
     let gpu = Kind::Mirrored.gpu();
-    let memory = Map::aligned(SZ_64K, SZ_2M);
+    let memory = Map::aligned(MIDDLE, SZ_2M);
     let at = bind_far(&gpu, memory);
     let job = gpu
         .start(|c| {
             for _ in 0..200 {
-                for page in (0..SZ_64K).step_by(PAGE) {
+                for page in (0..MIDDLE).step_by(PAGE) {
                     c.increment(at.at(page));
                 }
             }
         })
         .expect("a job");
-    while memory.read(SZ_64K - PAGE) == 0 && !job.is_done() {
+    while memory.read(MIDDLE - PAGE) == 0 && !job.is_done() {
         thread::yield_now();
     }
     memory.unmap();
@@ -477,13 +477,13 @@ fn unmapped_while_running() {
 fn main() -> ExitCode {
     let mut p = Program::new("vxe_userptr", "Userptrs: memory of a process at other addresses.");
     for (name, kind) in KINDS {
-        for (size, length) in [("page", PAGE), ("64K", SZ_64K), ("odd", 5 * PAGE), ("2M", SZ_2M)] {
+        for (size, length) in [("page", PAGE), ("64K", MIDDLE), ("odd", 5 * PAGE), ("2M", SZ_2M)] {
             p.subtest(format!("{name}-{size}"), "the GPU works on it", move || {
                 basic(kind, length, false);
             });
         }
         p.subtest(format!("{name}-immediate"), "bound at once", move || {
-            basic(kind, SZ_64K, true);
+            basic(kind, MIDDLE, true);
         });
         p.subtest(format!("{name}-dropped"), "the CPU drops pages", move || dropped(kind));
         p.subtest(format!("{name}-unmapped"), "the CPU unmaps pages", move || unmapped(kind));

@@ -9,7 +9,7 @@ use vxe_uapi::{
     env::iterations,
     gpu::{device, ALL, PATIENCE},
     vmas::vmas,
-    Buffer, Gpu, Map, Program, Rng, PAGE, RW, SZ_2M, SZ_64K,
+    Buffer, Gpu, Map, Program, Rng, MIDDLE, PAGE, RW, SZ_2M,
 };
 
 #[track_caller]
@@ -27,7 +27,7 @@ fn mirror_parts() {
     let device = device();
     let vm = Vm::new(&device).expect("a VM");
     let mut gpu = Gpu::on_vm(&vm);
-    let map = Map::aligned(SZ_64K, SZ_2M);
+    let map = Map::aligned(MIDDLE, SZ_2M);
     let bad = |gpu: &mut Gpu, what: &str| {
         let result = gpu.try_run(|c| _ = c.store(map.at(0), 1));
         assert_eq!(result.map_err(|e| e.errno()), Err(libc::EIO), "{what}");
@@ -52,9 +52,9 @@ fn mirror_parts() {
 /// A buffer at an address where the process has nothing.
 fn bo_alone(immediate: bool) {
     let gpu = Gpu::new();
-    let buffer = Buffer::new(&gpu, SZ_2M + SZ_64K);
+    let buffer = Buffer::new(&gpu, SZ_2M + MIDDLE);
     buffer.memory().fill(pattern);
-    let place = nowhere(SZ_2M + SZ_64K);
+    let place = nowhere(SZ_2M + MIDDLE);
     let map = buffer.bind(place);
     bind(&gpu, &[if immediate { map.immediate() } else { map }]);
     gpu.run(|c| {
@@ -100,8 +100,8 @@ fn bo_over_mirror(offset: usize, length: usize) {
 /// A buffer cannot take the place of mirrored pages: those stay.
 fn bo_over_live_mirror() {
     let gpu = Gpu::new();
-    let cpu = Map::aligned(SZ_64K, SZ_2M);
-    let buffer = Buffer::new(&gpu, SZ_64K);
+    let cpu = Map::aligned(MIDDLE, SZ_2M);
+    let buffer = Buffer::new(&gpu, MIDDLE);
     gpu.increment(cpu.at(0));
     let result = gpu.vm().bind(&[buffer.bind(cpu)]);
     assert_eq!(result.map_err(|e| e.errno()), Err(libc::EBUSY), "over live pages");
@@ -113,10 +113,10 @@ fn bo_over_live_mirror() {
 /// A bind that fails half-way leaves nothing behind.
 fn array_is_undone() {
     let mut gpu = Gpu::new();
-    let live = Map::aligned(SZ_64K, SZ_2M);
+    let live = Map::aligned(MIDDLE, SZ_2M);
     gpu.increment(live.at(0));
-    let buffer = Buffer::new(&gpu, SZ_64K);
-    let place = nowhere(SZ_64K);
+    let buffer = Buffer::new(&gpu, MIDDLE);
+    let place = nowhere(MIDDLE);
     // The second is refused, for there are live pages.
     let result = gpu.vm().bind(&[buffer.bind(place), buffer.bind(live)]);
     assert_eq!(result.map_err(|e| e.errno()), Err(libc::EBUSY));
@@ -133,14 +133,14 @@ fn array_is_undone() {
 /// its neighbours are as they were.
 fn remap_is_undone() {
     let gpu = Gpu::new();
-    let live = Map::aligned(SZ_64K, SZ_2M);
+    let live = Map::aligned(MIDDLE, SZ_2M);
     gpu.increment(live.at(0));
     let place = nowhere(3 * SZ_2M);
     let (old, new) = (Buffer::new(&gpu, 3 * SZ_2M), Buffer::new(&gpu, SZ_2M));
     bind(&gpu, &[old.bind(place).immediate()]);
     let before = vmas(gpu.vm(), 0..ALL);
     let (middle, page) = (place.part(SZ_2M / 2, SZ_2M), PAGE as u64);
-    let refused = [Bind::unmap(live.at(0), SZ_64K as u64)];
+    let refused = [Bind::unmap(live.at(0), MIDDLE as u64)];
     for binds in [
         &[new.bind(middle)][..],
         &[new.bind(middle).immediate(), Bind::unmap(middle.at(0), page)],
@@ -167,22 +167,22 @@ fn remap_is_undone() {
 fn prefetch_of_buffer() {
     const ADVISED: i32 = -1;
     let gpu = Gpu::new();
-    let buffer = Buffer::new(&gpu, SZ_64K);
-    let place = nowhere(2 * SZ_64K);
-    let length = SZ_64K as u64;
-    bind(&gpu, &[buffer.bind(place.part(SZ_64K, SZ_64K))]);
+    let buffer = Buffer::new(&gpu, MIDDLE);
+    let place = nowhere(2 * MIDDLE);
+    let length = MIDDLE as u64;
+    bind(&gpu, &[buffer.bind(place.part(MIDDLE, MIDDLE))]);
     let errno = |binds: &[Bind]| gpu.vm().bind(binds).map_err(|e| e.errno());
-    let of_buffer = Bind::prefetch(place.at(SZ_64K), length, ADVISED);
+    let of_buffer = Bind::prefetch(place.at(MIDDLE), length, ADVISED);
     assert_eq!(errno(&[of_buffer]), Err(libc::EINVAL), "a buffer");
     let of_both = Bind::prefetch(place.at(0), 2 * length, ADVISED);
     assert_eq!(errno(&[of_both]), Err(libc::EINVAL), "a mirror, and a buffer");
     assert_eq!(errno(&[Bind::prefetch(place.at(0), length, ADVISED)]), Ok(()), "a mirror");
-    assert_eq!(errno(&[Bind::prefetch(place.at(SZ_64K), length, 0)]), Ok(()), "to a region");
+    assert_eq!(errno(&[Bind::prefetch(place.at(MIDDLE), length, 0)]), Ok(()), "to a region");
     // What an array has done before counts, and is undone.
-    let unmapped = Bind::unmap(place.at(SZ_64K), length);
+    let unmapped = Bind::unmap(place.at(MIDDLE), length);
     assert_eq!(errno(&[unmapped, of_both]), Ok(()), "no buffer any more");
     let before = vmas(gpu.vm(), 0..ALL);
-    let bound = buffer.bind(place.part(SZ_64K, SZ_64K));
+    let bound = buffer.bind(place.part(MIDDLE, MIDDLE));
     assert_eq!(errno(&[bound, of_buffer]), Err(libc::EINVAL), "a buffer by then");
     assert_eq!(vmas(gpu.vm(), 0..ALL), before, "as before");
 }
@@ -245,7 +245,7 @@ fn unmap() {
         });
         bind(&gpu, &[Bind::unmap(place.at(hole * PAGE), PAGE as u64)]);
     }
-    let cpu = Map::aligned(SZ_64K, SZ_2M);
+    let cpu = Map::aligned(MIDDLE, SZ_2M);
     bind(&gpu, &[Bind::unmap(cpu.at(8 * PAGE), PAGE as u64)]);
     gpu.expect_fault("a page taken from the mirror", |c| _ = c.store(cpu.at(8 * PAGE), 1));
     gpu.run(|c| _ = c.store(cpu.at(7 * PAGE), 1).store(cpu.at(9 * PAGE), 1));
@@ -257,11 +257,11 @@ fn unmap() {
 /// A buffer is bound at several places; UNMAP_ALL takes them all.
 fn unmap_all() {
     let mut gpu = Gpu::new();
-    let (buffer, other) = (Buffer::new(&gpu, SZ_64K), Buffer::new(&gpu, SZ_64K));
-    let places: Vec<Map> = (0..4).map(|_| nowhere(SZ_64K)).collect();
+    let (buffer, other) = (Buffer::new(&gpu, MIDDLE), Buffer::new(&gpu, MIDDLE));
+    let places: Vec<Map> = (0..4).map(|_| nowhere(MIDDLE)).collect();
     let binds: Vec<_> = places.iter().map(|p| buffer.bind(*p)).collect();
     bind(&gpu, &binds);
-    let kept = nowhere(SZ_64K);
+    let kept = nowhere(MIDDLE);
     bind(&gpu, &[other.bind(kept)]);
     for (i, place) in places.iter().enumerate() {
         gpu.increment(place.at(PAGE));
@@ -279,18 +279,18 @@ fn unmap_all() {
 /// The handle is closed, the binding stays, and so does the memory.
 fn closed_while_bound() {
     let gpu = Gpu::new();
-    let bo = Bo::system(gpu.device(), SZ_64K).expect("a buffer");
+    let bo = Bo::system(gpu.device(), MIDDLE).expect("a buffer");
     let mapping = bo.map().expect("a mapping of the buffer");
     let memory = Map::existing(mapping.as_ptr() as usize, mapping.len());
     memory.fill(pattern);
-    let place = nowhere(SZ_64K);
-    bind(&gpu, &[Bind::bo(&bo, 0, place.at(0), SZ_64K as u64)]);
+    let place = nowhere(MIDDLE);
+    bind(&gpu, &[Bind::bo(&bo, 0, place.at(0), MIDDLE as u64)]);
     drop(bo);
     gpu.increment(place.at(PAGE));
     memory.expect("through a mapping", |o| pattern(o).wrapping_add(u32::from(o == PAGE)));
     drop(mapping);
     gpu.increment(place.at(PAGE));
-    let to = Map::anon(SZ_64K);
+    let to = Map::anon(MIDDLE);
     gpu.copy(place, to);
     to.expect("through the GPU", |o| pattern(o).wrapping_add(2 * u32::from(o == PAGE)));
 }
@@ -299,20 +299,20 @@ fn closed_while_bound() {
 fn buffers_and_vms() {
     let device = device();
     let (a, b) = (Gpu::on_device(&device), Gpu::on_device(&device));
-    let place = nowhere(SZ_64K);
-    let shared = Buffer::new(&a, SZ_64K);
+    let place = nowhere(MIDDLE);
+    let shared = Buffer::new(&a, MIDDLE);
     for gpu in [&a, &b] {
         bind(gpu, &[shared.bind(place)]);
         gpu.increment(place.at(0));
     }
     shared.memory().expect_word("counted by both", 0, 2);
 
-    let private = Bo::create(&device, SZ_64K, 1, Some(a.vm())).expect("a private buffer");
-    let map = Bind::bo(&private, 0, place.at(0), SZ_64K as u64);
+    let private = Bo::create(&device, MIDDLE, 1, Some(a.vm())).expect("a private buffer");
+    let map = Bind::bo(&private, 0, place.at(0), MIDDLE as u64);
     bind(&a, &[map]);
     a.increment(place.at(0));
     let mapping = private.map().expect("a mapping");
-    Map::existing(mapping.as_ptr() as usize, SZ_64K).expect_word("the private one", 0, 1);
+    Map::existing(mapping.as_ptr() as usize, MIDDLE).expect_word("the private one", 0, 1);
     b.vm().bind(&[map]).expect_err("a private buffer in another VM");
     shared.memory().expect_word("untouched", 0, 2);
 }
@@ -320,11 +320,11 @@ fn buffers_and_vms() {
 /// The GPU may only read what is bound read-only.
 fn read_only() {
     let mut gpu = Gpu::new();
-    let buffer = Buffer::new(&gpu, SZ_64K);
+    let buffer = Buffer::new(&gpu, MIDDLE);
     buffer.memory().fill(pattern);
-    let place = nowhere(SZ_64K);
+    let place = nowhere(MIDDLE);
     bind(&gpu, &[buffer.bind(place).read_only()]);
-    let to = Map::anon(SZ_64K);
+    let to = Map::anon(MIDDLE);
     gpu.copy(place, to);
     to.expect("read", pattern);
     gpu.expect_fault("a store", |c| _ = c.store(place.at(0), 1));
@@ -334,12 +334,12 @@ fn read_only() {
 /// The value of a bind's fence is written to the process's memory, wherever that is.
 fn fences() {
     let gpu = Gpu::new();
-    let buffer = Buffer::new(&gpu, SZ_64K);
-    let place = nowhere(SZ_64K);
-    let memory = Map::anon(SZ_64K);
+    let buffer = Buffer::new(&gpu, MIDDLE);
+    let place = nowhere(MIDDLE);
+    let memory = Map::anon(MIDDLE);
     // One that the GPU has mapped, too.
     gpu.store(memory.at(PAGE), 0);
-    let alternate = [buffer.bind(place), Bind::unmap(place.at(0), SZ_64K as u64)];
+    let alternate = [buffer.bind(place), Bind::unmap(place.at(0), MIDDLE as u64)];
     for round in 1..=21u64 {
         let fence = Fence { address: memory.at(PAGE + 8), value: (round << 32) | 5 };
         let ops = [alternate[round as usize % 2]];
@@ -426,7 +426,7 @@ fn random() {
 /// The VM is destroyed under a queue with work; the process's other VM lives on.
 fn destroy_vm() {
     let device = device();
-    let memory = Map::anon(SZ_64K);
+    let memory = Map::anon(MIDDLE);
     let survivor = Gpu::on_device(&device);
     for _ in 0..iterations(5) {
         let gpu = Gpu::on_device(&device);
@@ -452,12 +452,12 @@ fn destroy_vm() {
 /// A buffer's pages come as zeroes, and no two buffers share them.
 fn buffers_are_fresh() {
     let gpu = Gpu::new();
-    let buffers: Vec<Buffer> = (0..8).map(|_| Buffer::new(&gpu, SZ_64K)).collect();
+    let buffers: Vec<Buffer> = (0..8).map(|_| Buffer::new(&gpu, MIDDLE)).collect();
     for (i, buffer) in buffers.iter().enumerate() {
         buffer.memory().expect("fresh", |_| 0);
-        let place = nowhere(SZ_64K);
+        let place = nowhere(MIDDLE);
         bind(&gpu, &[buffer.bind(place)]);
-        let fill = Map::anon(SZ_64K);
+        let fill = Map::anon(MIDDLE);
         fill.fill(|o| pattern(o) ^ i as u32);
         gpu.copy(fill, place);
     }
@@ -469,13 +469,13 @@ fn buffers_are_fresh() {
 /// Memory that replaces what a buffer covered is found when the mirror is back.
 fn mirror_after_bo() {
     let gpu = Gpu::new();
-    let place = nowhere(SZ_64K);
-    let buffer = Buffer::new(&gpu, SZ_64K);
+    let place = nowhere(MIDDLE);
+    let buffer = Buffer::new(&gpu, MIDDLE);
     for round in 1..=iterations(10) {
         bind(&gpu, &[buffer.bind(place)]);
         gpu.store(place.at(0), round);
         buffer.memory().expect_word("the buffer", 0, round);
-        bind(&gpu, &[Bind::mirror(place.at(0), SZ_64K as u64)]);
+        bind(&gpu, &[Bind::mirror(place.at(0), MIDDLE as u64)]);
         let cpu = place.replace_anon(RW);
         gpu.increment(cpu.at(4));
         cpu.expect("the process's memory", |o| u32::from(o == 4));
@@ -493,9 +493,9 @@ fn main() -> ExitCode {
     p.subtest("bo", "a buffer alone", || bo_alone(false));
     p.subtest("bo-immediate", "a buffer that is mapped at once", || bo_alone(true));
     for (name, offset, length) in [
-        ("head", 0, SZ_64K),
-        ("middle", SZ_2M / 2, SZ_64K),
-        ("tail", SZ_2M - SZ_64K, SZ_64K),
+        ("head", 0, MIDDLE),
+        ("middle", SZ_2M / 2, MIDDLE),
+        ("tail", SZ_2M - MIDDLE, MIDDLE),
         ("page", SZ_2M / 4 + PAGE, PAGE),
         ("all", 0, SZ_2M),
     ] {

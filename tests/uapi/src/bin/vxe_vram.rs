@@ -10,7 +10,7 @@ use vxe_uapi::{
     process::fork,
     sysfs::Slot,
     vram::{buffer, region, try_buffer},
-    Gpu, Map, Program, Rng, PAGE, RW, SZ_2M, SZ_64K,
+    Gpu, Map, Program, Rng, MIDDLE, PAGE, RW, SZ_2M,
 };
 
 fn read(mapping: &Mapping, offset: usize) -> u32 {
@@ -38,13 +38,13 @@ fn described() {
 fn used() {
     let device = device();
     let before = region(&device).used;
-    let bo = buffer(&device, 3 * SZ_64K);
+    let bo = buffer(&device, 3 * MIDDLE);
     let now = region(&device);
-    assert_eq!(now.used, before + 3 * SZ_64K as u64);
+    assert_eq!(now.used, before + 3 * MIDDLE as u64);
     assert_eq!(now.cpu_visible_used, now.used);
     drop(bo);
     assert_eq!(region(&device).used, before);
-    let system = Bo::system(&device, SZ_64K).expect("a buffer");
+    let system = Bo::system(&device, MIDDLE).expect("a buffer");
     assert_eq!(region(&device).used, before);
     drop(system);
 }
@@ -55,16 +55,16 @@ fn coherent(size: usize) {
     let bo = buffer(gpu.device(), size);
     let mapping = bo.map().expect("its memory");
     gpu.vm().bind(&[Bind::bo(&bo, 0, FAR, size as u64)]).expect("a bind");
-    for offset in (0..size).step_by(SZ_64K / 4) {
+    for offset in (0..size).step_by(MIDDLE / 4) {
         assert_eq!(read(&mapping, offset), 0, "new memory");
         write(&mapping, offset, offset as u32 + 1);
     }
     gpu.run(|c| {
-        for offset in (0..size).step_by(SZ_64K / 4) {
+        for offset in (0..size).step_by(MIDDLE / 4) {
             c.increment(FAR + offset as u64).store(FAR + offset as u64 + 8, offset as u32);
         }
     });
-    for offset in (0..size).step_by(SZ_64K / 4) {
+    for offset in (0..size).step_by(MIDDLE / 4) {
         assert_eq!(read(&mapping, offset), offset as u32 + 2, "at {offset:#x}");
         assert_eq!(read(&mapping, offset + 8), offset as u32, "at {offset:#x}");
     }
@@ -77,21 +77,21 @@ fn copies() {
     gpu.vm().bind(&[Bind::bo(&bo, 0, FAR, 2 * SZ_2M as u64)]).expect("a bind");
     let (from, to) = (Map::anon(SZ_2M), Map::anon(SZ_2M));
     from.fill(|offset| offset as u32 ^ 0x5a5a_0000);
-    gpu.run(|c| _ = c.copy(from.at(0), FAR + SZ_64K as u64, SZ_2M));
+    gpu.run(|c| _ = c.copy(from.at(0), FAR + MIDDLE as u64, SZ_2M));
     gpu.run(|c| {
-        _ = c.copy(FAR + SZ_64K as u64, FAR + SZ_2M as u64 + SZ_64K as u64, SZ_2M - SZ_64K)
+        _ = c.copy(FAR + MIDDLE as u64, FAR + SZ_2M as u64 + MIDDLE as u64, SZ_2M - MIDDLE)
     });
-    gpu.run(|c| _ = c.copy(FAR + SZ_2M as u64 + SZ_64K as u64, to.at(0), SZ_2M - SZ_64K));
-    to.part(0, SZ_2M - SZ_64K).expect("copied", |offset| offset as u32 ^ 0x5a5a_0000);
+    gpu.run(|c| _ = c.copy(FAR + SZ_2M as u64 + MIDDLE as u64, to.at(0), SZ_2M - MIDDLE));
+    to.part(0, SZ_2M - MIDDLE).expect("copied", |offset| offset as u32 ^ 0x5a5a_0000);
 }
 
 /// Batches and fences may be there, too.
 fn batch() {
     let gpu = Gpu::new();
-    let bo = buffer(gpu.device(), SZ_64K);
+    let bo = buffer(gpu.device(), MIDDLE);
     let mapping = bo.map().expect("its memory");
-    gpu.vm().bind(&[Bind::bo(&bo, 0, FAR, SZ_64K as u64)]).expect("a bind");
-    let memory = Map::existing(mapping.address() as usize, SZ_64K);
+    gpu.vm().bind(&[Bind::bo(&bo, 0, FAR, MIDDLE as u64)]).expect("a bind");
+    let memory = Map::existing(mapping.address() as usize, MIDDLE);
     write_batch(memory, |c| _ = c.store(FAR + PAGE as u64, 7).increment(FAR + PAGE as u64));
     gpu.submit_and_wait(FAR).expect("a batch in the device's memory");
     assert_eq!(read(&mapping, PAGE), 8);
@@ -173,27 +173,27 @@ fn full() {
 /// A part of a buffer is mapped by the CPU: its own offset counts, also after a part was unmapped.
 fn partial_mapping() {
     let device = device();
-    let bo = buffer(&device, 4 * SZ_64K);
+    let bo = buffer(&device, 4 * MIDDLE);
     let all = bo.map().expect("its memory");
-    for page in 0..4 * SZ_64K / PAGE {
+    for page in 0..4 * MIDDLE / PAGE {
         write(&all, page * PAGE, page as u32);
     }
     let offset = bo.mmap_offset().expect("an offset") as i64;
-    let at = Map::reserve(4 * SZ_64K, SZ_64K);
+    let at = Map::reserve(4 * MIDDLE, MIDDLE);
     let whole = Map::mmap(
         at.start(),
-        4 * SZ_64K,
+        4 * MIDDLE,
         RW,
         libc::MAP_SHARED | libc::MAP_FIXED,
         device.as_raw_fd(),
         offset,
     );
-    whole.part(0, SZ_64K).unmap();
-    whole.part(2 * SZ_64K, SZ_64K).unmap();
+    whole.part(0, MIDDLE).unmap();
+    whole.part(2 * MIDDLE, MIDDLE).unmap();
     for page in [16, 17, 31, 48, 63] {
         whole.expect_word("the page", page * PAGE, page as u32);
     }
-    let private = Map::try_mmap(0, SZ_64K, RW, libc::MAP_PRIVATE, device.as_raw_fd(), offset);
+    let private = Map::try_mmap(0, MIDDLE, RW, libc::MAP_PRIVATE, device.as_raw_fd(), offset);
     assert!(private.is_err(), "a private mapping of a buffer");
 }
 
@@ -201,11 +201,11 @@ fn partial_mapping() {
 fn forked() {
     let device = device();
     let before = region(&device).used;
-    let bo = buffer(&device, SZ_64K);
+    let bo = buffer(&device, MIDDLE);
     let mapping = bo.map().expect("its memory");
     drop(bo);
     write(&mapping, 0, 1);
-    let map = Map::existing(mapping.address() as usize, SZ_64K);
+    let map = Map::existing(mapping.address() as usize, MIDDLE);
     fork(move |_| {
         map.expect_word("the parent's word", 0, 1);
         map.write(PAGE, 2);
@@ -244,7 +244,7 @@ fn main() -> ExitCode {
     let mut p = Program::new("vxe_vram", "Buffers in the device's own memory.");
     p.subtest("region", "what the device says of it", described);
     p.subtest("used", "buffers are counted", used);
-    p.subtest("coherent-64K", "CPU and GPU see the same: 64 KiB", || coherent(SZ_64K));
+    p.subtest("coherent-64K", "CPU and GPU see the same: 64 KiB", || coherent(MIDDLE));
     p.subtest("coherent-6M", "CPU and GPU see the same: 6 MiB", || coherent(3 * SZ_2M));
     p.subtest("copies", "the GPU copies in and out", copies);
     p.subtest("batch", "a batch in it", batch);

@@ -12,7 +12,7 @@ use vxe_client::{
     sys::{self, drm_xe_vm_bind, drm_xe_vm_bind_op},
     Bind, Bo, Device, ExecQueue, Vm,
 };
-use vxe_uapi::{Gpu, Map, PAGE, RO, SZ_2M, SZ_64K};
+use vxe_uapi::{Gpu, Map, MIDDLE, PAGE, RO, SZ_2M};
 
 /// The end of the GPU's addresses.
 const END: u64 = 1 << 48;
@@ -28,18 +28,18 @@ pub fn args(vm: &Vm, op: Bind) -> drm_xe_vm_bind {
 /// A VM, a buffer of 64 KiB and where to bind it.
 fn scene() -> (Gpu, Bo, Map) {
     let gpu = Gpu::new();
-    let bo = Bo::system(gpu.device(), SZ_64K).expect("a buffer");
-    (gpu, bo, Map::reserve(SZ_64K, SZ_2M))
+    let bo = Bo::system(gpu.device(), MIDDLE).expect("a buffer");
+    (gpu, bo, Map::reserve(MIDDLE, SZ_2M))
 }
 
 pub fn header() {
     let (device, vm, foreign) = foreign();
-    let place = Map::reserve(SZ_64K, SZ_2M);
+    let place = Map::reserve(MIDDLE, SZ_2M);
     let other = Vm::mirrored(&device).expect("a VM");
     let work = ExecQueue::new(&vm).expect("a queue");
     let of_other = ExecQueue::for_binds(&other).expect("a bind queue");
     let queue = ExecQueue::for_binds(&vm).expect("a bind queue");
-    let mut good = args(&vm, Bind::mirror(place.at(0), SZ_64K as u64));
+    let mut good = args(&vm, Bind::mirror(place.at(0), MIDDLE as u64));
     good.exec_queue_id = queue.id();
     Cases::new(&device, &request::VM_BIND, good)
         .accepted()
@@ -72,7 +72,7 @@ pub fn operation() {
     let (device, vm) = (gpu.device(), gpu.vm());
     let there = Device::open().expect("another file");
     let theirs: Vec<_> = (0..3).map(|_| Bo::system(&there, PAGE).expect("a buffer")).collect();
-    let length = SZ_64K as u64;
+    let length = MIDDLE as u64;
 
     Cases::new(device, &request::VM_BIND, args(vm, Bind::bo(&bo, 0, place.at(0), length)))
         .accepted()
@@ -144,18 +144,18 @@ pub fn operation() {
 /// Nobody advises where buffers are: a prefetch to where it was advised is for mirrors only.
 pub fn advised() {
     let (gpu, bo, place) = scene();
-    let (device, vm, length) = (gpu.device(), gpu.vm(), SZ_64K as u64);
+    let (device, vm, length) = (gpu.device(), gpu.vm(), MIDDLE as u64);
     let half = length / 2;
     vm.bind(&[Bind::unmap(place.at(0), half), Bind::bo(&bo, 0, place.at(0), half)])
         .expect("a bind");
-    let good = args(vm, Bind::prefetch(place.at(SZ_64K / 2), half, -1));
+    let good = args(vm, Bind::prefetch(place.at(MIDDLE / 2), half, -1));
     let mut cases = Cases::new(device, &request::VM_BIND, good).accepted();
     cases
         .reject(EINVAL, "a buffer", |a| op(a).addr = place.at(0))
         .reject(EINVAL, "the end of a buffer, and a mirror", |a| op(a).addr = place.at(PAGE))
         .finish();
     // In an array nothing of it is done.
-    let other = Map::reserve(SZ_64K, SZ_2M);
+    let other = Map::reserve(MIDDLE, SZ_2M);
     let result =
         vm.bind(&[Bind::bo(&bo, 0, other.at(0), length), Bind::prefetch(other.at(0), length, -1)]);
     assert_eq!(result.map_err(|e| e.errno()), Err(EINVAL));
@@ -166,7 +166,7 @@ pub fn advised() {
 /// A buffer of 64 KiB, cached by the CPU as said; it is never closed.
 fn raw_buffer(device: &Device, caching: u32, flags: u32) -> u32 {
     let mut create = sys::drm_xe_gem_create {
-        size: SZ_64K as u64,
+        size: MIDDLE as u64,
         placement: 1,
         cpu_caching: caching as u16,
         flags,
@@ -186,7 +186,7 @@ pub fn caching() {
     const COMPRESSED: [u16; 3] = [9, 14, 29];
 
     let (gpu, bo, place) = scene();
-    let (device, vm, length) = (gpu.device(), gpu.vm(), SZ_64K as u64);
+    let (device, vm, length) = (gpu.device(), gpu.vm(), MIDDLE as u64);
     let combined = raw_buffer(device, sys::DRM_XE_GEM_CPU_CACHING_WC, 0);
     let incompressible = raw_buffer(
         device,
@@ -240,8 +240,8 @@ pub fn caching() {
 /// User pointers.
 pub fn userptr() {
     let (gpu, _bo, place) = scene();
-    let (device, vm, length) = (gpu.device(), gpu.vm(), SZ_64K as u64);
-    let memory = Map::aligned(SZ_64K, SZ_2M);
+    let (device, vm, length) = (gpu.device(), gpu.vm(), MIDDLE as u64);
+    let memory = Map::aligned(MIDDLE, SZ_2M);
     let userptr = Bind::userptr(memory.at(0), place.at(0), length);
     Cases::new(device, &request::VM_BIND, args(vm, userptr))
         .accepted()
@@ -273,7 +273,7 @@ pub fn userptr() {
 /// with it.
 pub fn not_supported() {
     let (gpu, bo, place) = scene();
-    let (device, vm, length) = (gpu.device(), gpu.vm(), SZ_64K as u64);
+    let (device, vm, length) = (gpu.device(), gpu.vm(), MIDDLE as u64);
 
     Cases::new(device, &request::VM_BIND, args(vm, Bind::null(place.at(0), length)))
         .reject(EOPNOTSUPP, "a mapping of nothing", |_| ())
@@ -303,7 +303,7 @@ pub fn not_supported() {
 
 pub fn ranges() {
     let (gpu, bo, place) = scene();
-    let length = SZ_64K as u64;
+    let length = MIDDLE as u64;
     for (what, good) in [
         ("buffer", Bind::bo(&bo, 0, place.at(0), length)),
         ("mirror", Bind::mirror(place.at(0), length)),
@@ -375,7 +375,7 @@ pub fn arrays() {
         })
         .finish();
 
-    gpu.vm().bind(&[Bind::unmap(place.at(0), SZ_64K as u64)]).expect("unmap");
+    gpu.vm().bind(&[Bind::unmap(place.at(0), MIDDLE as u64)]).expect("unmap");
     Cases::new(&device, &request::VM_BIND, args)
         .reject(EINVAL, "an array with a bad bind", |a| {
             a.__bindgen_anon_1.vector_of_binds = spoilt.as_ptr() as u64;

@@ -9,7 +9,7 @@ use vxe_client::{
     sys::{self, drm_xe_vm_create, drm_xe_vm_destroy},
     Device, ExecQueue, Vm,
 };
-use vxe_uapi::{gpu::device, Map, PAGE, SZ_64K};
+use vxe_uapi::{gpu::device, Map, MIDDLE, PAGE};
 
 const FAULTING: u32 = sys::DRM_XE_VM_CREATE_FLAG_LR_MODE | sys::DRM_XE_VM_CREATE_FLAG_FAULT_MODE;
 
@@ -100,11 +100,11 @@ pub fn destroy_with_queues() {
 
 pub fn madvise() {
     let (device, vm, foreign) = foreign();
-    let memory = Map::aligned(SZ_64K, SZ_64K);
+    let memory = Map::aligned(MIDDLE, MIDDLE);
     let mut good = sys::drm_xe_madvise {
         vm_id: vm.id(),
         start: memory.at(0),
-        range: SZ_64K as u64,
+        range: MIDDLE as u64,
         type_: sys::DRM_XE_MEM_RANGE_ATTR_ATOMIC,
         ..Default::default()
     };

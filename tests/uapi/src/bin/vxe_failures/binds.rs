@@ -14,7 +14,7 @@ use vxe_uapi::{
     contents::{filled, pattern},
     failure::{Failures, Kind},
     gpu::{ALL, PATIENCE},
-    Buffer, Gpu, Map, PAGE, SZ_2M, SZ_64K,
+    Buffer, Gpu, Map, MIDDLE, PAGE, SZ_2M,
 };
 
 /// A GPU address that leads to this word of a buffer.
@@ -75,7 +75,7 @@ impl Case<'_> {
         let failures = Failures::of(kind);
         let ops: Vec<_> = binds.iter().map(|bind| *bind.as_raw()).collect();
         // Of each call one of its own.
-        let fences = Map::anon(4 * SZ_64K);
+        let fences = Map::anon(4 * MIDDLE);
         let (next, unwritten) = (Cell::new(0), Cell::new(0));
 
         let reset = || {
@@ -130,7 +130,7 @@ impl Case<'_> {
 /// more of the GPU's page table than a VM keeps in store.
 pub fn bind_buffer(kind: Kind, immediate: bool) {
     let gpu = Gpu::new();
-    let length = SZ_2M + SZ_64K;
+    let length = SZ_2M + MIDDLE;
     let buffer = Buffer::new(&gpu, length);
     let places: Vec<Map> = (0..8).map(|_| Map::reserve(length, SZ_2M)).collect();
     let bind = |place: &Map| {
@@ -180,8 +180,8 @@ pub fn buffer_over_buffer(kind: Kind) {
 /// A bind in the middle of a small buffer, of which the GPU reaches words before and after it.
 fn in_a_buffer(kind: Kind, bind: impl Fn(Map) -> Bind, there: &[usize], after: &[usize]) {
     let gpu = Gpu::new();
-    let buffer = Buffer::new(&gpu, SZ_64K);
-    let place = Map::reserve(SZ_64K, SZ_2M);
+    let buffer = Buffer::new(&gpu, MIDDLE);
+    let place = Map::reserve(MIDDLE, SZ_2M);
     let aliases = |offsets: &[usize]| -> Vec<Alias> {
         let alias = |&at: &usize| Alias { address: place.at(at), word: buffer.word(at) };
         offsets.iter().map(alias).collect()
@@ -203,14 +203,14 @@ pub fn unmap_page(kind: Kind) {
 
 /// The mirror over a part of a buffer, where it joins what is beside it.
 pub fn bind_mirror(kind: Kind) {
-    let rest = |place: Map| mirror(place.part(PAGE, SZ_64K - PAGE));
-    in_a_buffer(kind, rest, &[0, SZ_64K - PAGE], &[0]);
+    let rest = |place: Map| mirror(place.part(PAGE, MIDDLE - PAGE));
+    in_a_buffer(kind, rest, &[0, MIDDLE - PAGE], &[0]);
 }
 
 /// A hole in a mirror.
 pub fn unmap_mirror(kind: Kind) {
     let gpu = Gpu::new();
-    let place = Map::reserve(SZ_64K, SZ_2M);
+    let place = Map::reserve(MIDDLE, SZ_2M);
     Case {
         gpu: &gpu,
         before: &[mirror(place)],
@@ -226,11 +226,11 @@ struct Places(Map);
 
 impl Places {
     fn new() -> Self {
-        Self(Map::reserve(4 * SZ_64K, SZ_2M))
+        Self(Map::reserve(4 * MIDDLE, SZ_2M))
     }
 
     fn get(&self, i: usize) -> Map {
-        self.0.part(i * SZ_64K, SZ_64K)
+        self.0.part(i * MIDDLE, MIDDLE)
     }
 
     /// The first word of a buffer in one of them.
@@ -242,7 +242,7 @@ impl Places {
 /// A buffer leaves all its places.
 pub fn unmap_all(kind: Kind) {
     let gpu = Gpu::new();
-    let (buffer, other) = (Buffer::new(&gpu, SZ_64K), Buffer::new(&gpu, SZ_64K));
+    let (buffer, other) = (Buffer::new(&gpu, MIDDLE), Buffer::new(&gpu, MIDDLE));
     let places = Places::new();
     Case {
         gpu: &gpu,
@@ -262,7 +262,7 @@ pub fn unmap_all(kind: Kind) {
 /// All of that in one call.
 pub fn array(kind: Kind) {
     let gpu = Gpu::new();
-    let (old, new) = (Buffer::new(&gpu, SZ_64K), Buffer::new(&gpu, SZ_64K));
+    let (old, new) = (Buffer::new(&gpu, MIDDLE), Buffer::new(&gpu, MIDDLE));
     let places = Places::new();
     Case {
         gpu: &gpu,
@@ -288,14 +288,14 @@ pub fn first_bind(kind: Kind) {
     let gpu = Gpu::new();
     let (device, vm) = (gpu.device(), gpu.vm());
     let failures = Failures::of(kind);
-    let place = Map::reserve(SZ_64K, SZ_2M);
+    let place = Map::reserve(MIDDLE, SZ_2M);
     let reset = || vm.bind(&[Bind::mirror(0, ALL)]).expect("a mirror of everything");
     reset();
     let untouched = State::of(vm);
     let met = failures.each(
         || {
             reset();
-            let buffer = Buffer::new(&gpu, SZ_64K);
+            let buffer = Buffer::new(&gpu, MIDDLE);
             (one_bind(vm, &buffer.bind(place)), buffer)
         },
         |(args, _)| call(device, &request::VM_BIND, args),
@@ -303,7 +303,7 @@ pub fn first_bind(kind: Kind) {
             check_errno(kind, error, &[]);
             if error.is_some() {
                 assert_eq!(State::of(vm), untouched);
-                buffer = Buffer::new(&gpu, SZ_64K);
+                buffer = Buffer::new(&gpu, MIDDLE);
                 vm.bind(&[buffer.bind(place)]).expect("a like call, with memory");
             }
             buffer.word(PAGE).expect_word("a new buffer", 0, 0);
@@ -318,18 +318,18 @@ pub fn madvise(kind: Kind) {
     let gpu = Gpu::new();
     let (device, vm) = (gpu.device(), gpu.vm());
     let failures = Failures::of(kind);
-    let buffer = Buffer::new(&gpu, SZ_64K);
-    let place = Map::reserve(4 * SZ_64K, SZ_2M);
-    let alias = Alias { address: place.at(SZ_64K), word: buffer.word(0) };
+    let buffer = Buffer::new(&gpu, MIDDLE);
+    let place = Map::reserve(4 * MIDDLE, SZ_2M);
+    let alias = Alias { address: place.at(MIDDLE), word: buffer.word(0) };
     let reset = || {
-        vm.bind(&[Bind::mirror(0, ALL), buffer.bind(place.part(SZ_64K, SZ_64K))]).expect("binds");
+        vm.bind(&[Bind::mirror(0, ALL), buffer.bind(place.part(MIDDLE, MIDDLE))]).expect("binds");
         alias.expect(&gpu, "bound");
     };
     let good = || {
         let mut args = sys::drm_xe_madvise {
             vm_id: vm.id(),
             start: place.at(PAGE),
-            range: 2 * SZ_64K as u64,
+            range: 2 * MIDDLE as u64,
             type_: sys::DRM_XE_MEM_RANGE_ATTR_ATOMIC,
             ..Default::default()
         };
@@ -370,7 +370,7 @@ pub fn prefetch(kind: Kind) {
     let state = State::of(vm);
     let met = failures.each(
         || {
-            let map = filled(2 * SZ_64K);
+            let map = filled(2 * MIDDLE);
             (one_bind(vm, &Bind::prefetch(map.at(0), map.len() as u64, 1)), map)
         },
         |(args, _)| call(device, &request::VM_BIND, args),
@@ -396,7 +396,7 @@ pub fn fence() {
     let gpu = Gpu::new();
     let (device, vm) = (gpu.device(), gpu.vm());
     let failures = Failures::of(Kind::Copy);
-    let place = Map::reserve(SZ_64K, SZ_2M);
+    let place = Map::reserve(MIDDLE, SZ_2M);
     let reset = || vm.bind(&[Bind::mirror(0, ALL)]).expect("a mirror of everything");
     reset();
     let untouched = State::of(vm);

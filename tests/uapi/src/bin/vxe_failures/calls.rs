@@ -8,7 +8,7 @@ use vxe_client::{request, sys, Device, Fence, Request, Wait};
 use vxe_uapi::{
     failure::{Failures, Kind, Met},
     gpu::{write_batch, ALL, PATIENCE},
-    Buffer, Gpu, Map, PAGE, SZ_64K,
+    Buffer, Gpu, Map, MIDDLE, PAGE,
 };
 
 /// A job: it runs, or it never was.
@@ -18,7 +18,7 @@ pub fn exec(kind: Kind) {
     let failures = Failures::of(kind);
     let memory = Map::anon(PAGE);
     let batch = write_batch(Map::anon(PAGE), |c| _ = c.increment(memory.at(0)));
-    let (fences, next) = (Map::anon(SZ_64K), Cell::new(0));
+    let (fences, next) = (Map::anon(MIDDLE), Cell::new(0));
     let met = failures.each(
         || {
             let fence = Fence { address: fences.at(next.get()), value: 1 };
@@ -137,8 +137,8 @@ pub fn query_attributes(kind: Kind) {
     let gpu = Gpu::new();
     let vm = gpu.vm();
     let advice = vxe_client::Advice::Atomic(vxe_client::AtomicAccess::Device);
-    let place = Map::reserve(SZ_64K, SZ_64K);
-    vm.madvise(place.at(0), SZ_64K as u64, advice).expect("advice");
+    let place = Map::reserve(MIDDLE, MIDDLE);
+    vm.madvise(place.at(0), MIDDLE as u64, advice).expect("advice");
     let state = State::of(vm);
     let ask = sys::drm_xe_vm_query_mem_range_attr {
         vm_id: vm.id(),
@@ -173,7 +173,7 @@ pub fn query_attributes(kind: Kind) {
 pub fn properties(kind: Kind) {
     let gpu = Gpu::new();
     let device = gpu.device();
-    let buffer = Buffer::new(&gpu, SZ_64K);
+    let buffer = Buffer::new(&gpu, MIDDLE);
     let ban = sys::drm_xe_exec_queue_get_property {
         exec_queue_id: gpu.queue().id(),
         property: sys::DRM_XE_EXEC_QUEUE_GET_PROPERTY_BAN,

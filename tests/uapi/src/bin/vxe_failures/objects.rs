@@ -13,7 +13,7 @@ use vxe_uapi::{
     failure::{Failures, Kind},
     gpu::{copy_engine, device, works},
     vram::{region, soon},
-    Gpu, Map, PAGE, SZ_64K,
+    Gpu, Map, MIDDLE, PAGE,
 };
 
 /// How many objects of each kind a device has, and how much of its memory is used.
@@ -148,7 +148,7 @@ pub fn gem_create(kind: Kind, vram: bool) {
         // So say shmem's inodes.
         &[ENOSPC],
         |_| sys::drm_xe_gem_create {
-            size: SZ_64K as u64,
+            size: MIDDLE as u64,
             placement,
             cpu_caching: caching as u16,
             ..Default::default()
@@ -226,7 +226,7 @@ pub fn queue_destroy(kind: Kind) {
 pub fn gem_close(kind: Kind) {
     destroy(
         kind,
-        |device| Bo::system(device, SZ_64K).expect("a buffer"),
+        |device| Bo::system(device, MIDDLE).expect("a buffer"),
         |device, bo| {
             let mut args = sys::drm_gem_close { handle: bo.handle(), ..Default::default() };
             call(device, &request::GEM_CLOSE, &mut args)

@@ -13,7 +13,7 @@ use vxe_uapi::{
     failure::{Failures, Kind, Met},
     memory::memfd,
     vram::keep_out,
-    Gpu, Map, PAGE, RW, SZ_2M, SZ_64K,
+    Gpu, Map, MIDDLE, PAGE, RW, SZ_2M,
 };
 
 /// The module in whose code failures are.
@@ -33,9 +33,9 @@ struct Memory {
 impl Memory {
     fn new(moves: bool) -> Self {
         let gpu = Gpu::new();
-        let map = Map::aligned(SZ_64K, SZ_2M);
+        let map = Map::aligned(MIDDLE, SZ_2M);
         if !moves {
-            map.replace_file(&memfd(SZ_64K, 0), RW, libc::MAP_SHARED);
+            map.replace_file(&memfd(MIDDLE, 0), RW, libc::MAP_SHARED);
             keep_out(&gpu);
         }
         map.fill(pattern);

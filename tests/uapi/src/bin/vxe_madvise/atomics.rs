@@ -4,7 +4,7 @@
 
 use super::{advise, span};
 use vxe_client::{Advice, AtomicAccess, Bind, Bo};
-use vxe_uapi::{Gpu, Map, PAGE, SZ_2M, SZ_64K};
+use vxe_uapi::{Gpu, Map, MIDDLE, PAGE, SZ_2M};
 
 const CPU: Advice = Advice::Atomic(AtomicAccess::Cpu);
 
@@ -36,7 +36,7 @@ fn expect_some(gpu: &Gpu, what: &str, address: u64, memory: Map) {
 /// Memory is advised before the GPU uses it, while it uses it, and to the contrary.
 pub fn on_memory() {
     let mut gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_2M);
+    let map = Map::aligned(MIDDLE, SZ_2M);
     advise(gpu.vm(), &span(map), CPU);
     expect_none(&mut gpu, "before the first use", map.at(0), map);
     for access in BY_GPU {
@@ -51,7 +51,7 @@ pub fn on_memory() {
 /// A page of a chunk that the GPU has mapped as one; around it nothing changes.
 pub fn on_a_page() {
     let mut gpu = Gpu::new();
-    for size in [SZ_64K, SZ_2M] {
+    for size in [MIDDLE, SZ_2M] {
         let map = Map::aligned(size, SZ_2M);
         gpu.increment(map.at(0));
         let middle = size / 2;
@@ -71,11 +71,11 @@ pub fn on_a_page() {
 /// A buffer that the GPU has mapped.
 pub fn on_a_buffer() {
     let mut gpu = Gpu::new();
-    let bo = Bo::system(gpu.device(), SZ_64K).expect("a buffer");
+    let bo = Bo::system(gpu.device(), MIDDLE).expect("a buffer");
     let mapping = bo.map().expect("a mapping");
-    let memory = Map::existing(mapping.as_ptr() as usize, SZ_64K);
-    let place = Map::reserve(SZ_64K, SZ_2M);
-    let bind = Bind::bo(&bo, 0, place.at(0), SZ_64K as u64);
+    let memory = Map::existing(mapping.as_ptr() as usize, MIDDLE);
+    let place = Map::reserve(MIDDLE, SZ_2M);
+    let bind = Bind::bo(&bo, 0, place.at(0), MIDDLE as u64);
     gpu.vm().bind(&[bind.immediate()]).expect("bind");
     expect_some(&gpu, "at first", place.at(0), memory);
     advise(gpu.vm(), &span(place), CPU);

@@ -5,7 +5,7 @@
 use super::{advise, expect, follow, span, Backing, ADVICE, ALL, DEFAULT};
 use std::ops::Range;
 use vxe_client::{request, sys, Advice, Bind, Bo, Vm};
-use vxe_uapi::{gpu::device, vmas::vmas, vmas::Attributes, Gpu, Map, NONE, PAGE, SZ_2M, SZ_64K};
+use vxe_uapi::{gpu::device, vmas::vmas, vmas::Attributes, Gpu, Map, MIDDLE, NONE, PAGE, SZ_2M};
 
 /// What a buffer is bound with.
 const BUFFER: Attributes = Attributes::bound_with(2);
@@ -13,9 +13,9 @@ const BUFFER: Attributes = Attributes::bound_with(2);
 /// A mirror with a buffer in it: the VM, the buffer, its place.
 fn scene() -> (Vm, Bo, Range<u64>) {
     let vm = Vm::mirrored(&device()).expect("a mirrored VM");
-    let bo = Bo::system(vm.device(), SZ_64K).expect("a buffer");
-    let place = Map::reserve(SZ_64K, SZ_2M);
-    vm.bind(&[Bind::bo(&bo, 0, place.at(0), SZ_64K as u64)]).expect("bind");
+    let bo = Bo::system(vm.device(), MIDDLE).expect("a buffer");
+    let place = Map::reserve(MIDDLE, SZ_2M);
+    vm.bind(&[Bind::bo(&bo, 0, place.at(0), MIDDLE as u64)]).expect("bind");
     (vm, bo, span(place))
 }
 
@@ -82,17 +82,17 @@ pub fn refuse() {
 /// The contents of buffers that are not needed: vxe always retains them.
 pub fn purgeable() {
     let gpu = Gpu::new();
-    let bo = Bo::system(gpu.device(), SZ_64K).expect("a buffer");
+    let bo = Bo::system(gpu.device(), MIDDLE).expect("a buffer");
     let mapping = bo.map().expect("a mapping");
-    let memory = Map::existing(mapping.as_ptr() as usize, SZ_64K);
+    let memory = Map::existing(mapping.as_ptr() as usize, MIDDLE);
     memory.fill(|o| o as u32);
-    let map = Map::reserve(SZ_64K, SZ_2M);
+    let map = Map::reserve(MIDDLE, SZ_2M);
     let place = span(map);
     let vm = gpu.vm();
-    vm.bind(&[Bind::bo(&bo, 0, place.start, SZ_64K as u64)]).expect("bind");
+    vm.bind(&[Bind::bo(&bo, 0, place.start, MIDDLE as u64)]).expect("bind");
     let before = vmas(vm, ALL);
     for needed in [false, true, true, false, true] {
-        let retained = vm.set_needed(place.start, SZ_64K as u64, needed).expect("advice");
+        let retained = vm.set_needed(place.start, MIDDLE as u64, needed).expect("advice");
         assert!(retained, "the contents are gone");
     }
     assert_eq!(vmas(vm, ALL), before, "attributes");
@@ -106,7 +106,7 @@ pub fn purgeable() {
         let mut args = sys::drm_xe_madvise {
             vm_id: vm.id(),
             start: place.start,
-            range: SZ_64K as u64,
+            range: MIDDLE as u64,
             type_: sys::DRM_XE_VMA_ATTR_PURGEABLE_STATE,
             ..Default::default()
         };
@@ -132,6 +132,6 @@ pub fn purgeable() {
     assert_eq!(spoil(|a| a.__bindgen_anon_1.purge_state_val.pad = 1), Err(libc::EINVAL), "pad");
     word.expect_word("no answer to what is refused", 8, 0);
     // What is no buffer has nothing to be purged.
-    let memory = Map::aligned(SZ_64K, SZ_2M);
-    assert_eq!(vm.set_needed(memory.at(0), SZ_64K as u64, false), Ok(true), "a mirror");
+    let memory = Map::aligned(MIDDLE, SZ_2M);
+    assert_eq!(vm.set_needed(memory.at(0), MIDDLE as u64, false), Ok(true), "a mirror");
 }

@@ -12,7 +12,7 @@ use vxe_uapi::{
     gpu::device,
     time::expect_prompt,
     vmas::{vmas, Attributes, Vma},
-    Gpu, Map, PAGE, RW, SZ_2M, SZ_64K,
+    Gpu, Map, MIDDLE, PAGE, RW, SZ_2M,
 };
 
 /// How soon attributes must be gone with their memory.
@@ -44,7 +44,7 @@ fn only(span: &Range<u64>, attributes: Attributes) -> [(Range<u64>, Attributes);
 /// Advice holds through faults, through the loss of pages, and for whatever memory comes after.
 pub fn survives() {
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_2M);
+    let map = Map::aligned(MIDDLE, SZ_2M);
     let place = span(map);
     gpu.increment(map.at(0));
     advise_all(gpu.vm(), &place);
@@ -61,7 +61,7 @@ pub fn survives() {
     map.replace_anon(RW);
     gpu.increment(map.at(0));
     held("with new memory");
-    gpu.vm().bind(&[Bind::prefetch(place.start, SZ_64K as u64, 0)]).expect("prefetch");
+    gpu.vm().bind(&[Bind::prefetch(place.start, MIDDLE as u64, 0)]).expect("prefetch");
     held("with memory mapped ahead");
     map.expect_word("counted", 0, 1);
 }
@@ -94,7 +94,7 @@ fn expect_soon(what: &str, vm: &Vm, wanted: &[(Range<u64>, Attributes)]) {
 /// around it.
 pub fn autoreset() {
     let gpu = resetting();
-    let map = Map::aligned(SZ_64K, SZ_2M);
+    let map = Map::aligned(MIDDLE, SZ_2M);
     let place = span(map);
     for round in 1..=3 {
         map.replace_anon(RW);
@@ -110,13 +110,13 @@ pub fn autoreset() {
 /// One of three chunks that were advised together is unmapped: the others keep theirs.
 pub fn autoreset_part() {
     let gpu = resetting();
-    let map = Map::aligned(3 * SZ_64K, SZ_2M);
+    let map = Map::aligned(3 * MIDDLE, SZ_2M);
     let place = span(map);
-    let middle = map.part(SZ_64K, SZ_64K);
+    let middle = map.part(MIDDLE, MIDDLE);
     let hole = span(middle);
     advise_all(gpu.vm(), &place);
     for chunk in 0..3 {
-        gpu.increment(map.at(chunk * SZ_64K));
+        gpu.increment(map.at(chunk * MIDDLE));
     }
     middle.unmap();
     expect_soon(
@@ -131,7 +131,7 @@ pub fn autoreset_part() {
         ],
     );
     for chunk in [0, 2] {
-        map.part(chunk * SZ_64K, SZ_64K).unmap();
+        map.part(chunk * MIDDLE, MIDDLE).unmap();
     }
     expect_soon("all unmapped", gpu.vm(), &[(ALL, DEFAULT)]);
 }
@@ -139,7 +139,7 @@ pub fn autoreset_part() {
 /// As in xe, advice for memory that the GPU never used stays: nobody told the driver of its end.
 pub fn untouched() {
     let gpu = resetting();
-    let map = Map::aligned(SZ_64K, SZ_2M);
+    let map = Map::aligned(MIDDLE, SZ_2M);
     let place = span(map);
     map.fill(|o| o as u32);
     advise_all(gpu.vm(), &place);
@@ -153,7 +153,7 @@ pub fn untouched() {
 /// What is bound over advised memory has no advice; a mirror becomes one with those beside it.
 pub fn rebind() {
     let vm = mirrored();
-    let map = Map::reserve(SZ_64K, SZ_2M);
+    let map = Map::reserve(MIDDLE, SZ_2M);
     let place = span(map);
     advise_all(&vm, &place);
     let part = span(map.part(PAGE, PAGE));
@@ -170,15 +170,15 @@ pub fn rebind() {
             (place.end..ALL.end, DEFAULT),
         ],
     );
-    vm.bind(&[Bind::mirror(place.start, SZ_64K as u64)]).expect("a mirror over all");
+    vm.bind(&[Bind::mirror(place.start, MIDDLE as u64)]).expect("a mirror over all");
     expect("all bound anew", &vm, &ALL, &[(ALL, DEFAULT)]);
 
     // Another entry of the table, and then what is advised to be the same: not the same mirror.
-    vm.bind(&[Bind::mirror(place.start, SZ_64K as u64).pat(2)]).expect("another mirror");
+    vm.bind(&[Bind::mirror(place.start, MIDDLE as u64).pat(2)]).expect("another mirror");
     expect("another entry", &vm, &ALL, &only(&place, Attributes::bound_with(2)));
     advise(&vm, &place, BACK[1]);
     expect("advised to look alike", &vm, &ALL, &only(&place, DEFAULT));
-    vm.bind(&[Bind::unmap(place.start, SZ_64K as u64)]).expect("unmap");
+    vm.bind(&[Bind::unmap(place.start, MIDDLE as u64)]).expect("unmap");
     let [before, _, after] = only(&place, DEFAULT);
     expect("unmapped", &vm, &ALL, &[before, after]);
 }
@@ -188,7 +188,7 @@ pub fn rebind() {
 pub fn remapped() {
     let gpu = Gpu::new();
     // Chunks of a size that nothing else of this test has.
-    let (map, other) = (Map::aligned(SZ_64K, SZ_2M), Map::aligned(SZ_64K, SZ_2M));
+    let (map, other) = (Map::aligned(MIDDLE, SZ_2M), Map::aligned(MIDDLE, SZ_2M));
     let faults = || {
         let before = Stats::read(gpu.device()).expect("the counters");
         for map in [map, other] {

@@ -16,7 +16,7 @@ use vxe_uapi::{
     env::iterations,
     gpu::device,
     vmas::{vmas, Attributes, Vma},
-    Map, Program, Rng, PAGE, SZ_2M, SZ_64K,
+    Map, Program, Rng, MIDDLE, PAGE, SZ_2M,
 };
 
 /// The whole of the GPU's addresses.
@@ -132,7 +132,7 @@ fn across() {
 fn independent() {
     let kinds = [ADVICE[2], ADVICE[3], ADVICE[4]];
     let wanted = kinds.iter().fold(DEFAULT, |a, advice| follow(*advice, a, Backing::Mirror));
-    let place = span(Map::reserve(SZ_64K, SZ_2M));
+    let place = span(Map::reserve(MIDDLE, SZ_2M));
     for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
         let vm = mirrored();
         order.iter().for_each(|&i| advise(&vm, &place, kinds[i]));
@@ -149,7 +149,7 @@ fn independent() {
 fn canonical() {
     let vm = mirrored();
     let upper = 1u64 << 47;
-    let length = SZ_64K as u64;
+    let length = MIDDLE as u64;
     let advice = ADVICE[2];
     vm.madvise(!0 << 47, length, advice).expect("advice on a canonical address");
     let wanted = follow(advice, DEFAULT, Backing::Mirror);
@@ -168,12 +168,12 @@ fn canonical() {
 fn locations() {
     let device = device();
     let vm = mirrored();
-    let place = span(Map::reserve(SZ_64K, SZ_2M));
+    let place = span(Map::reserve(MIDDLE, SZ_2M));
     let regions = device.memory_regions().expect("the regions");
     let vram = vxe_client::sys::DRM_XE_MEM_REGION_CLASS_VRAM as u16;
     let prefer = |fd: i32, region: u16| {
         let advice = Advice::Preferred(Location::Device { fd, region }, Migrate::AllPages);
-        vm.madvise(place.start, SZ_64K as u64, advice).map_err(|e| e.errno())
+        vm.madvise(place.start, MIDDLE as u64, advice).map_err(|e| e.errno())
     };
     let file = vxe_uapi::memory::memfd(PAGE, 0);
     assert_eq!(prefer(file.as_raw_fd(), 0), Err(libc::ENOENT), "a file that is no device");
@@ -191,9 +191,9 @@ fn locations() {
 fn destroyed() {
     let vm = mirrored();
     vm.destroy().expect("destroy");
-    let advice = vm.madvise(0, SZ_64K as u64, ADVICE[0]);
+    let advice = vm.madvise(0, MIDDLE as u64, ADVICE[0]);
     assert_eq!(advice.map_err(|e| e.errno()), Err(libc::EINVAL), "advice");
-    let attributes = vm.memory_attributes(0, SZ_64K as u64);
+    let attributes = vm.memory_attributes(0, MIDDLE as u64);
     assert_eq!(attributes.err().map(|e| e.errno()), Some(libc::EINVAL), "attributes");
 }
 

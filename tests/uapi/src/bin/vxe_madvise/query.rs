@@ -4,7 +4,7 @@
 
 use super::{advise, mirrored, span, ADVICE, ALL};
 use vxe_client::{request, sys, Vm};
-use vxe_uapi::{vmas::vmas, Map, PAGE, SZ_2M, SZ_64K};
+use vxe_uapi::{vmas::vmas, Map, MIDDLE, PAGE, SZ_2M};
 
 const ENTRY: usize = size_of::<sys::drm_xe_mem_range_attr>();
 
@@ -28,7 +28,7 @@ fn ask(vm: &Vm, room: usize, to: Map) -> Result<Query, i32> {
 pub fn protocol() {
     const UNTOUCHED: u32 = 0x5a5a_5a5a;
     let vm = mirrored();
-    let map = Map::reserve(SZ_64K, SZ_2M);
+    let map = Map::reserve(MIDDLE, SZ_2M);
     for page in [1, 3, 8] {
         advise(&vm, &span(map.part(page * PAGE, PAGE)), ADVICE[0]);
     }
@@ -71,7 +71,7 @@ pub fn protocol() {
 /// A query of a part gives all VMAs that have any of it, whole, and no others.
 pub fn part() {
     let vm = mirrored();
-    let map = Map::reserve(SZ_64K, SZ_2M);
+    let map = Map::reserve(MIDDLE, SZ_2M);
     let advised = span(map.part(4 * PAGE, 2 * PAGE));
     advise(&vm, &advised, ADVICE[0]);
     let all = vmas(&vm, ALL);

@@ -14,7 +14,7 @@ use vxe_uapi::{
     memory::{smaps, Merging},
     skip,
     vram::{bring, in_device, leave, prefetch, region, soon, touch},
-    Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
+    Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
 };
 
 /// A pipe that memory is lent to: it holds the pages, not their contents.
@@ -79,13 +79,13 @@ fn held(shape: Shape) {
 fn remote(shape: Shape) {
     let gpu = Gpu::new();
     let map = there(&gpu, shape);
-    let mut words = vec![0u32; SZ_64K / 4];
-    let local = libc::iovec { iov_base: words.as_mut_ptr().cast(), iov_len: SZ_64K };
-    let remote = libc::iovec { iov_base: map.start() as *mut _, iov_len: SZ_64K };
+    let mut words = vec![0u32; MIDDLE / 4];
+    let local = libc::iovec { iov_base: words.as_mut_ptr().cast(), iov_len: MIDDLE };
+    let remote = libc::iovec { iov_base: map.start() as *mut _, iov_len: MIDDLE };
     let pid = std::process::id() as libc::pid_t;
     // SAFETY: both sides have so many bytes.
     let got = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
-    assert_eq!(got, SZ_64K as isize, "process_vm_readv: {}", io::Error::last_os_error());
+    assert_eq!(got, MIDDLE as isize, "process_vm_readv: {}", io::Error::last_os_error());
     for (i, word) in words.iter_mut().enumerate() {
         assert_eq!(*word, pattern(i * 4), "at offset {:#x}", i * 4);
         *word ^= 1;
@@ -93,9 +93,9 @@ fn remote(shape: Shape) {
     touch(&gpu, map);
     // SAFETY: as above.
     let got = unsafe { libc::process_vm_writev(pid, &local, 1, &remote, 1, 0) };
-    assert_eq!(got, SZ_64K as isize, "process_vm_writev: {}", io::Error::last_os_error());
+    assert_eq!(got, MIDDLE as isize, "process_vm_writev: {}", io::Error::last_os_error());
     touch(&gpu, map);
-    map.expect("all", |o| pattern(o) ^ u32::from(o < SZ_64K));
+    map.expect("all", |o| pattern(o) ^ u32::from(o < MIDDLE));
 }
 
 /// It is moved to other addresses while it is on the device.
@@ -121,7 +121,7 @@ fn remap_part(shape: Shape) {
     let gpu = Gpu::new();
     let map = there(&gpu, shape);
     let at = map.len() / 2 - 3 * PAGE;
-    let (part, to) = (map.part(at, 7 * PAGE), Map::reserve(7 * PAGE, SZ_64K));
+    let (part, to) = (map.part(at, 7 * PAGE), Map::reserve(7 * PAGE, MIDDLE));
     let moved = part.remap(part.len(), libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, Some(to));
     gpu.increment(moved.at(0));
     moved.expect("the part", |o| pattern(at + o).wrapping_add(u32::from(o == 0)));
@@ -167,7 +167,7 @@ fn unmap(shape: Shape) {
             touch(&gpu, map);
         }
         let first = 1 + done * STRIDE % OFFSETS;
-        let count = [1, 5, SZ_64K / PAGE, SZ_2M / PAGE][done % 4].min(SZ_2M / PAGE - first);
+        let count = [1, 5, MIDDLE / PAGE, SZ_2M / PAGE][done % 4].min(SZ_2M / PAGE - first);
         map.part(first * PAGE, count * PAGE).unmap();
         let left = || (0..first).chain(first + count..SZ_2M / PAGE);
         let counted = [0, first - 1, first + count, SZ_2M / PAGE - 1];

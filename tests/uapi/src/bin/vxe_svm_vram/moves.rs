@@ -9,7 +9,7 @@ use vxe_uapi::{
     env::iterations,
     memory::Kind,
     vram::{bring, counted, in_device, region, soon, touch},
-    Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
+    Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
 };
 
 /// What the GPU works on moves, all of it and no more, and comes back when the CPU looks.
@@ -114,14 +114,14 @@ fn stays(kind: Kind) {
     let gpu = Gpu::new();
     region(gpu.device());
     // Wherever it is, there is a middle chunk in it.
-    kind.with(kind.length().max(4 * SZ_64K), &|map: Map| expect_to_stay(&gpu, map));
+    kind.with(kind.length().max(4 * MIDDLE), &|map: Map| expect_to_stay(&gpu, map));
 }
 
 /// What is less than a middle chunk stays.
 fn small() {
     let gpu = Gpu::new();
     region(gpu.device());
-    expect_to_stay(&gpu, Map::aligned(SZ_64K - PAGE, SZ_64K));
+    expect_to_stay(&gpu, Map::aligned(MIDDLE - PAGE, MIDDLE));
 }
 
 /// Many threads touch memory of the device's at once: who waits for what another brings back sees it
@@ -228,8 +228,8 @@ fn closed() {
     let gpu = Gpu::new();
     bring(&gpu, map);
     drop(gpu);
-    map.part(SZ_64K, SZ_64K).fill(|o| pattern(SZ_64K + o) ^ 1);
-    map.expect("all", |o| pattern(o) ^ u32::from(o / SZ_64K == 1));
+    map.part(MIDDLE, MIDDLE).fill(|o| pattern(MIDDLE + o) ^ 1);
+    map.expect("all", |o| pattern(o) ^ u32::from(o / MIDDLE == 1));
 }
 
 pub fn subtests(p: &mut Program) {

@@ -20,7 +20,7 @@ use vxe_uapi::{
         bring, buffer, counted, counter, in_device, leave, prefetch, region, soon, touch,
         try_buffer,
     },
-    Gpu, Map, Program, Rng, PAGE, SZ_2M, SZ_64K,
+    Gpu, Map, Program, Rng, MIDDLE, PAGE, SZ_2M,
 };
 
 /// What a device has, in MiB, and what is worked on: a third more.
@@ -135,10 +135,10 @@ fn in_pieces() {
     let gpu = Gpu::new();
     let _hogs = leave(gpu.device(), ROOM);
     let mut pieces = vec![];
-    while let Ok(piece) = try_buffer(gpu.device(), SZ_64K) {
+    while let Ok(piece) = try_buffer(gpu.device(), MIDDLE) {
         pieces.push(piece);
     }
-    assert!(pieces.len() >= ROOM / SZ_64K, "{} pieces", pieces.len());
+    assert!(pieces.len() >= ROOM / MIDDLE, "{} pieces", pieces.len());
     // Every other one.
     let mut kept = false;
     pieces.retain(|_| {
@@ -284,7 +284,7 @@ fn evicted_at_work() {
 /// What came first goes first.
 fn oldest_first() {
     let gpu = Gpu::new();
-    let _hogs = leave(gpu.device(), 3 * SZ_64K);
+    let _hogs = leave(gpu.device(), 3 * MIDDLE);
     let maps = [(); 5].map(|()| Shape::Middle.make());
     for (count, &map) in maps.iter().enumerate() {
         // What came just now is left alone.
@@ -308,12 +308,12 @@ fn processes() {
                 let map = Map::aligned(2 * SZ_2M, SZ_2M);
                 map.fill(|o| pattern(o) ^ child);
                 for _ in 0..rounds {
-                    for chunk in (0..map.len()).step_by(SZ_64K) {
+                    for chunk in (0..map.len()).step_by(MIDDLE) {
                         gpu.increment(map.at(chunk));
                     }
                 }
                 map.expect("its own", |o| {
-                    (pattern(o) ^ child).wrapping_add(if o % SZ_64K == 0 { rounds } else { 0 })
+                    (pattern(o) ^ child).wrapping_add(if o % MIDDLE == 0 { rounds } else { 0 })
                 });
             })
         })
@@ -351,19 +351,19 @@ fn unbound_at_work() {
         std::thread::scope(|scope| {
             let work = scope.spawn(move || loop {
                 // It ends with the device.
-                if let Err(e) = gpu.try_run(|c| _ = c.copy(map.at(0), map.at(SZ_64K), SZ_64K)) {
+                if let Err(e) = gpu.try_run(|c| _ = c.copy(map.at(0), map.at(MIDDLE), MIDDLE)) {
                     assert!(is_end(&e), "{e}");
                     break;
                 }
-                map.write(SZ_64K, round);
-                map.part(0, SZ_64K).expect("what nobody writes", pattern);
+                map.write(MIDDLE, round);
+                map.part(0, MIDDLE).expect("what nobody writes", pattern);
             });
             std::thread::sleep(Duration::from_millis(u64::from(5 + 7 * (round % 5))));
             slot.unbind();
             work.join().expect("the work");
         });
-        map.part(0, SZ_64K).expect("what nobody writes", pattern);
-        map.part(2 * SZ_64K, SZ_2M - 2 * SZ_64K).expect("the rest", |o| pattern(2 * SZ_64K + o));
+        map.part(0, MIDDLE).expect("what nobody writes", pattern);
+        map.part(2 * MIDDLE, SZ_2M - 2 * MIDDLE).expect("the rest", |o| pattern(2 * MIDDLE + o));
         slot.bind();
     }
     super::moves::works();

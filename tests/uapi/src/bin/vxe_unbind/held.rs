@@ -14,7 +14,7 @@ use vxe_uapi::{
     gpu::{copy_engine, PATIENCE_TIME},
     sysfs::{Provider, Slot},
     uffd::Uffd,
-    Gpu, Map, Program, PAGE, SZ_64K,
+    Gpu, Map, Program, MIDDLE, PAGE,
 };
 
 /// How long it may take until the ioctl sleeps.
@@ -115,7 +115,7 @@ fn prefetch() {
 /// for it no more than for another, and leaves nothing mapped.
 fn prefetch_of_destroyed() {
     let slot = Slot::first();
-    let before = filled(SZ_64K);
+    let before = filled(MIDDLE);
     let page = Map::anon(PAGE);
     let uffd = Uffd::new(page);
     let device = slot.open();

@@ -28,7 +28,7 @@ use vxe_uapi::{
     sysfs::{is_end, Slot},
     uffd::Uffd,
     vram::{bring, soon},
-    Gpu, Map, Program, PAGE, SZ_2M, SZ_64K,
+    Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
 };
 
 /// How long to keep taking the device away from those who work: the rest of the rounds are for a faster
@@ -68,9 +68,9 @@ fn open_file() {
     for round in 0..iterations(10) {
         let map = transparent_huge(SZ_2M);
         let gpu = Gpu::new();
-        let bo = Bo::system(gpu.device(), SZ_64K).expect("a buffer");
+        let bo = Bo::system(gpu.device(), MIDDLE).expect("a buffer");
         let mapping = bo.map().expect("its memory");
-        gpu.vm().bind(&[Bind::bo(&bo, 0, 1 << 40, SZ_64K as u64)]).expect("a bind");
+        gpu.vm().bind(&[Bind::bo(&bo, 0, 1 << 40, MIDDLE as u64)]).expect("a bind");
         gpu.store((1 << 40) + 8, round);
         gpu.increment(map.at(SZ_2M / 2));
         slot.unbind();
@@ -146,12 +146,12 @@ fn faulting() {
     while_working(60, |gpu, map, round| {
         map.madvise(libc::MADV_DONTNEED);
         gpu.try_run(|c| {
-            for page in 0..map.len() / SZ_64K {
-                c.store(map.at(page * SZ_64K), round);
+            for page in 0..map.len() / MIDDLE {
+                c.store(map.at(page * MIDDLE), round);
             }
         })?;
-        for page in 0..map.len() / SZ_64K {
-            map.expect_word("stored", page * SZ_64K, round);
+        for page in 0..map.len() / MIDDLE {
+            map.expect_word("stored", page * MIDDLE, round);
         }
         Ok(())
     });
@@ -168,11 +168,11 @@ fn copying() {
 /// Binds, unbinds and jobs in between.
 fn binding() {
     while_working(60, |gpu, map, round| {
-        let bo = Bo::system(gpu.device(), SZ_64K)?;
+        let bo = Bo::system(gpu.device(), MIDDLE)?;
         let at = 1 << 40;
-        gpu.vm().bind(&[Bind::bo(&bo, 0, at, SZ_64K as u64)])?;
+        gpu.vm().bind(&[Bind::bo(&bo, 0, at, MIDDLE as u64)])?;
         gpu.try_run(|c| _ = c.store(at + 4, round))?;
-        gpu.vm().bind(&[Bind::unmap(at, SZ_64K as u64)])?;
+        gpu.vm().bind(&[Bind::unmap(at, MIDDLE as u64)])?;
         match gpu.vm().bind(&[Bind::prefetch(map.at(0), map.len() as u64, 0)]) {
             // The other threads change the process's memory all the time.
             Err(e) if e.errno() == libc::EBUSY => Ok(()),
@@ -186,8 +186,8 @@ fn unmapping() {
     while_working(60, |gpu, map, round| {
         // At once: no other thread may get the addresses.
         map.replace_anon(vxe_uapi::RW);
-        gpu.try_run(|c| _ = c.store(map.at(SZ_64K), round).increment(map.at(SZ_64K)))?;
-        map.expect_word("counted", SZ_64K, round.wrapping_add(1));
+        gpu.try_run(|c| _ = c.store(map.at(MIDDLE), round).increment(map.at(MIDDLE)))?;
+        map.expect_word("counted", MIDDLE, round.wrapping_add(1));
         Ok(())
     });
 }
@@ -232,7 +232,7 @@ fn waiter() {
 fn held_fault() {
     let slot = Slot::first();
     let gpu = Gpu::new();
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     let uffd = Uffd::new(map);
     let job = gpu.start(|c| _ = c.increment(map.at(0))).expect("a job");
     uffd.next_fault(Duration::from_secs(10)).expect("no fault arrives");
@@ -287,7 +287,7 @@ fn held_beside() {
     let device = device();
     let gpus = [(); 3].map(|()| Gpu::on_device(&device));
     let [first, stuck, last] = &gpus;
-    let map = Map::aligned(SZ_64K, SZ_64K);
+    let map = Map::aligned(MIDDLE, MIDDLE);
     let uffd = Uffd::new(map);
     let job = stuck.start(|c| _ = c.increment(map.at(0))).expect("a job");
     uffd.next_fault(Duration::from_secs(10)).expect("no fault arrives");
@@ -362,7 +362,7 @@ fn lost() {
         link.send(1);
         link.receive();
         other.expect_word("what was never on the device", 0, 7);
-        link.send(map.read(SZ_64K).into());
+        link.send(map.read(MIDDLE).into());
     });
     child.link().receive();
     let took = {

@@ -18,7 +18,7 @@ use vxe_uapi::{
     time::{is_debug_kernel, promptly},
     uffd::Uffd,
     vmas::{vmas, Attributes},
-    Map, Program, PAGE, SZ_2M, SZ_64K,
+    Map, Program, MIDDLE, PAGE, SZ_2M,
 };
 
 /// GPU addresses at which no process has anything.
@@ -355,7 +355,7 @@ fn destroy_behind_prefetch() {
     // Whoever waits so can be killed, and does not hold up the end of others.
     let child = fork(|link| {
         let vm = Vm::mirrored(&device()).expect("a mirrored VM");
-        let map = Map::aligned(SZ_64K, SZ_2M);
+        let map = Map::aligned(MIDDLE, SZ_2M);
         let uffd = Uffd::new(map);
         std::thread::scope(|scope| {
             scope.spawn(|| vm.bind(&[Bind::prefetch(map.at(0), map.len() as u64, 0)]));
