@@ -34,7 +34,7 @@ use kernel_ext::{
     drm::device::DrmDevice,
     mm::{
         live_mm,
-        memcg::ActiveMemcg,
+        memcg::Memcg,
         memremap::DevPagemap, //
     }, //
 };
@@ -152,9 +152,9 @@ impl<P: Provider> DeviceMemory<P> {
     ) -> Result<Moved> {
         // Kernel memory that lives as long as the block is charged to the process whose pages are migrated, not to the
         // caller, which may be another process that uses the same VM.
-        let _charged = live_mm::charge(mm)?;
+        let memcg = live_mm::memcg(mm)?;
         let process = Process::Unlocked(mm);
-        self.inner().populate(&process, span, timeslice_ms, sources)
+        memcg.charge(|| self.inner().populate(&process, span, timeslice_ms, sources))
     }
 }
 
@@ -208,8 +208,8 @@ impl<P: Provider> Inner<P> {
         timeslice_ms: u32,
         sources: Sources,
     ) -> Result<Moved> {
-        let _charged = ActiveMemcg::of(mm);
-        self.populate(&Process::Locked(mm), span, timeslice_ms, sources)
+        let process = Process::Locked(mm);
+        Memcg::of(mm).charge(|| self.populate(&process, span, timeslice_ms, sources))
     }
 
     fn populate(
