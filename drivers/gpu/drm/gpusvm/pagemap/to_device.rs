@@ -484,7 +484,11 @@ static HUGE_PAGES_ALLOWED: Atomic<bool> = Atomic::new(false);
 /// They should not on a kernel whose `zap_huge_pmd()` treats a migration entry for a device folio as a present mapping,
 /// as 7.3 does: when a process unmaps a huge page that is being migrated to system memory, that kernel frees the folio
 /// under the migration.
-pub fn allow_huge_pages(allow: bool) {
+///
+/// # Safety
+///
+/// If `allow`, no process may discard a huge page while it is being migrated, or the kernel must cope with that.
+pub unsafe fn allow_huge_pages(allow: bool) {
     HUGE_PAGES_ALLOWED.store(allow, Relaxed);
 }
 
