@@ -35,7 +35,8 @@ use kernel_ext::{
     mm::{
         live_mm,
         memcg::Memcg,
-        memremap::DevPagemap, //
+        memremap::DevPagemap,
+        mmap_lock::MmapReadGuard, //
     }, //
 };
 
@@ -141,6 +142,7 @@ impl<P: Provider> DeviceMemory<P> {
     ///
     /// Errors, after which the pages of the VMA concerned are where they were:
     /// - `EFAULT`: the process has exited or is exiting, or the device cannot reach a page;
+    /// - `EINTR`: the thread is being killed;
     /// - `EINVAL`: the span is not page-aligned;
     /// - `ENOMEM`, or an error of the provider's.
     pub fn populate_from(
@@ -175,7 +177,8 @@ impl Process<'_> {
     }
 
     /// Calls `f` with the mmap lock held, for the first VMA that overlaps `span`. Returns none if there is no VMA.
-    /// Fails with `EFAULT` if the process has exited or is exiting, with `ENOMEM`, and as `f` does.
+    /// Fails with `EFAULT` if the process has exited or is exiting, with `EINTR` if the thread is being killed, with `ENOMEM`,
+    /// and as `f` does.
     fn with_vma<R>(
         &self,
         span: &Range<usize>,
@@ -184,7 +187,7 @@ impl Process<'_> {
         match self {
             Self::Unlocked(mm) => {
                 let mm = live_mm::get(mm, span.len() >> PAGE_SHIFT)?;
-                let mmap = mm.mmap_read_lock();
+                let mmap = MmapReadGuard::lock_killable(&mm)?;
                 first_vma(&mmap, &mm, span.clone()).map(f).transpose()
             }
             // SAFETY: The caller of `populate_locked()` holds the mmap lock.
