@@ -28,4 +28,5 @@ const gfp_t KEXT_GFP_MOVABLE = __GFP_MOVABLE;
 const gfp_t KEXT_GFP_NOWARN = __GFP_NOWARN;
 const gfp_t KEXT_GFP_RETRY_MAYFAIL = __GFP_RETRY_MAYFAIL;
 const vm_flags_t KEXT_VM_LOCKED = VM_LOCKED;
+const vm_flags_t KEXT_VM_MTE = VM_MTE;
 const unsigned int KEXT_HPAGE_PMD_ORDER = HPAGE_PMD_ORDER;

@@ -9,6 +9,7 @@ pub mod live_mm;
 pub mod memcg;
 pub mod memremap;
 pub mod migrate;
+pub mod mmap_lock;
 pub mod mmu_notifier;
 pub mod shrinker;
 pub mod zone_device;

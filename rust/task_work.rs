@@ -33,12 +33,18 @@ pub enum Notify {
 }
 
 /// A callback for a thread.
-pub trait TaskWorkItem: Send + Sync + Sized + 'static {
+///
+/// # Safety
+///
+/// [`finish`](Self::finish) must do what its documentation says, or leak `work`. When it is called, `work` is in the
+/// list of the thread's task work, and the thread has not yet left the module's code.
+pub unsafe trait TaskWorkItem: Send + Sync + Sized + 'static {
     /// Runs the callback. Called once, by the thread, which may be exiting. May sleep.
     fn run(&self);
 
-    /// Enqueues `work` by [`Queue::enqueue`](kernel::workqueue::Queue::enqueue), on a queue that the module flushes
-    /// before it is unloaded; the worker drops it. Called after [`run`](Self::run).
+    /// Passes `work` to [`TaskWork::run`](WorkItem::run) in a worker, by
+    /// [`Queue::enqueue`](kernel::workqueue::Queue::enqueue) for example, on a queue that the module flushes before it
+    /// is unloaded. Does not drop `work` itself. Called after [`run`](Self::run).
     fn finish(work: Pin<KBox<TaskWork<Self>>>);
 }
 

@@ -8,11 +8,9 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
-use core::{
-    ops::Deref,
-    ptr::NonNull, //
-};
+use core::ptr::NonNull;
 use kernel::{
+    alloc::{AllocError, Flags},
     bindings,
     prelude::*,
     sync::Arc,
@@ -22,6 +20,7 @@ use kernel::{
         HasDelayedWork,
         HasWork,
         Queue,
+        RawWorkItem,
         Work,
         WorkItem, //
     }, //
@@ -32,7 +31,9 @@ pub const MAX_ACTIVE: i32 = bindings::wq_consts_WQ_MAX_ACTIVE as i32;
 
 /// A workqueue of a driver, `struct workqueue_struct`.
 ///
-/// Dropping it waits for all of its work, so it must not be dropped by work that runs on it.
+/// Dropping it waits for all of its work, so it must not be dropped by work that runs on it. It does not wait for delayed
+/// work whose time has not come. Therefore this gives no [`Queue`], and [`enqueue_delayed`] is for items that keep their
+/// queue.
 ///
 /// # Invariants
 ///
@@ -69,6 +70,28 @@ impl OwnedQueue {
         Ok(Self(NonNull::new(ptr).ok_or(ENOMEM)?))
     }
 
+    fn queue(&self) -> &Queue {
+        // SAFETY: By the type invariants it is a workqueue, which lives as long as `self`.
+        unsafe { Queue::from_raw(self.0.as_ptr()) }
+    }
+
+    /// Enqueues a work item, as [`Queue::enqueue`] does.
+    pub fn enqueue<W, const ID: u64>(&self, work: W) -> W::EnqueueOutput
+    where
+        W: RawWorkItem<ID> + Send + 'static,
+    {
+        self.queue().enqueue(work)
+    }
+
+    /// Runs `f` on the queue, as [`Queue::try_spawn`] does.
+    pub fn try_spawn<F: FnOnce() + Send + 'static>(
+        &self,
+        flags: Flags,
+        f: F,
+    ) -> Result<(), AllocError> {
+        self.queue().try_spawn(flags, f)
+    }
+
     /// Waits until the queue is empty, including work that its own work enqueues. Sleeps.
     ///
     /// No other code may enqueue meanwhile: the kernel refuses such work with a warning.
@@ -84,13 +107,21 @@ impl OwnedQueue {
     }
 }
 
-impl Deref for OwnedQueue {
-    type Target = Queue;
+/// An object that owns a queue, or a reference to the owner of one.
+pub trait HasQueue {
+    /// Returns the queue, which exists as long as the object.
+    fn queue(&self) -> &OwnedQueue;
+}
 
-    fn deref(&self) -> &Queue {
-        // SAFETY: By the type invariants it is a workqueue, which lives as long as `self`.
-        unsafe { Queue::from_raw(self.0.as_ptr()) }
-    }
+/// Enqueues a delayed work item on its own queue, in `delay` jiffies. Returns false if it is enqueued already. May be
+/// called in any context.
+pub fn enqueue_delayed<T, const ID: u64>(item: &Arc<T>, delay: usize) -> bool
+where
+    T: HasQueue + HasDelayedWork<T, ID> + WorkItem<ID, Pointer = Arc<T>> + Send + Sync + 'static,
+{
+    // The timer owns a reference to the item until it has put it on the queue, and the item keeps the queue.
+    let queue = item.queue().queue();
+    queue.enqueue_delayed::<_, ID>(item.clone(), delay).is_ok()
 }
 
 impl Drop for OwnedQueue {

@@ -15,6 +15,8 @@ use core::{
 };
 use kernel::{
     bindings,
+    device::{Bound, Device},
+    devres,
     error::{from_err_ptr, to_result},
     ffi::c_int,
     page::PAGE_SIZE,
@@ -75,6 +77,16 @@ impl Region {
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// Unregisters the region, if it is registered, and waits for calls of [`Reclaim`]. Sleeps.
+    fn unregister(&self) {
+        let state = core::mem::replace(&mut *self.state.lock(), State::Unregistered);
+        if let State::Registered(region) = state {
+            // SAFETY: The region was registered, and with the state changed no thread charges it
+            // any more. The call waits for `reclaim()` calls that run.
+            unsafe { ext::dmem_cgroup_unregister_region(region.as_ptr()) }
+        }
     }
 
     /// Charges `bytes` to the cgroup of the calling thread. Sleeps.
@@ -151,10 +163,19 @@ pub trait Reclaim: Send + Sync + 'static {
     fn reclaim(&self, limit: &Pool, bytes: u64) -> Result<bool>;
 }
 
-/// The registration of a region.
+/// Unregisters a region when it is dropped, which devres does when the device is unbound.
+struct UnregisterOnUnbind(Arc<Region>);
+
+impl Drop for UnregisterOnUnbind {
+    fn drop(&mut self) {
+        self.0.unregister();
+    }
+}
+
+/// The registration of a region, until it is dropped or its device is unbound.
 ///
-/// After it is dropped no memory can be charged any more, and no [`reclaim()`](Reclaim::reclaim)
-/// runs. Existing charges stay until they are dropped.
+/// After that no memory can be charged any more, and no [`reclaim()`](Reclaim::reclaim) runs.
+/// Existing charges stay until they are dropped.
 ///
 /// # Invariants
 ///
@@ -169,9 +190,9 @@ impl<R: Reclaim> Registration<R> {
         reclaim: Some(Self::call),
     };
 
-    /// Registers `size` bytes under the name that DRM gives its regions, `drm/<device>/<name>`.
-    /// Fails with `ENOMEM`. Sleeps.
-    pub fn new(device: &CStr, name: &CStr, size: u64, reclaim: R) -> Result<Self> {
+    /// Registers `size` bytes of `dev` under the name that DRM gives its regions,
+    /// `drm/<device>/<name>`. Fails with `ENOMEM`. Sleeps.
+    pub fn new_devm(dev: &Device<Bound>, name: &CStr, size: u64, reclaim: R) -> Result<Self> {
         let reclaim = KBox::new(reclaim, GFP_KERNEL)?;
         let region = Region::new()?;
         let data = core::ptr::from_ref(&*reclaim).cast_mut();
@@ -182,17 +203,20 @@ impl<R: Reclaim> Registration<R> {
                 size,
                 &Self::OPS,
                 data.cast(),
-                device.as_char_ptr(),
+                dev.name().as_char_ptr(),
                 name.as_char_ptr(),
             )
         })?;
         if let Some(raw) = NonNull::new(raw) {
             *region.state.lock() = State::Registered(raw);
         }
-        Ok(Self {
-            region,
+        // INVARIANT: The region was registered with `data`, which points into the box.
+        let this = Self {
+            region: region.clone(),
             _reclaim: reclaim,
-        })
+        };
+        devres::register(dev, UnregisterOnUnbind(region), GFP_KERNEL)?;
+        Ok(this)
     }
 
     /// Returns the region.
@@ -228,12 +252,7 @@ impl<R: Reclaim> Registration<R> {
 
 impl<R: Reclaim> Drop for Registration<R> {
     fn drop(&mut self) {
-        let state = core::mem::replace(&mut *self.region.state.lock(), State::Unregistered);
-        if let State::Registered(region) = state {
-            // SAFETY: The region was registered, and with the state changed no thread charges it
-            // any more. The call waits for `reclaim()` calls that run.
-            unsafe { ext::dmem_cgroup_unregister_region(region.as_ptr()) }
-        }
+        self.region.unregister();
     }
 }
 

@@ -25,6 +25,7 @@ pub use pfn::{
 use crate::{
     bindings,
     mm::{
+        mmap_lock::MmapReadGuard,
         mmu_notifier::MmuIntervalNotifier,
         zone_device::{
             HUGE_ORDER,
@@ -39,7 +40,6 @@ use kernel::{
     bindings::mm_struct,
     error::to_result,
     ffi::c_ulong,
-    mm::MmapReadGuard,
     page::PAGE_SHIFT,
     prelude::*,
     sync::atomic::{Atomic, Relaxed}, //

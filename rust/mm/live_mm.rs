@@ -25,7 +25,7 @@
 
 use crate::{
     bindings as ext,
-    mm::memcg::ActiveMemcg,
+    mm::memcg::Memcg,
     sched, //
 };
 use core::{marker::PhantomData, ops::Deref};
@@ -144,11 +144,10 @@ pub fn get(mm: &Mm, pages: usize) -> Result<LiveMm> {
     })
 }
 
-/// Charges the allocations of the calling kernel thread to the memory cgroup of `mm` until the
-/// result is dropped. Fails with `EFAULT` if `mm` has no users any more, or its process [is
-/// exiting](is_exiting).
-pub fn charge(mm: &Mm) -> Result<ActiveMemcg> {
-    Ok(ActiveMemcg::of(&*user_of(mm)?))
+/// Returns the memory cgroup of `mm`, to charge the allocations of a kernel thread to. Fails with
+/// `EFAULT` if `mm` has no users any more, or its process [is exiting](is_exiting).
+pub fn memcg(mm: &Mm) -> Result<Memcg> {
+    Ok(Memcg::of(&*user_of(mm)?))
 }
 
 /// Makes the kernel free `pages` pages if memory is short, by an OOM kill if necessary. Returns
@@ -161,14 +160,16 @@ fn make_room(mm: &Mm, pages: usize) -> Result<bool> {
         let mm = user_of(mm)?;
         // SAFETY: `mm` is valid and has users, so that its owner is a task or null.
         let is_short = unsafe { ext::memcg_is_short(mm.as_raw(), pages) };
-        is_short.then(|| ActiveMemcg::of(&mm))
+        is_short.then(|| Memcg::of(&mm))
     };
     // SAFETY: Has no requirements.
     let is_short = unsafe { ext::memory_is_short(pages) };
     // SAFETY: The caller may sleep.
     let has_room = !is_short || unsafe { ext::make_room(pages) };
-    // SAFETY: As above.
-    let has_room = has_room && (short_memcg.is_none() || unsafe { ext::memcg_make_room(pages) });
+    let has_room = has_room
+        && short_memcg
+            // SAFETY: As above.
+            .is_none_or(|memcg| memcg.charge(|| unsafe { ext::memcg_make_room(pages) }));
     if !has_room {
         crate::debug!("there is no memory for the process");
         return Err(ENOMEM);

@@ -9,49 +9,48 @@
 //! C header: [`include/linux/sched/mm.h`](srctree/include/linux/sched/mm.h)
 
 use crate::bindings as ext;
-use core::{ffi::c_void, marker::PhantomData};
+use core::ffi::c_void;
 use kernel::mm::MmWithUser;
 
-/// Charges the calling thread's accounted allocations to the memory cgroup of a process until it is
-/// dropped. C: `set_active_memcg()`.
-///
-/// Instances nest, and must be dropped in reverse order.
+/// A counted reference to a memory cgroup.
 ///
 /// # Invariants
 ///
-/// Owns a reference to `memcg`, if that is not null; it is the thread's active memory cgroup.
-#[must_use = "the former cgroup is charged again when this is dropped"]
-pub struct ActiveMemcg {
-    memcg: *mut c_void,
-    before: *mut c_void,
-    /// Not `Send`: the active cgroup is that of the thread that created this.
-    _thread: PhantomData<*mut ()>,
-}
+/// Owns a reference to the cgroup, if that is not null.
+pub struct Memcg(*mut c_void);
 
-impl ActiveMemcg {
-    /// Charges the cgroup of the process that owns `mm`; the root cgroup if no process owns it any
+// SAFETY: Any thread may use and drop references to memory cgroups.
+unsafe impl Send for Memcg {}
+// SAFETY: As above.
+unsafe impl Sync for Memcg {}
+
+impl Memcg {
+    /// Returns the cgroup of the process that owns `mm`; the root cgroup if no process owns it any
     /// more.
     pub fn of(mm: &MmWithUser) -> Self {
+        // INVARIANT: `get_mem_cgroup_from_mm()` returns a reference.
         // SAFETY: `mm` is valid and has users, so that its owner is a task or null.
-        let memcg = unsafe { ext::get_mem_cgroup_from_mm(mm.as_raw()) };
-        // SAFETY: The reference to `memcg` is held until `drop()` sets another.
-        let before = unsafe { ext::set_active_memcg(memcg) };
-        // INVARIANT: `get_mem_cgroup_from_mm()` returned a reference, and `memcg` was set above.
-        Self {
-            memcg,
-            before,
-            _thread: PhantomData,
-        }
+        Self(unsafe { ext::get_mem_cgroup_from_mm(mm.as_raw()) })
+    }
+
+    /// Charges the calling thread's accounted allocations to this cgroup while `f` runs. C:
+    /// `set_active_memcg()`.
+    ///
+    /// This is a call and not a guard, so that calls nest: the cgroup that is restored has a
+    /// reference, which the outer call holds.
+    pub fn charge<R>(&self, f: impl FnOnce() -> R) -> R {
+        // SAFETY: `self` keeps the reference until the former cgroup is restored below.
+        let before = unsafe { ext::set_active_memcg(self.0) };
+        let result = f();
+        // SAFETY: The code that set `before` holds a reference to it until it sets another.
+        unsafe { ext::set_active_memcg(before) };
+        result
     }
 }
 
-impl Drop for ActiveMemcg {
+impl Drop for Memcg {
     fn drop(&mut self) {
-        // SAFETY: The code that set `before` holds a reference to it. Once it is restored the
-        // thread does not use `memcg`, whose reference is dropped once.
-        unsafe {
-            ext::set_active_memcg(self.before);
-            ext::mem_cgroup_put(self.memcg);
-        }
+        // SAFETY: By the type invariants.
+        unsafe { ext::mem_cgroup_put(self.0) }
     }
 }

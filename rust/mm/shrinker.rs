@@ -7,6 +7,8 @@
 use core::{marker::PhantomData, ptr::NonNull};
 use kernel::{
     bindings,
+    device::{Bound, Device},
+    devres,
     ffi::c_ulong,
     prelude::*,
     sync::Arc, //
@@ -24,12 +26,19 @@ pub trait Shrink: Send + Sync + 'static {
     fn scan(&self, want: usize) -> usize;
 }
 
-/// A registered shrinker. Dropping it unregisters it, and waits for calls that run.
+/// Registers a shrinker until `dev` is unbound; debugfs shows `name`. Unbinding waits for calls that run. Fails with
+/// `ENOMEM`. Sleeps.
+pub fn register_devm<T: Shrink>(dev: &Device<Bound>, name: &CStr, object: Arc<T>) -> Result {
+    devres::register(dev, Registration::new(name, object)?, GFP_KERNEL)
+}
+
+/// A registered shrinker. Dropping it unregisters it, and waits for calls that run. If it were leaked, reclaim would call
+/// code of a module that is unloaded: only devres owns one.
 ///
 /// # Invariants
 ///
 /// The pointer is a registered shrinker whose `private_data` is the object that `_object` keeps.
-pub struct Registration<T: Shrink> {
+struct Registration<T: Shrink> {
     shrinker: NonNull<bindings::shrinker>,
     _object: Arc<T>,
     _t: PhantomData<T>,
@@ -41,8 +50,7 @@ unsafe impl<T: Shrink> Send for Registration<T> {}
 unsafe impl<T: Shrink> Sync for Registration<T> {}
 
 impl<T: Shrink> Registration<T> {
-    /// Registers a shrinker; debugfs shows `name`. Fails with `ENOMEM`. Sleeps.
-    pub fn new(name: &CStr, object: Arc<T>) -> Result<Self> {
+    fn new(name: &CStr, object: Arc<T>) -> Result<Self> {
         // SAFETY: The format takes one C string, which is `name`; it is copied.
         let shrinker =
             unsafe { bindings::shrinker_alloc(0, c"%s".as_char_ptr(), name.as_char_ptr()) };

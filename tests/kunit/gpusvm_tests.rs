@@ -33,6 +33,7 @@ mod flags;
 mod get_pages;
 mod intervals;
 mod iova;
+mod killed;
 mod layout;
 mod notifier;
 mod pagemap_cached;

@@ -6,7 +6,7 @@
 
 use crate::fixture::{mm, use_mm::with_mm};
 use gpusvm::pagemap::dmem;
-use kernel::{page::PAGE_SIZE, prelude::*, sync::Arc};
+use kernel::{device::Bound, faux, page::PAGE_SIZE, prelude::*, sync::Arc};
 use kernel_ext::cgroup::dmem::{
     Charge,
     Chooser,
@@ -27,8 +27,13 @@ impl Reclaim for Nothing {
     }
 }
 
-fn register() -> Result<Registration<Nothing>> {
-    Registration::new(c"kunit", c"dmem", 1 << 20, Nothing)
+fn device() -> Result<faux::Registration> {
+    faux::Registration::new(c"gpusvm_kunit", None)
+}
+
+fn register(device: &faux::Registration) -> Result<Registration<Nothing>> {
+    let device: &faux::Device<Bound> = device.as_ref();
+    Registration::new_devm(device.as_ref(), c"dmem", 1 << 20, Nothing)
 }
 
 /// Charges the cgroup of this thread, which is the root and has no limit.
@@ -49,7 +54,8 @@ mod tests {
 
     #[test]
     fn what_is_charged_stays_so_when_the_device_is_gone() -> Result {
-        let registration = register()?;
+        let device = device()?;
+        let registration = register(&device)?;
         let region = registration.region().clone();
         let before = charge(&region, 4096)?;
         let longer = charge(&region, 8192)?;
@@ -57,7 +63,7 @@ mod tests {
         drop(registration);
         ensure!(matches!(charge(&region, 4096), Err(e) if e == ENODEV));
         // The name may be registered again while a charge of the first region exists.
-        let again = register()?;
+        let again = register(&device)?;
         let other = charge(again.region(), 4096)?;
         drop(longer);
         drop(other);
@@ -65,8 +71,21 @@ mod tests {
     }
 
     #[test]
+    fn a_registration_ends_with_the_binding() -> Result {
+        let device = device()?;
+        let registration = register(&device)?;
+        let charged = charge(registration.region(), 4096)?;
+        drop(device);
+        ensure!(matches!(charge(registration.region(), 4096), Err(e) if e == ENODEV));
+        drop(registration);
+        drop(charged);
+        Ok(())
+    }
+
+    #[test]
     fn of_ones_own_all_may_be_taken() -> Result {
-        let registration = register()?;
+        let device = device()?;
+        let registration = register(&device)?;
         let (mine, wanted) = (
             charge(registration.region(), 4096)?,
             charge(registration.region(), 4096)?,
@@ -81,7 +100,8 @@ mod tests {
 
     #[test]
     fn any_part_of_a_charge_can_be_taken() -> Result {
-        let registration = register()?;
+        let device = device()?;
+        let registration = register(&device)?;
         let page = PAGE_SIZE as u64;
         for pages in [1, 2, 3, 7, 8, 9, 100, 255] {
             for part in 0..=pages {
@@ -104,7 +124,8 @@ mod tests {
 
     #[test]
     fn who_did_not_enroll_is_not_charged() -> Result {
-        let registration = register()?;
+        let device = device()?;
+        let registration = register(&device)?;
         // A kernel thread belongs to no process whose cgroup could be charged.
         ensure!(dmem::register().is_err_and(|e| e == EINVAL));
         let mm = mm::process()?;

@@ -15,9 +15,20 @@ use kernel::{
     sync::{
         atomic::{Acquire, Atomic, Release},
         Arc, //
-    }, //
+    },
+    time::msecs_to_jiffies, //
 };
-use kernel_ext::workqueue::OwnedQueue;
+use kernel_ext::{
+    sched,
+    time::jiffies,
+    workqueue::OwnedQueue, //
+};
+
+/// How often an eviction races a thread that frees the last page.
+const ROUNDS: u32 = 300;
+
+/// How long to wait for that thread, in milliseconds.
+const WAIT_MS: u32 = 5000;
 
 #[kunit_tests(gpusvm_pagemap_evict)]
 mod tests {
@@ -88,6 +99,31 @@ mod tests {
             ensure_eq!(vram.take_done().to_ram, 0);
             drop(handles);
             ensure_eq!(vram.used(), 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn waits_for_who_frees_the_last_page() -> Result {
+        with_vram(64, |env, pagemap| {
+            for _ in 0..ROUNDS {
+                let span = pages(0, 1);
+                place(env, pagemap, &span, false)?;
+                let vram = pagemap.provider();
+                let handle = vram.handles()?.pop().ok_or(EINVAL)?;
+                let thread = Thread::spawn(&env.mm, move || mm::drop_pages(&span))?;
+                // The other thread has freed the page, but its callback has perhaps not returned.
+                let begun = jiffies::now();
+                while !handle.is_detached() && jiffies::since(begun) < msecs_to_jiffies(WAIT_MS) {
+                    sched::cond_resched();
+                }
+                handle.evict()?;
+                let left = vram.handles()?.len();
+                thread.join()?;
+                drop(handle);
+                ensure_eq!((left, vram.used()), (0, 0));
+                mm::unmap(&pages(0, 1))?;
+            }
             Ok(())
         })
     }

@@ -88,9 +88,11 @@ mod tests {
             let span = pages(0, HUGE);
             mm::map_huge(&span)?;
             mm::fill(&span)?;
-            allow_huge_pages(false);
+            // SAFETY: Not allowing has no requirements.
+            unsafe { allow_huge_pages(false) };
             let moves = to_device(env, pagemap, &span);
-            allow_huge_pages(true);
+            // SAFETY: As the fixture says, which allowed it before.
+            unsafe { allow_huge_pages(true) };
             ensure_eq!(moves?, moved(HUGE, HUGE, HUGE));
             let vram = pagemap.provider();
             ensure_eq!(vram.take_done().pieces, HUGE);

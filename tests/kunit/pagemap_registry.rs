@@ -55,6 +55,10 @@ impl Regions for Region {
     }
 }
 
+fn register(provider: &Provider) -> Result<Registration> {
+    Registration::new_devm(provider.parent()?, provider.drm(), Region::of(provider)?)
+}
+
 #[kunit_tests(gpusvm_pagemap_registry)]
 mod tests {
     use super::*;
@@ -63,7 +67,7 @@ mod tests {
     fn a_place_leads_to_the_memory_and_keeps_nothing() -> Result {
         with_provider(|_, provider| {
             let (refs, of_drm) = (module_refs(), drm_refs(provider.drm()));
-            let registered = Registration::new(provider.drm(), Region::of(&provider)?)?;
+            let registered = register(&provider)?;
             let region = registered.region(1);
             ensure_eq!((module_refs(), drm_refs(provider.drm())), (refs, of_drm));
             let memory = provider.cached()?;
@@ -87,14 +91,28 @@ mod tests {
     #[test]
     fn a_new_offer_is_another_place() -> Result {
         with_provider(|_, provider| {
-            let registered = Registration::new(provider.drm(), Region::of(&provider)?)?;
+            let registered = register(&provider)?;
             let before = registered.region(1);
             drop(registered);
-            let registered = Registration::new(provider.drm(), Region::of(&provider)?)?;
+            let registered = register(&provider)?;
             let memory = provider.cached()?;
             ensure!(before != registered.region(1));
             ensure_eq!(before.open().err(), Some(ENODEV));
             ensure!(same(&registered.region(1).open()?, &memory));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_registration_ends_with_the_binding() -> Result {
+        with_provider(|_, provider| {
+            let registered = register(&provider)?;
+            let region = registered.region(1);
+            ensure_eq!(REGISTRIES.load(Relaxed), 1);
+            provider.unbind();
+            ensure_eq!(REGISTRIES.load(Relaxed), 0);
+            ensure_eq!(region.open().err(), Some(ENODEV));
+            drop(registered);
             Ok(())
         })
     }

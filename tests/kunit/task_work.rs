@@ -5,6 +5,7 @@
 use crate::fixture::thread::sleep_ms;
 use core::{
     ffi::c_void,
+    mem::ManuallyDrop,
     ptr::{self, NonNull}, //
 };
 use kernel::{
@@ -62,7 +63,9 @@ struct Late(Arc<Shared>);
 /// The shared state of the item that has run last.
 static LAST: Atomic<*mut Shared> = Atomic::new(ptr::null_mut());
 
-impl TaskWorkItem for Late {
+// SAFETY: `finish()` passes the work to a worker, which calls `TaskWork::run()`, and leaks it if that cannot be started.
+// The queue is drained when the test drops it.
+unsafe impl TaskWorkItem for Late {
     fn run(&self) {
         LAST.store(Arc::into_raw(self.0.clone()).cast_mut(), Release);
     }
@@ -71,10 +74,11 @@ impl TaskWorkItem for Late {
         // SAFETY: `run()`, which was called before, left a reference there.
         let shared = unsafe { Arc::from_raw(LAST.load(Acquire)) };
         let waiter = shared.clone();
+        let work = ManuallyDrop::new(work);
         let spawned = shared.queue.try_spawn(GFP_KERNEL, move || {
             let task: &Task = current!();
             *waiter.worker.lock() = Some(task.into());
-            TaskWork::run(work);
+            TaskWork::run(ManuallyDrop::into_inner(work));
             waiter.over.store(true, Release);
         });
         if spawned.is_ok() {

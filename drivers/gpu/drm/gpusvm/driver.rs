@@ -376,8 +376,8 @@ impl<D: Driver> Svm<D> {
     }
 
     /// Returns the start of the part of the first CPU VMA that lies in `span`, which is never below
-    /// `span.start`; none if `span` has no VMA or the process is gone. Takes `mmap_lock` for
-    /// reading.
+    /// `span.start`; none if `span` has no VMA, the process is gone, or the calling thread is being
+    /// killed. Takes `mmap_lock` for reading.
     pub fn find_vma_start(&self, span: Span<usize>) -> Option<usize> {
         self.core.find_vma_start(span)
     }

@@ -19,8 +19,7 @@ use core::{ops::Range, ptr::NonNull};
 use kernel::{
     mm::{
         virt::{flags as vm, VmaRef},
-        MmWithUser,
-        MmapReadGuard, //
+        MmWithUser, //
     },
     page::PAGE_SIZE,
     prelude::*, //
@@ -29,7 +28,8 @@ use kernel_ext::{
     bindings as ext,
     mm::{
         hmm::Walk,
-        live_mm, //
+        live_mm,
+        mmap_lock::MmapReadGuard, //
     }, //
 };
 
@@ -50,6 +50,7 @@ impl GpuSvm {
     ///   larger than `attempt` allows; or `is_mapped` returns false, and the range is larger than
     ///   `ctx` allows where the CPU has [few pages](Ctx::with_fault_around). The range is invalidated as if it was
     ///   unmapped: the caller lets the garbage collector remove it, and tries again;
+    /// - `EINTR`: the thread is being killed;
     /// - `ENOMEM`.
     ///
     /// # Safety
@@ -97,7 +98,7 @@ impl GpuSvm {
             (None, None) => return Err(ENOMEM),
         };
 
-        let mmap = mm.mmap_read_lock();
+        let mmap = MmapReadGuard::lock_killable(&mm)?;
         let vma = lookup(&mmap, addr, ctx.access)?;
         let bounds = Bounds {
             vma: vma.start()..vma.end(),
@@ -148,7 +149,7 @@ impl GpuSvm {
             return Err(EAGAIN);
         }
         let fits = {
-            let mmap = mm.mmap_read_lock();
+            let mmap = MmapReadGuard::lock_killable(mm)?;
             let vma = lookup(&mmap, addr, ctx.access)?;
             chunk::contains(&(vma.start()..vma.end()), &this.span())
                 && chunk::contains(window, &this.span())

@@ -46,6 +46,7 @@ use kernel_ext::{
             Walk, //
         },
         live_mm,
+        mmap_lock::MmapReadGuard,
         mmu_notifier::MmuIntervalNotifier,
         zone_device::HUGE_PAGES, //
     },
@@ -137,7 +138,7 @@ impl Source<'_> {
             let mm = live_mm::get(self.mm, self.step())?;
             // This check comes after the walk: a thread that starts to track accesses later invalidates the addresses
             // that it protects, and so the walk.
-            let untracked = self.check_tracking(&mm);
+            let untracked = self.check_tracking(&mm)?;
             if untracked.is_none() {
                 kernel_ext::debug!(
                     "accesses to {:#x?} are tracked: migrating it to RAM",
@@ -186,18 +187,18 @@ impl Source<'_> {
     }
 
     /// Checks that userfaultfd tracks no accesses to the span at this time, so that device memory may be mapped. Takes
-    /// the mmap lock.
-    fn check_tracking(&self, mm: &MmWithUser) -> Option<Untracked> {
-        let mmap = mm.mmap_read_lock();
+    /// the mmap lock; fails with `EINTR` if the thread is being killed.
+    fn check_tracking(&self, mm: &MmWithUser) -> Result<Option<Untracked>> {
+        let mmap = MmapReadGuard::lock_killable(mm)?;
         let mut rest = self.span.clone();
         while let Some(vma) = first_vma(&mmap, mm, rest.clone()) {
             // SAFETY: The VMA is valid while the mmap lock is held.
             if unsafe { ext::vma_is_tracked(vma.as_ptr()) } {
-                return None;
+                return Ok(None);
             }
             rest.start = vma.end();
         }
-        Some(Untracked(()))
+        Ok(Some(Untracked(())))
     }
 
     /// Whether all of `pages` are mapped for the access already. Fails with `EFAULT` if they may not be mapped.

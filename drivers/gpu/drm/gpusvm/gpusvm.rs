@@ -78,7 +78,10 @@ impl kernel::Module for GpuSvmModule {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         // SAFETY: This is called once, when the module is loaded.
         unsafe { pagemap::init() }?;
-        pagemap::to_device::allow_huge_pages(module_parameters::huge_device_pages.value() != 0);
+        // SAFETY: The parameter's description says that it is not safe.
+        unsafe {
+            pagemap::to_device::allow_huge_pages(module_parameters::huge_device_pages.value() != 0)
+        };
         Ok(Self)
     }
 }

@@ -11,10 +11,7 @@
 use crate::ctx::{Access, Ctx};
 use core::{ffi::c_void, ops::Range};
 use kernel::{
-    mm::{
-        virt::{flags, VmaRef},
-        MmapReadGuard, //
-    },
+    mm::virt::{flags, VmaRef},
     page::PAGE_SIZE, //
 };
 use kernel_ext::mm::{
@@ -22,6 +19,7 @@ use kernel_ext::mm::{
         Pfn,
         Walk, //
     },
+    mmap_lock::MmapReadGuard,
     mmu_notifier::MmuIntervalNotifier,
     zone_device::HUGE_PAGES, //
 };

@@ -13,7 +13,7 @@ use core::{ffi::c_void, ops::Range, ptr};
 use kernel::{
     bindings,
     ffi::c_ulong,
-    mm::{virt::VmaRef, Mm, MmWithUser, MmapReadGuard},
+    mm::{virt::VmaRef, Mm, MmWithUser},
     page::PAGE_SHIFT,
     prelude::*, //
 };
@@ -25,7 +25,8 @@ use kernel_ext::{
             Pfn,
             Walk, //
         },
-        live_mm, //
+        live_mm,
+        mmap_lock::MmapReadGuard, //
     }, //
 };
 
@@ -206,7 +207,7 @@ impl GpuSvm {
         let mut result = Ok(());
         while !rest.is_empty() {
             let part = {
-                let mmap = mm.mmap_read_lock();
+                let mmap = MmapReadGuard::lock_killable(&mm)?;
                 let Some(vma) = first_vma(&mmap, &mm, rest.clone()) else {
                     break;
                 };

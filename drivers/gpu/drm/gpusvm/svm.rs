@@ -44,7 +44,7 @@ use kernel_ext::{
     bindings as ext,
     interval_tree::Tree,
     lock_name,
-    mm::live_mm,
+    mm::{live_mm, mmap_lock::MmapReadGuard},
     sync::rwsem::{
         ReadGuard,
         RwSemaphore, //
@@ -417,14 +417,14 @@ impl GpuSvm {
     }
 
     /// Returns the start of the part of the first CPU VMA that lies in `span`, which is never below
-    /// `span.start`; none if `span` has no VMA or the process is gone. Takes `mmap_lock` for
-    /// reading.
+    /// `span.start`; none if `span` has no VMA, the process is gone, or the calling thread is being
+    /// killed. Takes `mmap_lock` for reading.
     ///
     /// C: `drm_gpusvm_find_vma_start()`, which returns the start of the VMA even if that is below
     /// the span.
     pub fn find_vma_start(&self, span: Range<usize>) -> Option<usize> {
         let mm = live_mm::get(self.mm()?, 0).ok()?;
-        let mmap = mm.mmap_read_lock();
+        let mmap = MmapReadGuard::lock_killable(&mm).ok()?;
         let vma = crate::scan::first_vma(&mmap, &mm, span.clone())?;
         Some(vma.start().max(span.start))
     }

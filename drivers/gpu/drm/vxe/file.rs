@@ -50,7 +50,12 @@ use kernel::{
 };
 use kernel_ext::{
     sched,
-    workqueue::cancel_delayed, //
+    workqueue::{
+        cancel_delayed,
+        enqueue_delayed,
+        HasQueue,
+        OwnedQueue, //
+    }, //
 };
 use vxe_sim::debugfs::has_overflowed;
 
@@ -208,6 +213,12 @@ impl_has_delayed_work! {
     impl HasDelayedWork<Self> for VmList { self.watch }
 }
 
+impl HasQueue for VmList {
+    fn queue(&self) -> &OwnedQueue {
+        &self.queues.work
+    }
+}
+
 impl WorkItem for VmList {
     type Pointer = Arc<Self>;
 
@@ -250,7 +261,7 @@ impl VmList {
     pub(crate) fn watch(self: &Arc<Self>) {
         let delay = msecs_to_jiffies(WATCH_MS);
         // If the work is pending already, it checks all VMs that are listed when it runs.
-        let _ = self.queues.work.enqueue_delayed(self.clone(), delay);
+        let _ = enqueue_delayed(self, delay);
     }
 
     /// Cancels the check. No VM may be open, and the work must not be running.

@@ -191,7 +191,7 @@ impl LocalMemory {
             let shrinker = Shrinker::new_devm(parent, drm)?;
             let cache = DeviceMemoryCache::new_devm(parent, drm, &shrinker)?;
             let shared = KBox::new(Shared(dev.into()), GFP_KERNEL)?;
-            let in_registry = registry::Registration::new(drm, shared)?;
+            let in_registry = registry::Registration::new_devm(parent, drm, shared)?;
             let region = charge::register(parent, dev, vram)?;
             // These two hold references to the device until `close()`.
             *self.in_registry.lock() = Some(in_registry);

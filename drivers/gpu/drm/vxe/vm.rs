@@ -95,7 +95,7 @@ use kernel::{
 use kernel_ext::{
     mm::{
         live_mm,
-        memcg::ActiveMemcg, //
+        memcg::Memcg, //
     },
     sched,
     workqueue::cancel_delayed, //
@@ -302,7 +302,11 @@ impl Vm {
     /// binding, `EACCES` for an atomic where the GPU may do none, and as [`svm::fault`],
     /// [`buffer::fault`] and [`userptr::fault`] do.
     pub(crate) fn service(self: &Arc<Self>, fault: Fault) -> Result<Serviced> {
-        let _charged = self.charge_process()?;
+        self.memcg()?.charge(|| self.service_charged(fault))
+    }
+
+    /// Implements [`service`](Self::service), with the process charged.
+    fn service_charged(self: &Arc<Self>, fault: Fault) -> Result<Serviced> {
         let mut done = self.try_service(fault, false);
         for _ in 1..ROUNDS {
             // The CPU keeps changing its mappings, or the machine is slow. The next round maps one
@@ -319,11 +323,11 @@ impl Vm {
         done
     }
 
-    /// Charges allocations of the calling worker to the memory cgroup of the VM's process until the
-    /// result is dropped. Fails with `EFAULT` if the process is exiting.
-    fn charge_process(&self) -> Result<ActiveMemcg> {
+    /// Returns the memory cgroup of the VM's process, to charge the allocations of a worker to.
+    /// Fails with `EFAULT` if the process is exiting.
+    fn memcg(&self) -> Result<Memcg> {
         let mm = self.mm().ok_or(EFAULT)?;
-        live_mm::charge(mm)
+        live_mm::memcg(mm)
     }
 
     /// Holds the SVM lock for one [`Retry`] at most.
@@ -400,12 +404,12 @@ impl Vm {
     /// work.
     fn collect_garbage_as_worker(self: &Arc<Self>) {
         self.map.drop_left();
-        let charged = self.charge_process();
+        let memcg = self.memcg();
         let Ok(mut svm) = self.lock_svm_killable() else {
             return;
         };
-        let _ = match charged {
-            Ok(_) => self.collect_garbage(&mut svm),
+        let _ = match memcg {
+            Ok(memcg) => memcg.charge(|| self.collect_garbage(&mut svm)),
             // The process is exiting: no fault on the range is serviced again, so its attributes do
             // not matter.
             Err(_) => svm

@@ -23,8 +23,11 @@ impl Claims {
     pub(crate) fn new(pages: usize) -> Result<Self> {
         let words = pages.div_ceil(BITS);
         let mut bits = KVVec::with_capacity(words, GFP_KERNEL)?;
-        for _ in 0..words {
-            bits.push(Atomic::new(0), GFP_KERNEL)?;
+        for word in 0..words {
+            // Pages of the last word that do not exist are claimed for good.
+            let left = pages - word * BITS;
+            let absent = if left < BITS { usize::MAX << left } else { 0 };
+            bits.push(Atomic::new(absent), GFP_KERNEL)?;
         }
         Ok(Self(bits))
     }

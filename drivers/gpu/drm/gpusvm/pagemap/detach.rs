@@ -25,7 +25,8 @@ use kernel::{
     prelude::*,
     sync::{
         global_lock,
-        Arc, //
+        Arc,
+        Completion, //
     },
     workqueue::{
         Work,
@@ -60,6 +61,9 @@ pub(crate) struct Detachable {
     detaching: Arc<Detaching>,
     pagemap: PagemapRef,
     detached: Detached,
+    /// Completed when the provider knows that no folio is left.
+    #[pin]
+    told: Completion,
 }
 
 /// Tells the provider that a block has no folio left, and drops the folios' reference to the block.
@@ -106,7 +110,22 @@ impl Detachable {
             detaching,
             pagemap,
             detached,
+            told <- Completion::new(),
         })
+    }
+
+    /// Marks the block as one whose provider knows that no folio is left. Called once, by `detached`.
+    pub(crate) fn set_told(&self) {
+        self.told.complete_all();
+    }
+
+    /// Waits until the provider knows that no folio is left, and the folios' reference is dropped. `devmem` must be
+    /// detached. Sleeps. Must not be called from [`Provider::detached`](super::provider::Provider::detached).
+    pub(crate) fn wait_until_told(&self) {
+        // The thread that detached `devmem` may not have queued the block yet: a flush would not wait for it.
+        self.told.wait_for_completion();
+        // The worker is about to drop the reference.
+        self.detaching.flush();
     }
 
     /// Returns the C part of the block.
@@ -145,7 +164,7 @@ impl Detaching {
 
     /// Waits until the provider knows of all blocks that have been released so far, and the folios' references to them
     /// are dropped. Sleeps. Must not be called from [`Provider::detached`](super::provider::Provider::detached).
-    pub(crate) fn flush(self: &Arc<Self>) {
+    fn flush(self: &Arc<Self>) {
         workqueue::flush(self);
     }
 }

@@ -127,7 +127,8 @@ struct Process {
 /// The task work with which a thread answers the requests of its process.
 struct ChargeWork(Arc<Process>);
 
-impl TaskWorkItem for ChargeWork {
+// SAFETY: `finish()` enqueues the work on `QUEUE`, which `exit()` drains, or leaks it.
+unsafe impl TaskWorkItem for ChargeWork {
     fn run(&self) {
         let task = Task::current_raw();
         {

@@ -51,7 +51,7 @@ use kernel_ext::{
     dma::Direction,
     drm::device::DrmDevice,
     list::llist::Linked,
-    mm::live_mm, //
+    mm::{live_mm, mmap_lock::MmapReadGuard}, //
 };
 
 pub use kernel_ext::bindings::drm_pagemap_ops as Ops;
@@ -235,12 +235,12 @@ impl Pagemap {
     ///
     /// This is for the memory of any driver. For its own memory, a driver uses
     /// [`DeviceMemory::populate`](super::provider::DeviceMemory::populate), which returns what was migrated. Sleeps;
-    /// takes the mmap lock. Fails with `EFAULT` if the process has exited, with `ENODEV` if the device is unbound, and
-    /// as the driver does.
+    /// takes the mmap lock. Fails with `EFAULT` if the process has exited, with `EINTR` if the thread is being killed, with
+    /// `ENODEV` if the device is unbound, and as the driver does.
     pub fn populate(&self, mm: &Mm, span: Range<usize>, timeslice_ms: u32) -> Result {
         let populate = self.ops().populate_mm.ok_or(ENODEV)?;
         let mm = live_mm::get(mm, 0)?;
-        let _mmap = mm.mmap_read_lock();
+        let _mmap = MmapReadGuard::lock_killable(&mm)?;
         // SAFETY: As the operation requires, the mm has users and its mmap lock is held for reading. The caller has a
         // counted reference to the pagemap.
         to_result(unsafe {

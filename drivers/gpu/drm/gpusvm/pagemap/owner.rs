@@ -214,14 +214,16 @@ impl OwnerList {
 }
 
 /// A list of peers with a `T` of the driver's for each.
+///
+/// The list reads the data of a [`Member`] that was leaked, so `T` borrows nothing.
 #[pin_data]
-pub struct Owners<T> {
+pub struct Owners<T: 'static> {
     #[pin]
     list: OwnerList,
     connected: fn(&T, &T) -> bool,
 }
 
-impl<T: Send + Sync> Owners<T> {
+impl<T: Send + Sync + 'static> Owners<T> {
     /// Creates an empty list. `connected` returns whether two peers have a fast interconnect; it must be symmetric. It
     /// is called with the lock of the list held, and may sleep. Fails with `ENOMEM`.
     pub fn new(connected: fn(&T, &T) -> bool) -> Result<Arc<Self>> {
@@ -260,7 +262,7 @@ impl<T: Send + Sync> Owners<T> {
 /// # Invariants
 ///
 /// `peer` is in the list of `owners`, and its `private` points to `data`.
-pub struct Member<T> {
+pub struct Member<T: 'static> {
     owners: Arc<Owners<T>>,
     peer: Pin<KBox<Peer>>,
     data: KBox<T>,
@@ -268,11 +270,11 @@ pub struct Member<T> {
 }
 
 // SAFETY: Other threads get a `&T` through the list; any thread may use the other fields.
-unsafe impl<T: Send + Sync> Send for Member<T> {}
+unsafe impl<T: Send + Sync + 'static> Send for Member<T> {}
 // SAFETY: As above.
-unsafe impl<T: Send + Sync> Sync for Member<T> {}
+unsafe impl<T: Send + Sync + 'static> Sync for Member<T> {}
 
-impl<T> Member<T> {
+impl<T: 'static> Member<T> {
     /// Returns the owner of the group, which the pages of its members have as their owner. No other group has it while
     /// this one has members.
     pub fn owner(&self) -> OwnerId {
@@ -286,7 +288,7 @@ impl<T> Member<T> {
     }
 }
 
-impl<T> Drop for Member<T> {
+impl<T: 'static> Drop for Member<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariants.
         unsafe { self.owners.list.leave(&self.peer) };

@@ -15,9 +15,14 @@
 //!
 //! C: `xe_drm_pagemap_from_fd()`, which finds devices of xe only, and whose result keeps the pagemap.
 
-use super::drm_pagemap::PagemapRef;
+use super::{
+    drm_pagemap::PagemapRef,
+    shrinker::check_parent, //
+};
 use core::ptr;
 use kernel::{
+    device::{Bound, Device},
+    devres,
     prelude::*,
     sync::{global_lock, new_mutex, Arc, Mutex}, //
 };
@@ -69,14 +74,42 @@ pub(super) fn exit() {
     drop(list);
 }
 
-/// Registers a device until this is dropped: then no thread calls the driver's [`Regions`] any more. The driver must
-/// drop it when the device is unbound.
+/// Unregisters a device, and drops the driver's [`Regions`]. Does nothing if it is not registered any more.
+fn unregister(slot: &Arc<Slot>) {
+    let listed = {
+        let mut devices = DEVICES.lock();
+        let index = devices.iter().position(|other| Arc::ptr_eq(other, slot));
+        index.and_then(|index| devices.remove(index).ok())
+    };
+    let registry = slot.registry.lock().take();
+    // This calls code of the driver, and so is done without locks.
+    drop(registry);
+    drop(listed);
+}
+
+/// Unregisters a device when it is dropped, which devres does when the device is unbound.
+struct UnregisterOnUnbind(Arc<Slot>);
+
+impl Drop for UnregisterOnUnbind {
+    fn drop(&mut self) {
+        unregister(&self.0);
+    }
+}
+
+/// Registers a device until this is dropped, or until it is unbound: then no thread calls the driver's [`Regions`] any
+/// more.
 #[must_use = "the device is unregistered when this is dropped"]
 pub struct Registration(Arc<Slot>);
 
 impl Registration {
-    /// Registers the memory of `drm`, which must not be registered yet. Fails with `ENOMEM`.
-    pub fn new(drm: &DrmDevice, registry: KBox<dyn Regions>) -> Result<Self> {
+    /// Registers the memory of `drm`, which must not be registered yet. `dev` must be the parent of `drm`. Fails with
+    /// `EINVAL` if it is another device, and with `ENOMEM`.
+    pub fn new_devm(
+        dev: &Device<Bound>,
+        drm: &DrmDevice,
+        registry: KBox<dyn Regions>,
+    ) -> Result<Self> {
+        check_parent(dev, drm)?;
         let slot = Arc::pin_init(
             pin_init!(Slot {
                 drm,
@@ -85,6 +118,7 @@ impl Registration {
             GFP_KERNEL,
         )?;
         DEVICES.lock().push(slot.clone(), GFP_KERNEL)?;
+        devres::register(dev, UnregisterOnUnbind(slot.clone()), GFP_KERNEL)?;
         Ok(Self(slot))
     }
 
@@ -99,15 +133,7 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let listed = {
-            let mut devices = DEVICES.lock();
-            let index = devices.iter().position(|slot| Arc::ptr_eq(slot, &self.0));
-            index.and_then(|index| devices.remove(index).ok())
-        };
-        let registry = self.0.registry.lock().take();
-        // This calls code of the driver, and so is done without locks.
-        drop(registry);
-        drop(listed);
+        unregister(&self.0);
     }
 }
 

@@ -20,7 +20,6 @@ use core::ptr::NonNull;
 use kernel::{
     bindings,
     device::{Bound, Device},
-    devres,
     interop::list::CListHead,
     prelude::*,
     str::CString,
@@ -30,7 +29,7 @@ use kernel_ext::{
     drm::device::DrmDevice,
     list,
     mm::shrinker::{
-        Registration,
+        register_devm,
         Shrink, //
     }, //
 };
@@ -118,8 +117,7 @@ impl Shrinker {
             GFP_KERNEL,
         )?;
         let name = CString::try_from_fmt(fmt!("gpusvm-pagemap:{}", dev.name()))?;
-        let registration = Registration::new(&name, this.clone())?;
-        devres::register(dev, registration, GFP_KERNEL)?;
+        register_devm(dev, &name, this.clone())?;
         Ok(this)
     }
 }

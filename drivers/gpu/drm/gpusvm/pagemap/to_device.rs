@@ -484,7 +484,11 @@ static HUGE_PAGES_ALLOWED: Atomic<bool> = Atomic::new(false);
 /// They should not on a kernel whose `zap_huge_pmd()` treats a migration entry for a device folio as a present mapping,
 /// as 7.3 does: when a process unmaps a huge page that is being migrated to system memory, that kernel frees the folio
 /// under the migration.
-pub fn allow_huge_pages(allow: bool) {
+///
+/// # Safety
+///
+/// If `allow`, no process may discard a huge page while it is being migrated, or the kernel must cope with that.
+pub unsafe fn allow_huge_pages(allow: bool) {
     HUGE_PAGES_ALLOWED.store(allow, Relaxed);
 }
 
@@ -513,6 +517,9 @@ fn why_unmovable(vma: &VmaRef) -> Option<&'static str> {
         // The page must stay in RAM. Besides, 7.3 counts device pages as mlocked, and still does so when they have left
         // the device: `mlock_pte_range()` skips entries that are not present.
         Some("it is locked")
+    } else if has(ext::KEXT_VM_MTE) {
+        // A copy has no tags, and the CPU's next access to the page would fail.
+        Some("its pages have tags (arm64 MTE)")
     } else if is_tracked {
         // A device's accesses to device pages would bypass the protection of userfaultfd.
         Some("userfaultfd tracks accesses to it")

@@ -56,5 +56,5 @@ pub(super) fn register(
     dev: &Device,
     vram: &Vram,
 ) -> Result<Registration<Limits>> {
-    Registration::new(parent.name(), c"vram0", vram.size(), Limits(dev.into()))
+    Registration::new_devm(parent, c"vram0", vram.size(), Limits(dev.into()))
 }

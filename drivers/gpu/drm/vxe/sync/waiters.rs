@@ -46,7 +46,12 @@ use kernel_ext::{
         with_nice, //
     },
     time::jiffies,
-    workqueue::cancel_delayed, //
+    workqueue::{
+        cancel_delayed,
+        enqueue_delayed,
+        HasQueue,
+        OwnedQueue, //
+    }, //
 };
 
 /// The most threads of other processes that a signal wakes, and the most groups that it visits.
@@ -182,6 +187,12 @@ impl_has_delayed_work! {
     impl HasDelayedWork<Self> for FenceWaiters { self.work }
 }
 
+impl HasQueue for FenceWaiters {
+    fn queue(&self) -> &OwnedQueue {
+        &self.queues.work
+    }
+}
+
 impl WorkItem for FenceWaiters {
     type Pointer = Arc<Self>;
 
@@ -274,7 +285,7 @@ impl FenceWaiters {
                 .interval()
                 .saturating_sub(jiffies::since(groups.started));
             // Cannot fail: the work is not enqueued.
-            let _ = self.queues.work.enqueue_delayed(self.clone(), delay);
+            let _ = enqueue_delayed::<_, 0>(self, delay);
         }
         drop(groups);
         if let Some(group) = own {

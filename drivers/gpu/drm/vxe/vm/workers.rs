@@ -27,7 +27,12 @@ use kernel::{
 };
 use kernel_ext::{
     mm::live_mm,
-    sched::Killable, //
+    sched::Killable,
+    workqueue::{
+        enqueue_delayed,
+        HasQueue,
+        OwnedQueue, //
+    }, //
 };
 
 /// The work that services faults.
@@ -108,6 +113,12 @@ impl_has_delayed_work! {
     impl HasDelayedWork<Self, 2> for Vm { self.revisit }
 }
 
+impl HasQueue for Vm {
+    fn queue(&self) -> &OwnedQueue {
+        &self.client.faults
+    }
+}
+
 impl WorkItem<SERVICE> for Vm {
     type Pointer = Arc<Self>;
 
@@ -159,7 +170,6 @@ impl Vm {
     /// Queues the revisit of ranges in `delay` jiffies. Does not sleep.
     pub(crate) fn queue_revisit(self: &Arc<Self>, delay: usize) {
         // If the work is pending already, it runs then and queues itself for what is due later.
-        let faults = &self.client.faults;
-        let _ = faults.enqueue_delayed::<_, REVISIT>(self.clone(), delay);
+        let _ = enqueue_delayed::<_, REVISIT>(self, delay);
     }
 }

@@ -139,6 +139,12 @@ impl<P: Provider> Block<P> {
         devmem
     }
 
+    /// Tells the provider that no folio is left in the block.
+    pub(super) fn detached(&self) {
+        self.inner().provider.detached(&self.memory);
+        self.head.set_told();
+    }
+
     pub(super) fn inner(&self) -> &Inner<P> {
         self.pagemap.inner()
     }
@@ -185,7 +191,7 @@ impl<P: Provider> Block<P> {
         }
         // SAFETY: The frames are the block's, to which the caller has a reference.
         unsafe { evict::evict(self.head.devmem(), &frames) }?;
-        self.inner().detaching.flush();
+        self.head.wait_until_told();
         Ok(())
     }
 }

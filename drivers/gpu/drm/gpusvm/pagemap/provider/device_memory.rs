@@ -34,8 +34,9 @@ use kernel_ext::{
     drm::device::DrmDevice,
     mm::{
         live_mm,
-        memcg::ActiveMemcg,
-        memremap::DevPagemap, //
+        memcg::Memcg,
+        memremap::DevPagemap,
+        mmap_lock::MmapReadGuard, //
     }, //
 };
 
@@ -141,6 +142,7 @@ impl<P: Provider> DeviceMemory<P> {
     ///
     /// Errors, after which the pages of the VMA concerned are where they were:
     /// - `EFAULT`: the process has exited or is exiting, or the device cannot reach a page;
+    /// - `EINTR`: the thread is being killed;
     /// - `EINVAL`: the span is not page-aligned;
     /// - `ENOMEM`, or an error of the provider's.
     pub fn populate_from(
@@ -152,9 +154,9 @@ impl<P: Provider> DeviceMemory<P> {
     ) -> Result<Moved> {
         // Kernel memory that lives as long as the block is charged to the process whose pages are migrated, not to the
         // caller, which may be another process that uses the same VM.
-        let _charged = live_mm::charge(mm)?;
+        let memcg = live_mm::memcg(mm)?;
         let process = Process::Unlocked(mm);
-        self.inner().populate(&process, span, timeslice_ms, sources)
+        memcg.charge(|| self.inner().populate(&process, span, timeslice_ms, sources))
     }
 }
 
@@ -175,7 +177,8 @@ impl Process<'_> {
     }
 
     /// Calls `f` with the mmap lock held, for the first VMA that overlaps `span`. Returns none if there is no VMA.
-    /// Fails with `EFAULT` if the process has exited or is exiting, with `ENOMEM`, and as `f` does.
+    /// Fails with `EFAULT` if the process has exited or is exiting, with `EINTR` if the thread is being killed, with `ENOMEM`,
+    /// and as `f` does.
     fn with_vma<R>(
         &self,
         span: &Range<usize>,
@@ -184,7 +187,7 @@ impl Process<'_> {
         match self {
             Self::Unlocked(mm) => {
                 let mm = live_mm::get(mm, span.len() >> PAGE_SHIFT)?;
-                let mmap = mm.mmap_read_lock();
+                let mmap = MmapReadGuard::lock_killable(&mm)?;
                 first_vma(&mmap, &mm, span.clone()).map(f).transpose()
             }
             // SAFETY: The caller of `populate_locked()` holds the mmap lock.
@@ -208,8 +211,8 @@ impl<P: Provider> Inner<P> {
         timeslice_ms: u32,
         sources: Sources,
     ) -> Result<Moved> {
-        let _charged = ActiveMemcg::of(mm);
-        self.populate(&Process::Locked(mm), span, timeslice_ms, sources)
+        let process = Process::Locked(mm);
+        Memcg::of(mm).charge(|| self.populate(&process, span, timeslice_ms, sources))
     }
 
     fn populate(

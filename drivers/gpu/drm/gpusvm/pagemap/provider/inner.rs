@@ -259,6 +259,6 @@ impl<P: Provider> Inner<P> {
     pub(super) unsafe fn detached(block: NonNull<Detachable>) {
         // SAFETY: The block is one of this provider's, in an `Arc`; the caller hands the folios' reference over.
         let block = unsafe { Arc::from_raw(block.cast::<Block<P>>().as_ptr()) };
-        block.inner().provider.detached(block.memory());
+        block.detached();
     }
 }
