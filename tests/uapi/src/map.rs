@@ -13,6 +13,8 @@ use std::os::fd::AsRawFd;
 pub const PAGE: usize = if cfg!(page_64k) { 64 << 10 } else { 4 << 10 };
 /// 16 pages: with pages of 4 KiB, the size of a middle chunk.
 pub const MIDDLE: usize = 16 * PAGE;
+/// Size of the smallest chunk that a fault migrates; with pages of 64 KiB, a page.
+pub const CHUNK: usize = 64 << 10;
 /// Size of the largest chunk; with pages of 4 KiB, that of a huge page.
 pub const SZ_2M: usize = 2 << 20;
 

@@ -14,12 +14,12 @@ use crate::{
         VA_BITS, //
     },
     exec_queue_ioctl::max_priority,
-    gpu,
     ioctl::Ioctl,
     region,
     uapi, //
 };
 use kernel::{
+    page::PAGE_SIZE,
     prelude::*,
     time::NSEC_PER_SEC,
     transmute::AsBytes, //
@@ -162,7 +162,8 @@ fn config(dev: &Device) -> Result<Reply> {
     let info: [u64; 5] = [
         u64::from(DEVICE_ID) | u64::from(REVISION) << 16,
         u64::from(flags),
-        gpu::PAGE_SIZE,
+        // Bindings consist of pages of the CPU.
+        PAGE_SIZE as u64,
         u64::from(VA_BITS),
         max_priority(),
     ];

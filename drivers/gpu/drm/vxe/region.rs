@@ -99,7 +99,7 @@ impl Region {
 
     /// Returns the unit of allocation, in bytes.
     pub(crate) fn min_page_size(&self) -> u32 {
-        // CAST: A page is 4 KiB.
+        // CAST: A page has 64 KiB at most.
         PAGE_SIZE as u32
     }
 

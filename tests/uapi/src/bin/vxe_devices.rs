@@ -11,7 +11,7 @@ use vxe_client::Device;
 use vxe_uapi::{
     skip,
     sysfs::{Provider, Slot},
-    vram, Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
+    vram, Gpu, Map, Program, CHUNK, MIDDLE, PAGE, SZ_2M,
 };
 
 /// As many as a module makes.
@@ -47,18 +47,18 @@ fn eight() {
     shared.expect_word("counted by all", 64, MOST as u32);
 
     // Memory that lives on each of them in turn, and is used by all others there.
-    let map = Map::aligned(MOST * MIDDLE, SZ_2M);
+    let map = Map::aligned(MOST * CHUNK, SZ_2M);
     map.fill(|offset| offset as u32);
     for owner in &gpus {
         assert_eq!(vram::region(owner.device()).total_size, (VRAM_MB as u64) << 20);
         assert!(vram::prefetch(owner, map), "a prefetch");
         assert_eq!(vram::in_device(owner, map), map.len(), "bytes in device memory");
         for (i, gpu) in gpus.iter().enumerate() {
-            gpu.increment(map.at(i * MIDDLE));
+            gpu.increment(map.at(i * CHUNK));
         }
     }
     map.expect("counted", |offset| {
-        let is_counted = offset % MIDDLE == 0 && offset / MIDDLE < MOST;
+        let is_counted = offset % CHUNK == 0 && offset / CHUNK < MOST;
         offset as u32 + if is_counted { MOST as u32 } else { 0 }
     });
 

@@ -17,7 +17,7 @@ use vxe_uapi::{
     sysfs::{Provider, Slot},
     time::expect_prompt,
     vram::{bring, buffer, in_device, leave, region, soon, touch, try_buffer},
-    Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
+    Gpu, Map, Program, CHUNK, MIDDLE, PAGE, SZ_2M,
 };
 
 /// How much a test works on, unless it says otherwise.
@@ -69,7 +69,7 @@ fn charged() {
     let (group, other) = (Cgroup::new("its"), Cgroup::new("other"));
     let child = fork_into(&group, |link| {
         let gpu = Gpu::new();
-        let maps = [filled(SIZE), filled(MIDDLE)];
+        let maps = [filled(SIZE), filled(CHUNK)];
         for map in maps {
             bring(&gpu, map);
         }
@@ -82,7 +82,7 @@ fn charged() {
     });
     child.link().receive();
     let charged = group.current(&memory);
-    assert!(charged >= (SIZE + MIDDLE) as u64, "only {charged:#x} bytes are charged");
+    assert!(charged >= (SIZE + CHUNK) as u64, "only {charged:#x} bytes are charged");
     assert_eq!(charged, used() - before, "what is charged, and what is used");
     assert_eq!(other.current(&memory), 0, "charged to another");
     child.link().send(0);

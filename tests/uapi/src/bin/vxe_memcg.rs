@@ -24,11 +24,11 @@ use vxe_uapi::{
     uffd::Uffd,
     vmas::backings_of,
     vram::soon,
-    Gpu, Map, Program, MIDDLE, NONE, PAGE, RW, SZ_2M,
+    Gpu, Map, Program, CHUNK, MIDDLE, NONE, PAGE, RW, SZ_2M,
 };
 
 /// By how much the kernel may charge in advance, or late, in bytes.
-const SLACK: u64 = 1 << 20;
+const SLACK: u64 = 256 * PAGE as u64;
 
 /// GPU addresses at which no process has anything.
 const NOWHERE: u64 = 1 << 47;
@@ -66,6 +66,9 @@ fn expect_charged<P, T>(
     let with = next();
     let (charged, least) = (with.saturating_sub(before), (count * least) as u64);
     println!("{charged} bytes for {count}: {} each", charged / count as u64);
+    if PAGE > 4096 && least <= 2 * SLACK {
+        skip!("the kernel charges {} MiB in advance", SLACK >> 20);
+    }
     assert!(least > 2 * SLACK, "too few to tell");
     assert!(charged + SLACK > least, "only {charged} bytes are charged, of {least}");
     let after = next();
@@ -370,7 +373,7 @@ fn blocks() {
 /// An array of operations of which the last never comes: the VM_BIND that waits for it is charged for
 /// what it has read.
 fn waiting_array() {
-    const COUNT: usize = 100_000;
+    const COUNT: usize = if PAGE > 4096 { 1_000_000 } else { 100_000 };
     static KILLED: AtomicBool = AtomicBool::new(false);
     let length = (COUNT * size_of::<sys::drm_xe_vm_bind_op>()).next_multiple_of(PAGE);
     let group = Cgroup::of_memory("its");
@@ -569,7 +572,7 @@ fn held_back() {
             let jobs = gpus
                 .iter()
                 .enumerate()
-                .map(|(i, gpu)| gpu.start(|c| _ = c.increment(map.at(i * MIDDLE))).expect("a job"));
+                .map(|(i, gpu)| gpu.start(|c| _ = c.increment(map.at(i * CHUNK))).expect("a job"));
             let _jobs: Vec<_> = jobs.collect();
             for _ in 0..VMS {
                 uffd.next_fault(Duration::from_secs(10)).expect("a fault for each of them");

@@ -11,7 +11,7 @@ use vxe_uapi::{
     sysfs::Provider,
     vmas::vmas,
     vram::{in_device, leave, region, soon, touch},
-    Gpu, Map, Program, MIDDLE, RW, SZ_2M,
+    Gpu, Map, Program, CHUNK, MIDDLE, RW, SZ_2M,
 };
 
 /// The memory of the second device, in MiB.
@@ -76,12 +76,12 @@ fn refused() {
     let other = provider.slot().open();
     let gpu = Gpu::new();
     region(gpu.device());
-    let map = filled(MIDDLE);
+    let map = filled(CHUNK);
     assert_eq!(prefer(&gpu, map, &other, 0), Err(libc::ENOENT), "its system memory");
     assert_eq!(prefer(&gpu, map, &other, 2), Err(libc::ENOENT), "a region that there is not");
     assert_eq!(prefer(&gpu, map, gpu.device(), 1), Ok(()), "the first device itself");
     touch(&gpu, map);
-    assert_eq!(in_device(&gpu, map), MIDDLE);
+    assert_eq!(in_device(&gpu, map), CHUNK);
     provider.slot().unbind();
     assert_eq!(prefer(&gpu, map, &other, 1), Err(libc::ENODEV), "a device that is gone");
     drop((gpu, other));

@@ -12,7 +12,7 @@ use vxe_uapi::{
     gpu::device,
     time::expect_prompt,
     vmas::{vmas, Attributes, Vma},
-    Gpu, Map, MIDDLE, PAGE, RW, SZ_2M,
+    Gpu, Map, CHUNK, MIDDLE, PAGE, RW, SZ_2M,
 };
 
 /// How soon attributes must be gone with their memory.
@@ -94,7 +94,7 @@ fn expect_soon(what: &str, vm: &Vm, wanted: &[(Range<u64>, Attributes)]) {
 /// around it.
 pub fn autoreset() {
     let gpu = resetting();
-    let map = Map::aligned(MIDDLE, SZ_2M);
+    let map = Map::aligned(CHUNK, SZ_2M);
     let place = span(map);
     for round in 1..=3 {
         map.replace_anon(RW);
@@ -110,13 +110,13 @@ pub fn autoreset() {
 /// One of three chunks that were advised together is unmapped: the others keep theirs.
 pub fn autoreset_part() {
     let gpu = resetting();
-    let map = Map::aligned(3 * MIDDLE, SZ_2M);
+    let map = Map::aligned(3 * CHUNK, SZ_2M);
     let place = span(map);
-    let middle = map.part(MIDDLE, MIDDLE);
+    let middle = map.part(CHUNK, CHUNK);
     let hole = span(middle);
     advise_all(gpu.vm(), &place);
     for chunk in 0..3 {
-        gpu.increment(map.at(chunk * MIDDLE));
+        gpu.increment(map.at(chunk * CHUNK));
     }
     middle.unmap();
     expect_soon(
@@ -131,7 +131,7 @@ pub fn autoreset_part() {
         ],
     );
     for chunk in [0, 2] {
-        map.part(chunk * MIDDLE, MIDDLE).unmap();
+        map.part(chunk * CHUNK, CHUNK).unmap();
     }
     expect_soon("all unmapped", gpu.vm(), &[(ALL, DEFAULT)]);
 }
