@@ -2,7 +2,7 @@
 
 //! A driver that mirrors and does nothing, for what is to be compiled or not.
 
-use gpusvm::{Config, Driver, Invalidation};
+use gpusvm::{Config, Driver, Invalidation, Userptr, UserptrDriver};
 use kernel::{page::PAGE_SIZE, prelude::*};
 
 /// The module that it would be.
@@ -31,6 +31,24 @@ impl Driver for Mirror {
     fn invalidate(_: &(), _: &Invalidation<'_, Self>) {}
 
     fn garbage(_: &()) {}
+}
+
+/// A driver with userptrs.
+pub struct ByAddress;
+
+#[vtable]
+impl UserptrDriver for ByAddress {
+    type OwnerModule = Module;
+    const NAME: &'static CStr = c"driver";
+    type Vm = ();
+    type Userptr = ();
+    type Pending = ();
+
+    fn revoke(_: &(), _: &Userptr<Self>) -> Option<()> {
+        None
+    }
+
+    fn finish(_: &(), _: &Userptr<Self>, _: ()) {}
 }
 
 /// What it mirrors.
