@@ -13,6 +13,7 @@
 #include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/userfaultfd_k.h>
+#include <linux/workqueue.h>
 
 bool kext_mmu_interval_read_retry(struct mmu_interval_notifier *mni, unsigned long seq)
 {
@@ -233,18 +234,27 @@ bool kext_memcg_is_short(struct mm_struct *mm, unsigned long pages)
 	return is_short;
 }
 
-/* Allocates @count pages and frees them again; returns whether it got them all. Never uses the reserves. */
-static bool kext_try_pages(unsigned long count, gfp_t gfp)
+/*
+ * Allocates @count pages and frees them again; returns whether it got them all. Never uses the reserves. When there
+ * are no more, it tries to allocate one page with @last, unless that is 0, and ends.
+ */
+static bool kext_try_pages(unsigned long count, gfp_t gfp, gfp_t last)
 {
+	const gfp_t flags = __GFP_HIGHMEM | __GFP_NOWARN | __GFP_NOMEMALLOC;
 	struct page *page, *next;
 	LIST_HEAD(pages);
 
 	for (; count; count--) {
-		page = alloc_page(gfp | __GFP_HIGHMEM | __GFP_NOWARN | __GFP_NOMEMALLOC);
+		page = alloc_page(gfp | flags);
 		if (!page)
 			break;
 		list_add(&page->lru, &pages);
 		cond_resched();
+	}
+	if (count && last) {
+		page = alloc_page(last | flags);
+		if (page)
+			__free_page(page);
 	}
 	list_for_each_entry_safe(page, next, &pages, lru) {
 		list_del(&page->lru);
@@ -269,7 +279,7 @@ bool kext_make_room(unsigned long count)
 	if (down_killable(&kext_room))
 		return false;
 	is_there = !kext_memory_is_short(count) ||
-		   kext_try_pages(count + min(totalram_pages() / 64, SZ_16M >> PAGE_SHIFT), GFP_KERNEL);
+		   kext_try_pages(count + min(totalram_pages() / 64, SZ_16M >> PAGE_SHIFT), GFP_KERNEL, 0);
 	up(&kext_room);
 	return is_there;
 }
@@ -298,8 +308,77 @@ void kext_memalloc_noreclaim_restore(unsigned int flags)
 	memalloc_noreclaim_restore(flags);
 }
 
-/* Makes the active memory cgroup reclaim until it can charge @count pages; returns whether it can. */
+/* Makes the active memory cgroup reclaim until it can charge @count pages; returns whether it can. Kills nobody. */
 bool kext_memcg_make_room(unsigned long count)
 {
-	return kext_try_pages(count, GFP_KERNEL_ACCOUNT);
+	return kext_try_pages(count, GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL, 0);
+}
+
+/* Serializes the OOM kills in memory cgroups, each until the memory of its victim is free. */
+static DEFINE_SEMAPHORE(kext_kills, 1);
+
+/* Waits up to @ms milliseconds for the turn to call kext_memcg_kill(); returns whether the caller got it. */
+bool kext_memcg_kill_begin(unsigned int ms)
+{
+	return down_timeout(&kext_kills, msecs_to_jiffies(ms)) == 0;
+}
+
+void kext_memcg_kill_end(void)
+{
+	up(&kext_kills);
+}
+
+struct kext_memcg_kill {
+	struct work_struct work;
+	struct mem_cgroup *memcg;
+	unsigned long count;
+	bool has_room;
+};
+
+static void kext_memcg_kill_work(struct work_struct *work)
+{
+	struct kext_memcg_kill *kill = container_of(work, struct kext_memcg_kill, work);
+	struct mem_cgroup *before = set_active_memcg(kill->memcg);
+
+	allow_kernel_signal(SIGKILL);
+	send_sig(SIGKILL, current, 1);
+	kill->has_room = kext_try_pages(kill->count, GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL,
+					GFP_KERNEL_ACCOUNT);
+	disallow_signal(SIGKILL);
+	set_active_memcg(before);
+}
+
+/*
+ * Makes @memcg reclaim, and invoke the OOM killer at most once, until it can charge @count pages; returns whether
+ * it can.
+ *
+ * try_charge_memcg() repeats the OOM kill until the charge succeeds or the calling thread is dying. A thread with a
+ * pending SIGKILL is: its charge fails after the first kill. The pending signal does not prevent that kill, as
+ * mutex_lock_killable() first tries to take oom_lock, and task_will_free_mem() is false for a kernel thread. So a
+ * worker with a pending SIGKILL makes the charge of one page with a kill, and discards the signal. (The charge of
+ * a second one might find that the victim has freed only a part of its memory, and have another process killed.) The
+ * caller's thread would discard a SIGKILL from kext_kill_thread() with it.
+ */
+bool kext_memcg_kill(void *memcg, unsigned long count)
+{
+	struct kext_memcg_kill kill = { .memcg = memcg, .count = count };
+
+	INIT_WORK_ONSTACK(&kill.work, kext_memcg_kill_work);
+	queue_work(system_dfl_wq, &kill.work);
+	flush_work(&kill.work);
+	destroy_work_on_stack(&kill.work);
+	return kill.has_room;
+}
+
+/* Returns a number that grows with each OOM kill in @memcg or in a child of one of its parents. */
+unsigned long kext_memcg_kills(void *memcg)
+{
+	unsigned long kills = 0;
+#ifdef CONFIG_MEMCG
+	struct mem_cgroup *at;
+
+	for (at = memcg; at; at = parent_mem_cgroup(at))
+		kills += atomic_long_read(&at->memory_events[MEMCG_OOM_KILL]);
+#endif
+	return kills;
 }

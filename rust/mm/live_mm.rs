@@ -20,13 +20,31 @@
 //! once. So only two threads may use the reserves at a time. A thread that does not get them within
 //! `RESERVES_MS` works without them: room was made for it all the same.
 //!
+//! # Memory cgroups
+//!
+//! If the memory cgroup of the process is at its limit, the thread likewise makes it free memory
+//! before it takes the reference, and may then exceed the limit while it holds it: a charge with
+//! `PF_MEMALLOC` does not fail, and does not invoke the OOM killer.
+//!
+//! The OOM killer of a cgroup does not see a process all of whose threads have begun to exit, even
+//! before its memory is free. A process that charges memory is usually the victim itself, and its
+//! charges end with it. A kernel thread that continued to charge would have the next process
+//! killed, until the memory of the first is free. So a kernel thread
+//!
+//! - first charges without an OOM kill, and stops if the process is exiting;
+//! - waits for `EXIT_MS` before a kill: another thread may have caused one;
+//! - has one process killed by a charge that fails after that ([`Memcg::kill`]), and waits for its
+//!   memory for up to `VICTIM_MS` before it lets itself or another kernel thread cause the next
+//!   kill.
+//!
 //! C headers: [`include/linux/sched/mm.h`](srctree/include/linux/sched/mm.h),
 //! [`include/linux/oom.h`](srctree/include/linux/oom.h)
 
 use crate::{
     bindings as ext,
     mm::memcg::Memcg,
-    sched, //
+    sched,
+    time::jiffies, //
 };
 use core::{marker::PhantomData, ops::Deref};
 use kernel::{
@@ -34,7 +52,8 @@ use kernel::{
     mm::{Mm, MmWithUser, MmWithUserAsync},
     prelude::*,
     sync::aref::ARef,
-    task::Task, //
+    task::Task,
+    time::msecs_to_jiffies, //
 };
 
 /// Returns whether the process of `mm` is exiting: the OOM killer has selected it, all of its
@@ -60,6 +79,20 @@ const OVERHEAD: usize = 16;
 
 /// How long to wait for the reserves, in milliseconds: the duration of a step that does not block.
 const RESERVES_MS: u32 = 100;
+
+/// How long a cgroup may free memory by itself before a kernel thread has a process killed, in
+/// milliseconds: a former victim may be exiting.
+const EXIT_MS: u32 = 100;
+
+/// How long to wait for the memory of a process that was killed, in milliseconds.
+const VICTIM_MS: u32 = 1000;
+
+/// The interval at which a cgroup is charged meanwhile, in milliseconds.
+const POLL_MS: u32 = 20;
+
+/// How many OOM kills in succession may have had no victim before there is no memory: the OOM
+/// killer may be in use, or a former victim that takes long to exit keeps it from selecting another.
+const FRUITLESS_KILLS: u32 = 5;
 
 /// A reference to the users of an address space, held by the thread that took it.
 ///
@@ -91,13 +124,17 @@ struct Reserves {
 }
 
 impl Reserves {
+    /// Returns whether the calling thread's allocations may use the reserves.
+    fn are_open() -> bool {
+        // SAFETY: `current` is valid, and only the thread itself changes its flags.
+        unsafe { (*Task::current_raw()).flags & bindings::PF_MEMALLOC != 0 }
+    }
+
     /// Waits up to [`RESERVES_MS`] for the reserves. Returns `None` after that, or if the thread
     /// may use them already. Sleeps.
     fn open() -> Option<Self> {
-        // SAFETY: `current` is valid, and only the thread itself changes its flags.
-        let flags = unsafe { (*Task::current_raw()).flags };
         // SAFETY: The caller may sleep.
-        if flags & bindings::PF_MEMALLOC != 0 || !unsafe { ext::reserves_get(RESERVES_MS) } {
+        if Self::are_open() || !unsafe { ext::reserves_get(RESERVES_MS) } {
             return None;
         }
         Some(Self {
@@ -126,9 +163,9 @@ impl Drop for Reserves {
 /// each step that allocates memory for the process, of at most `pages` pages, and drops it after
 /// the step. It must hold no lock that a process needs to exit.
 ///
-/// If memory is short, a kernel thread first makes the kernel free some, by an OOM kill if
-/// necessary, and takes the reference after that: so the memory of any killed process is freed
-/// soon.
+/// If memory is short, or that of the cgroup of `mm`, a kernel thread first makes the kernel free
+/// some, by an OOM kill if necessary, and takes the reference after that: so the memory of any
+/// killed process is freed soon. Fails with `EINTR` if the thread is killed meanwhile.
 pub fn get(mm: &Mm, pages: usize) -> Result<LiveMm> {
     let made_room = sched::is_kernel_thread() && make_room(mm, pages.saturating_add(OVERHEAD))?;
     // A step that allocates no pages for the process does not need the reserves.
@@ -150,31 +187,101 @@ pub fn memcg(mm: &Mm) -> Result<Memcg> {
     Ok(Memcg::of(&*user_of(mm)?))
 }
 
-/// Makes the kernel free `pages` pages if memory is short, by an OOM kill if necessary. Returns
-/// whether the system's memory is short, in contrast to that of the cgroup. Fails with `EFAULT`
-/// like [`get`], and with `ENOMEM`.
+/// Makes the kernel free `pages` pages if memory is short, or that of the cgroup of `mm`, by an OOM
+/// kill if necessary. Returns whether it was short. Fails with `EFAULT` and `EINTR` like [`get`],
+/// and with `ENOMEM`.
 ///
 /// The caller must hold no reference to the users of `mm`.
 fn make_room(mm: &Mm, pages: usize) -> Result<bool> {
     let short_memcg = {
         let mm = user_of(mm)?;
-        // SAFETY: `mm` is valid and has users, so that its owner is a task or null.
-        let is_short = unsafe { ext::memcg_is_short(mm.as_raw(), pages) };
+        // The caller of a nested `get()` has a reference, and may exceed the limit already.
+        let is_short = !Reserves::are_open()
+            // SAFETY: `mm` is valid and has users, so that its owner is a task or null.
+            && unsafe { ext::memcg_is_short(mm.as_raw(), pages) };
         is_short.then(|| Memcg::of(&mm))
     };
     // SAFETY: Has no requirements.
     let is_short = unsafe { ext::memory_is_short(pages) };
     // SAFETY: The caller may sleep.
-    let has_room = !is_short || unsafe { ext::make_room(pages) };
-    let has_room = has_room
-        && short_memcg
-            // SAFETY: As above.
-            .is_none_or(|memcg| memcg.charge(|| unsafe { ext::memcg_make_room(pages) }));
-    if !has_room {
+    if is_short && !unsafe { ext::make_room(pages) } {
         crate::debug!("there is no memory for the process");
         return Err(ENOMEM);
     }
-    Ok(is_short)
+    if let Some(memcg) = &short_memcg {
+        make_memcg_room(mm, memcg, pages)?;
+    }
+    Ok(is_short || short_memcg.is_some())
+}
+
+/// Makes `memcg` free memory until it can charge `pages` pages, by OOM kills if necessary. Fails
+/// with `EFAULT`, `EINTR` and `ENOMEM`.
+fn make_memcg_room(mm: &Mm, memcg: &Memcg, pages: usize) -> Result {
+    if wait_for_room(memcg, pages, EXIT_MS, || is_gone(mm))? {
+        return Ok(());
+    }
+    let mut fruitless = 0;
+    while fruitless < FRUITLESS_KILLS {
+        if is_gone(mm) {
+            return Err(EFAULT);
+        }
+        let turn = KillTurn::take();
+        // While another kernel thread has the turn, its victim exits.
+        let ms = if turn.is_some() { 0 } else { POLL_MS };
+        if wait_for_room(memcg, pages, ms, || is_gone(mm))? {
+            return Ok(());
+        }
+        if turn.is_none() || is_gone(mm) {
+            continue;
+        }
+        let kills = memcg.kills();
+        // Even if the victim is the process of `mm`, the turn ends when its memory is free.
+        if memcg.kill(pages) || wait_for_room(memcg, pages, VICTIM_MS, || false)? {
+            return Ok(());
+        }
+        fruitless = if memcg.kills() == kills {
+            fruitless + 1
+        } else {
+            0
+        };
+    }
+    crate::debug!("there is no memory for the process in its cgroup");
+    Err(ENOMEM)
+}
+
+/// Makes `memcg` reclaim until it can charge `pages` pages, for at most `ms` milliseconds, or until
+/// `is_over` is true. Returns whether it can. Fails with `EINTR` if the calling thread is killed.
+fn wait_for_room(memcg: &Memcg, pages: usize, ms: u32, is_over: impl Fn() -> bool) -> Result<bool> {
+    let begun = jiffies::now();
+    loop {
+        // SAFETY: The caller may sleep.
+        if memcg.charge(|| unsafe { ext::memcg_make_room(pages) }) {
+            return Ok(true);
+        }
+        sched::check_killed()?;
+        if is_over() || jiffies::since(begun) >= msecs_to_jiffies(ms) {
+            return Ok(false);
+        }
+        sched::sleep_killable(msecs_to_jiffies(POLL_MS));
+    }
+}
+
+/// The turn to cause OOM kills in memory cgroups, which one thread at a time has.
+struct KillTurn;
+
+impl KillTurn {
+    /// Waits for the turn for up to [`POLL_MS`]. Sleeps.
+    fn take() -> Option<Self> {
+        // SAFETY: The caller may sleep.
+        unsafe { ext::memcg_kill_begin(POLL_MS) }.then_some(Self)
+    }
+}
+
+impl Drop for KillTurn {
+    fn drop(&mut self) {
+        // SAFETY: `take()` got the turn.
+        unsafe { ext::memcg_kill_end() }
+    }
 }
 
 /// Like [`get`], but makes no room. If the reference is the last one, a worker of the kernel frees

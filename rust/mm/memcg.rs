@@ -46,6 +46,20 @@ impl Memcg {
         unsafe { ext::set_active_memcg(before) };
         result
     }
+
+    /// Makes the cgroup reclaim, and kill at most one process, until it can charge `pages` pages.
+    /// Returns whether it can. Sleeps; the calling thread should hold no lock or reference that a
+    /// process needs to exit.
+    pub fn kill(&self, pages: usize) -> bool {
+        // SAFETY: `self` owns a reference, and the caller may sleep.
+        unsafe { ext::memcg_kill(self.0, pages) }
+    }
+
+    /// Returns a number that grows with each OOM kill that may free memory for this cgroup.
+    pub fn kills(&self) -> usize {
+        // SAFETY: `self` owns a reference, and so to the parents.
+        unsafe { ext::memcg_kills(self.0) }
+    }
 }
 
 impl Drop for Memcg {
