@@ -21,7 +21,8 @@ help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "Settings: KERNEL=debug|plain|kcsan|arm64|arm64-64k|stock  CMD='...'  OVERLAY=dir  MEM=4G"
-	@echo "          APPEND='...'  TIMEOUT=s  KSRC=path (an unpacked kernel source instead of Debian's package)  BENCH_JSON=path"
+	@echo "          LOAD='gpusvm vxe'  CPUS=2  APPEND='...'  TIMEOUT=s"
+	@echo "          KSRC=path (an unpacked kernel source instead of Debian's package)  BENCH_JSON=path"
 	@echo "Toolchain, kernels and downloads are kept in $${GPUSVM_CACHE:-$${XDG_CACHE_HOME:-~/.cache}/gpusvm}"
 
 demo: ## boot a guest in which a GPU works on a program's own memory

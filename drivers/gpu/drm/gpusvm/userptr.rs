@@ -3,7 +3,7 @@
 //! Userptrs: memory of a process that a driver maps without ranges, at any address of the GPU.
 //!
 //! A [`Userptr`] owns an MMU interval notifier of its own for a fixed span of a process's addresses,
-//! and the [`Pages`](crate::pages::Pages) of the span. Its pages are not pinned: a change of the CPU's mappings calls
+//! and the [`Pages`] of the span. Its pages are not pinned: a change of the CPU's mappings calls
 //! [`UserptrDriver::revoke`] and unmaps all of them, and the driver gets them again
 //! ([`LockedUserptr::get`]) when the GPU needs them. A userptr never ends by itself: memory that the
 //! process unmaps cannot be got any more, until the process maps other memory there.
