@@ -126,14 +126,15 @@ def fail_reason(lines):
         match = ASSERTION.match(line)
         if not match:
             continue
-        told = [match[1]]
+        told = []
         for more in lines[i + 1:i + 5]:
-            if more.startswith(FAILED):
+            # An ioctl as the compiler saw it says less than the function's name.
+            if more.startswith(FAILED) and "<<" not in more:
                 told.append(more.removeprefix(FAILED)[:80])
             elif ERRNO.match(more):
                 told.append("errno " + ERRNO.match(more)[1])
             elif more.startswith("error: "):
                 told.append(more.removeprefix("error: "))
-        return ": ".join(told[:2]) + (f" ({'; '.join(told[2:])})" if told[2:] else "")
+        return f"{match[1]}: {'; '.join(told)}"
     end = next((i for i, line in enumerate(lines) if line == DEBUG), len(lines))
     return last(lines[:end])
