@@ -20,15 +20,18 @@ MOST=200000
 mount -t cgroup2 none /sys/fs/cgroup || exit 1
 cd $TESTS || exit 1
 
-# The counters of the devices, each once: the number of a card is that of its directory.
-stats=
-for card in /dev/dri/card*; do
-	for file in /sys/kernel/debug/dri/"${card#/dev/dri/card}"/gt*/stats; do
-		[ ! -r "$file" ] || stats="$stats $file"
+# Prints the counters of the devices, each once: the number of a card is that of its directory. A test may have bound a
+# device anew.
+jobs_done() {
+	stats=
+	for card in /dev/dri/card*; do
+		for file in /sys/kernel/debug/dri/"${card#/dev/dri/card}"/gt*/stats; do
+			[ ! -r "$file" ] || stats="$stats $file"
+		done
 	done
-done
-# shellcheck disable=SC2046,SC2086
-jobs_done() { [ -z "$stats" ] || echo "@jobs" $(grep -h "^$IGT_COUNTER:" $stats); }
+	# shellcheck disable=SC2046,SC2086
+	[ -z "$stats" ] || echo "@jobs" $(grep -h "^$IGT_COUNTER:" $stats)
+}
 
 empty() { grep -q '^populated 0' $GROUP/cgroup.events; }
 
@@ -50,10 +53,10 @@ mkfifo /tmp/igt.never
 end_late() {
 	# shellcheck disable=SC3045
 	read -r -t "$IGT_SECONDS" _ <>/tmp/igt.never
-	for thread in $(cat $GROUP/cgroup.threads); do
+	while read -r thread; do
 		echo "thread $thread, $(cat /proc/"$thread"/comm):"
 		cat /proc/"$thread"/stack
-	done >/tmp/igt.late 2>/dev/null
+	done <$GROUP/cgroup.threads >/tmp/igt.late 2>/dev/null
 	echo 1 >$GROUP/cgroup.kill
 }
 
