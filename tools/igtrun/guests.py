@@ -123,7 +123,7 @@ class Guest:
         died = None
         if culprit is not None:
             self.todo.remove(culprit)
-            what = "the guest did not go on" if self.late else "the guest died"
+            what = "a guest that did not go on" if self.late else "a guest that died"
             died = outcome.Outcome(outcome.TIMEOUT if self.late else outcome.CRASH, what,
                                    seconds=time.time() - self.reader.begun, output="\n".join(self.reader.lines))
             died.reports.append(what)

@@ -73,7 +73,8 @@ def parse(subtest, exit_status, output, limit=None):
     if exit_status == EXIT_INVALID:
         status, reason = FAIL, last(lines) or "IGT does not know this test"
     elif exit_status > BY_SIGNAL:
-        status, reason = CRASH, killed_by(exit_status - BY_SIGNAL)
+        told = assertion(lines)
+        status, reason = CRASH, killed_by(exit_status - BY_SIGNAL) + (f"; {told}" if told else "")
     elif exit_status == EXIT_PASS:
         status, reason = PASS, ""
     elif exit_status == EXIT_SKIP:
@@ -120,8 +121,8 @@ def skip_reason(lines):
     return " ".join(text) or lines[at[-1]].removeprefix(REQUIREMENT)
 
 
-def fail_reason(lines):
-    """Why a test fails: its first assertion that does not hold, else the last line."""
+def assertion(lines):
+    """The first assertion of a test that does not hold, if there is one."""
     for i, line in enumerate(lines):
         match = ASSERTION.match(line)
         if not match:
@@ -136,5 +137,10 @@ def fail_reason(lines):
             elif more.startswith("error: "):
                 told.append(more.removeprefix("error: "))
         return f"{match[1]}: {'; '.join(told)}"
+    return None
+
+
+def fail_reason(lines):
+    """Why a test fails: its first assertion that does not hold, else the last line."""
     end = next((i for i, line in enumerate(lines) if line == DEBUG), len(lines))
-    return last(lines[:end])
+    return assertion(lines) or last(lines[:end])

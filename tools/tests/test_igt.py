@@ -89,6 +89,8 @@ class Output(unittest.TestCase):
         result = parse(139, START + "Received signal SIGSEGV.\n\x1b[1mSubtest once: CRASH (0.3s)\x1b[0m\n")
         self.assertEqual((result.status, result.reason), (outcome.CRASH, "ended by SIGSEGV"))
         self.assertEqual(parse(98, START + "\x1b[1mSubtest once: CRASH (0.3s)\x1b[0m\n").status, outcome.CRASH)
+        self.assertEqual(parse(134, FAILED).reason,
+                         "ended by SIGABRT; xe_vm_create: errno 95, Operation not supported; -1 != 0")
 
     def test_a_test_that_was_killed_after_its_time(self):
         result = parse(137, PASSED, limit=180)
