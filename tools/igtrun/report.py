@@ -95,7 +95,8 @@ class Report:
     def _row(results):
         passed = sum(r.status == outcome.PASS for r in results)
         skipped = sum(r.status == outcome.SKIP for r in results)
-        vacuous = "-" if any(r.jobs is None for r in results) else sum(r.vacuous for r in results)
+        unknown = any(r.jobs is None for r in results if r.status == outcome.PASS)
+        vacuous = "-" if unknown else sum(r.vacuous for r in results)
         cells = (passed, len(results) - passed - skipped, skipped, vacuous, round(sum(r.seconds for r in results)))
         return (f"{cell:>{width}}" for cell, width in zip(cells, (6, 6, 6, 8, 8)))
 
