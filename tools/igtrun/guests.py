@@ -49,6 +49,7 @@ class Guest:
         self.log = f"{setup.log}-{number}.log"
         self.todo = collections.deque(tests)
         self.reader = protocol.Reader(setup.tests, setup.limit)
+        self.child = None
         self.ran = []
         self.errors = []
 
@@ -62,29 +63,34 @@ class Guest:
                     binary, subtest = self.setup.tests[number]
                     f.write(f"{number} {binary} {subtest or '-'}\n")
             with open(os.path.join(work, "said"), "w+b") as said:
-                self.child = subprocess.Popen(
-                    [sys.executable, RUN, *self.setup.args, "--quiet", "--log", self.log,
-                     "--slots", str(self.setup.guests), "--timeout", "0", "--tree", self.setup.tree, "--tree", tree,
-                     "--command", self.setup.command],
-                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, start_new_session=True,
-                )
+                with self.setup.lock:
+                    if self.setup.over:
+                        return
+                    self.child = self._start(said, tree)
                 try:
                     self._watch(done)
                 finally:
                     self.stop()
                 said.seek(0)
                 self.said = said.read().decode(errors="replace")
-        self._judge(done)
+        if not self.setup.over:
+            self._judge(done)
+
+    def _start(self, said, tree):
+        return subprocess.Popen(
+            [sys.executable, RUN, *self.setup.args, "--quiet", "--log", self.log, "--slots", str(self.setup.guests),
+             "--timeout", "0", "--tree", self.setup.tree, "--tree", tree, "--command", self.setup.command],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, start_new_session=True,
+        )
 
     def stop(self):
-        if self.child.poll() is None:
+        if self.child and self.child.poll() is None:
             self.child.terminate()
             try:
                 self.child.wait(20)
             except subprocess.TimeoutExpired:
                 os.killpg(self.child.pid, signal.SIGKILL)
                 self.child.wait()
-        self.child.stdout.close()
 
     def _watch(self, done):
         """Reads what the guest prints, until it is over or takes too long."""
@@ -105,6 +111,7 @@ class Guest:
                 self.late = "boot" if not self.ran and self.reader.running is None else "go on"
                 return
             if text is None:
+                self.child.wait(GRACE_SECONDS)
                 return
             finished = self.reader.line(text)
             if text.startswith("@begin"):
@@ -164,6 +171,8 @@ class Setup:
         self.tests, self.args, self.tree, self.command = tests, args, tree, command
         self.limit, self.guests, self.log, self.tell = limit, guests, log, tell
         self.results = {}
+        # No other guest is to be booted, and those that run are being stopped.
+        self.over = False
         self.errors = []
         self.excerpts = []
         self.lock = threading.Lock()
@@ -192,7 +201,7 @@ class Setup:
             nonlocal booted, useless
             while True:
                 with self.lock:
-                    if not waiting or useless >= USELESS_GUESTS or failure:
+                    if not waiting or useless >= USELESS_GUESTS or self.over:
                         return
                     chunk = waiting.popleft()
                     booted += 1
@@ -200,9 +209,9 @@ class Setup:
                     running.add(guest)
                 try:
                     guest.run(done)
-                except BaseException as e:
+                except Exception as e:
                     failure.append(e)
-                    raise
+                    self.over = True
                 finally:
                     with self.lock:
                         running.discard(guest)
@@ -219,12 +228,16 @@ class Setup:
             while any(thread.is_alive() for thread in threads):
                 for thread in threads:
                     thread.join(0.2)
+        except KeyboardInterrupt:
+            self.errors.append("interrupted")
         finally:
             with self.lock:
+                self.over = True
                 left = list(running)
-                waiting.clear()
             for guest in left:
                 guest.stop()
+            for thread in threads:
+                thread.join()
         if failure:
             raise failure[0]
         missing = len(self.tests) - len(self.results)
