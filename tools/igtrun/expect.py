@@ -92,6 +92,12 @@ class Expectations:
                 return outcome.SKIP, reason
         return outcome.PASS, ""
 
+    def entry(self, name):
+        """The line of `fails.txt` or `skips.txt` that says what is expected of a test, if there is one."""
+        if name in self.fails:
+            return f"{name},{self.fails[name][0]}"
+        return next((pattern.pattern for pattern, _ in self.skips if pattern.fullmatch(name)), None)
+
     def difference(self, name, result):
         """What is not as expected, as a line, or None."""
         if result.reports:

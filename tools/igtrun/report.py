@@ -202,6 +202,9 @@ class Report:
             if r.status != outcome.PASS or r.reports:
                 with open(os.path.join(directory, "output", name + ".txt"), "w") as f:
                     f.write("\n".join([*r.reports, r.output]) + "\n")
+        outdated = {self.expectations.entry(name): None for name, d in self.differences}
+        with open(os.path.join(directory, "outdated.txt"), "w") as f:
+            f.writelines(f"{entry}\n" for entry in outdated if entry)
         for status, file in ((outcome.FAIL, "fails.txt"), (outcome.SKIP, "skips.txt")):
             with open(os.path.join(directory, file), "w") as f:
                 f.write(self._expectations(status))

@@ -338,7 +338,10 @@ class Reporting(unittest.TestCase):
         with tempfile.TemporaryDirectory() as work:
             out = os.path.join(work, "igt")
             skip = ("xe_vm@a+b", outcome.Outcome(outcome.SKIP, "no memory"))
-            self.report(self.BROKEN, skip).files(out)
+            skips = ("xe_vm@skips", outcome.Outcome(outcome.PASS))
+            self.report(self.BROKEN, self.MENDED, skip, skips).files(out)
+            with open(os.path.join(out, "outdated.txt")) as f:
+                self.assertEqual(f.read(), "xe_vm@mended,Fail\nxe_vm@skips\n")
             texts = {}
             for file in ("fails.txt", "skips.txt"):
                 with open(os.path.join(out, file)) as f:
