@@ -117,7 +117,11 @@ def skip_reason(lines):
     for line in lines[at[-1] + 1:]:
         if ERRNO.match(line) or RESULT.match(line) or WHOLE.match(line) or not line.strip():
             break
-        text.append(line.strip())
+        # The text may have no end of line.
+        told, errno, _ = line.partition("Last errno: ")
+        text.append(told.strip())
+        if errno:
+            break
     return " ".join(text) or lines[at[-1]].removeprefix(REQUIREMENT)
 
 

@@ -66,6 +66,10 @@ class Output(unittest.TestCase):
         self.assertEqual((result.status, result.reason),
                          (outcome.SKIP, "Kernel does not support purgeable buffer objects"))
 
+    def test_a_reason_without_an_end_of_line(self):
+        self.assertEqual(parse(77, SKIPPED.replace("objects\n", "objects")).reason,
+                         "Kernel does not support purgeable buffer objects")
+
     def test_or_the_condition(self):
         result = parse(77, SKIPPED.replace("Kernel does not support purgeable buffer objects\n", ""))
         self.assertEqual(result.reason, "xe_has_purgeable_support(fd)")
