@@ -22,8 +22,8 @@ RESULT = re.compile(r"^Subtest (\S+): (SUCCESS|SKIP|FAIL|CRASH)\b")
 WHOLE = re.compile(r"^(SUCCESS|SKIP|FAIL|CRASH) \([0-9.]+s\)")
 SAID = {"SUCCESS": PASS, "SKIP": SKIP, "FAIL": FAIL, "CRASH": CRASH}
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-# The prefix of a message: [time] (program:pid) domain-LEVEL:
-PREFIX = re.compile(r"^(?:\[[ 0-9.]+\] )?\(\S+:\d+\) (?:\S+-)?[A-Z]+: ")
+# The prefix of a message: [time] (program:pid) <device> [thread] domain-LEVEL:
+PREFIX = re.compile(r"^(?:\[[ 0-9.]+\] )?\(\S+:\d+\) (?:<[^>]*> )?(?:\[[^]]*\] )?(?:\S+-)?[A-Z]+: ")
 ASSERTION = re.compile(r"^Test assertion failure function (\w+), file (\S+):$")
 ERRNO = re.compile(r"^Last errno: (\d+, .*)")
 FAILED = "Failed assertion: "

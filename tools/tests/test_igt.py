@@ -85,6 +85,11 @@ class Output(unittest.TestCase):
         result = parse(98, FAILED.replace("igt_ioctl(fd, (((2U|1U) << (8)) | 0), &create) == 0", "data == 1"))
         self.assertEqual(result.reason, "xe_vm_create: data == 1; errno 95, Operation not supported; -1 != 0")
 
+    def test_a_failure_in_a_thread_or_a_process_for_a_device(self):
+        for who in ("<g:1> ", "[thread:75] ", "<g:0> [thread:75] "):
+            result = parse(98, FAILED.replace("(xe_create:72) ", "(xe_create:72) " + who))
+            self.assertEqual(result.reason, "xe_vm_create: errno 95, Operation not supported; -1 != 0")
+
     def test_a_dynamic_subtest_is_not_the_subtest(self):
         output = PASSED.replace("Subtest once", "Dynamic subtest once")
         self.assertEqual(parse(0, output).status, outcome.FAIL)
