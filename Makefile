@@ -9,11 +9,12 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 # Settings are passed to the scripts literally: a $ in CMD is the guest shell's.
 SETTINGS := KERNEL CMD OVERLAY MEM APPEND TIMEOUT LOAD CPUS IOMMU ICOUNT STRICT \
-	KSRC KDIR JOBS SUITES SEED REPLAY MINIMIZE CALLS TIMES WITHOUT PROCESSES KCOV BENCH_JSON GPUSVM_CACHE GPUSVM_MIRROR
+	KSRC KDIR JOBS SUITES SEED REPLAY MINIMIZE CALLS TIMES WITHOUT PROCESSES KCOV BENCH_JSON LIST TEST SUBTEST GUESTS \
+	GPUSVM_CACHE GPUSVM_MIRROR
 $(foreach s,$(SETTINGS),$(if $(filter-out undefined default,$(origin $(s))),\
 	$(eval override $(s) := $$(value $(s)))$(eval export $(s))))
 
-.PHONY: help demo check check-kcsan check-arm64 run modules kernel userspace stress fuzz bench doc fmt fmt-check clippy clean distclean
+.PHONY: help demo check check-kcsan check-arm64 run modules kernel userspace stress fuzz igt bench doc fmt fmt-check clippy clean distclean
 
 help: ## list these targets
 	@echo "gpusvm: GPU shared virtual memory for Linux 7.3, in Rust, tried in QEMU"
@@ -54,6 +55,9 @@ stress: ## random work with all contents checked: SECONDS=120, SEED=, REPLAY=, K
 
 fuzz: ## random calls of all ioctls: SECONDS=120, SEED=, REPLAY=, MINIMIZE=, KERNEL=debug|plain, KCOV=1
 	@SECONDS_OF_FUZZING='$(SECONDS)' tools/fuzz
+
+igt: ## Intel's tests: LIST=short|svm|bat|full|file, or TEST=program SUBTEST=pattern, KERNEL=plain|debug
+	@tools/igt
 
 bench: ## count instructions of every operation; BENCH_JSON=path writes the figures
 	@tools/bench

@@ -58,6 +58,7 @@ def arguments():
     p.add_argument("--device", action="append", default=[], help="another device for QEMU")
     p.add_argument("--mem", default="4G")
     p.add_argument("--cpus", type=int, default=2)
+    p.add_argument("--slots", type=int, default=1, help="guests that may run at once, if not more have processors")
     p.add_argument("--iommu", action="store_true", help="a translating virtual IOMMU")
     p.add_argument("--icount", action="store_true", help="let guest time count instructions")
     p.add_argument("--timeout", type=int, default=900, help="seconds for the command; 0: no limit")
@@ -72,14 +73,13 @@ def arguments():
     return p.parse_args()
 
 
-def take_slot(cpus, say):
-    """Waits until few enough guests run on this machine; returns what holds the slot.
+def take_slot(slots, say):
+    """Waits until fewer than `slots` guests run on this machine; returns what holds the slot.
 
     Guests with more processors than the host has wait for each other's locks, and all
     of them together take far longer than one after the other. A slot is the name of a
     socket, so the kernel frees it when its holder ends, however that happens.
     """
-    slots = max(1, (os.cpu_count() or 1) // cpus)
     end, told = time.time() + SLOT_SECONDS, False
     while time.time() < end:
         for number in range(slots):
@@ -123,7 +123,8 @@ class Guest:
         image = os.path.join(a.kernel, a.image)
         # The host is x86: it can only emulate others.
         kvm = not a.icount and a.arch == "x86" and qemu.kvm_works(image, a.kvm_memory)
-        self.slot = None if shell else take_slot(a.cpus, self.say)
+        slots = max(a.slots, (os.cpu_count() or 1) // a.cpus)
+        self.slot = None if shell else take_slot(slots, self.say)
         self.started = time.time()
         initrd = os.path.join(self.work, "initramfs")
         rows = shutil.get_terminal_size()
