@@ -90,7 +90,7 @@ impl MmuIntervalNotifier {
     pub fn seq(&self) -> usize {
         // SAFETY: The field is valid from the creation of the notifier; the C functions change it
         // by `WRITE_ONCE()` only.
-        unsafe { (&raw const (*self.as_raw()).invalidate_seq).read_volatile() as usize }
+        unsafe { (&raw const (*self.as_raw()).invalidate_seq).read_volatile() }
     }
 
     /// Returns whether an invalidation began after the [`read_begin`](Self::read_begin) that
