@@ -1,4 +1,4 @@
-// error: E0499
+// error: E0500, E0501
 // SPDX-License-Identifier: GPL-2.0
 
 //! The pages of a userptr are got while they are committed: that would take the notifier lock again.
