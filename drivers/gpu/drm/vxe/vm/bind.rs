@@ -38,6 +38,7 @@ use super::{
     op::{
         ByNumber,
         ByReference,
+        MapParams,
         Op, //
     },
     spans::Spans,
@@ -318,6 +319,17 @@ impl Vm {
     }
 }
 
+/// Returns the VMA of a new binding.
+fn bound(span: &Span, params: &MapParams, backing: Backing) -> Vma {
+    Vma {
+        span: span.clone(),
+        backing,
+        attributes: Attributes::new(params.pat),
+        read_only: params.read_only,
+        autoreset: false,
+    }
+}
+
 impl Plan {
     /// Makes an operation in the map, and adds what its commit needs.
     fn add(
@@ -333,13 +345,8 @@ impl Plan {
                 params,
                 autoreset,
             } => {
-                let mut vma = Vma {
-                    span: span.clone(),
-                    backing: Backing::Mirror,
-                    attributes: Attributes::new(params.pat),
-                    read_only: params.read_only,
-                    autoreset: *autoreset,
-                };
+                let mut vma = bound(span, params, Backing::Mirror);
+                vma.autoreset = *autoreset;
                 self.cut(changes, svm, span, Some(&vma))?;
                 vma.span = changes.merged(&vma);
                 let whole = vma.span.clone();
@@ -353,21 +360,12 @@ impl Plan {
                 offset,
                 immediate,
             } => {
-                self.cut(changes, svm, span, None)?;
-                changes.insert(Vma {
-                    span: span.clone(),
-                    backing: Backing::Bo {
-                        bo: bo.clone(),
-                        offset: *offset,
-                    },
-                    attributes: Attributes::new(params.pat),
-                    read_only: params.read_only,
-                    autoreset: false,
-                })?;
-                if *immediate || vm.mode == Mode::Immediate {
-                    self.at_once.add(span.clone())?;
-                }
-                Ok(())
+                let backing = Backing::Bo {
+                    bo: bo.clone(),
+                    offset: *offset,
+                };
+                self.replace(changes, svm, bound(span, params, backing))?;
+                self.map_at_once(vm, span, *immediate)
             }
             Op::Userptr {
                 span,
@@ -375,21 +373,12 @@ impl Plan {
                 userptr,
                 immediate,
             } => {
-                self.cut(changes, svm, span, None)?;
-                changes.insert(Vma {
-                    span: span.clone(),
-                    backing: Backing::Userptr {
-                        userptr: userptr.clone(),
-                        offset: 0,
-                    },
-                    attributes: Attributes::new(params.pat),
-                    read_only: params.read_only,
-                    autoreset: false,
-                })?;
-                if *immediate || vm.mode == Mode::Immediate {
-                    self.at_once.add(span.clone())?;
-                }
-                Ok(())
+                let backing = Backing::Userptr {
+                    userptr: userptr.clone(),
+                    offset: 0,
+                };
+                self.replace(changes, svm, bound(span, params, backing))?;
+                self.map_at_once(vm, span, *immediate)
             }
             Op::Unmap { span } => self.cut(changes, svm, span, None),
             Op::UnmapAll { bo, .. } => {
@@ -405,6 +394,20 @@ impl Plan {
                 Ok(self.prefetches.push((span.clone(), *to), account())?)
             }
         }
+    }
+
+    /// Inserts `vma`, which is no mirror, in place of what is there. Fails as [`cut`](Self::cut).
+    fn replace(&mut self, changes: &mut Changes<'_>, svm: &Guard<'_, Mirror>, vma: Vma) -> Result {
+        self.cut(changes, svm, &vma.span, None)?;
+        changes.insert(vma)
+    }
+
+    /// Has `span` mapped by this call if the VM has no faults, or the operation is `immediate`.
+    fn map_at_once(&mut self, vm: &Vm, span: &Span, immediate: bool) -> Result {
+        if immediate || vm.mode == Mode::Immediate {
+            self.at_once.add(span.clone())?;
+        }
+        Ok(())
     }
 
     /// Removes the VMAs in `span`, to make room for `mirror` or for another binding.
