@@ -165,7 +165,9 @@ impl Drop for Reserves {
 ///
 /// If memory is short, or that of the cgroup of `mm`, a kernel thread first makes the kernel free
 /// some, by an OOM kill if necessary, and takes the reference after that: so the memory of any
-/// killed process is freed soon. Fails with `EINTR` if the thread is killed meanwhile.
+/// killed process is freed soon. For the cgroup it waits for a worker of the system, so the caller
+/// must not run on a work queue for reclaim (`WQ_MEM_RECLAIM`). Fails with `EINTR` if the thread is
+/// killed meanwhile.
 pub fn get(mm: &Mm, pages: usize) -> Result<LiveMm> {
     let made_room = sched::is_kernel_thread() && make_room(mm, pages.saturating_add(OVERHEAD))?;
     // A step that allocates no pages for the process does not need the reserves.
