@@ -52,6 +52,7 @@ use crate::{
         SchedState,
         Turn, //
     },
+    stats::Stat,
     sync::UserFence,
     vm::Vm, //
 };
@@ -409,6 +410,7 @@ impl Execution {
                 let Some(job) = queue.next() else {
                     return TurnEnd::Idle;
                 };
+                queue.dev.stats.inc(Stat::ExecJobCount);
                 self.context.start(job.batch);
                 self.is_fence = false;
                 self.job = Some(job);

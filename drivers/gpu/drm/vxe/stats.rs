@@ -70,6 +70,7 @@ stats! {
     SvmDeviceCopyKb = "svm_device_copy_kb",
     SvmCpuCopyKb = "svm_cpu_copy_kb",
     // xe does not have the following.
+    ExecJobCount = "exec_job_count",
     SvmThrashCount = "svm_thrash_count",
     SvmRevisitCount = "svm_revisit_count",
     SvmFullCount = "svm_full_count",

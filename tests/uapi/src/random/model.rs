@@ -5,7 +5,7 @@
 use crate::Rng;
 
 /// Words in a page.
-pub const PAGE_WORDS: usize = 1024;
+pub const PAGE_WORDS: usize = crate::PAGE / 4;
 /// Words in the unit of a GPU copy.
 pub const BLOCK_WORDS: usize = 64;
 

@@ -11,7 +11,7 @@ mod returns;
 mod room;
 
 use std::process::ExitCode;
-use vxe_uapi::{contents::pattern, memory::transparent_huge, Map, Program, MIDDLE, SZ_2M};
+use vxe_uapi::{contents::pattern, memory::transparent_huge, Map, Program, CHUNK, SZ_2M};
 
 /// What the memory of a test looks like.
 #[derive(Clone, Copy)]
@@ -34,7 +34,7 @@ impl Shape {
     /// Memory of this shape, filled.
     fn make(self) -> Map {
         let map = match self {
-            Self::Middle => Map::aligned(MIDDLE, SZ_2M),
+            Self::Middle => Map::aligned(CHUNK, SZ_2M),
             Self::Small => {
                 let map = Map::aligned(SZ_2M, SZ_2M);
                 // Where there are no huge pages, all are small.
