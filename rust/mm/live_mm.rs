@@ -84,8 +84,9 @@ const RESERVES_MS: u32 = 100;
 /// milliseconds: a former victim may be exiting.
 const EXIT_MS: u32 = 100;
 
-/// How long to wait for the memory of a process that was killed, in milliseconds.
-const VICTIM_MS: u32 = 1000;
+/// How long to wait for the memory of a process that was killed, in milliseconds: the OOM reaper
+/// begins after 2 seconds (`OOM_REAPER_DELAY`), and may take one.
+const VICTIM_MS: u32 = 4000;
 
 /// The interval at which a cgroup is charged meanwhile, in milliseconds.
 const POLL_MS: u32 = 20;

@@ -44,6 +44,8 @@ struct Counts {
     revoked: Atomic<usize>,
     finished: Atomic<usize>,
     tried: Atomic<usize>,
+    /// Revocations that the driver may delay.
+    deferrable: Atomic<usize>,
     /// The largest number of revocations that were begun and not finished.
     overlap: Atomic<usize>,
     /// One pass only.
@@ -60,6 +62,7 @@ impl Counts {
             revoked: Atomic::new(0),
             finished: Atomic::new(0),
             tried: Atomic::new(0),
+            deferrable: Atomic::new(0),
             overlap: Atomic::new(0),
             one_pass: Atomic::new(false),
             waits: Atomic::new(false),
@@ -95,7 +98,10 @@ impl UserptrDriver for ByAddress {
     type Userptr = Entry;
     type Pending = Begun;
 
-    fn revoke(vm: &Counts, userptr: &Userptr<Self>) -> Option<Begun> {
+    fn revoke(vm: &Counts, userptr: &Userptr<Self>, can_wait: bool) -> Option<Begun> {
+        if can_wait {
+            vm.deferrable.fetch_add(1, Relaxed);
+        }
         vm.revoked.fetch_add(1, Relaxed);
         if vm.one_pass.load(Relaxed) {
             userptr.data().set(0);
@@ -237,18 +243,28 @@ mod tests {
             mm::map(&span, Prot::Write)?;
             let space = space(env)?;
             let userptr = userptr(&space, &env.mm, span.clone())?;
-            let changes: [fn(&Range<usize>) -> Result; 3] = [
-                mm::drop_pages,
-                |span| mm::protect(span, Prot::Read).and_then(|()| mm::protect(span, Prot::Write)),
-                |span| mm::unmap(span).and_then(|()| mm::map(span, Prot::Write)),
+            let changes: [(fn(&Range<usize>) -> Result, usize); 3] = [
+                (mm::drop_pages, 1),
+                (
+                    |span| {
+                        mm::protect(span, Prot::Read).and_then(|()| mm::protect(span, Prot::Write))
+                    },
+                    2,
+                ),
+                // The addresses that are unmapped do not remain: this cannot be delayed.
+                (
+                    |span| mm::unmap(span).and_then(|()| mm::map(span, Prot::Write)),
+                    2,
+                ),
             ];
-            for (count, change) in changes.iter().enumerate() {
+            for (count, (change, deferrable)) in changes.iter().enumerate() {
                 bind(&userptr, Access::Write)?;
                 ensure_eq!(dma::mapped(), 2 * span.len() as i64);
                 change(&pages(7, 1))?;
                 ensure!(!userptr.is_mapped());
                 ensure_eq!(dma::mapped(), 0);
                 ensure_eq!(space.vm().get(), (count + 1, count + 1));
+                ensure_eq!(space.vm().deferrable.load(Relaxed), *deferrable);
                 ensure_eq!(userptr.lock_killable()?.commit(|_| Ok(())), Err(EAGAIN));
                 // A change of what is not mapped revokes nothing.
                 change(&pages(7, 1))?;

@@ -44,7 +44,7 @@ impl UserptrDriver for ByAddress {
     type Userptr = ();
     type Pending = ();
 
-    fn revoke(_: &(), _: &Userptr<Self>) -> Option<()> {
+    fn revoke(_: &(), _: &Userptr<Self>, _: bool) -> Option<()> {
         None
     }
 

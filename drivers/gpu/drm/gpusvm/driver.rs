@@ -16,7 +16,7 @@ use crate::{
     notifier::Notifier,
     pages::{PageSet, Pages},
     range::SvmRange,
-    svm::{Config, Event, GpuSvm, Ops, CLEAR, PROTECTION_PAGE, PROTECTION_VMA, UNMAP}, //
+    svm::{is_deferrable, Config, Event, GpuSvm, Ops, PROTECTION_PAGE, UNMAP}, //
 };
 use core::{marker::PhantomData, ops::Range as Span, ptr::NonNull};
 use kernel::{
@@ -219,7 +219,7 @@ impl<'a, D: Driver> Invalidation<'a, D> {
     /// the driver may delay the change for some milliseconds, for a GPU access that is about to be
     /// made. Never true in [`Driver::try_invalidate`].
     pub fn can_wait(&self) -> bool {
-        self.deferrable && [CLEAR, PROTECTION_VMA, PROTECTION_PAGE].contains(&self.event)
+        self.deferrable
     }
 
     fn all(&self) -> impl Iterator<Item = &'a Range<D>> {
@@ -563,7 +563,7 @@ impl<D: Driver> Svm<D> {
             first,
             changed: changed.clone(),
             event,
-            deferrable,
+            deferrable: deferrable && is_deferrable(event),
             _ranges: PhantomData,
         };
         if invalidation.ranges().next().is_some() {

@@ -484,3 +484,9 @@ pub const CLEAR: Event = bindings::mmu_notifier_event_MMU_NOTIFY_CLEAR;
 pub const PROTECTION_VMA: Event = bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_VMA;
 /// The permission of single pages changes.
 pub const PROTECTION_PAGE: Event = bindings::mmu_notifier_event_MMU_NOTIFY_PROTECTION_PAGE;
+
+/// Returns whether a change replaces pages or changes permissions of addresses that stay mapped, so
+/// that a driver may delay it if the CPU makes it and may sleep.
+pub fn is_deferrable(event: Event) -> bool {
+    [CLEAR, PROTECTION_VMA, PROTECTION_PAGE].contains(&event)
+}

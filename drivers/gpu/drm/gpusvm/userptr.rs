@@ -37,7 +37,10 @@ use crate::{
     dma_device::{Attachments, DmaDevice},
     driver::WouldBlock,
     pages::{PageSet, Pages},
-    svm::GpuSvm, //
+    svm::{
+        self,
+        GpuSvm, //
+    }, //
 };
 use core::{
     cell::UnsafeCell,
@@ -103,10 +106,12 @@ pub trait UserptrDriver: Sized + Send + Sync + 'static {
     /// use an address that [`LockedUserptr::commit`] gave for this userptr.
     ///
     /// Called with the notifier lock held for writing, and for each userptr whose pages are valid.
-    /// It may sleep for events that are sure to happen. It must not allocate memory with reclaim,
+    /// It may sleep for events that are sure to happen. With `can_wait`, as with
+    /// [`Invalidation::can_wait`](crate::Invalidation::can_wait), the driver may delay the change
+    /// for some milliseconds, for a GPU access that is about to be made. It must not allocate memory with reclaim,
     /// take the mutex of a userptr or a lock that is held where a userptr is got or dropped, or
     /// wait for GPU work that may itself wait for a GPU fault to be served.
-    fn revoke(vm: &Self::Vm, userptr: &Userptr<Self>) -> Option<Self::Pending>;
+    fn revoke(vm: &Self::Vm, userptr: &Userptr<Self>, can_wait: bool) -> Option<Self::Pending>;
 
     /// Ends what [`revoke`](Self::revoke) began. Called as that is, soon after it, perhaps by
     /// another thread.
@@ -262,6 +267,17 @@ struct Passes<D: UserptrDriver> {
     pending: Option<D::Pending>,
 }
 
+/// Who revokes a userptr.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    /// A change of the CPU that the driver may delay.
+    Deferrable,
+    /// Another caller that may sleep.
+    Blockable,
+    /// A caller that must not sleep: the OOM reaper.
+    Reaper,
+}
+
 // SAFETY: The notifier lock and the mutex protect the fields that change; any thread may use and
 // drop the others.
 unsafe impl<D: UserptrDriver> Send for Userptr<D> {}
@@ -370,7 +386,7 @@ impl<D: UserptrDriver> Userptr<D> {
     /// The notifier lock must be held for writing.
     unsafe fn revoke_now(&self) {
         // SAFETY: The caller holds the notifier lock for writing.
-        if let Ok(Some(pending)) = unsafe { self.revoke(true) } {
+        if let Ok(Some(pending)) = unsafe { self.revoke(Caller::Blockable) } {
             D::finish(self.vm(), self, pending);
             // SAFETY: As above; the driver has ended the use.
             unsafe { self.unmap() };
@@ -380,12 +396,13 @@ impl<D: UserptrDriver> Userptr<D> {
     /// Ends the GPU's use of the pages and unmaps them; or begins to end it and returns what has to
     /// be finished, with the pages stale.
     ///
-    /// Fails with [`WouldBlock`] if the caller must not sleep (`may_sleep`) and the driver would.
+    /// Fails with [`WouldBlock`] if the caller must not sleep and the driver would.
     ///
     /// # Safety
     ///
     /// The notifier lock must be held for writing.
-    unsafe fn revoke(&self, may_sleep: bool) -> Result<Option<D::Pending>, WouldBlock> {
+    unsafe fn revoke(&self, caller: Caller) -> Result<Option<D::Pending>, WouldBlock> {
+        let may_sleep = caller != Caller::Reaper;
         // SAFETY: The notifier lock is held for writing, which excludes all others.
         let passes = unsafe { &mut *self.passes.get() };
         let pending = match passes.pending.take() {
@@ -401,7 +418,7 @@ impl<D: UserptrDriver> Userptr<D> {
             }
             // Nobody has seen the addresses: nothing is mapped, or a transaction is under way.
             None if !self.is_mapped() => None,
-            None if may_sleep => D::revoke(self.vm(), self),
+            None if may_sleep => D::revoke(self.vm(), self, caller == Caller::Deferrable),
             None => {
                 D::try_revoke(self.vm(), self)?;
                 None
@@ -445,11 +462,12 @@ impl<D: UserptrDriver> Userptr<D> {
         let this = unsafe { &*mni.byte_sub(offset).cast::<Self>() };
         let lock = this.space.core.notifier_lock();
         // SAFETY: The MMU notifier core passes a valid range.
-        let blockable = unsafe { ext::mmu_notifier_range_blockable(range) };
-        let held = if blockable {
-            Some(lock.write())
-        } else {
-            lock.try_write()
+        let (blockable, event) =
+            unsafe { (ext::mmu_notifier_range_blockable(range), (*range).event) };
+        let (held, caller) = match (blockable, svm::is_deferrable(event)) {
+            (false, _) => (lock.try_write(), Caller::Reaper),
+            (true, true) => (Some(lock.write()), Caller::Deferrable),
+            (true, false) => (Some(lock.write()), Caller::Blockable),
         };
         if held.is_none() {
             return false;
@@ -458,7 +476,7 @@ impl<D: UserptrDriver> Userptr<D> {
         // `mmu_interval_read_retry()`.
         unsafe { ext::mmu_interval_set_seq(mni, seq) };
         // SAFETY: The notifier lock is held for writing.
-        let pending = match unsafe { this.revoke(blockable) } {
+        let pending = match unsafe { this.revoke(caller) } {
             Ok(pending) => pending,
             Err(WouldBlock) => return false,
         };

@@ -43,6 +43,7 @@ use crate::{
         Vm, //
     }, //
 };
+pub(crate) use access_wait::AccessWait;
 pub(crate) use bind::{
     bind_userptr,
     pte_flags,

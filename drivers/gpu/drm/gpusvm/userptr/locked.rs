@@ -30,7 +30,7 @@ pub struct LockedUserptr<'a, D: UserptrDriver> {
     pub(super) _lock: lock::Guard<'a, (), lock::mutex::MutexBackend>,
 }
 
-impl<D: UserptrDriver> LockedUserptr<'_, D> {
+impl<'a, D: UserptrDriver> LockedUserptr<'a, D> {
     /// Maps all pages for all devices, or none. Does nothing if they are mapped for the access
     /// already.
     ///
@@ -139,7 +139,7 @@ impl<D: UserptrDriver> LockedUserptr<'_, D> {
     }
 
     /// Returns the userptr.
-    pub fn userptr(&self) -> &Userptr<D> {
+    pub fn userptr(&self) -> &'a Userptr<D> {
         self.userptr
     }
 }

@@ -5,8 +5,8 @@
 //!
 //! The engine repeats its access when the fault is serviced. If a CPU thread keeps changing
 //! mappings, the page may be invalidated before that, and the next fault ends the same way. So a
-//! range that was invalidated before the access is protected from its next fault on: the next
-//! invalidation waits for the access, or until [`MAX_WAIT_MS`] have passed.
+//! range or userptr that was invalidated before the access is protected from its next fault on: the
+//! next invalidation waits for the access, or until [`MAX_WAIT_MS`] have passed.
 //!
 //! An invalidation waits only if the CPU changes mappings of memory that remains. An invalidation
 //! for munmap(), one that must not sleep, and the first one after a fault do not wait.
@@ -32,7 +32,7 @@ const MAX_WAIT_MS: u32 = 20;
 const POLL_US: i64 = 50;
 
 /// The last fault for which a range was mapped.
-pub(super) struct AccessWait {
+pub(crate) struct AccessWait {
     /// The address of the fault until the next invalidation, [`NONE`](Self::NONE) after that.
     addr: Atomic<u64>,
     /// When the range was mapped, in jiffies.
@@ -44,7 +44,7 @@ pub(super) struct AccessWait {
 impl AccessWait {
     const NONE: u64 = u64::MAX;
 
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             addr: Atomic::new(Self::NONE),
             since: Atomic::new(0),
@@ -54,7 +54,7 @@ impl AccessWait {
 
     /// Records that the range was mapped for a fault at `addr`. `was_lost` tells whether the CPU
     /// invalidated it while that fault was serviced. The notifier lock is held.
-    pub(super) fn begin(&self, aspace: &AddressSpace, addr: u64, was_lost: bool) {
+    pub(crate) fn begin(&self, aspace: &AddressSpace, addr: u64, was_lost: bool) {
         aspace.expect_access(addr);
         self.since.store(jiffies::now(), Relaxed);
         self.addr.store(addr, Relaxed);
@@ -66,7 +66,7 @@ impl AccessWait {
     /// Ends the expectation before the range is invalidated. Waits for the access if the wait is due
     /// and the invalidation `can_wait`. The notifier lock is held for writing: no page is mapped
     /// meanwhile.
-    pub(super) fn end(&self, aspace: &AddressSpace, can_wait: bool) {
+    pub(crate) fn end(&self, aspace: &AddressSpace, can_wait: bool) {
         let addr = self.addr.xchg(Self::NONE, Relaxed);
         if addr == Self::NONE {
             return;

@@ -291,7 +291,7 @@ impl Vm {
             }
             Backing::Userptr { userptr, offset } => {
                 let context = self.svm.context();
-                match userptr::populate(context, &vma, userptr, *offset, !vma.read_only) {
+                match userptr::populate(context, &vma, userptr, *offset, !vma.read_only, None) {
                     Ok(served) => served.span.end,
                     Err(_) if self.is_closed() => return Ok(None),
                     Err(e) => return Err(e),

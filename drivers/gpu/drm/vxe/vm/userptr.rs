@@ -44,6 +44,7 @@ use crate::{
     svm::{
         self,
         migrate,
+        AccessWait,
         Context,
         StaleSpan,
         Writer, //
@@ -89,6 +90,7 @@ pub(crate) struct UserptrContext {
 pub(crate) struct UserptrState {
     /// The GPU's addresses that it was bound at.
     span: Span,
+    access_wait: AccessWait,
 }
 
 /// The flush of the TLB that [`UserptrDriver::finish`] makes.
@@ -124,7 +126,8 @@ impl UserptrDriver for ByAddress {
     type Userptr = UserptrState;
     type Pending = Flush;
 
-    fn revoke(vm: &UserptrContext, userptr: &VmUserptr) -> Option<Flush> {
+    fn revoke(vm: &UserptrContext, userptr: &VmUserptr, can_wait: bool) -> Option<Flush> {
+        userptr.data().access_wait.end(&vm.aspace, can_wait);
         Some(zap(vm, userptr))
     }
 
@@ -135,6 +138,7 @@ impl UserptrDriver for ByAddress {
     fn try_revoke(vm: &UserptrContext, userptr: &VmUserptr) -> Result<(), WouldBlock> {
         // The locks of the page table and the TLB are spinlocks, held for the access to one page at
         // most.
+        userptr.data().access_wait.end(&vm.aspace, false);
         zap(vm, userptr).end(vm);
         Ok(())
     }
@@ -189,7 +193,10 @@ impl Vm {
         let task = kernel::current!();
         let mm = task.mm().ok_or(EINVAL)?;
         let context = self.svm.context();
-        let state = UserptrState { span: span.clone() };
+        let state = UserptrState {
+            span: span.clone(),
+            access_wait: AccessWait::new(),
+        };
         let space = self.userptrs.get(context)?;
         // CAST: `usize` has 64 bits on all architectures of this driver.
         let userptr = Userptr::new(space, mm, addr as usize..end as usize, state)?;
@@ -241,11 +248,11 @@ pub(super) fn fault(
     if fault.access == Access::Atomic && migrate::is_exclusive(vm, vma) {
         return Err(EACCES);
     }
-    populate(vm, vma, userptr, offset, !vma.read_only)
+    populate(vm, vma, userptr, offset, !vma.read_only, Some(fault))
 }
 
 /// Gets the pages of `userptr`, for writing if `writes`, and maps those of `vma`, which begin
-/// `offset` bytes from its start. The SVM lock is held.
+/// `offset` bytes from its start, for `fault` if that is given. The SVM lock is held.
 ///
 /// Fails with `EFAULT` where the process has no memory, or has exited, `EPERM` for memory that may
 /// not be written, `EOPNOTSUPP` for memory of a kind that cannot be mapped, `EBUSY` when the CPU
@@ -256,26 +263,36 @@ pub(super) fn populate(
     userptr: &VmUserptr,
     offset: u64,
     writes: bool,
+    fault: Option<Fault>,
 ) -> Result<Serviced> {
     let ctx = ctx(vm, writes);
     let mut locked = userptr.lock_killable()?;
+    let mut was_lost = false;
     let mut retry = Retry::bounded();
     while let Some(attempt) = retry.next() {
         let mut staged = vm
             .aspace
             .stage(vma.span.start, vma.span.end - vma.span.start)?;
-        let bound = locked
-            .get(&ctx, &attempt)
-            .and_then(|()| write(vm, &mut staged, vma, &mut locked, offset));
+        let bound = locked.get(&ctx, &attempt).and_then(|()| {
+            let expected = fault.map(|fault| Expected { fault, was_lost });
+            write(vm, &mut staged, vma, &mut locked, offset, expected)
+        });
         match bound {
-            Err(EAGAIN) => {}
+            Err(EAGAIN) => was_lost = true,
             bound => return bound,
         }
     }
     Err(Retry::spent())
 }
 
-/// Writes the pages of `vma` to the page table.
+/// An access that the GPU repeats when its fault is serviced.
+struct Expected {
+    fault: Fault,
+    /// Whether the CPU invalidated the pages while the fault was serviced.
+    was_lost: bool,
+}
+
+/// Writes the pages of `vma` to the page table, for an access if one is expected.
 ///
 /// Fails with `EAGAIN` if the pages are not valid, and with `EINTR` for a killed caller.
 fn write(
@@ -284,12 +301,20 @@ fn write(
     vma: &Vma,
     locked: &mut LockedUserptr<'_, ByAddress>,
     offset: u64,
+    expected: Option<Expected>,
 ) -> Result<Serviced> {
-    let span = memory_of(vma, locked.userptr(), offset);
+    let userptr = locked.userptr();
+    let span = memory_of(vma, userptr, offset);
     let mut writer = Writer::new(vm, vma);
     let done = locked.commit(|view| {
         sched::check_killed()?;
-        svm::bind_userptr(&mut writer, staged, &span, view)
+        let is_last = view.span().end == userptr.span().end;
+        svm::bind_userptr(&mut writer, staged, &span, view)?;
+        if let Some(expected) = expected.as_ref().filter(|_| is_last) {
+            let wait = &userptr.data().access_wait;
+            wait.begin(&vm.aspace, expected.fault.addr, expected.was_lost);
+        }
+        Ok(())
     });
     let access = writer.flush();
     done?;
@@ -331,7 +356,7 @@ pub(super) fn write_all(
             };
             let done = userptr
                 .lock_killable()
-                .and_then(|mut locked| write(vm, staged, &vma, &mut locked, *offset));
+                .and_then(|mut locked| write(vm, staged, &vma, &mut locked, *offset, None));
             if done.is_err_and(|e| e == EINTR) {
                 return;
             }
