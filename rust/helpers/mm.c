@@ -45,6 +45,24 @@ int kext_mmap_read_lock_killable(struct mm_struct *mm)
 	return mmap_read_lock_killable(mm);
 }
 
+/*
+ * Allocates the state of @mm for MMU interval notifiers, which the first mmu_interval_notifier_insert() would do with
+ * an mmap_write_lock() that cannot be killed. (It still takes the lock if @mm has notifiers of the other kind only.)
+ */
+int kext_mmu_interval_notifiers_init(struct mm_struct *mm)
+{
+	int ret;
+
+	if (mm_has_notifiers(mm))
+		return 0;
+	ret = mmap_write_lock_killable(mm);
+	if (ret)
+		return ret;
+	ret = __mmu_notifier_register(NULL, mm);
+	mmap_write_unlock(mm);
+	return ret;
+}
+
 /* Returns whether pages may still be faulted in: the OOM reaper has not begun to reap @mm. */
 bool kext_is_stable_address_space(struct mm_struct *mm)
 {

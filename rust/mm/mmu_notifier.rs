@@ -45,12 +45,16 @@ impl MmuIntervalNotifier {
     /// Inserts the notifier, so that `ops` is called for changes of `span` in `mm`. C:
     /// `mmu_interval_notifier_insert()`.
     ///
-    /// May take `mmap_lock`. Fails with `ENOMEM`, or with `EOVERFLOW` for an empty span.
+    /// Takes `mmap_lock` for the first notifier of `mm`. Fails with `EINTR` if the calling thread is
+    /// killed meanwhile, or has a signal pending; with `ENOMEM`; and with `EOVERFLOW` for an empty
+    /// span.
     ///
     /// # Safety
     ///
     /// The notifier must be pinned, must not be inserted, and must be removed before it is freed.
     pub unsafe fn insert(&self, mm: &MmWithUser, span: Range<usize>, ops: &'static Ops) -> Result {
+        // SAFETY: `mm` has users.
+        to_result(unsafe { bindings::mmu_interval_notifiers_init(mm.as_raw()) })?;
         // SAFETY: By this function's requirements; `mm` has users.
         to_result(unsafe {
             kernel::bindings::mmu_interval_notifier_insert(

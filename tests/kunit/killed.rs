@@ -69,8 +69,9 @@ mod tests {
         with_device(|env| {
             mm::map(&pages(0, 64), Prot::Write)?;
             mm::fill(&pages(0, 64))?;
-            // At a range, and where there is none in a notifier.
-            for addr in [BASE, BASE + 2 * MIDDLE] {
+            // Where there is no notifier of the process yet, at a range, and where there is none in a
+            // notifier.
+            for (addr, is_first) in [(BASE, true), (BASE, false), (BASE + 2 * MIDDLE, false)] {
                 let worker = Arc::pin_init(
                     try_pin_init!(Worker {
                         svm: env.svm()?,
@@ -80,7 +81,9 @@ mod tests {
                     }? Error),
                     GFP_KERNEL,
                 )?;
-                fault(&worker.svm, BASE, Access::Read)?;
+                if !is_first {
+                    fault(&worker.svm, BASE, Access::Read)?;
+                }
                 let locked = WriteLocked::new(&env.mm);
                 let at_work = worker.clone();
                 let thread = Thread::spawn(&env.mm, move || {
