@@ -26,6 +26,7 @@ import io
 import os
 import re
 import sys
+import time
 
 RESULT = re.compile(r"^( *)(not )?ok \d+ ?-? ?([^#]*?)\s*(?:#\s*(.*))?$")
 SUBTEST = re.compile(r"^ +# Subtest: (.*)")
@@ -42,6 +43,7 @@ class Watcher:
 
     def clear(self):
         self.passed = self.failed = self.skipped = 0
+        self.began = time.monotonic()
 
     def counts(self):
         words = [f"{self.passed} passed"]
@@ -63,7 +65,7 @@ class Watcher:
         if not indent:
             # The end of a group; its members have been counted.
             if self.passed + self.failed + self.skipped:
-                self.say(f"    {name}: {self.counts()}")
+                self.say(f"    {name}: {self.counts()}, {time.monotonic() - self.began:.0f} s")
             elif bad:
                 self.fail(name, remark)
             self.clear()
