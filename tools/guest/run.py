@@ -32,6 +32,8 @@ import qemu  # noqa: E402
 
 TIMED_OUT, BROKEN = 124, 125
 BOOT_SECONDS = 600
+# For how long a booting kernel may log nothing. Some emulated machines stop in the first second of a boot on a busy host.
+SILENT_SECONDS = 150
 GRACE_SECONDS = 20
 SLOT_SECONDS = 120
 AFTER_SECONDS = 600
@@ -160,12 +162,23 @@ class Guest:
 
     def deadline(self):
         if self.ready is None:
-            return self.started + BOOT_SECONDS
+            return min(self.started + BOOT_SECONDS, self.last_word() + SILENT_SECONDS)
         if self.status is not None:
             return self.status_at + AFTER_SECONDS
         if self.args.timeout and self.args.command is not None:
             return self.ready + self.args.timeout + GRACE_SECONDS
         return None
+
+    def last_word(self):
+        """The time at which the kernel last logged something, or else of the start."""
+        try:
+            return max(self.started, os.path.getmtime(self.args.log))
+        except FileNotFoundError:
+            return self.started
+
+    def is_silent(self):
+        """Whether the kernel stopped logging before the guest was ready."""
+        return self.ready is None and time.time() >= self.last_word() + SILENT_SECONDS
 
     def heard(self, data):
         """Takes in what the guest's init reports on its port."""
@@ -203,6 +216,8 @@ class Guest:
                 else:
                     sys.stdout.buffer.write(data)
                     sys.stdout.buffer.flush()
+            # What the guest did meanwhile may have moved it.
+            end = self.deadline()
             if end is not None and time.time() >= end:
                 return False
         return True
@@ -222,7 +237,7 @@ class Guest:
         if a.strict or self.status is None:
             reports = klog.complain(a.log, a.allow, out=out)
         if not in_time:
-            what = f"boot in {BOOT_SECONDS} s" if self.ready is None else (
+            what = f"boot in {time.time() - self.started:.0f} s" if self.ready is None else (
                 f"power off in {AFTER_SECONDS} s" if self.status is not None
                 else f"finish the command in {a.timeout} s (TIMEOUT=)")
             print(f"error: the guest did not {what}; it was stopped", file=out)
@@ -280,13 +295,18 @@ def main():
     prune_logs(os.path.dirname(args.log))
     for sig in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(sig, lambda number, frame: sys.exit(128 + number))
+    if shell:
+        print("  a shell in the guest; leave it with 'exit' (or Ctrl-a x)", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return boot(args, shell, again=True)
+
+
+def boot(args, shell, again):
+    """Runs a guest, once more if it stops while it boots (`again`); returns the exit status."""
     terminal = termios.tcgetattr(0) if shell else None
     with tempfile.TemporaryDirectory(prefix="guest-") as work:
         guest = Guest(args, work)
         try:
-            if shell:
-                print("  a shell in the guest; leave it with 'exit' (or Ctrl-a x)", file=sys.stderr)
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
             guest.start(args.command or "", shell)
             in_time = guest.watch()
         except KeyboardInterrupt:
@@ -296,14 +316,24 @@ def main():
             guest.stop()
             if terminal:
                 termios.tcsetattr(0, termios.TCSADRAIN, terminal)
-        take_out(os.path.join(work, "out"), args.out)
-        said = io.StringIO()
-        status = guest.verdict(in_time, said)
-        sys.stderr.write(said.getvalue())
-        if args.verdict and said.getvalue():
-            with open(args.verdict, "a") as f:
-                f.write(said.getvalue())
-        return status
+        if in_time or not again or not guest.is_silent():
+            return conclude(guest, in_time)
+    guest.slot = None
+    guest.say(f"the kernel logged nothing for {SILENT_SECONDS} s; booting once more")
+    return boot(args, shell, again=False)
+
+
+def conclude(guest, in_time):
+    """Takes what a guest left, says what went wrong, and returns the exit status."""
+    args = guest.args
+    take_out(os.path.join(guest.work, "out"), args.out)
+    said = io.StringIO()
+    status = guest.verdict(in_time, said)
+    sys.stderr.write(said.getvalue())
+    if args.verdict and said.getvalue():
+        with open(args.verdict, "a") as f:
+            f.write(said.getvalue())
+    return status
 
 
 if __name__ == "__main__":
