@@ -156,7 +156,7 @@ fn prefetch() {
 /// Advice is given to each VM of the process in turn.
 fn advice() {
     let gpus = [mirrored(), mirrored()];
-    let map = Map::aligned(SZ_2M, SZ_2M);
+    let map = Map::aligned(MIDDLE, SZ_2M);
     map.fill(|_| 0);
     let fd = gpus[0].device().as_raw_fd();
     let regions = gpus[0].device().memory_regions().expect("the regions");
