@@ -65,10 +65,15 @@ static OPS: Ops = Ops {
 impl Watch {
     /// Inserts a notifier for `span`.
     fn new(env: &Env, span: Range<usize>) -> Result<Pin<KBox<Self>>> {
+        Self::within(env, span.clone(), span)
+    }
+
+    /// Inserts a notifier for `notified`, which includes `span`.
+    fn within(env: &Env, span: Range<usize>, notified: Range<usize>) -> Result<Pin<KBox<Self>>> {
         let watch = KBox::new(
             Self {
                 mmu: MmuIntervalNotifier::new(),
-                span: span.clone(),
+                span,
                 // SAFETY: Tests drop the watch before the devices.
                 pages: unsafe { env.pages() }?,
                 svm: KBox::pin_init(GpuSvm::pages_only(c"gpusvm_kunit"), GFP_KERNEL)?,
@@ -76,7 +81,7 @@ impl Watch {
             GFP_KERNEL,
         )?;
         // SAFETY: The notifier does not move, and `drop()` removes it.
-        let inserted = unsafe { watch.mmu.insert(&env.mm, span, &OPS) };
+        let inserted = unsafe { watch.mmu.insert(&env.mm, notified, &OPS) };
         if let Err(e) = inserted {
             // INVARIANT: The notifier is not inserted: `drop()`, which would remove it, must not
             // run.
@@ -177,18 +182,22 @@ impl Drop for Watch {
 ///
 /// # Safety
 ///
-/// `mni` must be the `mmu` field of a [`Watch`].
+/// `mni` must be the `mmu` field of a [`Watch`], and `range` valid.
 unsafe extern "C" fn invalidate(
     mni: *mut bindings::mmu_interval_notifier,
-    _range: *const bindings::mmu_notifier_range,
+    range: *const bindings::mmu_notifier_range,
     seq: c_ulong,
 ) -> bool {
     // SAFETY: By this function's requirements; `mmu` is the first field.
-    let this = unsafe { &*mni.cast::<Watch>() };
+    let (this, changed) = unsafe { (&*mni.cast::<Watch>(), (*range).start..(*range).end) };
     this.locked(|| {
         // SAFETY: This is the callback, and it holds the lock under which readers call
         // `read_retry()`.
         unsafe { ext::mmu_interval_set_seq(mni, seq) };
+        // CAST: `unsigned long` is as large as `usize`.
+        if changed.end as usize <= this.span.start || changed.start as usize >= this.span.end {
+            return;
+        }
         for pages in this.pages() {
             // SAFETY: The notifier lock is held for writing, and no device uses the addresses.
             unsafe { pages.unmap() };
@@ -241,6 +250,26 @@ mod tests {
                 watch.unmap();
                 ensure_eq!(dma::mapped(), 0);
             }
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_change_elsewhere_in_the_span_of_the_notifier() -> Result {
+        with_device(|env| {
+            mm::map(&pages(0, 32), Prot::Write)?;
+            mm::fill(&pages(0, 32))?;
+            let watch = Watch::within(env, pages(0, 16), pages(0, 32))?;
+            let pages_of = &watch.pages()[0];
+            watch.get(env)?;
+            mm::drop_pages(&pages(20, 1))?;
+            ensure!(pages_of.is_valid());
+            ensure!(watch.mmu.read_retry(pages_of.notifier_seq()));
+            // The pages stay mapped, and are known to be valid at the new number.
+            let (walks, maps) = (hmm::walks(), dma::maps());
+            watch.get(env)?;
+            ensure_eq!((hmm::walks(), dma::maps()), (walks, maps));
+            ensure!(!watch.mmu.read_retry(pages_of.notifier_seq()));
             Ok(())
         })
     }
