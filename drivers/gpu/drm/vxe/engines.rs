@@ -4,7 +4,8 @@
 //!
 //! An engine is a work item on an unbound work queue, and occupies a kernel thread while there is a
 //! queue to run. It waits for nothing but a CPU: a queue whose access faults leaves the engine, and
-//! the fault worker makes it runnable again. Engines have less weight than ordinary threads, since
+//! the fault worker makes it runnable again; one that waits for a condition leaves it, too, see
+//! [`polls`](crate::polls). Engines have less weight than ordinary threads, since
 //! they work for all clients, outside of their cgroups. A kernel thread cannot enter the cgroup of
 //! another task: the kernel has no call for that in cgroup v2 (in v1 there is
 //! `cgroup_attach_task_all()`), where only userspace moves threads. A `vhost_task` is in the cgroup
@@ -14,6 +15,7 @@
 use crate::{
     exec_queue::Execution,
     fifo::FifoNode,
+    polls::Polls,
     sched::{
         RunList,
         RunQueue,
@@ -83,7 +85,8 @@ fn now_since(start: i64) -> u64 {
 pub(crate) struct Engines {
     list: Arc<RunList<Execution>>,
     engines: KVec<Arc<Engine>>,
-    queue: OwnedQueue,
+    polls: Arc<Polls>,
+    queue: Arc<OwnedQueue>,
 }
 
 impl Engines {
@@ -104,11 +107,18 @@ impl Engines {
             )?;
             engines.push(engine, GFP_KERNEL)?;
         }
+        let queue = Arc::new(OwnedQueue::new_unbound(c"vxe-engines")?, GFP_KERNEL)?;
         Ok(Self {
             list,
             engines,
-            queue: OwnedQueue::new_unbound(c"vxe-engines")?,
+            polls: Polls::new(queue.clone())?,
+            queue,
         })
+    }
+
+    /// Returns how many engines there are.
+    pub(crate) fn count(&self) -> usize {
+        self.engines.len()
     }
 
     /// Makes `node` of the client with run queue `run_queue` runnable, and wakes an idle engine.
@@ -124,8 +134,25 @@ impl Engines {
         }
     }
 
-    /// Waits until the engines have run all runnable queues. Sleeps.
+    /// Makes `node`, which waits for a condition, runnable after a while.
+    pub(crate) fn wait(&self, node: KBox<FifoNode<Execution>>) {
+        self.polls.add(node);
+    }
+
+    /// Waits until the engines have run all queues, which fail at their next access. Sleeps.
     pub(crate) fn flush(&self) {
-        self.queue.flush();
+        // A queue may begin to wait for a condition in the first round, with an access that it made
+        // before it was to fail.
+        for _ in 0..2 {
+            self.polls.wake_all();
+            self.queue.flush();
+        }
+    }
+}
+
+impl Drop for Engines {
+    fn drop(&mut self) {
+        // The queues are gone, but not what was to wake them.
+        self.polls.cancel();
     }
 }

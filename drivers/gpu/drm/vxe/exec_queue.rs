@@ -9,11 +9,14 @@
 //!              submit                    next
 //!   in the queue ──► in the run list ◄──────► on an engine      no jobs ──► in the queue
 //!                       ▲                      │
-//!                answer └── in the VM's faults ┘ fault
+//!                answer ├── in the VM's faults ┤ fault
+//!                  poll └── in the waiters ────┘ condition that does not hold
 //! ```
 //!
 //! A queue has no thread of its own: while it waits for its turn or for a fault, it only uses
-//! memory.
+//! memory. While it waits for a condition, an engine checks that from time to time.
+//!
+//! All VMs are long-running, and so are their jobs: as in xe, no job is stopped for taking long.
 //!
 //! A queue is open, and then banned or closed for good:
 //!
@@ -72,6 +75,7 @@ use kernel::{
             Acquire,
             Atomic,
             AtomicFlag,
+            Relaxed,
             Release, //
         },
         new_condvar,
@@ -142,6 +146,8 @@ pub(crate) struct ExecQueue {
     banned: Atomic<bool>,
     /// Tells the engine to stop.
     stop: AtomicFlag,
+    /// How long jobs have run, in ticks of the reference clock.
+    run_ticks: Atomic<u64>,
     #[pin]
     jobs: Mutex<Jobs>,
     /// Notified when `jobs.on_engine` is cleared.
@@ -167,6 +173,7 @@ impl ExecQueue {
                 _counted: dev.objects.count(objects::ObjectKind::Queue),
                 banned: Atomic::new(false),
                 stop: AtomicFlag::new(false),
+                run_ticks: Atomic::new(0),
                 jobs <- new_mutex!(
                     Jobs {
                         waiting: List::new(),
@@ -197,6 +204,12 @@ impl ExecQueue {
     /// Returns whether the queue is banned or closed and so finishes no further job.
     pub(crate) fn is_dead(&self) -> bool {
         self.banned.load(Acquire) || self.stop.load(Acquire)
+    }
+
+    /// Returns how long jobs have run, in ticks of the reference clock. A job that runs counts up
+    /// to the last time that it left its engine.
+    pub(crate) fn run_ticks(&self) -> u64 {
+        self.run_ticks.load(Relaxed)
     }
 
     /// Appends a job with the batch at GPU address `batch`.
@@ -278,6 +291,13 @@ impl ExecQueue {
         self.dev.queues.engines.wake(run_queue, node);
     }
 
+    /// Makes the execution in `node`, which waits for a condition, check that again.
+    pub(crate) fn poll(node: KBox<FifoNode<Execution>>) {
+        if let Some(queue) = node.value.queue.clone() {
+            queue.wake(node);
+        }
+    }
+
     /// Marks the queue as running on an engine. Returns false if it must not run.
     fn enter(&self) -> bool {
         let mut jobs = self.jobs.lock();
@@ -345,6 +365,8 @@ enum TurnEnd {
     Timeslice,
     /// The job waits for a fault.
     Fault,
+    /// The job waits for a condition.
+    Waiting,
     /// There are no more jobs.
     Idle,
     /// The queue is dead.
@@ -394,6 +416,10 @@ impl Execution {
                 queue.vm.fault(node);
                 None
             }
+            TurnEnd::Waiting => {
+                queue.dev.queues.engines.wait(node);
+                None
+            }
             TurnEnd::Idle => queue.park(node),
             TurnEnd::Dead => None,
         };
@@ -416,9 +442,13 @@ impl Execution {
                 self.job = Some(job);
             }
             let aspace = queue.vm.aspace();
-            match self.context.run(aspace, &queue.stop, &mut is_over) {
+            let outcome = self.context.run(aspace, &queue.stop, &mut is_over);
+            queue.run_ticks.store(self.context.run_ticks(), Relaxed);
+            match outcome {
                 Outcome::Done => self.done(queue),
+                Outcome::Interrupt => queue.signal(),
                 Outcome::Yielded => return TurnEnd::Timeslice,
+                Outcome::Waiting => return TurnEnd::Waiting,
                 Outcome::Fault { addr, access } => {
                     self.fault = Fault { addr, access };
                     return TurnEnd::Fault;

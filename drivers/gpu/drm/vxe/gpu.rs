@@ -7,7 +7,12 @@
 //!
 //! ```text
 //!   engine         runs the commands of batches; reports faults to the driver
-//!     command        decodes the dwords of a batch
+//!     fetcher        reads the dwords of a batch, and follows its jumps
+//!     command        decodes them
+//!     registers alu  the registers of a context, and what computes with them
+//!     rows           copies and fills, in pieces
+//!     access         accesses to memory, which may fault
+//!     clock          time-stamps
 //!   address_space  the memory that a batch can access: the driver maps, zaps and invalidates here
 //!     tlb            recently used translations, until they are invalidated
 //!     page_table     translations, changed in place
@@ -26,17 +31,24 @@
 //! it. All are spinlocks, and none is held when a method returns, so a driver may call the methods
 //! under any lock that allows spinlocks.
 
+mod access;
 mod address_space;
+mod alu;
+mod clock;
 mod command;
 mod copy;
 mod engine;
 mod expected;
+mod fetcher;
 mod page_table;
+mod registers;
+mod rows;
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;
 mod tlb;
 
 pub(crate) use address_space::AddressSpace;
+pub(crate) use clock::{now_ns, ticks, timestamp, REFERENCE_CLOCK};
 pub(crate) use copy::{CopyEngine, CopyRun};
 pub(crate) use engine::{EngineContext, EngineError, Outcome};
 pub(crate) use page_table::{Access, PteFlag, PteFlags, Staged, PAGE_SIZE};

@@ -14,6 +14,10 @@ use crate::{
         VA_BITS, //
     },
     exec_queue_ioctl::max_priority,
+    gpu::{
+        self,
+        REFERENCE_CLOCK, //
+    },
     ioctl::Ioctl,
     region,
     uapi, //
@@ -21,13 +25,9 @@ use crate::{
 use kernel::{
     page::PAGE_SIZE,
     prelude::*,
-    time::NSEC_PER_SEC,
     transmute::AsBytes, //
 };
 use vxe_sim::sysinfo::Clock;
-
-/// The reference clock of the GT in Hz, that of a Battlemage G21.
-const REFERENCE_CLOCK: u32 = 19_200_000;
 
 /// The graphics IP of the GT: Xe2.
 const IP_VERSION: (u16, u16, u16) = (20, 1, 4);
@@ -236,18 +236,14 @@ fn engine_cycles(ioctl: &mut Ioctl<'_>, query: &mut uapi::drm_xe_device_query) -
     let class = u32::from(eci.engine_class);
     ensure!(dev, class == uapi::DRM_XE_ENGINE_CLASS_COPY, EINVAL);
 
-    let before = Clock::Monotonic.now_ns();
+    let before = gpu::now_ns();
     let cpu = clock.now_ns();
-    let delta = Clock::Monotonic.now_ns().saturating_sub(before);
-    // The engine counts from boot.
-    let (seconds, ns) = (before / NSEC_PER_SEC, before % NSEC_PER_SEC);
-    let clock = i64::from(REFERENCE_CLOCK);
-    let engine = seconds.saturating_mul(clock) + ns * clock / NSEC_PER_SEC;
+    let delta = gpu::now_ns().saturating_sub(before);
     cycles.width = 64;
+    cycles.engine_cycles = gpu::ticks(before);
     // CAST: The clocks are not negative.
-    cycles.engine_cycles = engine as u64;
     cycles.cpu_timestamp = cpu as u64;
-    cycles.cpu_delta = delta as u64;
+    cycles.cpu_delta = delta;
     ioctl.write(query.data, &cycles)
 }
 

@@ -10,6 +10,7 @@
 //!   driver file      devices and open files
 //!   exec_queue       jobs of a queue, run by the GPU in order
 //!   engines sched    engines, and the scheduler that picks the next queue
+//!   polls            queues that wait for a condition on memory
 //!   client           processes, and the limits on their queues and jobs
 //!   sync             user fences and their waiters
 //!   svm              mirrored ranges: faults and migration
@@ -47,6 +48,7 @@ mod gpu;
 mod ioctl;
 mod memory;
 mod objects;
+mod polls;
 mod query;
 mod region;
 mod sched;

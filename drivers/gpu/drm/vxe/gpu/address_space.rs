@@ -230,6 +230,16 @@ impl AddressSpace {
         self.access(va, Access::Write, |bus, at| bus.write(at, data))
     }
 
+    /// Loads the 32-bit value at `va`, which is aligned, in a single access.
+    pub(super) fn load_u32(&self, va: u64) -> Result<u32, AccessError> {
+        let mut value = 0;
+        self.access(va, Access::Read, |bus, at| {
+            value = bus.load_u32(at)?;
+            Ok(())
+        })?;
+        Ok(value)
+    }
+
     /// Stores a 32-bit value at `va`, which is aligned, in a single access.
     pub(super) fn store_u32(&self, va: u64, value: u32) -> Result<(), AccessError> {
         self.access(va, Access::Write, |bus, at| bus.store_u32(at, value))

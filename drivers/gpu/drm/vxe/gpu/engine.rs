@@ -3,43 +3,37 @@
 //! The copy engine's command streamer: runs batches in an address space.
 //!
 //! A [`EngineContext`] holds the whole state of a batch between two steps: the address of the next
-//! command, the current command, and the progress of a copy. [`EngineContext::run`] executes the
-//! batch on the calling thread. It returns at the end of the batch, at a fault, or after a step
-//! when the caller's `is_over` says so. Another thread may call it later to continue the batch. So
-//! no thread waits for a fault, and there can be many more batches than threads; several can run in
-//! one address space at a time.
+//! command, the current command, the progress of a copy, and the registers. [`EngineContext::run`]
+//! executes the batch on the calling thread. It returns at the end of the batch, at a fault, at a
+//! condition that does not hold yet, or after a step when the caller's `is_over` says so. Another
+//! thread may call it later to continue the batch. So no thread waits for a fault or a condition,
+//! and there can be many more batches than threads; several can run in one address space at a time.
 //!
-//! A step is one command, or one piece of a copy, of at most one page. An access that faults has no
-//! effect; the next call of [`EngineContext::run`] repeats it.
+//! A step is one command, one store or instruction of a command that has a list of them, or one
+//! piece of a copy or fill, of at most one page. An access that faults has no effect; the next call
+//! of [`EngineContext::run`] repeats it.
 //!
-//! A fault that is serviced without effect too often fails the batch. So each batch ends: with its
-//! last command, with an error, or by its `stop` flag. The flag is checked before each access:
-//! after it is set, the batch makes at most one more access.
+//! A fault that is serviced without effect too often fails the batch. A batch may jump, and so may
+//! run or wait for ever; then only its `stop` flag ends it. The flag is checked before each step
+//! and before each access: after it is set, the batch makes at most one more access.
 
 use super::{
-    address_space::{AccessError, AddressSpace},
-    command::{self, Command, Copy2d, DecodeError, MAX_DWORDS},
-    page_table::{Access, PAGE_SIZE},
+    access::Accessor,
+    address_space::AddressSpace,
+    clock,
+    command::{Command, Condition, DecodeError, PostSync, Store},
+    fetcher::Fetcher,
+    page_table::Access,
+    registers::{Register, RegisterSpace, Registers},
+    rows::{CopyState, FillState, PIECE}, //
 };
 use kernel::{
     alloc::flags::GFP_KERNEL_ACCOUNT,
     fmt,
     prelude::*,
-    sync::atomic::{AtomicFlag, Relaxed}, //
+    sync::atomic::AtomicFlag, //
 };
 use kernel_ext::sched::cond_resched;
-
-/// How many times an access may fault, with each fault serviced, before the batch fails.
-///
-/// The page may be invalidated again before the access is repeated, so one attempt is not enough.
-/// But each attempt costs a whole fault, and thousands in a row are not a race any more.
-const MAX_TRIES: u32 = 4096;
-
-/// How many bytes of a batch are fetched at once.
-const LINE: usize = 64;
-
-/// The most bytes of a piece of a copy: those of one access.
-const PIECE: usize = PAGE_SIZE as usize;
 
 /// Why a batch failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +124,10 @@ pub(crate) enum Outcome {
     Done,
     /// `is_over` returned true; there is more to do.
     Yielded,
+    /// The batch waits for a condition on memory. The next call checks it again.
+    Waiting,
+    /// The batch wakes threads that wait for memory; there is more to do.
+    Interrupt,
     /// An access is not mapped. The next call repeats it.
     Fault {
         /// The GPU virtual address.
@@ -142,8 +140,12 @@ pub(crate) enum Outcome {
 }
 
 /// Why a step was not completed.
-enum StepError {
+pub(super) enum StepError {
+    /// An access faults.
     Fault { addr: u64, access: Access },
+    /// A condition does not hold.
+    Waiting,
+    /// The batch failed.
     Failed(EngineError),
 }
 
@@ -161,10 +163,18 @@ enum NextStep {
     Begin(u64),
     /// Fetches a command.
     Fetch,
-    /// Stores or adds a value.
+    /// Executes a command.
     Execute(Command),
+    /// Stores the next dword or qword of a list.
+    Store(Store),
+    /// Loads the next register of a list, with this many left.
+    LoadImmediates { left: usize, space: RegisterSpace },
+    /// Executes the next instruction of a list, with this many left.
+    Math { left: usize },
     /// Copies a piece.
     Copy(CopyState),
+    /// Fills a piece.
+    Fill(FillState),
     /// Writes a fence.
     Fence { addr: u64, value: u64 },
 }
@@ -173,9 +183,12 @@ enum NextStep {
 pub(crate) struct EngineContext {
     step: NextStep,
     fetcher: Fetcher,
+    registers: Registers,
+    /// Whether the last step wakes threads.
+    interrupt: bool,
     /// How often the next access has faulted.
     faults: u32,
-    /// Data that a copy has read and not yet written.
+    /// Data that a copy has read and not yet written, or the pattern of a fill.
     buffer: KBox<[u8; PIECE]>,
 }
 
@@ -186,13 +199,15 @@ impl EngineContext {
         Ok(Self {
             step: NextStep::Idle,
             fetcher: Fetcher::new(0),
+            registers: Registers::new(),
+            interrupt: false,
             faults: 0,
             buffer: KBox::zeroed(GFP_KERNEL_ACCOUNT)?,
         })
     }
 
     /// Starts the batch at `batch`, which runs up to its `MI_BATCH_BUFFER_END`. Drops the previous
-    /// batch.
+    /// batch. The registers keep their values.
     pub(crate) fn start(&mut self, batch: u64) {
         self.step = NextStep::Begin(batch);
         self.faults = 0;
@@ -205,11 +220,29 @@ impl EngineContext {
         self.faults = 0;
     }
 
+    /// Returns how many ticks of the reference clock the context has run: the value of its register
+    /// `CTX_TIMESTAMP`.
+    pub(crate) fn run_ticks(&self) -> u64 {
+        self.registers.run_ticks()
+    }
+
     /// Runs or continues the batch in `aspace`.
     ///
     /// Fails soon after `stop` is set. Calls `is_over` after each step and returns if that returns
     /// true; tries at least one access in any case. May sleep to let other threads run.
     pub(crate) fn run(
+        &mut self,
+        aspace: &AddressSpace,
+        stop: &AtomicFlag,
+        is_over: impl FnMut() -> bool,
+    ) -> Outcome {
+        self.registers.start();
+        let outcome = self.run_steps(aspace, stop, is_over);
+        self.registers.stop();
+        outcome
+    }
+
+    fn run_steps(
         &mut self,
         aspace: &AddressSpace,
         stop: &AtomicFlag,
@@ -219,7 +252,11 @@ impl EngineContext {
             match self.step(aspace, stop) {
                 Err(StepError::Failed(error)) => return Outcome::Failed(error),
                 Err(StepError::Fault { addr, access }) => return Outcome::Fault { addr, access },
+                Err(StepError::Waiting) => return Outcome::Waiting,
                 Ok(()) => {}
+            }
+            if core::mem::take(&mut self.interrupt) {
+                return Outcome::Interrupt;
             }
             if let NextStep::Idle = self.step {
                 return Outcome::Done;
@@ -233,11 +270,7 @@ impl EngineContext {
 
     /// Executes one step. On an error the same step is next.
     fn step(&mut self, aspace: &AddressSpace, stop: &AtomicFlag) -> Result<(), StepError> {
-        let mut accessor = Accessor {
-            aspace,
-            stop,
-            faults: &mut self.faults,
-        };
+        let mut accessor = Accessor::new(aspace, stop, &mut self.faults);
         accessor.check_stop()?;
         self.step = match &mut self.step {
             NextStep::Idle => NextStep::Idle,
@@ -250,22 +283,77 @@ impl EngineContext {
             }
             NextStep::Fetch => match self.fetcher.command(&mut accessor)? {
                 Command::Noop => NextStep::Fetch,
-                Command::End => NextStep::Idle,
-                Command::Copy(copy) => NextStep::Copy(CopyState::new(copy)),
-                command @ (Command::Store { .. } | Command::Add { .. }) => {
-                    NextStep::Execute(command)
+                Command::End => end(&mut self.fetcher, false),
+                Command::Start { addr, second_level } => {
+                    self.fetcher.jump(accessor.address(addr, 0)?, second_level);
+                    NextStep::Fetch
                 }
+                Command::Interrupt => {
+                    self.interrupt = true;
+                    NextStep::Fetch
+                }
+                Command::Store(store) => NextStep::Store(store),
+                Command::LoadImmediates { count, space } => {
+                    NextStep::LoadImmediates { left: count, space }
+                }
+                Command::Math { count } => NextStep::Math { left: count },
+                Command::Copy(copy) => NextStep::Copy(CopyState::new(copy)),
+                Command::Fill(fill) => NextStep::Fill(FillState::new(fill, &mut self.buffer)),
+                command => NextStep::Execute(command),
             },
             NextStep::Execute(command) => {
-                match *command {
-                    Command::Store { addr, value } => accessor.store_u32(addr, value)?,
-                    Command::Add { addr, delta } => accessor.add_u32(addr, delta)?,
-                    Command::Noop | Command::End | Command::Copy(_) => {}
+                let command = *command;
+                self.execute(command, aspace, stop)?
+            }
+            NextStep::Store(store) => {
+                let (addr, len) = (store.addr, if store.qwords { 8 } else { 4 });
+                if store.qwords {
+                    let [low, high] = self.fetcher.list(&mut accessor)?;
+                    accessor.store_u64(addr, u64::from(high) << 32 | u64::from(low))?;
+                } else {
+                    let [value] = self.fetcher.list(&mut accessor)?;
+                    accessor.store_u32(addr, value)?;
+                }
+                self.fetcher.consume();
+                store.count = store.count.saturating_sub(1);
+                if store.count > 0 {
+                    store.addr = addr.checked_add(len).ok_or(EngineError::Address { addr })?;
+                    return Ok(());
+                }
+                NextStep::Fetch
+            }
+            NextStep::LoadImmediates { left, space } => {
+                let [offset, value] = self.fetcher.list(&mut accessor)?;
+                let register = space.register(offset).and_then(Register::writable);
+                let register = register.map_err(|error| self.fetcher.error(error))?;
+                self.registers.write(register, value);
+                self.fetcher.consume();
+                *left = left.saturating_sub(1);
+                if *left > 0 {
+                    return Ok(());
+                }
+                NextStep::Fetch
+            }
+            NextStep::Math { left } => {
+                let [instruction] = self.fetcher.list(&mut accessor)?;
+                let done = self.registers.compute(instruction);
+                done.map_err(|error| self.fetcher.error(error))?;
+                self.fetcher.consume();
+                *left = left.saturating_sub(1);
+                if *left > 0 {
+                    return Ok(());
                 }
                 NextStep::Fetch
             }
             NextStep::Copy(state) => {
                 state.piece(&mut accessor, &mut self.buffer)?;
+                if !state.is_done() {
+                    return Ok(());
+                }
+                NextStep::Fetch
+            }
+            NextStep::Fill(state) => {
+                state.piece(&mut accessor, &self.buffer)?;
                 if !state.is_done() {
                     return Ok(());
                 }
@@ -278,217 +366,75 @@ impl EngineContext {
         };
         Ok(())
     }
-}
 
-/// The memory accesses of one step.
-struct Accessor<'a> {
-    aspace: &'a AddressSpace,
-    stop: &'a AtomicFlag,
-    /// How often the next access has faulted.
-    faults: &'a mut u32,
-}
-
-impl Accessor<'_> {
-    fn check_stop(&self) -> Result<(), EngineError> {
-        if self.stop.load(Relaxed) {
-            return Err(EngineError::Stopped);
-        }
-        Ok(())
-    }
-
-    /// Returns the virtual address of the `len` bytes at `addr` of a command.
-    fn address(&self, addr: u64, len: u64) -> Result<u64, EngineError> {
-        let span = self.aspace.span(addr, len);
-        Ok(span.ok_or(EngineError::Address { addr })?.start)
-    }
-
-    /// Tries an access once.
-    fn access(
+    /// Executes a command of one access, or none. Returns the next step.
+    fn execute(
         &mut self,
-        va: u64,
-        access: Access,
-        attempt: impl FnOnce(&AddressSpace) -> Result<(), AccessError>,
-    ) -> Result<(), StepError> {
-        self.check_stop()?;
-        match attempt(self.aspace) {
-            Ok(()) => {
-                *self.faults = 0;
-                Ok(())
-            }
-            Err(AccessError::Bus(error)) => Err(EngineError::Bus { addr: va, error }.into()),
-            Err(AccessError::Fault) if *self.faults >= MAX_TRIES => {
-                Err(EngineError::NoProgress { addr: va, access }.into())
-            }
-            Err(AccessError::Fault) => {
-                // Does not overflow: it is less than `MAX_TRIES`.
-                *self.faults += 1;
-                Err(StepError::Fault { addr: va, access })
-            }
-        }
-    }
-
-    fn read(&mut self, va: u64, buf: &mut [u8]) -> Result<(), StepError> {
-        self.access(va, Access::Read, |aspace| aspace.read(va, buf))
-    }
-
-    fn write(&mut self, va: u64, data: &[u8]) -> Result<(), StepError> {
-        self.access(va, Access::Write, |aspace| aspace.write(va, data))
-    }
-
-    fn store_u32(&mut self, addr: u64, value: u32) -> Result<(), StepError> {
-        let va = self.address(addr, 4)?;
-        self.access(va, Access::Write, |aspace| aspace.store_u32(va, value))
-    }
-
-    fn store_u64(&mut self, addr: u64, value: u64) -> Result<(), StepError> {
-        if addr % 8 != 0 {
-            return Err(EngineError::Misaligned { addr }.into());
-        }
-        let va = self.address(addr, 8)?;
-        self.access(va, Access::Write, |aspace| aspace.store_u64(va, value))
-    }
-
-    fn add_u32(&mut self, addr: u64, delta: u32) -> Result<(), StepError> {
-        let va = self.address(addr, 4)?;
-        self.access(va, Access::Atomic, |aspace| aspace.add_u32(va, delta))
-    }
-}
-
-/// The progress of a copy: upwards, row by row, in pieces that cross no page boundary on either
-/// side.
-struct CopyState {
-    copy: Copy2d,
-    /// The current row.
-    row: u64,
-    /// How many bytes of the row are done.
-    done: u64,
-    /// Whether the buffer holds the next piece.
-    is_read: bool,
-}
-
-impl CopyState {
-    fn new(copy: Copy2d) -> Self {
-        Self {
-            copy,
-            row: 0,
-            done: 0,
-            is_read: false,
-        }
-    }
-
-    fn is_done(&self) -> bool {
-        self.row >= self.copy.rows
-    }
-
-    /// Copies the next piece. A piece that was read is not read again, even if its source changes
-    /// before it is written.
-    fn piece(
-        &mut self,
-        accessor: &mut Accessor<'_>,
-        buffer: &mut [u8; PIECE],
-    ) -> Result<(), StepError> {
-        let copy = &self.copy;
-        // Rows and pitches have at most 33 bits, so only the sums can overflow.
-        let place = |addr: u64, pitch: u64| {
-            let row = addr.checked_add(self.row.saturating_mul(pitch));
-            row.ok_or(EngineError::Address { addr })
+        command: Command,
+        aspace: &AddressSpace,
+        stop: &AtomicFlag,
+    ) -> Result<NextStep, StepError> {
+        let mut accessor = Accessor::new(aspace, stop, &mut self.faults);
+        let holds = |accessor: &mut Accessor<'_>, condition: Condition| {
+            let value = accessor.load_u32(condition.addr)?;
+            Ok::<_, StepError>(condition.holds(value))
         };
-        let (src, dst) = (
-            place(copy.src, copy.src_pitch)?,
-            place(copy.dst, copy.dst_pitch)?,
-        );
-        // Cannot overflow: both rows lie within the address space, and `done` is less than a row.
-        let from = accessor.address(src, copy.width)? + self.done;
-        let to = accessor.address(dst, copy.width)? + self.done;
-        let piece = (copy.width - self.done)
-            .min(PAGE_SIZE - from % PAGE_SIZE)
-            .min(PAGE_SIZE - to % PAGE_SIZE);
-        // CAST: At most a page, so `get_mut()` does not fail.
-        let Some(data) = buffer.get_mut(..piece as usize) else {
-            return Err(EngineError::Address { addr: from }.into());
-        };
-        if !self.is_read {
-            accessor.read(from, data)?;
-            self.is_read = true;
+        match command {
+            Command::Add { addr, delta } => accessor.add_u32(addr, delta)?,
+            Command::EndUnless {
+                condition,
+                all_levels,
+            } => {
+                if !holds(&mut accessor, condition)? {
+                    return Ok(end(&mut self.fetcher, all_levels));
+                }
+            }
+            Command::Wait(condition) => {
+                if !holds(&mut accessor, condition)? {
+                    return Err(StepError::Waiting);
+                }
+            }
+            Command::Flush { write, interrupt } => {
+                match write {
+                    Some((addr, PostSync::Dword(value))) => accessor.store_u32(addr, value)?,
+                    Some((addr, PostSync::Qword(value))) => accessor.store_u64(addr, value)?,
+                    Some((addr, PostSync::Timestamp)) => {
+                        accessor.store_u64(addr, clock::timestamp())?;
+                    }
+                    None => {}
+                }
+                self.interrupt = interrupt;
+            }
+            Command::MoveRegister { from, to } => {
+                let value = self.registers.read(from);
+                self.registers.write(to, value);
+            }
+            Command::LoadRegister { register, addr } => {
+                let value = accessor.load_u32(addr)?;
+                self.registers.write(register, value);
+            }
+            Command::StoreRegister { register, addr } => {
+                accessor.store_u32(addr, self.registers.read(register))?;
+            }
+            // These have steps of their own.
+            Command::Noop
+            | Command::End
+            | Command::Start { .. }
+            | Command::Interrupt
+            | Command::Store(_)
+            | Command::LoadImmediates { .. }
+            | Command::Math { .. }
+            | Command::Copy(_)
+            | Command::Fill(_) => {}
         }
-        accessor.write(to, data)?;
-        self.is_read = false;
-        self.done += piece;
-        if self.done >= copy.width {
-            self.done = 0;
-            self.row += 1;
-        }
-        Ok(())
+        Ok(NextStep::Fetch)
     }
 }
 
-/// Fetches commands through a buffer of one line. As on hardware, a command that changes after its
-/// line was fetched runs in its old form.
-struct Fetcher {
-    /// The address of the next dword.
-    at: u64,
-    line: [u8; LINE],
-    /// The address of the line in the buffer.
-    line_at: Option<u64>,
-    /// The dwords of the current command.
-    dwords: [u32; MAX_DWORDS],
-    /// How many of them were fetched.
-    count: usize,
-}
-
-impl Fetcher {
-    fn new(at: u64) -> Self {
-        Self {
-            at,
-            line: [0; LINE],
-            line_at: None,
-            dwords: [0; MAX_DWORDS],
-            count: 0,
-        }
-    }
-
-    /// Fetches the next command, or the rest of it.
-    fn command(&mut self, accessor: &mut Accessor<'_>) -> Result<Command, StepError> {
-        let mut wanted = 1;
-        loop {
-            let header = self.dwords[0];
-            // Does not underflow: these dwords were fetched before.
-            let at = self.at - 4 * self.count as u64;
-            let bad = |error| EngineError::Command { at, header, error };
-            if self.count > 0 {
-                wanted = command::length(header).map_err(bad)?;
-            }
-            if self.count >= wanted {
-                let dwords = self.dwords.get(..self.count).unwrap_or(&[]);
-                let command = command::decode(dwords).map_err(bad)?;
-                self.count = 0;
-                return Ok(command);
-            }
-            let dword = self.dword(accessor)?;
-            // Does not fail: no command has more dwords.
-            let Some(place) = self.dwords.get_mut(self.count) else {
-                return Err(EngineError::Misaligned { addr: self.at }.into());
-            };
-            *place = dword;
-            self.count += 1;
-        }
-    }
-
-    /// Fetches the next dword.
-    fn dword(&mut self, accessor: &mut Accessor<'_>) -> Result<u32, StepError> {
-        // Fails at the end of the address space.
-        let at = accessor.address(self.at, 4)?;
-        let line_at = at / LINE as u64 * LINE as u64;
-        if self.line_at != Some(line_at) {
-            self.line_at = None;
-            accessor.read(line_at, &mut self.line)?;
-            self.line_at = Some(line_at);
-        }
-        // CAST: Less than a line.
-        let offset = (at - line_at) as usize;
-        let bytes = self.line.get(offset..).and_then(|line| line.first_chunk());
-        let dword = u32::from_le_bytes(*bytes.ok_or(EngineError::Misaligned { addr: at })?);
-        self.at = at + 4;
-        Ok(dword)
+/// Ends a level of the batch, or all. Returns the next step.
+fn end(fetcher: &mut Fetcher, all_levels: bool) -> NextStep {
+    match fetcher.end(all_levels) {
+        true => NextStep::Fetch,
+        false => NextStep::Idle,
     }
 }

@@ -14,5 +14,6 @@ macro_rules! check {
 
 mod address_space;
 mod bench;
+mod commands;
 mod copy;
 mod engine;

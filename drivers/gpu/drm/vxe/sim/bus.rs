@@ -139,6 +139,16 @@ impl Bus {
         self.check(at, done)
     }
 
+    /// Loads a 32-bit value in a single access. The address must be aligned.
+    pub fn load_u32(&self, at: Target) -> Result<u32> {
+        let done = match at {
+            // SAFETY: As in `read`.
+            Target::System(addr) => unsafe { self.system.load_u32(addr) },
+            _ => self.with_ram(at, |ram, addr| ram.load_u32(addr)),
+        };
+        self.check(at, done)
+    }
+
     /// Stores a 32-bit value in a single access. The address must be aligned.
     pub fn store_u32(&self, at: Target, value: u32) -> Result {
         let done = match at {

@@ -166,6 +166,15 @@ impl DeviceRam {
         })
     }
 
+    /// Loads the 32-bit value at `addr` in a single access, before all later accesses.
+    pub fn load_u32(&self, addr: u64) -> Result<u32> {
+        self.with_aligned(addr, |from: *mut u32| {
+            // SAFETY: `from` is aligned and valid; all concurrent accesses are atomic, or not made
+            // by Rust code.
+            unsafe { Atomic::from_ptr(from) }.load(Acquire)
+        })
+    }
+
     /// Stores a 32-bit `value` at `addr` in a single access, after all earlier accesses.
     pub fn store_u32(&self, addr: u64, value: u32) -> Result {
         self.with_aligned(addr, |to: *mut u32| {

@@ -27,7 +27,7 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
-        atomic::{Atomic, Full, Release}, //
+        atomic::{Acquire, Atomic, Full, Release}, //
     },
 };
 
@@ -115,13 +115,26 @@ impl DmaMemory {
         })
     }
 
+    /// Loads the 32-bit value at `addr` in a single access, before all later accesses.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::read`].
+    pub unsafe fn load_u32(&self, addr: DmaAddress) -> Result<u32> {
+        self.with_aligned(addr, Direction::Read, |from: *mut u32| {
+            // SAFETY: `from` is aligned and valid for `u32`, as `with_aligned` checked, and is only
+            // read; concurrent accesses by user programs are not made by Rust code.
+            unsafe { Atomic::from_ptr(from) }.load(Acquire)
+        })
+    }
+
     /// Stores a 32-bit `value` at `addr` in a single access, after all earlier accesses.
     ///
     /// # Safety
     ///
     /// As for [`Self::write`].
     pub unsafe fn store_u32(&self, addr: DmaAddress, value: u32) -> Result {
-        self.with_aligned(addr, |to: *mut u32| {
+        self.with_aligned(addr, Direction::Write, |to: *mut u32| {
             // SAFETY: `to` is aligned and valid for `u32`, as `with_aligned` checked; concurrent
             // accesses by user programs are not made by Rust code.
             unsafe { Atomic::from_ptr(to) }.store(value, Release)
@@ -134,7 +147,7 @@ impl DmaMemory {
     ///
     /// As for [`Self::write`].
     pub unsafe fn store_u64(&self, addr: DmaAddress, value: u64) -> Result {
-        self.with_aligned(addr, |to: *mut u64| {
+        self.with_aligned(addr, Direction::Write, |to: *mut u64| {
             // SAFETY: `to` is aligned and valid for `u64`, as `with_aligned` checked; concurrent
             // accesses by user programs are not made by Rust code.
             unsafe { Atomic::from_ptr(to) }.store(value, Release)
@@ -148,20 +161,25 @@ impl DmaMemory {
     ///
     /// As for [`Self::write`].
     pub unsafe fn fetch_add_u32(&self, addr: DmaAddress, delta: u32) -> Result<u32> {
-        self.with_aligned(addr, |to: *mut u32| {
+        self.with_aligned(addr, Direction::Write, |to: *mut u32| {
             // SAFETY: `to` is aligned and valid for `u32`, as `with_aligned` checked; concurrent
             // accesses by user programs are not made by Rust code.
             unsafe { Atomic::from_ptr(to) }.fetch_add(delta, Full)
         })
     }
 
-    /// As [`Self::with`], for writing a `T` at an aligned address.
-    fn with_aligned<T, R>(&self, addr: DmaAddress, f: impl FnOnce(*mut T) -> R) -> Result<R> {
+    /// As [`Self::with`], for a `T` at an aligned address.
+    fn with_aligned<T, R>(
+        &self,
+        addr: DmaAddress,
+        direction: Direction,
+        f: impl FnOnce(*mut T) -> R,
+    ) -> Result<R> {
         // CAST: Alignments are small.
         if addr % align_of::<T>() as u64 != 0 {
             return Err(EINVAL);
         }
-        self.with(addr, size_of::<T>(), Direction::Write, |ptr| f(ptr.cast()))
+        self.with(addr, size_of::<T>(), direction, |ptr| f(ptr.cast()))
     }
 
     /// Calls `f` with a pointer to the `len` bytes at `addr`, for reading only. See [`Self::with`].

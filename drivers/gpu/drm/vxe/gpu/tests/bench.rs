@@ -8,7 +8,10 @@ use kernel::{
     faux,
     page::Page,
     prelude::*,
-    sync::{atomic::AtomicFlag, Arc},
+    sync::{
+        atomic::{Atomic, AtomicFlag, Relaxed},
+        Arc, //
+    },
 };
 use vxe_sim::{
     device_ram::DeviceRam,
@@ -60,6 +63,8 @@ pub(super) struct Bench {
     pub(super) vram: Arc<DeviceRam>,
     pub(super) device: faux::Registration,
     pub(super) run: AtomicFlag,
+    /// How many times batches woke threads.
+    pub(super) interrupts: Atomic<u32>,
 }
 
 impl Bench {
@@ -79,6 +84,7 @@ impl Bench {
             vram,
             device,
             run: AtomicFlag::new(false),
+            interrupts: Atomic::new(0),
         })
     }
 
@@ -159,6 +165,8 @@ impl Bench {
             match context.run(&self.aspace, &self.run, || true) {
                 Outcome::Done => return Ok(()),
                 Outcome::Yielded => {}
+                Outcome::Interrupt => self.interrupts.add(1, Relaxed),
+                Outcome::Waiting => faults.waiting().map_err(|_| EngineError::Stopped)?,
                 Outcome::Fault { addr, access } => {
                     faults
                         .fault(addr, access)
@@ -178,6 +186,11 @@ impl Bench {
 pub(super) trait FaultHandler {
     /// Maps the page for the access, which is then repeated. An error fails the batch.
     fn fault(&self, addr: u64, access: Access) -> Result;
+
+    /// The batch waits for a condition. An error ends the batch.
+    fn waiting(&self) -> Result {
+        Err(EAGAIN)
+    }
 }
 
 /// Services no fault.

@@ -376,12 +376,12 @@ mod suite {
         check!(bench.run(&NoFaults, 1 << 21) == Err(EngineError::Address { addr: 1 << 21 }));
         check!(bench.run(&NoFaults, last + 2) == Err(EngineError::Misaligned { addr: last + 2 }));
 
-        bench.load(0, &[0, 0, 0x1234_5678])?;
+        bench.load(0, &[0, 0, 0x7234_5678])?;
         check!(
             bench.run(&NoFaults, last)
                 == Err(EngineError::Command {
                     at: last + 8,
-                    header: 0x1234_5678,
+                    header: 0x7234_5678,
                     error: DecodeError::Unknown,
                 })
         );
