@@ -46,6 +46,7 @@ use kernel_ext::workqueue::OwnedQueue;
 use vxe_sim::{
     bus::Bus,
     debugfs::DebugfsFiles,
+    fdinfo,
     platform_device,
     platform_driver,
     port::{
@@ -249,6 +250,7 @@ impl platform_driver::Driver for VxeDriver {
         dev.dma
             .populate(DmaDevice::new_devm(parent.as_ref(), DrmDevice::of(dev))?);
         dev.bo_kind.populate(bo::kind(dev)?);
+        fdinfo::show_by::<File>(dev)?;
         // Must be last: only `remove()` undoes it.
         dev.memory.open(parent.as_ref(), dev)
     }

@@ -146,8 +146,8 @@ pub(crate) struct ExecQueue {
     banned: Atomic<bool>,
     /// Tells the engine to stop.
     stop: AtomicFlag,
-    /// How long jobs have run, in ticks of the reference clock.
-    run_ticks: Atomic<u64>,
+    /// How long the jobs of all queues of the file have run, in ticks of the reference clock.
+    file_ticks: Arc<Atomic<u64>>,
     #[pin]
     jobs: Mutex<Jobs>,
     /// Notified when `jobs.on_engine` is cleared.
@@ -156,9 +156,14 @@ pub(crate) struct ExecQueue {
 }
 
 impl ExecQueue {
-    /// Creates a queue in `vm`. Fails with `ENOSPC` if the client has too many queues, and with
-    /// `ENOMEM`.
-    pub(crate) fn new(dev: &Device, vm: Arc<Vm>, kind: QueueKind) -> Result<Arc<Self>> {
+    /// Creates a queue in `vm` whose jobs count their time in `file_ticks`. Fails with `ENOSPC` if
+    /// the client has too many queues, and with `ENOMEM`.
+    pub(crate) fn new(
+        dev: &Device,
+        vm: Arc<Vm>,
+        kind: QueueKind,
+        file_ticks: Arc<Atomic<u64>>,
+    ) -> Result<Arc<Self>> {
         let usage = vm.client().try_count(Resource::Queue)?;
         let idle = match kind {
             QueueKind::Copy => Some(FifoNode::new(Execution::new()?, GFP_KERNEL_ACCOUNT)?),
@@ -173,7 +178,7 @@ impl ExecQueue {
                 _counted: dev.objects.count(objects::ObjectKind::Queue),
                 banned: Atomic::new(false),
                 stop: AtomicFlag::new(false),
-                run_ticks: Atomic::new(0),
+                file_ticks,
                 jobs <- new_mutex!(
                     Jobs {
                         waiting: List::new(),
@@ -204,12 +209,6 @@ impl ExecQueue {
     /// Returns whether the queue is banned or closed and so finishes no further job.
     pub(crate) fn is_dead(&self) -> bool {
         self.banned.load(Acquire) || self.stop.load(Acquire)
-    }
-
-    /// Returns how long jobs have run, in ticks of the reference clock. A job that runs counts up
-    /// to the last time that it left its engine.
-    pub(crate) fn run_ticks(&self) -> u64 {
-        self.run_ticks.load(Relaxed)
     }
 
     /// Appends a job with the batch at GPU address `batch`.
@@ -354,6 +353,8 @@ pub(crate) struct Execution {
     /// Whether the batch is done and the fence is being written.
     is_fence: bool,
     context: EngineContext,
+    /// How much of the context's time the file has counted, in ticks.
+    counted: u64,
     /// The fault that the job waits for.
     fault: Fault,
     sched: SchedState<Self>,
@@ -381,6 +382,7 @@ impl Execution {
             job: None,
             is_fence: false,
             context: EngineContext::new()?,
+            counted: 0,
             fault: Fault {
                 addr: 0,
                 access: crate::gpu::Access::Read,
@@ -443,7 +445,7 @@ impl Execution {
             }
             let aspace = queue.vm.aspace();
             let outcome = self.context.run(aspace, &queue.stop, &mut is_over);
-            queue.run_ticks.store(self.context.run_ticks(), Relaxed);
+            self.count_ticks(queue);
             match outcome {
                 Outcome::Done => self.done(queue),
                 Outcome::Interrupt => queue.signal(),
@@ -462,6 +464,15 @@ impl Execution {
                 return TurnEnd::Timeslice;
             }
         }
+    }
+
+    /// Counts the time since the last call for the file.
+    fn count_ticks(&mut self, queue: &ExecQueue) {
+        let ticks = self.context.run_ticks();
+        queue
+            .file_ticks
+            .add(ticks.saturating_sub(self.counted), Relaxed);
+        self.counted = ticks;
     }
 
     /// Handles the completion of the batch or of the fence.

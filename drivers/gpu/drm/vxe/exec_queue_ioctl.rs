@@ -5,10 +5,7 @@
 use crate::{
     check::ensure,
     driver::Device,
-    exec_queue::{
-        ExecQueue,
-        QueueKind, //
-    },
+    exec_queue::QueueKind,
     ioctl::Ioctl,
     uapi, //
 };
@@ -74,8 +71,7 @@ pub(crate) fn create_ioctl(
         set_property(dev, property, value)
     })?;
 
-    let queue = ExecQueue::new(dev, vm, kind)?;
-    args.exec_queue_id = file.inner().add_queue(queue)?;
+    args.exec_queue_id = file.inner().create_queue(vm, kind)?;
     Ok(0)
 }
 

@@ -7,13 +7,18 @@
 //! fails its jobs, also those that wait for a page which userspace holds back.
 
 use crate::{
+    bo::Bo,
     check::ensure,
     driver::{
         Device,
         Queues,
         VxeDriver, //
     },
-    exec_queue::ExecQueue,
+    exec_queue::{
+        ExecQueue,
+        QueueKind, //
+    },
+    gpu::timestamp,
     vm::{
         workers::WATCH_MS,
         TeardownBudget,
@@ -35,6 +40,10 @@ use kernel::{
     },
     sync::{
         aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         new_mutex,
         Arc,
         Mutex, //
@@ -57,7 +66,14 @@ use kernel_ext::{
         OwnedQueue, //
     }, //
 };
-use vxe_sim::debugfs::has_overflowed;
+use vxe_sim::{
+    debugfs::has_overflowed,
+    fdinfo::{
+        FdInfo,
+        Printer, //
+    },
+    gem::Pages, //
+};
 
 /// The largest id. Ids start at 1; 0 stands for none.
 const MAX_ID: usize = u32::MAX as usize;
@@ -70,6 +86,8 @@ pub(crate) struct File {
     pid: Pid,
     /// Bounds what closing the file tears down itself of all its VMs.
     budget: Arc<TeardownBudget>,
+    /// How long the jobs of the file's queues have run, in ticks of the reference clock.
+    ticks: Arc<Atomic<u64>>,
     // Dropped before `queues`: closing a VM fails its faults, which ends jobs whose fault is never
     // serviced.
     #[pin]
@@ -83,10 +101,12 @@ impl drm::file::DriverFile for File {
 
     fn open(dev: &Device) -> Result<Pin<KBox<Self>>> {
         let budget = Arc::new(TeardownBudget::new(), GFP_KERNEL_ACCOUNT)?;
+        let ticks = Arc::new(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
         KBox::pin_init(
             pin_init!(Self {
                 dev: dev.into(),
                 budget,
+                ticks,
                 pid: kernel::current!().group_leader().pid(),
                 queues <- MapleTreeAlloc::new(),
                 vms <- MapleTreeAlloc::new(),
@@ -132,8 +152,9 @@ impl File {
         Ok(())
     }
 
-    /// Adds a queue and returns its id. Fails with `ENOMEM`.
-    pub(crate) fn add_queue(&self, queue: Arc<ExecQueue>) -> Result<u32> {
+    /// Creates a queue in `vm` and returns its id. Fails as [`ExecQueue::new`] does.
+    pub(crate) fn create_queue(&self, vm: Arc<Vm>, kind: QueueKind) -> Result<u32> {
+        let queue = ExecQueue::new(&self.dev, vm, kind, self.ticks.clone())?;
         let id = KBox::new(QueueId::new(queue), GFP_KERNEL_ACCOUNT)?;
         let id = self
             .queues
@@ -154,6 +175,27 @@ impl File {
     pub(crate) fn remove_queue(&self, id: u32) -> Result {
         // CAST: Widens.
         self.queues.erase(id as usize).map(drop).ok_or(ENOENT)
+    }
+}
+
+impl FdInfo for File {
+    /// Prints the keys of xe: the sizes of the file's buffers in each region, and how long its jobs
+    /// have run. As with xe, `gtt` is system memory that the GPU can access.
+    fn show(&self, to: &Printer<'_>) {
+        let kind = self.dev.bo_kind.as_ref();
+        to.memory::<Bo>(c"system", None);
+        to.memory(c"gtt", kind.map(|kind| (kind, Pages::Shmem)));
+        if self.dev.regions.has_vram() {
+            to.memory(c"vram0", kind.map(|kind| (kind, Pages::Own)));
+        }
+        // Read before the time-stamp, so that a file never uses more than all of the time.
+        let ticks = self.ticks.load(Relaxed);
+        to.print(fmt!("drm-cycles-bcs:\t{ticks}\n"));
+        to.print(fmt!("drm-total-cycles-bcs:\t{}\n", timestamp()));
+        let engines = self.dev.queues.engines.count();
+        if engines > 1 {
+            to.print(fmt!("drm-engine-capacity-bcs:\t{engines}\n"));
+        }
     }
 }
 

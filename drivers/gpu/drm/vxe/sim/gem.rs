@@ -196,6 +196,16 @@ impl<T: CpuPages> ShmemPagesFuncs<T> {
 
 const _: () = assert!(core::mem::offset_of!(bindings::drm_gem_shmem_object, base) == 0);
 
+impl<O> GemKind<O> {
+    /// Returns the functions of the objects with such pages.
+    pub(crate) fn functions(&self, pages: Pages) -> *const bindings::drm_gem_object_funcs {
+        match pages {
+            Pages::Shmem => &*self.shmem,
+            Pages::Own => &*self.own,
+        }
+    }
+}
+
 impl<O: IntoGEMObject> GemKind<O> {
     /// Looks up the object with `handle` in `file`.
     ///

@@ -7,8 +7,8 @@
 //! - memory as hardware accesses it: [`dma_memory`], system memory at DMA addresses;
 //!   [`device_ram`], the device's own; [`fabric`] and [`port`], that of other devices; [`bus`], all
 //!   three together, as one device accesses them; [`faux`], a device to map memory for;
-//! - support that `kernel::drm` lacks for such a driver: [`ioctl`], [`gem`], [`debugfs`],
-//!   [`print`], [`platform_driver`], [`platform_device`];
+//! - support that `kernel::drm` lacks for such a driver: [`ioctl`], [`gem`], [`fdinfo`],
+//!   [`debugfs`], [`print`], [`platform_driver`], [`platform_device`];
 //! - the structures of the uAPI, in [`bindings`], and facts about the machine, [`sysinfo`].
 //!
 //! It is a module of its own because vxe and vxe2, one object linked twice, share one fabric.
@@ -24,6 +24,7 @@ pub mod device_ram;
 pub mod dma_memory;
 pub mod fabric;
 pub mod faux;
+pub mod fdinfo;
 pub mod gem;
 mod gem_mmap;
 pub mod ioctl;

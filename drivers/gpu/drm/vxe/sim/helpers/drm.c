@@ -5,10 +5,12 @@
 #include <linux/mm.h>
 
 #if IS_BUILTIN(CONFIG_DRM)
+#include <linux/idr.h>
 #include <linux/pagemap.h>
 #include <linux/shmem_fs.h>
 #include <drm/drm_device.h>
 #include <drm/drm_drv.h>
+#include <drm/drm_file.h>
 #include <drm/drm_gem.h>
 #include <drm/drm_managed.h>
 #include <drm/drm_print.h>
@@ -47,25 +49,93 @@ static void vxesim_driver_restore(struct drm_device *drm, void *data)
 }
 
 /*
- * Makes a device that is not registered yet use @import for dma-bufs of other devices. The copy of
- * the driver is managed memory of the device; the original driver is restored before that is freed.
+ * Gives a device that is not registered yet a copy of its driver, to be modified. The copy is managed
+ * memory of the device; the driver before it is restored before that is freed.
  */
+static struct drm_driver *vxesim_driver_copy(struct drm_device *drm)
+{
+	struct vxesim_driver *own;
+	int err;
+
+	if (drm->registered)
+		return ERR_PTR(-EBUSY);
+	own = drmm_kzalloc(drm, sizeof(*own), GFP_KERNEL);
+	if (!own)
+		return ERR_PTR(-ENOMEM);
+	own->before = drm->driver;
+	own->driver = *drm->driver;
+	drm->driver = &own->driver;
+	/* Managed actions run in reverse order, so this one runs before @own is freed. */
+	err = drmm_add_action_or_reset(drm, vxesim_driver_restore, own);
+	return err ? ERR_PTR(err) : &own->driver;
+}
+
+/* Makes a device that is not registered yet use @import for dma-bufs of other devices. */
 int vxesim_drm_import_by(struct drm_device *drm,
 		       struct drm_gem_object *(*import)(struct drm_device *, struct dma_buf *))
 {
-	struct vxesim_driver *own;
+	struct drm_driver *driver = vxesim_driver_copy(drm);
 
-	if (drm->registered)
-		return -EBUSY;
-	own = drmm_kzalloc(drm, sizeof(*own), GFP_KERNEL);
-	if (!own)
-		return -ENOMEM;
-	own->before = drm->driver;
-	own->driver = *drm->driver;
-	own->driver.gem_prime_import = import;
-	drm->driver = &own->driver;
-	/* Managed actions run in reverse order, so this one runs before @own is freed. */
-	return drmm_add_action_or_reset(drm, vxesim_driver_restore, own);
+	if (IS_ERR(driver))
+		return PTR_ERR(driver);
+	driver->gem_prime_import = import;
+	return 0;
+}
+
+/*
+ * Makes a device that is not registered yet use @show for the fdinfo of its files, whose operations
+ * become @fops. An open file keeps the module that owns these, but uses them after it may have put
+ * the device: they are not the device's memory.
+ */
+int vxesim_drm_fdinfo_by(struct drm_device *drm,
+		       void (*show)(struct drm_printer *p, struct drm_file *file),
+		       const struct file_operations *fops)
+{
+	struct drm_driver *driver = vxesim_driver_copy(drm);
+
+	if (IS_ERR(driver))
+		return PTR_ERR(driver);
+	driver->show_fdinfo = show;
+	driver->fops = fops;
+	return 0;
+}
+
+/* Prints Rust's fmt::Arguments. */
+void vxesim_drm_print(struct drm_printer *p, const void *args)
+{
+	drm_printf(p, "%pA", args);
+}
+
+/*
+ * Prints the sizes of the objects with a handle in @file whose functions are @funcs, as those of
+ * memory region @region. @has_memory: they have their memory from their creation on, and no pages of
+ * shmem.
+ */
+void vxesim_drm_print_memory(struct drm_printer *p, struct drm_file *file,
+			   const struct drm_gem_object_funcs *funcs, bool has_memory,
+			   const char *region)
+{
+	struct drm_memory_stats stats = {};
+	struct drm_gem_object *obj;
+	int id;
+
+	spin_lock(&file->table_lock);
+	idr_for_each_entry(&file->object_idr, obj, id) {
+		if (obj->funcs != funcs)
+			continue;
+		if (drm_gem_object_is_shared_for_memory_stats(obj))
+			stats.shared += obj->size;
+		else
+			stats.private += obj->size;
+		if (has_memory)
+			stats.resident += obj->size;
+		else
+			stats.resident += (u64)READ_ONCE(obj->filp->f_mapping->nrpages) << PAGE_SHIFT;
+	}
+	spin_unlock(&file->table_lock);
+	drm_print_memory_stats(p, &stats,
+			       DRM_GEM_OBJECT_ACTIVE | DRM_GEM_OBJECT_RESIDENT |
+			       DRM_GEM_OBJECT_PURGEABLE, region);
 }
 
 /*
