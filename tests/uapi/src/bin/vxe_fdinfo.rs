@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 use vxe_client::{Bo, Commands, Device, ExecQueue, Vm};
-use vxe_uapi::{gpu::device, skip, Gpu, Map, Program, PAGE};
+use vxe_uapi::{gpu::device, skip, sysfs::Slot, Gpu, Map, Program, PAGE};
 
 const SIZE: usize = 1 << 20;
 /// The memory regions as buffers name them.
@@ -189,6 +189,19 @@ fn shared_buffers() {
     assert_eq!(FdInfo::of(&other).region("gtt"), [0; 3]);
 }
 
+/// The file of a device that is unbound uses nothing of it.
+fn unbound() {
+    let slot = Slot::first();
+    let device = device();
+    let bo = Bo::create(&device, SIZE, SYSTEM, None).expect("a buffer");
+    slot.unbind();
+    let info = FdInfo::of(&device);
+    slot.bind();
+    assert!(info.0.is_empty(), "{:?}", info.0);
+    drop((bo, device));
+    keys();
+}
+
 /// It is read while jobs, queues and buffers come and go.
 fn at_any_time() {
     let gpu = Gpu::new();
@@ -230,6 +243,7 @@ fn main() -> ExitCode {
     p.subtest("system-buffers", "buffers in system memory", system_buffers);
     p.subtest("device-buffers", "buffers in device memory", device_buffers);
     p.subtest("shared-buffers", "exported buffers", shared_buffers);
+    p.subtest("unbound", "the device is unbound", unbound);
     p.subtest("at-any-time", "reads while all changes", at_any_time);
     p.main()
 }

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         streamer::semaphores_in_vain,
     );
     p.subtest("semaphore-fault", "waits for what cannot be read", streamer::semaphore_fault);
+    p.subtest("unbind", "the device is unbound under such jobs", streamer::unbind);
     p.subtest("interrupt", "a job wakes who waits", streamer::interrupt);
     p.subtest("refused", "what the engine does not have", streamer::refused);
     p.subtest("set", "fills of bytes and rows", blitter::set);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use vxe_client::{request, sys, Commands, Device, ExecQueue, Fence, Timeout, Wait};
 use vxe_uapi::{
     gpu::{write_batch, PATIENCE},
+    sysfs::Slot,
     time::promptly,
     Gpu, Map, PAGE,
 };
@@ -309,7 +310,35 @@ pub fn semaphores_in_vain() {
     std::thread::sleep(Duration::from_millis(50));
 }
 
-/// A wait on a word that can not be read fails the job.
+/// The device is unbound at once while jobs loop and wait; they end, and it works when it is bound
+/// again.
+pub fn unbind() {
+    let slot = Slot::first();
+    let gpu = Gpu::new();
+    let memory = Map::shared(2 * PAGE);
+    let (first, word) = (memory.at(0), memory.at(PAGE));
+    memory.write_words(0, Commands::new().jump(first).dwords());
+    let waiting = write_batch(memory.part(256, 256), |c| _ = c.wait(word, Op::Equal, 1));
+    let queues: Vec<_> = (0..6).map(|_| ExecQueue::new(gpu.vm()).expect("a queue")).collect();
+    for (i, queue) in queues.iter().enumerate() {
+        // SAFETY: the batches are the test's memory.
+        unsafe { queue.submit(if i % 2 == 0 { first } else { waiting }, None) }.expect("a job");
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    promptly("unbinding the device", 5 * SOON, || slot.unbind());
+    // The jobs access nothing any more.
+    memory.unmap();
+    slot.bind();
+    let memory = Map::anon(PAGE);
+    let again = Gpu::new();
+    let job = again.start(|c| _ = c.wait(memory.at(0), Op::Equal, 1).increment(memory.at(4)));
+    let job = job.expect("a job");
+    memory.write(0, 1);
+    job.wait().expect("a wait on the device that was bound again");
+    memory.expect_word("the job", 4, 1);
+}
+
+/// A wait on a word that cannot be read fails the job.
 pub fn semaphore_fault() {
     let mut gpu = Gpu::new();
     let hole = Map::reserve(PAGE, PAGE).at(0);
