@@ -318,6 +318,7 @@ mod tests {
         check(ram.read(PAGE - 4, &mut four).is_ok())?;
         check(ram.read(PAGE - 3, &mut four) == Err(EINVAL))?;
         check(ram.write(PAGE - 3, &four) == Err(EINVAL))?;
+        check(ram.load_u32(2) == Err(EINVAL))?;
         check(ram.store_u32(2, 1) == Err(EINVAL))?;
         check(ram.store_u64(4, 1) == Err(EINVAL))?;
         check(ram.grant(1..PAGE, GFP_KERNEL) == Err(EINVAL))?;

@@ -341,6 +341,8 @@ mod tests {
             memory.store_u32(addr + 16, 0x1234_5678)?;
             memory.store_u64(addr + 4088, u64::MAX)?;
             check(memory.fetch_add_u32(addr + 16, 8)? == 0x1234_5678)?;
+            check(memory.load_u32(addr + 16)? == 0x1234_5680)?;
+            check(memory.load_u32(addr + 18) == Err(EINVAL))?;
             check(memory.fetch_add_u32(addr + 4088, 2)? == u32::MAX)?;
         }
         check(read(&memory, addr + 4)? == 0x0302_0100)?;
