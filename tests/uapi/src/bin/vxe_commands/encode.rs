@@ -46,12 +46,12 @@ pub trait Encode {
 
     /// MI_CONDITIONAL_BATCH_BUFFER_END: ends the batch unless the condition holds.
     fn end_unless(&mut self, address: u64, op: Op, value: u32) -> &mut Self {
-        self.add(&[0x1b20_0002 | (op as u32) << 12, value, low(address), high(address)])
+        self.add(&[0x1b20_0002 | ((op as u32) << 12), value, low(address), high(address)])
     }
 
     /// MI_SEMAPHORE_WAIT, polling.
     fn wait(&mut self, address: u64, op: Op, value: u32) -> &mut Self {
-        self.add(&[0x0e00_8003 | (op as u32) << 12, value, low(address), high(address), 0])
+        self.add(&[0x0e00_8003 | ((op as u32) << 12), value, low(address), high(address), 0])
     }
 
     /// MI_USER_INTERRUPT.
@@ -111,7 +111,7 @@ pub trait Encode {
             0x0800_8000 | a,
             0x0800_8400 | b,
             0x1010_0000,
-            0x5800_0031 | to << 10,
+            0x5800_0031 | (to << 10),
         ])
     }
 
@@ -134,7 +134,7 @@ pub trait Encode {
         (width, rows): (u32, u32),
     ) -> &mut Self {
         self.add(&[
-            0x5680_0008 | u32::from(matrix) << 17,
+            0x5680_0008 | (u32::from(matrix) << 17),
             width - 1,
             rows - 1,
             from_pitch - 1,
@@ -143,20 +143,21 @@ pub trait Encode {
             high(from),
             low(to),
             high(to),
-            0x3000_0018,
+            // Indices of MOCS, where IGT puts them.
+            0x3000_0003,
         ])
     }
 
     /// MEM_SET of rows.
     fn set(&mut self, to: u64, value: u8, (width, rows): (u32, u32), pitch: u32) -> &mut Self {
         self.add(&[
-            0x56c0_0005 | u32::from(rows > 1) << 17,
+            0x56c0_0005 | (u32::from(rows > 1) << 17),
             width - 1,
             rows - 1,
             pitch - 1,
             low(to),
             high(to),
-            u32::from(value) << 24 | 0x18,
+            (u32::from(value) << 24) | 0x18,
         ])
     }
 
@@ -236,6 +237,6 @@ pub struct Rectangle {
 impl Rectangle {
     /// The pixel at an offset from the place.
     fn corner(&self, (x, y): (u32, u32)) -> u32 {
-        (self.y + y) << 16 | (self.x + x)
+        ((self.y + y) << 16) | (self.x + x)
     }
 }

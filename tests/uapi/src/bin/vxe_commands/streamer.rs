@@ -41,7 +41,7 @@ fn engine_cycles(device: &Device) -> u64 {
 }
 
 fn read64(map: Map, offset: usize) -> u64 {
-    u64::from(map.read(offset)) | u64::from(map.read(offset + 4)) << 32
+    u64::from(map.read(offset)) | (u64::from(map.read(offset + 4)) << 32)
 }
 
 /// A spinner runs until it is told to end, and says how long it has run.
@@ -181,7 +181,7 @@ pub fn flush() {
     let memory = Map::anon(PAGE);
     memory.fill(|_| 0x5a5a_5a5a);
     gpu.run(|c| {
-        c.flush_dword(memory.at(0), 1).flush_qword(memory.at(8), 2 << 32 | 3);
+        c.flush_dword(memory.at(0), 1).flush_qword(memory.at(8), (2 << 32) | 3);
         // As intel_bb, without a store.
         c.raw(&[0x1300_0002, 0, 0, 0]);
     });
@@ -387,10 +387,13 @@ pub fn refused() {
         ("PIPE_CONTROL", &[0x7a00_0004, 0, 0, 0, 0, 0]),
         ("XY_COLOR_BLT", &[0x5400_0005, 0, 0, 0, low, high, 0]),
         ("XY_CTRL_SURF_COPY_BLT", &[0x5200_0003, low, high, low, high]),
-        ("a tiled copy", &[0x5090_0008, 0x0300_0040, 0, 1 << 16 | 1, low, high, 0, 64, low, high]),
+        (
+            "a tiled copy",
+            &[0x5090_0008, 0x0300_0040, 0, (1 << 16) | 1, low, high, 0, 64, low, high],
+        ),
         (
             "a rectangle with negative coordinates",
-            &[0x5080_0008, 0x0300_0040, 0xffff, 1 << 16 | 1, low, high, 0, 64, low, high],
+            &[0x5080_0008, 0x0300_0040, 0xffff, (1 << 16) | 1, low, high, 0, 64, low, high],
         ),
     ];
     for (what, command) in commands {

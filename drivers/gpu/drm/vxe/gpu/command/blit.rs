@@ -35,8 +35,6 @@ const LENGTH: u32 = genmask_u32(0..=7);
 
 const COPY_PAGE_MODE: u32 = bit_u32(19);
 const MATRIX: u32 = bit_u32(17);
-/// The source and the destination of MEM_COPY are encrypted, in its last dword.
-const COPY_ENCRYPT: u32 = bit_u32(0) | bit_u32(25);
 /// The unit of a copy in page mode and the alignment of its addresses, in bytes.
 const COPY_PAGE: u64 = 256;
 
@@ -107,11 +105,12 @@ fn size(field: u32) -> u64 {
 }
 
 fn mem_copy(dwords: &[u32]) -> Result<Command, DecodeError> {
-    let &[header, width, height, src_pitch, dst_pitch, src_low, src_high, dst_low, dst_high, last] =
+    let &[header, width, height, src_pitch, dst_pitch, src_low, src_high, dst_low, dst_high, _mocs] =
         dwords
     else {
         return Err(DecodeError::Length);
     };
+    // Programs put the MOCS indices where Xe2 has the bits for encryption.
     only(header, MATRIX | COPY_PAGE_MODE)?;
     let (unit, matrix) = match header & (MATRIX | COPY_PAGE_MODE) {
         0 => (1, false),
@@ -119,9 +118,6 @@ fn mem_copy(dwords: &[u32]) -> Result<Command, DecodeError> {
         COPY_PAGE_MODE => (COPY_PAGE, false),
         _ => return Err(DecodeError::Reserved),
     };
-    if last & COPY_ENCRYPT != 0 {
-        return Err(DecodeError::Encryption);
-    }
     Ok(Command::Copy(Copy2d {
         src: aligned(src_low, src_high, unit)?,
         dst: aligned(dst_low, dst_high, unit)?,
