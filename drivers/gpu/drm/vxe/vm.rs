@@ -20,6 +20,7 @@ pub(crate) mod bind;
 mod buffer;
 pub(crate) mod madvise;
 mod map;
+mod null;
 mod op;
 pub(crate) mod property;
 pub(crate) mod query_attrs;
@@ -300,7 +301,7 @@ impl Vm {
     /// Fails with `ENOENT` if the VM is closed, `EINTR` if it is closed meanwhile, `EFAULT` if its
     /// process is exiting, `EINVAL` where nothing is bound, `EPERM` for a write to a read-only
     /// binding, `EACCES` for an atomic where the GPU may do none, and as [`svm::fault`],
-    /// [`buffer::fault`] and [`userptr::fault`] do.
+    /// [`buffer::fault`], [`userptr::fault`] and [`null::fault`] do.
     pub(crate) fn service(self: &Arc<Self>, fault: Fault) -> Result<Serviced> {
         self.memcg()?.charge(|| self.service_charged(fault))
     }
@@ -367,6 +368,7 @@ impl Vm {
             Backing::Userptr { userptr, offset } => {
                 userptr::fault(self.svm.context(), &vma, userptr, *offset, fault)
             }
+            Backing::Null => null::fault(self.svm.context(), &vma, fault.addr),
         }
     }
 

@@ -34,6 +34,15 @@ pub enum Target {
 }
 
 impl Target {
+    /// Where reads give zeros and writes have no effect; aligned to pages of any size.
+    pub const NULL: Self = Target::Peer(fabric::NULL);
+
+    /// Returns whether reads give zeros and writes have no effect.
+    #[inline]
+    fn is_null(self) -> bool {
+        matches!(self, Target::Peer(addr) if addr >= fabric::NULL)
+    }
+
     /// Returns an address in the same memory.
     #[inline]
     fn with(self, addr: u64) -> Self {
@@ -122,6 +131,10 @@ impl Bus {
             // SAFETY: The address comes from the page tables of this device, and its driver only
             // enters addresses there that the DMA API mapped for the device.
             Target::System(addr) => unsafe { self.system.read(addr, buf) },
+            _ if at.is_null() => {
+                buf.fill(0);
+                Ok(())
+            }
             _ => self.with_ram(at, |ram, addr| ram.read(addr, buf)),
         };
         self.check(at, done)
@@ -134,6 +147,7 @@ impl Bus {
             // enters addresses there that the DMA API mapped for the device, as writable only if
             // the device may write. It is memory of user programs, which no Rust reference covers.
             Target::System(addr) => unsafe { self.system.write(addr, data) },
+            _ if at.is_null() => Ok(()),
             _ => self.with_ram(at, |ram, addr| ram.write(addr, data)),
         };
         self.check(at, done)
@@ -154,6 +168,7 @@ impl Bus {
         let done = match at {
             // SAFETY: As in `write`.
             Target::System(addr) => unsafe { self.system.store_u32(addr, value) },
+            _ if at.is_null() => Ok(()),
             _ => self.with_ram(at, |ram, addr| ram.store_u32(addr, value)),
         };
         self.check(at, done)
@@ -164,6 +179,7 @@ impl Bus {
         let done = match at {
             // SAFETY: As in `write`.
             Target::System(addr) => unsafe { self.system.store_u64(addr, value) },
+            _ if at.is_null() => Ok(()),
             _ => self.with_ram(at, |ram, addr| ram.store_u64(addr, value)),
         };
         self.check(at, done)
@@ -175,6 +191,7 @@ impl Bus {
         let done = match at {
             // SAFETY: As in `write`.
             Target::System(addr) => unsafe { self.system.fetch_add_u32(addr, delta) },
+            _ if at.is_null() => Ok(0),
             _ => self.with_ram(at, |ram, addr| ram.fetch_add_u32(addr, delta)),
         };
         self.check(at, done)

@@ -22,6 +22,12 @@ const WINDOWS: usize = 32;
 /// Log2 of the size of a window in bytes. The first window starts at this size, so 0 is in none.
 const SHIFT: u32 = 40;
 
+/// Addresses from here on have no memory: reads give zeros and writes have no effect. They are
+/// beyond all windows, and for the bus of each device only.
+pub(crate) const NULL: u64 = 1 << 62;
+
+const _: () = assert!(((WINDOWS as u64 + 1) << SHIFT) <= NULL);
+
 type Table = [Option<Arc<DeviceRam>>; WINDOWS];
 
 kernel::sync::global_lock! {

@@ -218,7 +218,8 @@ impl Vm {
             for vma in changes.map().overlapping(span.start.max(seen)..span.end) {
                 sched::check_killed()?;
                 // The placement of a buffer was chosen at its creation: it has no advised location.
-                ensure!(self.dev(), vma.is_mirror(), EINVAL);
+                let is_buffer = matches!(vma.backing, Backing::Bo { .. });
+                ensure!(self.dev(), !is_buffer, EINVAL);
             }
             seen = seen.max(span.end);
         }
@@ -289,6 +290,8 @@ impl Vm {
                 let _ = buffer::populate(self.svm.context(), &vma, bo, *offset);
                 vma.span.end
             }
+            // There is nothing to wait for that a prefetch could take from a fault.
+            Backing::Null => vma.span.end,
             Backing::Userptr { userptr, offset } => {
                 let context = self.svm.context();
                 match userptr::populate(context, &vma, userptr, *offset, !vma.read_only, None) {
@@ -379,6 +382,10 @@ impl Plan {
                 };
                 self.replace(changes, svm, bound(span, params, backing))?;
                 self.map_at_once(vm, span, *immediate)
+            }
+            // Faults map it piece by piece, in all VMs: it may be as large as the address space.
+            Op::Null { span, params } => {
+                self.replace(changes, svm, bound(span, params, Backing::Null))
             }
             Op::Unmap { span } => self.cut(changes, svm, span, None),
             Op::UnmapAll { bo, .. } => {

@@ -250,7 +250,7 @@ impl Nodes {
                 let key = (identity(bo), vma.span.start);
                 Some(RBTreeNode::new(key, (), account())?)
             }
-            Backing::Mirror | Backing::Userptr { .. } => None,
+            Backing::Mirror | Backing::Userptr { .. } | Backing::Null => None,
         };
         let vma = RBTreeNode::new(vma.span.start, vma, account())?;
         Ok(Self { vma, mapping })
@@ -281,7 +281,7 @@ impl VmaMap {
     fn remove(&mut self, start: u64) -> Option<Nodes> {
         let key = match &self.tree.get(&start)?.backing {
             Backing::Bo { bo, .. } => Some((identity(bo), start)),
-            Backing::Mirror | Backing::Userptr { .. } => None,
+            Backing::Mirror | Backing::Userptr { .. } | Backing::Null => None,
         };
         // INVARIANT: The VMA and its key in `mappings` are removed together.
         Some(Nodes {

@@ -115,6 +115,13 @@ pub(crate) enum Op<N: Names> {
         /// Write the page table in this call.
         immediate: bool,
     },
+    /// Map no memory.
+    Null {
+        /// The addresses.
+        span: Span,
+        /// The attributes of the mapping.
+        params: MapParams,
+    },
     /// Remove all mappings.
     Unmap {
         /// The addresses.
@@ -149,7 +156,7 @@ impl Op<ByNumber> {
     /// Checks an operation for a VM of this mode.
     ///
     /// Fails with `EINVAL` as xe does, and for fields that must be zero. Fails with `EOPNOTSUPP`
-    /// for null mappings and decompression.
+    /// for decompression.
     pub(crate) fn new(dev: &Device, raw: &uapi::drm_xe_vm_bind_op, mode: Mode) -> Result<Self> {
         let has = |flag| raw.flags & flag != 0;
         let mirror = has(uapi::DRM_XE_VM_BIND_FLAG_CPU_ADDR_MIRROR);
@@ -196,7 +203,10 @@ impl Op<ByNumber> {
             uapi::DRM_XE_VM_BIND_OP_MAP => {
                 let span = span()?;
                 ensure!(dev, obj != 0 || null, EINVAL);
-                ensure!(dev, !null && !decompress, EOPNOTSUPP);
+                ensure!(dev, !decompress, EOPNOTSUPP);
+                if null {
+                    return Ok(Op::Null { span, params });
+                }
                 Op::Buffer {
                     span,
                     params,
@@ -311,6 +321,7 @@ impl Op<ByNumber> {
                 params,
                 immediate,
             },
+            Op::Null { span, params } => Op::Null { span, params },
             Op::Unmap { span } => Op::Unmap { span },
             Op::UnmapAll { bo, pat } => Op::UnmapAll {
                 bo: lookup(bo, pat)?,

@@ -47,6 +47,8 @@ pub(crate) enum Backing {
         /// The offset in the memory, in bytes.
         offset: u64,
     },
+    /// No memory: reads give zeros, and writes have no effect.
+    Null,
 }
 
 /// A part of a VM's address space with one backing.
@@ -131,6 +133,7 @@ impl fmt::Display for Vma {
         )?;
         match &self.backing {
             Backing::Mirror => write!(f, " mirror"),
+            Backing::Null => write!(f, " null"),
             Backing::Bo { offset, .. } => write!(f, " bo+{offset:#x}"),
             Backing::Userptr { userptr, offset } => {
                 // Does not overflow: the offset lies in the memory.
