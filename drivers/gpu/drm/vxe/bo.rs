@@ -7,6 +7,11 @@
 //! the task that binds the buffer, or touches a page first, and only allocated pages count in the
 //! region. The CPU's caches are coherent with a GPU that runs on the CPU, so both CPU caching modes
 //! work the same; they differ in the PAT indices that a bind may use.
+//!
+//! A buffer in device memory has its memory from its creation on, until it is freed or
+//! [purged](retention).
+
+mod retention;
 
 use crate::{
     check::ensure,
@@ -58,6 +63,10 @@ use kernel::{
     sizes::SZ_2M,
     sync::{
         aref::ARef,
+        lock::{
+            mutex::MutexBackend,
+            Guard, //
+        },
         new_mutex,
         Arc,
         Mutex,
@@ -69,6 +78,8 @@ use kernel_ext::{
     sched,
     sync::mutex, //
 };
+pub(crate) use retention::Hold;
+use retention::Retention;
 use vxe_sim::gem::{self, CpuPages, GemKind, Pages};
 
 /// A buffer object.
@@ -103,8 +114,16 @@ pub(crate) struct BoData {
     compressible: bool,
     /// The VM that the buffer is private to, if it is.
     vm: Option<VmIdentity>,
-    /// The memory that backs the buffer.
-    memory: BoMemory,
+    /// The region that counts the buffer's pages of system memory; none for a buffer in device
+    /// memory.
+    system: Option<Arc<System>>,
+    /// The buffer's device memory, unless it is in system memory or was purged. The lock is held
+    /// while the memory is mapped for the GPU or the CPU.
+    #[pin]
+    vram: Mutex<Option<VramMemory>>,
+    /// Whether the contents are needed.
+    #[pin]
+    retention: Retention,
     /// The location of the memory, set by the first bind.
     segments: SetOnce<KVVec<Segment>>,
     /// The share of the system region that the pages use, once all are allocated. The lock is held
@@ -114,16 +133,27 @@ pub(crate) struct BoData {
     _counted: Counted,
 }
 
-/// The memory that backs a buffer.
+/// The memory that backs a new buffer.
 enum BoMemory {
     /// Pages of system memory, counted in this region.
     System(Arc<System>),
-    /// Device memory, charged to the cgroup of the task that created the buffer.
-    Vram(
-        Allocation,
-        #[expect(dead_code, reason = "only dropped")] Charge,
-    ),
+    /// Device memory.
+    Vram(VramMemory),
 }
+
+/// The device memory of a buffer.
+struct VramMemory {
+    allocation: Allocation,
+    /// Charged to the cgroup of the task that created the buffer. Uncharged after the memory is
+    /// freed.
+    charge: Charge,
+}
+
+/// The lock of a buffer's device memory, held: the buffer keeps its memory meanwhile.
+pub(crate) struct MemoryGuard<'a>(
+    #[expect(dead_code, reason = "only dropped")]
+    Option<Guard<'a, Option<VramMemory>, MutexBackend>>,
+);
 
 /// The arguments of a new buffer.
 pub(crate) struct BoArgs {
@@ -139,12 +169,18 @@ impl DriverObject for BoData {
     type Args = BoArgs;
 
     fn new(dev: &Device, _size: usize, args: BoArgs) -> impl PinInit<Self, Error> {
+        let (system, vram) = match args.memory {
+            BoMemory::System(system) => (Some(system), None),
+            BoMemory::Vram(memory) => (None, Some(memory)),
+        };
         try_pin_init!(Self {
             placement: args.placement,
             cpu_cached: args.cpu_cached,
             compressible: args.compressible,
             vm: args.vm,
-            memory: args.memory,
+            system,
+            vram <- new_mutex!(vram, "BoData::vram"),
+            retention <- Retention::new(),
             segments: SetOnce::new(),
             filling <- new_mutex!(None, "BoData::filling"),
             _counted: dev.objects.count(ObjectKind::Buffer),
@@ -169,6 +205,24 @@ impl BoData {
         self.compressible
     }
 
+    /// Returns whether the buffer is, or was until it was purged, in device memory.
+    fn is_in_vram(&self) -> bool {
+        self.system.is_none()
+    }
+
+    /// Keeps the buffer's memory until the result is dropped. Fails with `EACCES` if the buffer was
+    /// purged. The caller must not wait for others meanwhile.
+    pub(crate) fn hold_memory(&self) -> Result<MemoryGuard<'_>> {
+        if !self.is_in_vram() {
+            return Ok(MemoryGuard(None));
+        }
+        let memory = self.vram.lock();
+        if memory.is_none() {
+            return Err(EACCES);
+        }
+        Ok(MemoryGuard(Some(memory)))
+    }
+
     /// Returns whether the buffer is private to another VM than `vm`, which may no longer exist.
     pub(crate) fn is_private_to_other(&self, vm: &Vm) -> bool {
         self.vm.is_some_and(|private| private != vm.identity())
@@ -182,7 +236,7 @@ impl BoData {
     /// Fails with `ENOMEM`, also if the region is full, and with `EINTR` if the caller is killed.
     /// Sleeps.
     pub(crate) fn populate(bo: &Bo) -> Result {
-        let BoMemory::System(system) = &bo.memory else {
+        let Some(system) = &bo.system else {
             return Ok(());
         };
         let mut filling = mutex::lock_killable(&bo.filling)?;
@@ -207,21 +261,22 @@ impl BoData {
     /// Fills in the segments of `bo`, unless that is done: maps its pages for the device until the
     /// object is freed. The caller should have [populated](Self::populate) the buffer.
     ///
-    /// Fails with `ENOMEM`, and with `EINTR` if the caller is killed. Sleeps, and takes the
-    /// object's reservation lock.
+    /// Fails with `EINVAL` if the buffer was purged, `ENOMEM`, and with `EINTR` if the caller is
+    /// killed. Sleeps, and takes the object's reservation lock.
     pub(crate) fn pin_segments(bo: &Bo, dev: &RegisteredDevice) -> Result {
         let _filling = mutex::lock_killable(&bo.filling)?;
         if bo.segments.as_ref().is_some() {
             return Ok(());
         }
         let mut segments = Segments::new();
-        match &bo.memory {
-            BoMemory::Vram(allocation, _) => {
-                for extent in allocation.extents() {
+        match &bo.system {
+            None => {
+                let memory = bo.vram.lock();
+                for extent in memory.as_ref().ok_or(EINVAL)?.allocation.extents() {
                     segments.add(extent.target(), extent.len)?;
                 }
             }
-            BoMemory::System(_) => {
+            Some(_) => {
                 let parent: &platform::Device<Bound> = dev.as_ref();
                 for entry in bo.sg_table(parent.as_ref())?.iter() {
                     segments.add(Target::System(entry.dma_address()), entry.dma_len())?;
@@ -273,17 +328,23 @@ impl Segments {
 }
 
 impl CpuPages for BoData {
-    fn page(&self, index: usize) -> Option<&Page> {
-        match &self.memory {
-            BoMemory::Vram(allocation, _) => allocation.page(index),
-            // Shmem maps its own pages.
-            BoMemory::System(_) => None,
-        }
+    fn with_page<R>(&self, index: usize, f: impl FnOnce(&Page) -> R) -> Option<R> {
+        self.retention.check().ok()?;
+        // Shmem maps its own pages: a buffer in system memory has none here.
+        let memory = self.vram.lock();
+        memory.as_ref()?.allocation.page(index).map(f)
+    }
+
+    fn may_map(&self) -> Result {
+        self.retention.check()
     }
 
     /// A buffer private to a VM cannot be exported, as in xe.
-    fn may_export(&self) -> Result {
-        self.vm.map_or(Ok(()), |_| Err(EPERM))
+    fn begin_export(&self) -> Result {
+        match self.vm {
+            Some(_) => Err(EPERM),
+            None => self.retention.export(),
+        }
     }
 
     fn populate(bo: &Bo) -> Result {
@@ -342,7 +403,8 @@ fn allocate_memory(dev: &Device, placement: u32, size: u64) -> Result<BoMemory> 
                     let allocation = memory.make_room(dev, true, &charge, || {
                         vram.allocate(size, GFP_KERNEL_ACCOUNT)
                     });
-                    Ok(BoMemory::Vram(allocation?, charge))
+                    let allocation = allocation?;
+                    Ok(BoMemory::Vram(VramMemory { allocation, charge }))
                 });
                 both.inspect_err(|e| {
                     vxe_sim::drm_dbg!(
@@ -373,7 +435,7 @@ fn pieces(extent: &Extent) -> impl Iterator<Item = Extent> {
 /// Creates a zeroed buffer. Fails with `ENOMEM`, `ENODEV` if the device is gone, and `EINTR` if the
 /// caller is killed.
 fn create(dev: &Device, size: usize, args: BoArgs) -> Result<ARef<Bo>> {
-    let BoMemory::Vram(allocation, _) = &args.memory else {
+    let BoMemory::Vram(VramMemory { allocation, .. }) = &args.memory else {
         return GemKind::create(dev, size, args, Pages::Shmem);
     };
     // The memory still holds data of its previous user.

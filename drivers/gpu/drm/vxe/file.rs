@@ -330,6 +330,20 @@ impl VmList {
         drop(removed);
     }
 
+    /// Calls `f` with each VM, or with `only` this one. `f` may take locks of the VM: the list's lock
+    /// is not held. A VM that is added meanwhile may be left out.
+    pub(crate) fn for_each(&self, only: Option<VmIdentity>, mut f: impl FnMut(&Arc<Vm>)) {
+        let (mut next, last) = match only {
+            Some(vm) => (vm.number(), vm.number()),
+            None => (0, u64::MAX),
+        };
+        while let Some((number, listed)) = self.first_from(next).filter(|(n, _)| *n <= last) {
+            f(&listed.vm);
+            next = number.wrapping_add(1);
+            sched::cond_resched();
+        }
+    }
+
     /// Returns the first VM whose number is at least `number`, with its number.
     fn first_from(&self, number: u64) -> Option<(u64, ListedVm)> {
         let list = self.vms.lock();

@@ -4,8 +4,9 @@
 //!
 //! A [`DeviceMemory`] describes the memory to the gpusvm core. The first VM that needs it creates
 //! it; without users it waits in a cache. Each migration to the device allocates a block. The
-//! blocks are listed in the order of their arrival ([`residents`]), and an allocation that finds no
-//! room evicts the oldest ones to system memory.
+//! blocks are listed in the order of their arrival ([`residents`]). An allocation that finds no room
+//! purges buffers whose contents nobody needs. Without such buffers it evicts the oldest blocks to
+//! system memory.
 //!
 //! The memory is charged to the dmem cgroup of the process whose pages are migrated, or which
 //! creates a buffer ([`charge`]). An allocation of a cgroup at its limit evicts blocks of that
@@ -28,6 +29,7 @@ mod precharge;
 mod residents;
 
 use crate::{
+    bo::BoData,
     driver::Device,
     region,
     stats::Stat,
@@ -247,7 +249,7 @@ impl LocalMemory {
                     Refused::Failed(e) => Shortage::Failed(e),
                 })
             },
-            |limit| self.evict_next(dev, newest, any, Want::Limit(&limit)),
+            |limit| self.free_next(dev, newest, any, Want::Limit(&limit)),
         )
     }
 
@@ -305,8 +307,39 @@ impl LocalMemory {
                     e => Shortage::Failed(e),
                 })
             },
-            |()| self.evict_next(dev, newest, any, Want::Room(charge)),
+            |()| self.free_next(dev, newest, any, Want::Room(charge)),
         )
+    }
+
+    /// Purges a buffer whose contents are not needed, or without one evicts a block as
+    /// [`evict_next`](Self::evict_next) does. Returns the number of bytes freed.
+    fn free_next(
+        &self,
+        dev: &Device,
+        newest: u64,
+        any: bool,
+        want: Want<'_>,
+    ) -> Option<Result<u64>> {
+        match Self::purge_next(dev, want) {
+            Some(bytes) => Some(Ok(bytes)),
+            None => self.evict_next(dev, newest, any, want),
+        }
+    }
+
+    /// Purges the first buffer whose contents are not needed, and that `want` allows to take.
+    /// Returns the number of bytes freed, or `None` without such a buffer.
+    fn purge_next(dev: &Device, want: Want<'_>) -> Option<u64> {
+        let kind = dev.bo_kind.as_ref()?;
+        let mut chooser = Chooser::new(want);
+        let mut next = 0;
+        loop {
+            let (number, bo) = kind.first_listed(next)?;
+            let purged = BoData::purge(&bo, |charge| chooser.may_take(charge));
+            if purged.is_some() {
+                return purged;
+            }
+            next = number.wrapping_add(1);
+        }
     }
 
     /// Evicts the oldest block up to number `newest` that `want` allows to take, to system memory.

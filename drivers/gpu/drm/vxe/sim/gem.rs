@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! GEM objects of a driver: lookup by handle, and export.
+//! GEM objects of a driver: lookup by handle, export, CPU mappings, and a list of objects that does
+//! not keep them alive.
 //!
 //! DRM creates objects for a driver that are not `kernel::drm`'s: the frame buffers of
 //! `DRM_IOCTL_MODE_CREATE_DUMB`, and imports. Their handles are in the same files, so a handle
@@ -13,7 +14,14 @@
 
 use crate::{
     bindings as ext,
-    gem_mmap::OwnPagesFuncs, //
+    gem_list::{
+        GemList,
+        Room, //
+    },
+    gem_mmap::{
+        OwnPagesFuncs,
+        ShmemVmOps, //
+    }, //
 };
 use core::{
     marker::PhantomData,
@@ -45,13 +53,17 @@ use kernel::{
 
 /// An object whose pages may be the driver's own.
 pub trait CpuPages: DriverObject {
-    /// Returns the page at `index` for a CPU mapping, if there is one. The page stays the object's
-    /// as long as the object lives.
-    fn page(&self, index: usize) -> Option<&Page>;
+    /// Calls `f` with the page at `index` for a CPU mapping, if there is one. An object that gives up
+    /// its pages does so when no call of `f` runs, and then calls
+    /// [`unmap_cpu`](GemKind::unmap_cpu) before it frees them.
+    fn with_page<R>(&self, index: usize, f: impl FnOnce(&Page) -> R) -> Option<R>;
 
-    /// Returns an error if the object must not be exported as a dma-buf. An object with pages of
-    /// the driver's own is not exported in any case.
-    fn may_export(&self) -> Result;
+    /// Returns an error if the object must not be mapped by the CPU.
+    fn may_map(&self) -> Result;
+
+    /// Called before the object is exported as a dma-buf. Returns an error if it must not be. An
+    /// object with pages of the driver's own is not exported in any case.
+    fn begin_export(&self) -> Result;
 
     /// Allocates all pages of `object`, a shmem one, before shmem itself would: killable, and
     /// counted by the driver. Its error is returned to the caller of `mmap()` or of the export. The
@@ -74,6 +86,12 @@ pub struct GemKind<O> {
     shmem: KBox<bindings::drm_gem_object_funcs>,
     /// For objects with pages of the driver's own.
     own: KBox<bindings::drm_gem_object_funcs>,
+    /// The functions of CPU mappings of objects with shmem pages, to which `shmem` points.
+    _vm_ops: KBox<bindings::vm_operations_struct>,
+    /// DRM's function that frees an object.
+    free: unsafe extern "C" fn(*mut bindings::drm_gem_object),
+    /// Has only objects whose functions are `shmem` or `own`.
+    list: Pin<KBox<GemList>>,
     _objects: PhantomData<fn() -> O>,
 }
 
@@ -117,12 +135,58 @@ impl<T: CpuPages> GemKind<shmem::Object<T>> {
         let import = bindings::drm_gem_shmem_prime_import_no_map;
         // SAFETY: The device is valid, and the function is one for devices with shmem objects.
         to_result(unsafe { ext::drm_import_by(drm, Some(import)) })?;
+        let vm_ops = KBox::new(ShmemVmOps::<T>::functions(), GFP_KERNEL)?;
+        let mut shmem = ShmemPagesFuncs::<T>::functions(funcs);
+        shmem.vm_ops = &*vm_ops;
         // INVARIANT: No object has these tables yet.
         Ok(Self {
-            shmem: KBox::new(ShmemPagesFuncs::<T>::functions(funcs), GFP_KERNEL)?,
+            shmem: KBox::new(shmem, GFP_KERNEL)?,
             own: KBox::new(OwnPagesFuncs::<T>::functions(funcs), GFP_KERNEL)?,
+            _vm_ops: vm_ops,
+            free: funcs.free.ok_or(EINVAL)?,
+            list: GemList::new()?,
             _objects: PhantomData,
         })
+    }
+
+    /// Adds `object` to the list, behind all others. Does nothing for an object that is in the list,
+    /// or that [`create`](Self::create) did not make.
+    pub fn list(&self, object: &shmem::Object<T>, room: Room) {
+        let is_own_kind = T::kind(object.dev()).is_some_and(|kind| core::ptr::eq(kind, self));
+        // SAFETY: The object is valid.
+        if !is_own_kind || !self.has(unsafe { (*object.as_raw()).funcs }) {
+            return;
+        }
+        if let Some(raw) = NonNull::new(object.as_raw()) {
+            drop(self.list.remove(raw));
+            // SAFETY: The caller has a reference. `free()` frees objects with these functions; it
+            // removes them from the list of their device's kind, which is this one.
+            unsafe { self.list.insert(raw, room) };
+        }
+    }
+
+    /// Removes `object` from the list, if it is there, and returns the memory of its place.
+    pub fn unlist(&self, object: &shmem::Object<T>) -> Option<Room> {
+        self.list.remove(NonNull::new(object.as_raw())?)
+    }
+
+    /// Returns the first object of the list with a number from `number` on, and its number. Skips
+    /// objects that are being freed.
+    pub fn first_listed(&self, number: u64) -> Option<(u64, ARef<shmem::Object<T>>)> {
+        let (number, raw) = self.list.first_from(number)?;
+        // SAFETY: By the type invariants the object is of this type.
+        let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(raw.as_ptr()) };
+        // SAFETY: Passes on the reference that the list took.
+        let object = unsafe { ARef::from_raw(NonNull::from(object)) };
+        Some((number, object))
+    }
+
+    /// Removes the CPU's mappings of all pages of `object`. Faults map them again, if the object
+    /// lets them. Sleeps.
+    pub fn unmap_cpu(object: &shmem::Object<T>) {
+        // SAFETY: The object is valid, and belongs to a device that was registered, or has no
+        // mappings.
+        unsafe { ext::gem_unmap_cpu(object.as_raw()) };
     }
 
     /// Creates an object of `size` bytes. Fails with `ENOMEM`, and with `ENODEV` before the device
@@ -154,6 +218,7 @@ impl<T: CpuPages> ShmemPagesFuncs<T> {
     /// Returns the functions for such objects, based on those that DRM gives to them.
     fn functions(of: &bindings::drm_gem_object_funcs) -> bindings::drm_gem_object_funcs {
         bindings::drm_gem_object_funcs {
+            free: Some(free::<T>),
             export: Some(Self::export),
             mmap: Some(Self::mmap),
             ..*of
@@ -169,7 +234,7 @@ impl<T: CpuPages> ShmemPagesFuncs<T> {
     ) -> *mut bindings::dma_buf {
         // SAFETY: By this function's requirements.
         let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(obj) };
-        match object.may_export().and_then(|()| T::populate(object)) {
+        match T::populate(object).and_then(|()| object.begin_export()) {
             // SAFETY: As above; the exporter has a reference.
             Ok(()) => unsafe { ext::drm_gem_prime_export(obj, flags) },
             Err(e) => e.to_ptr(),
@@ -185,7 +250,7 @@ impl<T: CpuPages> ShmemPagesFuncs<T> {
     ) -> c_int {
         // SAFETY: By this function's requirements.
         let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(obj) };
-        match T::populate(object) {
+        match object.may_map().and_then(|()| T::populate(object)) {
             // SAFETY: As above. The object is the first field of the shmem object, as the kernel
             // crate relies on, too.
             Ok(()) => unsafe { bindings::drm_gem_shmem_mmap(obj.cast(), vma) },
@@ -196,7 +261,30 @@ impl<T: CpuPages> ShmemPagesFuncs<T> {
 
 const _: () = assert!(core::mem::offset_of!(bindings::drm_gem_shmem_object, base) == 0);
 
+/// Frees an object as DRM does, after it has left the list.
+///
+/// # Safety
+///
+/// To be called by DRM for an object with pages of a `T` that nobody refers to.
+pub(crate) unsafe extern "C" fn free<T: CpuPages>(obj: *mut bindings::drm_gem_object) {
+    // SAFETY: By this function's requirements.
+    let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(obj) };
+    // The device has its kind: the object's functions, of which this is one, are the kind's.
+    let Some(kind) = T::kind(object.dev()) else {
+        return;
+    };
+    let free = kind.free;
+    drop(kind.unlist(object));
+    // SAFETY: By this function's requirements.
+    unsafe { free(obj) };
+}
+
 impl<O> GemKind<O> {
+    /// Returns whether `funcs` are those of objects of this kind.
+    fn has(&self, funcs: *const bindings::drm_gem_object_funcs) -> bool {
+        core::ptr::eq(funcs, &*self.shmem) || core::ptr::eq(funcs, &*self.own)
+    }
+
     /// Returns the functions of the objects with such pages.
     pub(crate) fn functions(&self, pages: Pages) -> *const bindings::drm_gem_object_funcs {
         match pages {
@@ -225,7 +313,7 @@ impl<O: IntoGEMObject> GemKind<O> {
         }
         // SAFETY: The lookup took a reference.
         let (funcs, imported) = unsafe { ((*object).funcs, !(*object).import_attach.is_null()) };
-        if !core::ptr::eq(funcs, &*self.shmem) && !core::ptr::eq(funcs, &*self.own) {
+        if !self.has(funcs) {
             // SAFETY: Drops the reference of the lookup.
             unsafe { bindings::drm_gem_object_put(object) };
             return Err(if imported { EOPNOTSUPP } else { ENOENT });

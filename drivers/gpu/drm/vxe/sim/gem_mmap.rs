@@ -8,7 +8,10 @@
 use crate::{
     bindings as ext,
     dma_memory::page_to_phys,
-    gem::CpuPages, //
+    gem::{
+        self,
+        CpuPages, //
+    }, //
 };
 use core::marker::PhantomData;
 use kernel::{
@@ -37,11 +40,11 @@ impl<T: CpuPages> OwnPagesFuncs<T> {
     /// Such objects cannot be exported: an importer would not find their memory.
     pub(crate) fn functions(of: &bindings::drm_gem_object_funcs) -> bindings::drm_gem_object_funcs {
         bindings::drm_gem_object_funcs {
-            free: of.free,
+            free: Some(gem::free::<T>),
             open: of.open,
             close: of.close,
             export: Some(export::<T>),
-            mmap: Some(mmap),
+            mmap: Some(mmap::<T>),
             vm_ops: &Self::VM_OPS,
             ..pin_init::zeroed()
         }
@@ -57,18 +60,23 @@ unsafe extern "C" fn export<T: CpuPages>(
 ) -> *mut bindings::dma_buf {
     // SAFETY: By this function's requirements.
     let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(obj) };
-    object.may_export().err().unwrap_or(EOPNOTSUPP).to_ptr()
+    object.begin_export().err().unwrap_or(EOPNOTSUPP).to_ptr()
 }
 
 /// # Safety
 ///
-/// To be called by DRM for a VMA under construction.
-unsafe extern "C" fn mmap(
-    _obj: *mut bindings::drm_gem_object,
+/// To be called by DRM for an object with pages of a `T`, and a VMA under construction.
+unsafe extern "C" fn mmap<T: CpuPages>(
+    obj: *mut bindings::drm_gem_object,
     vma: *mut bindings::vm_area_struct,
 ) -> c_int {
     // SAFETY: By this function's requirements.
-    unsafe { ext::gem_mmap_pfns(vma) }
+    let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(obj) };
+    match object.may_map() {
+        // SAFETY: By this function's requirements.
+        Ok(()) => unsafe { ext::gem_mmap_pfns(vma) },
+        Err(e) => e.to_errno(),
+    }
 }
 
 /// # Safety
@@ -87,12 +95,72 @@ unsafe extern "C" fn fault<T: CpuPages>(vmf: *mut bindings::vm_fault) -> binding
     };
     // SAFETY: The VMA has a reference to the object.
     let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(object) };
-    match object.page(index) {
-        // SAFETY: The VMA is `VM_PFNMAP`, the address lies in it, and its page stays the object's
-        // as long as that lives: longer than the VMA. CAST: A frame number fits into a word.
-        Some(page) => unsafe {
-            bindings::vmf_insert_pfn(vma, address, (page_to_phys(page) >> PAGE_SHIFT) as usize)
-        },
-        None => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
+    let inserted = object.with_page(index, |page| {
+        let pfn = page_to_phys(page) >> PAGE_SHIFT;
+        // SAFETY: The VMA is `VM_PFNMAP`, and the address lies in it. Its page is the object's, which
+        // removes the CPU's mappings before it gives the page up. CAST: A frame number fits into a
+        // word.
+        unsafe { bindings::vmf_insert_pfn(vma, address, pfn as usize) }
+    });
+    inserted.unwrap_or(bindings::vm_fault_reason_VM_FAULT_SIGBUS)
+}
+
+/// The functions of CPU mappings of shmem pages: DRM's, but for objects that must not be mapped.
+pub(crate) struct ShmemVmOps<T>(PhantomData<T>);
+
+impl<T: CpuPages> ShmemVmOps<T> {
+    /// Returns the functions.
+    pub(crate) fn functions() -> bindings::vm_operations_struct {
+        // SAFETY: DRM's functions are constant.
+        let drm = unsafe { &*(&raw const bindings::drm_gem_shmem_vm_ops) };
+        bindings::vm_operations_struct {
+            fault: Some(Self::fault),
+            huge_fault: drm.huge_fault.and(Some(Self::huge_fault)),
+            ..*drm
+        }
+    }
+
+    /// Returns whether the object that the VMA maps may be mapped.
+    ///
+    /// # Safety
+    ///
+    /// `vmf` must be a fault in a VMA that maps an object with pages of a `T`.
+    unsafe fn may_map(vmf: *mut bindings::vm_fault) -> bool {
+        // SAFETY: By this function's requirements. DRM stored the object, which the VMA has a
+        // reference to.
+        let object: &shmem::Object<T> = unsafe {
+            let vma = (*vmf).__bindgen_anon_1.vma;
+            IntoGEMObject::from_raw((*vma).vm_private_data.cast())
+        };
+        object.may_map().is_ok()
+    }
+
+    /// # Safety
+    ///
+    /// To be called by the core MM for a VMA that maps an object with shmem pages.
+    unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
+        // SAFETY: DRM's functions are constant.
+        let fault = unsafe { bindings::drm_gem_shmem_vm_ops.fault };
+        match fault {
+            // SAFETY: By this function's requirements.
+            Some(fault) if unsafe { Self::may_map(vmf) } => unsafe { fault(vmf) },
+            _ => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Self::fault`].
+    unsafe extern "C" fn huge_fault(
+        vmf: *mut bindings::vm_fault,
+        order: c_uint,
+    ) -> bindings::vm_fault_t {
+        // SAFETY: DRM's functions are constant.
+        let fault = unsafe { bindings::drm_gem_shmem_vm_ops.huge_fault };
+        match fault {
+            // SAFETY: By this function's requirements.
+            Some(fault) if unsafe { Self::may_map(vmf) } => unsafe { fault(vmf, order) },
+            _ => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
+        }
     }
 }

@@ -26,6 +26,7 @@ pub mod fabric;
 pub mod faux;
 pub mod fdinfo;
 pub mod gem;
+pub mod gem_list;
 mod gem_mmap;
 pub mod ioctl;
 pub mod platform_device;

@@ -197,6 +197,8 @@ pub(crate) struct Attributes {
     pub(crate) location: Location,
     /// Which pages migrate there.
     pub(crate) policy: MigrationPolicy,
+    /// Whether the contents of a buffer are needed.
+    pub(crate) needed: bool,
 }
 
 impl Attributes {
@@ -208,6 +210,7 @@ impl Attributes {
             atomics: Atomics::Undefined,
             location: Location::FaultingDevice,
             policy: MigrationPolicy::AllPages,
+            needed: true,
         }
     }
 

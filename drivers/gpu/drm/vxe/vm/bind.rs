@@ -74,8 +74,8 @@ use kernel_ext::sched;
 ///
 /// Fails as xe does: with `EINVAL` for no such VM and for invalid operations, such as a prefetch of
 /// a buffer to its advised location, `ENOENT` for no such queue or buffer, or a closed VM, `EBUSY`
-/// for an unmap of a mirror where ranges have mapped pages, `ENOBUFS` if there is no memory for the
-/// operations, `EINTR` for a killed process, `ENOMEM`, `EFAULT`.
+/// for an unmap of a mirror where ranges have mapped pages, and for a buffer that may be purged
+/// (`EINVAL` if it was), `ENOBUFS` if there is no memory for the operations, `EINTR` for a killed process, `ENOMEM`, `EFAULT`.
 pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_vm_bind) -> Result<u32> {
     let (dev, file) = (ioctl.dev(), ioctl.file());
     let vm = file.inner().vm(args.vm_id).map_err(|_| EINVAL)?;
@@ -162,7 +162,9 @@ struct Plan {
     at_once: Spans,
     /// Where pages are mapped before the GPU accesses them.
     prefetches: KVVec<(Span, Destination)>,
-    /// The prefetches to the advised location.
+    /// What is prefetched.
+    prefetched: Spans,
+    /// What is prefetched to the advised location.
     advised: Spans,
 }
 
@@ -202,6 +204,7 @@ impl Vm {
             resets: Spans::new(),
             at_once: Spans::new(),
             prefetches: KVVec::new(),
+            prefetched: Spans::new(),
             advised: Spans::new(),
         };
         for op in ops {
@@ -211,18 +214,17 @@ impl Vm {
             }
             plan.add(self, &mut changes, svm, op)?;
         }
-        // Prefetches run after all operations, so they are checked against the final map. Each VMA
-        // is checked once, however many prefetches cover it.
-        let mut seen = 0;
-        for span in plan.advised.sorted()?.iter() {
-            for vma in changes.map().overlapping(span.start.max(seen)..span.end) {
-                sched::check_killed()?;
-                // The placement of a buffer was chosen at its creation: it has no advised location.
-                let is_buffer = matches!(vma.backing, Backing::Bo { .. });
-                ensure!(self.dev(), !is_buffer, EINVAL);
-            }
-            seen = seen.max(span.end);
-        }
+        // Prefetches run after all operations, so they are checked against the final map.
+        self.check_each(&changes, plan.prefetched, |vma| match &vma.backing {
+            Backing::Bo { bo, .. } => bo.check_needed(),
+            _ => Ok(()),
+        })?;
+        self.check_each(&changes, plan.advised, |vma| {
+            // The placement of a buffer was chosen at its creation: it has no advised location.
+            let is_buffer = matches!(vma.backing, Backing::Bo { .. });
+            ensure!(self.dev(), !is_buffer, EINVAL);
+            Ok(())
+        })?;
         let removals = Removals::stage(&context.aspace, plan.removals)?;
         let at_once = plan.at_once.sorted()?;
         let spans = changes.map().overlapping_any(&at_once);
@@ -236,11 +238,26 @@ impl Vm {
         }
 
         // No error from here on.
-        let retired = changes.commit();
         removals.apply(context);
+        let retired = changes.commit();
         buffer::write_all(context, &mut staged, &self.map.lock(), &at_once);
         userptr::write_all(context, &mut staged, &self.map, &at_once);
         Ok((retired, plan.prefetches))
+    }
+
+    /// Calls `check` with each VMA in `spans`, once. Fails as `check` does, and with `EINTR` for a
+    /// killed caller.
+    fn check_each(
+        &self,
+        changes: &Changes<'_>,
+        spans: Spans,
+        check: impl Fn(&Vma) -> Result,
+    ) -> Result {
+        for vma in changes.map().overlapping_any(&spans.sorted()?) {
+            sched::check_killed()?;
+            check(vma)?;
+        }
+        Ok(())
     }
 
     /// Maps what is bound in `span` before the GPU accesses it, as far as possible. What cannot
@@ -395,6 +412,7 @@ impl Plan {
                 Ok(())
             }
             Op::Prefetch { span, to } => {
+                self.prefetched.add(span.clone())?;
                 if *to == Destination::Preferred {
                     self.advised.add(span.clone())?;
                 }

@@ -2,8 +2,12 @@
 
 //! Mappings of buffers in a GPU page table.
 //!
-//! The pages of a buffer do not move while it lives, so only binds and unbinds change its mapping.
-//! All functions require the VM's SVM lock, which serializes faults and binds.
+//! The pages of a buffer do not move while it has them, so only binds, unbinds and the loss of the
+//! pages change its mapping. All functions but [`Vm::zap_buffer`] require the VM's SVM lock, which
+//! serializes faults and binds.
+//!
+//! Where a buffer is mapped in the page table, the map has a VMA of it, whenever the map's lock is
+//! free: a mapping is written after its VMA was inserted, and removed before that is.
 
 use super::{
     map::VmaMap,
@@ -14,7 +18,8 @@ use super::{
     vma::{
         Backing,
         Vma, //
-    }, //
+    },
+    Vm, //
 };
 use crate::{
     bo::Bo,
@@ -47,8 +52,10 @@ pub(super) fn fault(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<Ser
 
 /// Maps all of `vma`, which maps `bo` from `offset` bytes on.
 ///
-/// Fails with `ENOMEM`, and with `EINVAL` and `EINTR` as [`write`] does.
+/// Fails with `EACCES` if the contents of the buffer may be or were purged, with `ENOMEM`, and with
+/// `EINVAL` and `EINTR` as [`write`] does.
 pub(super) fn populate(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<Serviced> {
+    bo.check_needed().map_err(|_| EACCES)?;
     let size = vma.span.end - vma.span.start;
     let mut staged = vm.aspace.stage(vma.span.start, size)?;
     write(vm, &mut staged, vma, bo, offset)
@@ -56,9 +63,10 @@ pub(super) fn populate(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<
 
 /// Writes the mapping of `vma`, to `bo` from `offset` bytes on, into the page table.
 ///
-/// Fails with `EINVAL` if the buffer is too short or has no segments yet, and with `EINTR` for a
-/// killed caller. A part may be mapped then.
+/// Fails with `EACCES` if the buffer was purged, `EINVAL` if it is too short or has no segments yet,
+/// and with `EINTR` for a killed caller. A part may be mapped then.
 fn write(vm: &Context, staged: &mut Staged, vma: &Vma, bo: &Bo, offset: u64) -> Result<Serviced> {
+    let _memory = bo.hold_memory()?;
     let flags = pte_flags(vma, true, true);
     let mut stale = StaleSpan::new();
     let (segments, mut skip) = bo.pinned_segments_from(offset);
@@ -147,5 +155,20 @@ pub(super) fn write_all(vm: &Context, staged: &mut Staged, map: &VmaMap, spans: 
             break;
         }
         let _ = write(vm, staged, vma, bo, *offset);
+    }
+}
+
+impl Vm {
+    /// Removes all mappings of `bo` from the page table. The caller has made sure that no more are
+    /// written, and holds no lock of a map.
+    pub(crate) fn zap_buffer(&self, bo: &Bo) {
+        let mut stale = StaleSpan::new();
+        let map = self.map.lock();
+        for span in map.spans_of(bo) {
+            stale.add(self.aspace.zap(span.start, span.end - span.start));
+            sched::cond_resched();
+        }
+        drop(map);
+        stale.flush(&self.aspace, &self.dev.stats);
     }
 }

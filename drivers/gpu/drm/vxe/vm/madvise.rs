@@ -32,6 +32,7 @@ use super::{
     SPAN, //
 };
 use crate::{
+    bo::Hold,
     check::ensure,
     driver::Device,
     ioctl::Ioctl,
@@ -61,9 +62,12 @@ enum Advice {
     Atomics(Atomics),
     /// The caching.
     Pat(PatIndex),
-    /// Whether buffers may be purged. vxe never purges buffers, so this changes nothing, and 1
-    /// (retained) is stored at the user address, unless that is 0.
-    Purgeable(u64),
+    /// Whether the contents of buffers are needed.
+    Purgeable {
+        needed: bool,
+        /// The user address where to store whether all contents are there, or 0.
+        retained: u64,
+    },
 }
 
 impl Advice {
@@ -99,7 +103,10 @@ impl Advice {
                         || state == uapi::DRM_XE_VMA_PURGEABLE_STATE_DONTNEED,
                     EINVAL
                 );
-                Ok(Self::Purgeable(retained))
+                Ok(Self::Purgeable {
+                    needed: state == uapi::DRM_XE_VMA_PURGEABLE_STATE_WILLNEED,
+                    retained,
+                })
             }
             _ => {
                 ensure!(dev, false, EINVAL);
@@ -117,7 +124,12 @@ impl Advice {
             Self::Preferred(location, policy) if vma.is_mirror() => {
                 (attributes.location, attributes.policy) = (location.clone(), *policy);
             }
-            Self::Preferred(..) | Self::Purgeable(_) => {}
+            Self::Preferred(..) => {}
+            Self::Purgeable { needed, .. } => {
+                if matches!(vma.backing, Backing::Bo { .. }) {
+                    attributes.needed = *needed;
+                }
+            }
             // As in xe: the memory does not migrate to the device, whatever the atomics.
             Self::Atomics(Atomics::Undefined | Atomics::Global | Atomics::Cpu)
                 if vma.is_userptr() => {}
@@ -181,23 +193,24 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_madvise) -> R
     ensure!(dev, end <= SPAN.end, EINVAL);
 
     let retained = match advice {
-        Advice::Purgeable(addr) if addr != 0 => {
-            let before: u32 = ioctl.read(addr)?;
+        Advice::Purgeable { retained, .. } if retained != 0 => {
+            let before: u32 = ioctl.read(retained)?;
             ensure!(dev, before == 0, EINVAL);
-            Some(addr)
+            Some(retained)
         }
         _ => None,
     };
-    vm.advise(start..end, advice)?;
+    let is_retained = vm.advise(start..end, advice)?;
     if let Some(addr) = retained {
-        ioctl.write(addr, &1u32)?;
+        ioctl.write(addr, &u32::from(is_retained))?;
     }
     Ok(0)
 }
 
 impl Vm {
-    /// Applies `advice` to all of `span`, or to none of it.
-    fn advise(self: &Arc<Self>, span: Span, advice: Advice) -> Result {
+    /// Applies `advice` to all of `span`, or to none of it. Returns false if a buffer there was
+    /// purged; on such a buffer, advice on its contents has no effect.
+    fn advise(self: &Arc<Self>, span: Span, advice: Advice) -> Result<bool> {
         let mut svm = self.lock_svm_killable()?;
         if self.is_closed() {
             return Err(ENOENT);
@@ -207,22 +220,43 @@ impl Vm {
         split(&mut changes, span.start)?;
         split(&mut changes, span.end)?;
         let (mut changed, mut removals) = (Spans::new(), Spans::new());
+        let mut is_retained = true;
         let mut at = span.start;
         while let Some(vma) = next_in(&changes, at..span.end) {
             sched::check_killed()?;
             at = vma.span.end;
+            // Held until the VMA is replaced, so that the contents are needed from here on.
+            let mut revived = None;
+            match (&advice, &vma.backing) {
+                (Advice::Purgeable { needed: true, .. }, Backing::Bo { bo, .. }) => {
+                    revived = Hold::revive(bo);
+                    if revived.is_none() {
+                        is_retained = false;
+                        continue;
+                    }
+                }
+                (Advice::Purgeable { needed: false, .. }, Backing::Bo { bo, .. })
+                    if !bo.prepare_unneeded()? =>
+                {
+                    is_retained = false;
+                    continue;
+                }
+                _ => {}
+            }
             let attributes = advice.apply(&self.dev, vma)?;
             if attributes == vma.attributes {
                 continue;
             }
             let mut vma = vma.clone();
             vma.attributes = attributes;
-            if vma.is_mirror() {
-                changed.add(vma.span.clone())?;
-            } else {
-                removals.add(vma.span.clone())?;
+            match advice {
+                // What is mapped stays so until it is purged.
+                Advice::Purgeable { .. } => {}
+                _ if vma.is_mirror() => changed.add(vma.span.clone())?,
+                _ => removals.add(vma.span.clone())?,
             }
             changes.replace(vma)?;
+            drop(revived);
         }
         let removals = Removals::stage(self.aspace(), removals)?;
 
@@ -239,11 +273,12 @@ impl Vm {
         }
 
         // No error from here on.
-        let retired = changes.commit();
         removals.apply(self.svm.context());
+        let retired = changes.commit();
         drop(svm);
+        // From here on, buffers whose contents are not needed may be purged.
         self.retire(retired);
-        Ok(())
+        Ok(is_retained)
     }
 }
 

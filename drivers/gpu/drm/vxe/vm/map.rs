@@ -20,7 +20,10 @@ use super::{
         Vma, //
     }, //
 };
-use crate::bo::Bo;
+use crate::bo::{
+    Bo,
+    Hold, //
+};
 use core::{
     mem,
     ops::Deref, //
@@ -193,7 +196,7 @@ impl LockedVmaMap {
 /// `unfinished` fit in again in reverse order.
 pub(crate) struct VmaMap {
     tree: RBTree<u64, Vma>,
-    mappings: RBTree<BoKey, ()>,
+    mappings: RBTree<BoKey, Hold>,
     unfinished: Unfinished,
     /// What changes removed and killed threads have not dropped.
     left: KVVec<Steps>,
@@ -239,16 +242,17 @@ impl Unfinished {
 /// A VMA that is not in a map, with all memory that inserting it needs.
 struct Nodes {
     vma: RBTreeNode<u64, Vma>,
-    mapping: Option<RBTreeNode<BoKey, ()>>,
+    mapping: Option<RBTreeNode<BoKey, Hold>>,
 }
 
 impl Nodes {
-    /// Allocates the nodes. Fails with `ENOMEM`.
+    /// Allocates the nodes. Fails with `ENOMEM`, and as [`Hold::new`] does.
     fn new(vma: Vma) -> Result<Self> {
         let mapping = match &vma.backing {
             Backing::Bo { bo, .. } => {
                 let key = (identity(bo), vma.span.start);
-                Some(RBTreeNode::new(key, (), account())?)
+                let hold = Hold::new(bo, vma.attributes.needed)?;
+                Some(RBTreeNode::new(key, hold, account())?)
             }
             Backing::Mirror | Backing::Userptr { .. } | Backing::Null => None,
         };
@@ -293,9 +297,22 @@ impl VmaMap {
     /// Returns the span of the first VMA that maps `bo`.
     pub(crate) fn first_of(&self, bo: &Bo) -> Option<Span> {
         let cursor = self.mappings.cursor_lower_bound(&(identity(bo), 0))?;
-        let (&(of, start), ()) = cursor.current();
+        let (&(of, start), _) = cursor.current();
         let vma = self.tree.get(&start)?;
         (of == identity(bo)).then(|| vma.span.clone())
+    }
+
+    /// Returns the spans of all VMAs that map `bo`.
+    pub(crate) fn spans_of<'a>(&'a self, bo: &Bo) -> impl Iterator<Item = Span> + 'a {
+        let of = identity(bo);
+        let mut next = Some(0);
+        core::iter::from_fn(move || {
+            let cursor = self.mappings.cursor_lower_bound(&(of, next?))?;
+            let (&(found, start), _) = cursor.current();
+            next = start.checked_add(1);
+            let vma = self.tree.get(&start)?;
+            (found == of).then(|| vma.span.clone())
+        })
     }
 
     /// Returns the VMA at `addr`.
@@ -432,7 +449,8 @@ impl Changes<'_> {
         mem::replace(&mut self.steps, Steps(KVVec::new()))
     }
 
-    /// Inserts a VMA. Fails with `EEXIST` if it is empty or overlaps another, and with `ENOMEM`.
+    /// Inserts a VMA. Fails with `EEXIST` if it is empty or overlaps another, with `ENOMEM`, and, if
+    /// it maps a buffer and needs its contents, as [`Hold::new`] does.
     pub(crate) fn insert(&mut self, vma: Vma) -> Result {
         if vma.span.is_empty() || self.map.overlapping(vma.span.clone()).next().is_some() {
             return Err(EEXIST);

@@ -154,6 +154,18 @@ long vxesim_gem_populate(struct drm_gem_object *obj, unsigned long index)
 	return next;
 }
 
+/* Takes a reference to an object, unless the last one was dropped. */
+bool vxesim_gem_get_unless_zero(struct drm_gem_object *obj)
+{
+	return kref_get_unless_zero(&obj->refcount);
+}
+
+/* Removes all mappings of an object from the page tables of processes. */
+void vxesim_gem_unmap_cpu(struct drm_gem_object *obj)
+{
+	drm_vma_node_unmap(&obj->vma_node, obj->dev->anon_inode->i_mapping);
+}
+
 /* Makes a new VMA a VM_PFNMAP one. Fails for a private mapping that could become writable. */
 int vxesim_gem_mmap_pfns(struct vm_area_struct *vma)
 {
