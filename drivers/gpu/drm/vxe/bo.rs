@@ -8,6 +8,9 @@
 //! region. The CPU's caches are coherent with a GPU that runs on the CPU, so both CPU caching modes
 //! work the same; they differ in the PAT indices that a bind may use.
 //!
+//! The memory of an imported dma-buf of another device is mapped at its first bind, until the object
+//! is freed. The CPU maps it by the exporter's dma-buf only, as in xe.
+//!
 //! A buffer in device memory has its memory from its creation on, until it is freed or
 //! [purged](retention).
 
@@ -80,7 +83,13 @@ use kernel_ext::{
 };
 pub(crate) use retention::Hold;
 use retention::Retention;
-use vxe_sim::gem::{self, CpuPages, GemKind, Pages};
+use vxe_sim::{
+    gem::{self, CpuPages, GemKind, Pages},
+    gem_import::{
+        DmaBuf,
+        DmaBufMapping, //
+    }, //
+};
 
 /// A buffer object.
 pub(crate) type Bo = shmem::Object<BoData>;
@@ -114,9 +123,8 @@ pub(crate) struct BoData {
     compressible: bool,
     /// The VM that the buffer is private to, if it is.
     vm: Option<VmIdentity>,
-    /// The region that counts the buffer's pages of system memory; none for a buffer in device
-    /// memory.
-    system: Option<Arc<System>>,
+    /// Where the buffer's memory comes from.
+    source: Source,
     /// The buffer's device memory, unless it is in system memory or was purged. The lock is held
     /// while the memory is mapped for the GPU or the CPU.
     #[pin]
@@ -126,11 +134,28 @@ pub(crate) struct BoData {
     retention: Retention,
     /// The location of the memory, set by the first bind.
     segments: SetOnce<KVVec<Segment>>,
-    /// The share of the system region that the pages use, once all are allocated. The lock is held
-    /// to allocate them and to fill `segments`.
+    /// The lock is held to allocate the pages and to fill `segments`.
     #[pin]
-    filling: Mutex<Option<Reservation>>,
+    filling: Mutex<Filling>,
     _counted: Counted,
+}
+
+/// Where the memory of a buffer comes from.
+enum Source {
+    /// Pages of shmem, counted in this region.
+    System(Arc<System>),
+    /// Device memory.
+    Vram,
+    /// Another device.
+    Import(DmaBuf),
+}
+
+/// What a buffer has for its `segments`.
+struct Filling {
+    /// The share of the system region that the pages use, once all are allocated.
+    reservation: Option<Reservation>,
+    /// The mapping of an import.
+    import: Option<DmaBufMapping>,
 }
 
 /// The memory that backs a new buffer.
@@ -139,6 +164,8 @@ enum BoMemory {
     System(Arc<System>),
     /// Device memory.
     Vram(VramMemory),
+    /// The memory of another device's dma-buf.
+    Import(DmaBuf),
 }
 
 /// The device memory of a buffer.
@@ -169,20 +196,27 @@ impl DriverObject for BoData {
     type Args = BoArgs;
 
     fn new(dev: &Device, _size: usize, args: BoArgs) -> impl PinInit<Self, Error> {
-        let (system, vram) = match args.memory {
-            BoMemory::System(system) => (Some(system), None),
-            BoMemory::Vram(memory) => (None, Some(memory)),
+        let (source, vram) = match args.memory {
+            BoMemory::System(system) => (Source::System(system), None),
+            BoMemory::Vram(memory) => (Source::Vram, Some(memory)),
+            BoMemory::Import(source) => (Source::Import(source), None),
         };
         try_pin_init!(Self {
             placement: args.placement,
             cpu_cached: args.cpu_cached,
             compressible: args.compressible,
             vm: args.vm,
-            system,
+            source,
             vram <- new_mutex!(vram, "BoData::vram"),
             retention <- Retention::new(),
             segments: SetOnce::new(),
-            filling <- new_mutex!(None, "BoData::filling"),
+            filling <- new_mutex!(
+                Filling {
+                    reservation: None,
+                    import: None,
+                },
+                "BoData::filling"
+            ),
             _counted: dev.objects.count(ObjectKind::Buffer),
         })
     }
@@ -207,7 +241,7 @@ impl BoData {
 
     /// Returns whether the buffer is, or was until it was purged, in device memory.
     fn is_in_vram(&self) -> bool {
-        self.system.is_none()
+        matches!(self.source, Source::Vram)
     }
 
     /// Keeps the buffer's memory until the result is dropped. Fails with `EACCES` if the buffer was
@@ -236,11 +270,11 @@ impl BoData {
     /// Fails with `ENOMEM`, also if the region is full, and with `EINTR` if the caller is killed.
     /// Sleeps.
     pub(crate) fn populate(bo: &Bo) -> Result {
-        let Some(system) = &bo.system else {
+        let Source::System(system) = &bo.source else {
             return Ok(());
         };
         let mut filling = mutex::lock_killable(&bo.filling)?;
-        if filling.is_some() {
+        if filling.reservation.is_some() {
             return Ok(());
         }
         // Grows with the pages, so that a failure leaves nothing reserved.
@@ -254,33 +288,40 @@ impl BoData {
             reservation.grow(((end - next) * PAGE_SIZE) as u64)?;
             next = end;
         }
-        *filling = Some(reservation);
+        filling.reservation = Some(reservation);
         Ok(())
     }
 
     /// Fills in the segments of `bo`, unless that is done: maps its pages for the device until the
     /// object is freed. The caller should have [populated](Self::populate) the buffer.
     ///
-    /// Fails with `EINVAL` if the buffer was purged, `ENOMEM`, and with `EINTR` if the caller is
-    /// killed. Sleeps, and takes the object's reservation lock.
+    /// Fails with `EINVAL` if the buffer was purged, `ENOMEM`, with `EINTR` if the caller is killed,
+    /// and as [`DmaBuf::map`] does. Sleeps, and takes the object's reservation lock.
     pub(crate) fn pin_segments(bo: &Bo, dev: &RegisteredDevice) -> Result {
-        let _filling = mutex::lock_killable(&bo.filling)?;
+        let mut filling = mutex::lock_killable(&bo.filling)?;
         if bo.segments.as_ref().is_some() {
             return Ok(());
         }
         let mut segments = Segments::new();
-        match &bo.system {
-            None => {
+        let parent: &platform::Device<Bound> = dev.as_ref();
+        match &bo.source {
+            Source::Vram => {
                 let memory = bo.vram.lock();
                 for extent in memory.as_ref().ok_or(EINVAL)?.allocation.extents() {
                     segments.add(extent.target(), extent.len)?;
                 }
             }
-            Some(_) => {
-                let parent: &platform::Device<Bound> = dev.as_ref();
+            Source::System(_) => {
                 for entry in bo.sg_table(parent.as_ref())?.iter() {
                     segments.add(Target::System(entry.dma_address()), entry.dma_len())?;
                 }
+            }
+            Source::Import(source) => {
+                let mapping = source.map(parent.as_ref())?;
+                mapping.for_each(parent.as_ref(), |addr, len| {
+                    segments.add(Target::System(addr), len)
+                })?;
+                filling.import = Some(mapping);
             }
         }
         // Cannot be set already: all writers hold `filling`.
@@ -347,6 +388,17 @@ impl CpuPages for BoData {
         }
     }
 
+    /// As in xe, the GPU must snoop the CPU's caches, as it is not known how the CPU maps an import.
+    fn import(source: DmaBuf) -> BoArgs {
+        BoArgs {
+            placement: 1 << region::SYSTEM,
+            vm: None,
+            cpu_cached: true,
+            compressible: true,
+            memory: BoMemory::Import(source),
+        }
+    }
+
     fn populate(bo: &Bo) -> Result {
         Self::populate(bo)
     }
@@ -373,15 +425,11 @@ pub(crate) fn kind(dev: &Device) -> Result<BoKind> {
 }
 
 /// Looks up the buffer with `handle` in `file`. Fails with `ENOENT`, also for an object of another
-/// kind, and with `EOPNOTSUPP` for an import from another device, which vxe cannot use.
+/// kind.
 pub(crate) fn lookup(dev: &Device, file: &DrmFile, handle: u32) -> Result<ARef<Bo>> {
     let kind = dev.bo_kind.as_ref().ok_or(ENOENT)?;
-    kind.lookup(file, handle).inspect_err(|e| {
-        let why = match *e {
-            EOPNOTSUPP => "imported from another device",
-            _ => "none of this driver's",
-        };
-        vxe_sim::drm_dbg!(dev, "buffer {handle}: {why}");
+    kind.lookup(file, handle).inspect_err(|_| {
+        vxe_sim::drm_dbg!(dev, "buffer {handle}: none of this driver's");
     })
 }
 

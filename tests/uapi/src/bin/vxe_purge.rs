@@ -91,9 +91,7 @@ fn refusals() {
         refused(libc::EBUSY, "a bind", try_bind(&vm, &bo, FAR + 2 * SZ_2M as u64));
         refused(libc::EBUSY, "a bind in its own place", try_bind(&vm, &bo, FAR));
         refused(libc::EBUSY, "a mapping", bo.map());
-        if placement == 1 {
-            refused(libc::EBUSY, "an export", bo.export());
-        }
+        refused(libc::EBUSY, "an export", bo.export());
         for region in [0, 1] {
             let prefetch = Bind::prefetch(FAR, LENGTH, region);
             refused(libc::EBUSY, "a prefetch", vm.bind(&[prefetch]));

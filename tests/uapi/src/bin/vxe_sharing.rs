@@ -2,12 +2,20 @@
 
 //! Buffers are shared by files, VMs and devices, but for those that are made for one VM.
 
-use std::{os::fd::AsFd, process::ExitCode, sync::atomic::Ordering};
+use std::{
+    os::fd::{AsFd, AsRawFd},
+    process::ExitCode,
+    sync::atomic::Ordering,
+    thread,
+};
 use vxe_client::{Bind, Bo, Device, Error, Mapping, Vm};
 use vxe_uapi::{
+    contents::pattern,
+    env::iterations,
     gpu::device,
+    process::fork,
     sysfs::{Provider, Slot},
-    vram, Gpu, Program, MIDDLE, PAGE,
+    vram, Gpu, Map, Program, MIDDLE, SZ_2M,
 };
 
 /// Where buffers are bound.
@@ -95,34 +103,182 @@ fn between_files() {
     assert_eq!(mapping.words()[1].load(Ordering::Relaxed), 13);
 }
 
-/// Device memory is not exported, as nobody who imports it could know where it is.
+/// Device memory is exported to its own device, and to the CPU; another device could not reach it.
 fn device_memory() {
-    let device = device();
-    let bo = vram::buffer(&device, MIDDLE);
-    refused(libc::EOPNOTSUPP, "a buffer in device memory", bo.export());
+    let slot = Slot::first();
+    let provider = Provider::load(2);
+    let gpu = Gpu::on_device(&slot.open());
+    let bo = vram::buffer(gpu.device(), MIDDLE);
+    bind(gpu.vm(), &bo).expect("a bind");
+    gpu.store(AT + 4, 11);
+    let buffer = bo.export().expect("a dma-buf");
+    assert_eq!(size_of(&buffer), MIDDLE, "its size");
+
+    let other = Gpu::on_device(&slot.open());
+    let imported = Bo::import(other.device(), buffer.as_fd(), MIDDLE).expect("an import");
+    bind(other.vm(), &imported).expect("a bind of what was imported");
+    other.increment(AT + 4);
+    let mapping = Mapping::file(MIDDLE, buffer.as_fd()).expect("a mapping of the dma-buf");
+    assert_eq!(mapping.words()[1].load(Ordering::Relaxed), 12);
+    mapping.words()[1].store(20, Ordering::Relaxed);
+    gpu.increment(AT + 4);
+    let theirs = provider.slot().open();
+    let refused_there = Bo::import(&theirs, buffer.as_fd(), MIDDLE);
+    refused(libc::EOPNOTSUPP, "another device", refused_there);
+    // What was exported is needed, whatever the VMAs say.
+    for vm in [gpu.vm(), other.vm()] {
+        assert_eq!(vm.set_needed(AT, MIDDLE as u64, false), Ok(true));
+    }
+    drop((bo, gpu));
+    bind(other.vm(), &imported).expect("bound once more");
+    other.increment(AT + 4);
+    assert_eq!(mapping.words()[1].load(Ordering::Relaxed), 22);
+    drop((imported, other, theirs));
+    assert_eq!(mapping.words()[1].load(Ordering::Relaxed), 22, "the dma-buf is left");
+    drop((mapping, buffer));
+    provider.remove();
 }
 
-/// What another device exports gets a handle, but cannot be used, which is told.
+/// The size of a dma-buf.
+fn size_of(buffer: &impl AsRawFd) -> usize {
+    // SAFETY: the call takes no pointers.
+    let end = unsafe { libc::lseek(buffer.as_raw_fd(), 0, libc::SEEK_END) };
+    usize::try_from(end).expect("a dma-buf has an end")
+}
+
+/// A file has one handle for a buffer, however it got it; when that is closed it gets another.
+fn handles() {
+    let device = device();
+    for placement in placements(&device) {
+        let bo = Bo::create(&device, MIDDLE, placement, None).expect("a buffer");
+        let buffer = bo.export().expect("a dma-buf");
+        let again = std::mem::ManuallyDrop::new(
+            Bo::import(&device, buffer.as_fd(), MIDDLE).expect("an import"),
+        );
+        assert_eq!(again.handle(), bo.handle(), "the buffer itself");
+        let other = Device::open().expect("another file");
+        let first = Bo::import(&other, buffer.as_fd(), MIDDLE).expect("an import");
+        let second = std::mem::ManuallyDrop::new(
+            Bo::import(&other, buffer.as_fd(), MIDDLE).expect("an import"),
+        );
+        assert_eq!(first.handle(), second.handle(), "the import");
+        let reexported = first.export().expect("a dma-buf of the import");
+        assert_eq!(size_of(&reexported), MIDDLE);
+        drop(first);
+        let later = Bo::import(&other, reexported.as_fd(), MIDDLE).expect("an import");
+        bind(&Vm::new(&other).expect("a VM"), &later).expect("a bind");
+    }
+}
+
+/// What another device exports is the same memory, for both.
 fn between_devices() {
     let slot = Slot::first();
     let provider = Provider::load(2);
     let gpu = Gpu::on_device(&slot.open());
-    let theirs = provider.slot().open();
-    let bo = Bo::system(&theirs, MIDDLE).expect("a buffer");
+    let theirs = Gpu::on_device(&provider.slot().open());
+    let size = 2 * SZ_2M + MIDDLE;
+    let bo = Bo::system(theirs.device(), size).expect("a buffer");
+    bind(theirs.vm(), &bo).expect("a bind");
     let buffer = bo.export().expect("a dma-buf");
-    let imported = Bo::import(gpu.device(), buffer.as_fd(), MIDDLE).expect("an import");
-    refused(libc::EOPNOTSUPP, "a bind", bind(gpu.vm(), &imported));
-    refused(libc::EOPNOTSUPP, "an unbind", gpu.vm().bind(&[Bind::unmap_all(&imported)]));
-    refused(libc::EOPNOTSUPP, "an offset", imported.mmap_offset());
-    // The VM is none the worse for it.
-    let own = Bo::system(gpu.device(), PAGE).expect("a buffer");
-    bind(gpu.vm(), &own).expect("a bind");
-    gpu.store(AT, 1);
-    drop((imported, buffer, bo, theirs));
+    let imported = Bo::import(gpu.device(), buffer.as_fd(), size).expect("an import");
+    bind(gpu.vm(), &imported).expect("a bind of the import");
+    let mapping = bo.map().expect("a mapping");
+    let memory = Map::existing(mapping.as_ptr() as usize, size);
+    memory.fill(pattern);
+    for at in [0, MIDDLE, SZ_2M, size - 4] {
+        gpu.increment(AT + at as u64);
+        theirs.increment(AT + at as u64);
+        memory.expect_word("counted by both", at, pattern(at).wrapping_add(2));
+        memory.write(at, pattern(at));
+    }
+    let to = Map::anon(size);
+    gpu.run(|c| _ = c.copy(AT, to.at(0), size));
+    to.expect("read through the import", pattern);
+    // A part of it, elsewhere; and all of it away.
+    let part = Bind::bo(&imported, SZ_2M as u64, 2 * AT, MIDDLE as u64);
+    gpu.vm().bind(&[part]).expect("a bind of a part");
+    gpu.store(2 * AT, 5);
+    memory.expect_word("the part", SZ_2M, 5);
+    assert_eq!(gpu.vm().set_needed(AT, size as u64, false), Ok(true), "an import is kept");
+    assert_eq!(gpu.vm().set_needed(AT, size as u64, true), Ok(true), "an import is kept");
+    gpu.vm().bind(&[Bind::unmap_all(&imported)]).expect("an unbind");
+
+    // As in xe, an import is bound with the caches in view, and the CPU maps it by its dma-buf only.
+    let past_caches = Bind::bo(&imported, 0, AT, size as u64).pat(0);
+    refused(libc::EINVAL, "an access past the caches", gpu.vm().bind(&[past_caches]));
+    let by_import = imported.map().expect("a mapping of the import");
+    let word = Map::existing(by_import.as_ptr() as usize, 4);
+    let status = fork(|_| _ = word.read(0)).wait();
+    assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGBUS, "{status:#x}");
+    let by_buffer = Mapping::file(size, buffer.as_fd()).expect("a mapping of the dma-buf");
+    by_buffer.words()[2].store(77, Ordering::Relaxed);
+    memory.expect_word("by the dma-buf", 8, 77);
+
+    // The exporter's objects go first.
+    bind(gpu.vm(), &imported).expect("bound again");
+    drop((bo, mapping, by_buffer, buffer, theirs));
+    gpu.run(|c| _ = c.copy(AT, to.at(0), size));
+    assert_eq!(to.read(8), 77, "still there");
+    drop((gpu, imported, by_import));
     provider.remove();
 }
 
-/// Nothing is mapped for a device that cannot use it: what it has imported is no reason not to unbind it.
+/// Either device is unbound while the other uses a shared buffer.
+fn unbound_between() {
+    let slot = Slot::first();
+    let provider = Provider::load(2);
+    for exporter_goes in [true, false] {
+        let gpu = Gpu::on_device(&slot.open());
+        let theirs = Gpu::on_device(&provider.slot().open());
+        let (from, to) = if exporter_goes { (&theirs, &gpu) } else { (&gpu, &theirs) };
+        let bo = Bo::system(from.device(), MIDDLE).expect("a buffer");
+        bind(from.vm(), &bo).expect("a bind");
+        let buffer = bo.export().expect("a dma-buf");
+        let imported = Bo::import(to.device(), buffer.as_fd(), MIDDLE).expect("an import");
+        bind(to.vm(), &imported).expect("a bind");
+        to.store(AT, 1);
+        provider.slot().unbind();
+        let mapped = provider.slot().dma_mappings().unwrap_or_default();
+        assert!(mapped.is_empty(), "mapped for DMA: {}", mapped.join("\n"));
+        gpu.increment(AT);
+        let mapping = Mapping::file(MIDDLE, buffer.as_fd()).expect("a mapping of the dma-buf");
+        assert_eq!(mapping.words()[0].load(Ordering::Relaxed), 2);
+        drop((mapping, imported, buffer, bo, gpu, theirs));
+        provider.slot().bind();
+    }
+    provider.remove();
+}
+
+/// Two devices import from each other, and close, in threads.
+fn race() {
+    let slot = Slot::first();
+    let provider = Provider::load(2);
+    let slots = [&slot, provider.slot()];
+    thread::scope(|s| {
+        for i in 0..4 {
+            let (from, to) = (slots[i % 2], slots[1 - i % 2]);
+            s.spawn(move || {
+                let (from, to) = (from.open(), to.open());
+                let gpu = Gpu::on_device(&to);
+                for round in 0..iterations(30) {
+                    let bo = Bo::system(&from, MIDDLE).expect("a buffer");
+                    let buffer = bo.export().expect("a dma-buf");
+                    drop(bo);
+                    let imported = Bo::import(&to, buffer.as_fd(), MIDDLE).expect("an import");
+                    let place = AT + (u64::from(round) % 3) * SZ_2M as u64;
+                    gpu.vm().bind(&[Bind::bo(&imported, 0, place, MIDDLE as u64)]).expect("a bind");
+                    drop(imported);
+                    gpu.store(place, round);
+                    let mapping = Mapping::file(MIDDLE, buffer.as_fd()).expect("a mapping");
+                    assert_eq!(mapping.words()[0].load(Ordering::Relaxed), round);
+                }
+            });
+        }
+    });
+    provider.remove();
+}
+
+/// Nothing is mapped for a device before it is bound in a VM: what was imported is no reason not to unbind it.
 fn unbound_importer() {
     let provider = Provider::load(2);
     let bo = Bo::system(&Slot::first().open(), MIDDLE).expect("a buffer");
@@ -143,8 +299,11 @@ fn main() -> ExitCode {
     p.subtest("private-elsewhere", "private buffers are bound in no other VM", private_elsewhere);
     p.subtest("private-orphan", "private buffers are bound in no later VM", private_orphan);
     p.subtest("files", "a file imports what another exports", between_files);
-    p.subtest("device-memory", "device memory is not exported", device_memory);
+    p.subtest("device-memory", "device memory is exported to its own device", device_memory);
+    p.subtest("handles", "one handle for a buffer", handles);
     p.subtest("devices", "a device imports what another exports", between_devices);
+    p.subtest("unbound-between", "one of two devices is unbound", unbound_between);
+    p.subtest("race", "two devices import from each other", race);
     p.subtest("unbound-importer", "a device that has imports is unbound", unbound_importer);
     p.main()
 }

@@ -7,13 +7,17 @@
 //! `DRM_IOCTL_MODE_CREATE_DUMB`, and imports. Their handles are in the same files, so a handle
 //! alone does not tell that its object has the driver's type.
 //!
-//! Imports from other devices get a handle as well, but are not mapped for the device, which cannot
-//! use them.
+//! What is imported from other devices becomes an object of the driver without pages, see
+//! [`gem_import`](crate::gem_import).
 //!
 //! C header: [`include/drm/drm_gem.h`](srctree/include/drm/drm_gem.h)
 
 use crate::{
     bindings as ext,
+    gem_import::{
+        self,
+        DmaBuf, //
+    },
     gem_list::{
         GemList,
         Room, //
@@ -61,9 +65,11 @@ pub trait CpuPages: DriverObject {
     /// Returns an error if the object must not be mapped by the CPU.
     fn may_map(&self) -> Result;
 
-    /// Called before the object is exported as a dma-buf. Returns an error if it must not be. An
-    /// object with pages of the driver's own is not exported in any case.
+    /// Called before the object is exported as a dma-buf. Returns an error if it must not be.
     fn begin_export(&self) -> Result;
+
+    /// Returns the arguments of an object that imports `source`, a dma-buf of another device.
+    fn import(source: DmaBuf) -> Self::Args;
 
     /// Allocates all pages of `object`, a shmem one, before shmem itself would: killable, and
     /// counted by the driver. Its error is returned to the caller of `mmap()` or of the export. The
@@ -100,8 +106,8 @@ pub struct GemKind<O> {
 pub enum Pages {
     /// Pages of shmem.
     Shmem,
-    /// The driver's own: the CPU maps them by [`CpuPages::page`], and the object never gets shmem
-    /// pages.
+    /// The driver's own: the CPU maps them by [`CpuPages::with_page`], and the object never gets
+    /// shmem pages. Its dma-buf is for its own device only, and for the CPU.
     Own,
 }
 
@@ -127,14 +133,14 @@ pub fn populate<T: DriverObject>(object: &shmem::Object<T>, index: usize) -> Res
 
 impl<T: CpuPages> GemKind<shmem::Object<T>> {
     /// Creates the kind from `object`, which is created for this purpose and never gets a handle.
-    /// From now on the device's imports are not mapped. Fails with `EBUSY` for a device that is
+    /// From now on the device's imports are of this kind. Fails with `EBUSY` for a device that is
     /// registered already, and `ENOMEM`.
     pub fn of(object: &shmem::Object<T>) -> Result<Self> {
         // SAFETY: The object is valid, and its functions are constant.
         let (funcs, drm) = unsafe { (&*(*object.as_raw()).funcs, (*object.as_raw()).dev) };
-        let import = bindings::drm_gem_shmem_prime_import_no_map;
-        // SAFETY: The device is valid, and the function is one for devices with shmem objects.
-        to_result(unsafe { ext::drm_import_by(drm, Some(import)) })?;
+        let import = Some(gem_import::import::<T> as _);
+        // SAFETY: The device is valid, and the function is one for devices with such objects.
+        to_result(unsafe { ext::drm_import_by(drm, import) })?;
         let vm_ops = KBox::new(ShmemVmOps::<T>::functions(), GFP_KERNEL)?;
         let mut shmem = ShmemPagesFuncs::<T>::functions(funcs);
         shmem.vm_ops = &*vm_ops;
@@ -297,8 +303,7 @@ impl<O> GemKind<O> {
 impl<O: IntoGEMObject> GemKind<O> {
     /// Looks up the object with `handle` in `file`.
     ///
-    /// Fails with `ENOENT` without such a handle or for an object of another kind, and with
-    /// `EOPNOTSUPP` for an import from another device.
+    /// Fails with `ENOENT` without such a handle, and for an object of another kind.
     pub fn lookup<F>(&self, file: &drm::File<F>, handle: u32) -> Result<ARef<O>>
     where
         O: AllocImpl + AlwaysRefCounted,
@@ -312,11 +317,11 @@ impl<O: IntoGEMObject> GemKind<O> {
             return Err(ENOENT);
         }
         // SAFETY: The lookup took a reference.
-        let (funcs, imported) = unsafe { ((*object).funcs, !(*object).import_attach.is_null()) };
+        let funcs = unsafe { (*object).funcs };
         if !self.has(funcs) {
             // SAFETY: Drops the reference of the lookup.
             unsafe { bindings::drm_gem_object_put(object) };
-            return Err(if imported { EOPNOTSUPP } else { ENOENT });
+            return Err(ENOENT);
         }
         // SAFETY: By the type invariant the object is an `O`, and the reference keeps it.
         let object = unsafe { O::from_raw(object) };

@@ -37,13 +37,16 @@ impl<T: CpuPages> OwnPagesFuncs<T> {
 
     /// Returns the functions for such objects, based on those of a shmem object of the same type.
     ///
-    /// Such objects cannot be exported: an importer would not find their memory.
+    /// An object's dma-buf can be imported by its own device, and mapped by the CPU. Another device
+    /// is refused: it could not reach the memory.
     pub(crate) fn functions(of: &bindings::drm_gem_object_funcs) -> bindings::drm_gem_object_funcs {
         bindings::drm_gem_object_funcs {
             free: Some(gem::free::<T>),
             open: of.open,
             close: of.close,
             export: Some(export::<T>),
+            pin: Some(pin),
+            get_sg_table: Some(get_sg_table),
             mmap: Some(mmap::<T>),
             vm_ops: &Self::VM_OPS,
             ..pin_init::zeroed()
@@ -56,11 +59,25 @@ impl<T: CpuPages> OwnPagesFuncs<T> {
 /// To be called by DRM for an object with pages of a `T`.
 unsafe extern "C" fn export<T: CpuPages>(
     obj: *mut bindings::drm_gem_object,
-    _flags: c_int,
+    flags: c_int,
 ) -> *mut bindings::dma_buf {
     // SAFETY: By this function's requirements.
     let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(obj) };
-    object.begin_export().err().unwrap_or(EOPNOTSUPP).to_ptr()
+    match object.begin_export() {
+        // SAFETY: As above; the exporter has a reference.
+        Ok(()) => unsafe { ext::drm_gem_prime_export(obj, flags) },
+        Err(e) => e.to_ptr(),
+    }
+}
+
+/// Refuses another device that attaches to the dma-buf of an object.
+extern "C" fn pin(_obj: *mut bindings::drm_gem_object) -> c_int {
+    EOPNOTSUPP.to_errno()
+}
+
+/// Not reached, as no device is attached, but DRM requires it.
+extern "C" fn get_sg_table(_obj: *mut bindings::drm_gem_object) -> *mut bindings::sg_table {
+    EOPNOTSUPP.to_ptr()
 }
 
 /// # Safety

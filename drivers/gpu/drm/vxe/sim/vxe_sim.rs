@@ -26,6 +26,7 @@ pub mod fabric;
 pub mod faux;
 pub mod fdinfo;
 pub mod gem;
+pub mod gem_import;
 pub mod gem_list;
 mod gem_mmap;
 pub mod ioctl;
@@ -42,6 +43,7 @@ module! {
     authors: ["The gpusvm authors"],
     description: "Simulated hardware of the virtual Xe devices",
     license: "GPL",
+    imports_ns: ["DMA_BUF"],
 }
 
 struct SimModule;

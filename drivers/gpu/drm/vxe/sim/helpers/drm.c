@@ -5,6 +5,7 @@
 #include <linux/mm.h>
 
 #if IS_BUILTIN(CONFIG_DRM)
+#include <linux/dma-buf.h>
 #include <linux/idr.h>
 #include <linux/pagemap.h>
 #include <linux/shmem_fs.h>
@@ -152,6 +153,12 @@ long vxesim_gem_populate(struct drm_gem_object *obj, unsigned long index)
 	next = folio_next_index(folio);
 	folio_put(folio);
 	return next;
+}
+
+/* Takes a reference to a dma-buf. */
+void vxesim_dma_buf_get_ref(struct dma_buf *dma_buf)
+{
+	get_dma_buf(dma_buf);
 }
 
 /* Takes a reference to an object, unless the last one was dropped. */
