@@ -103,39 +103,53 @@ fn between_files() {
     assert_eq!(mapping.words()[1].load(Ordering::Relaxed), 13);
 }
 
-/// Device memory is exported to its own device, and to the CPU; another device could not reach it.
+/// Device memory is exported: to its own device, to the CPU, and to another device.
 fn device_memory() {
     let slot = Slot::first();
     let provider = Provider::load(2);
     let gpu = Gpu::on_device(&slot.open());
-    let bo = vram::buffer(gpu.device(), MIDDLE);
+    let size = 2 * SZ_2M + MIDDLE;
+    let bo = vram::buffer(gpu.device(), size);
     bind(gpu.vm(), &bo).expect("a bind");
-    gpu.store(AT + 4, 11);
     let buffer = bo.export().expect("a dma-buf");
-    assert_eq!(size_of(&buffer), MIDDLE, "its size");
+    assert_eq!(size_of(&buffer), size, "its size");
+    let mapping = Mapping::file(size, buffer.as_fd()).expect("a mapping of the dma-buf");
+    let memory = Map::existing(mapping.as_ptr() as usize, size);
+    memory.fill(pattern);
 
     let other = Gpu::on_device(&slot.open());
-    let imported = Bo::import(other.device(), buffer.as_fd(), MIDDLE).expect("an import");
+    let imported = Bo::import(other.device(), buffer.as_fd(), size).expect("an import");
     bind(other.vm(), &imported).expect("a bind of what was imported");
-    other.increment(AT + 4);
-    let mapping = Mapping::file(MIDDLE, buffer.as_fd()).expect("a mapping of the dma-buf");
-    assert_eq!(mapping.words()[1].load(Ordering::Relaxed), 12);
-    mapping.words()[1].store(20, Ordering::Relaxed);
-    gpu.increment(AT + 4);
-    let theirs = provider.slot().open();
-    let refused_there = Bo::import(&theirs, buffer.as_fd(), MIDDLE);
-    refused(libc::EOPNOTSUPP, "another device", refused_there);
-    // What was exported is needed, whatever the VMAs say.
-    for vm in [gpu.vm(), other.vm()] {
-        assert_eq!(vm.set_needed(AT, MIDDLE as u64, false), Ok(true));
+    let theirs = Gpu::on_device(&provider.slot().open());
+    let there = Bo::import(theirs.device(), buffer.as_fd(), size).expect("an import");
+    bind(theirs.vm(), &there).expect("a bind on another device");
+    for at in [4, MIDDLE, SZ_2M, size - 4] {
+        for gpu in [&gpu, &other, &theirs] {
+            gpu.increment(AT + at as u64);
+        }
+        memory.expect_word("counted by all", at, pattern(at).wrapping_add(3));
+        memory.write(at, pattern(at));
     }
-    drop((bo, gpu));
+    let to = Map::anon(size);
+    theirs.run(|c| _ = c.copy(AT, to.at(0), size));
+    to.expect("read by another device", pattern);
+    // What was exported is needed, whatever the VMAs say.
+    for gpu in [&gpu, &other, &theirs] {
+        assert_eq!(gpu.vm().set_needed(AT, size as u64, false), Ok(true));
+    }
     bind(other.vm(), &imported).expect("bound once more");
-    other.increment(AT + 4);
-    assert_eq!(mapping.words()[1].load(Ordering::Relaxed), 22);
-    drop((imported, other, theirs));
-    assert_eq!(mapping.words()[1].load(Ordering::Relaxed), 22, "the dma-buf is left");
+    drop((bo, gpu));
+    other.store(AT + 4, 21);
+    drop((imported, other));
+    theirs.increment(AT + 4);
+    memory.expect_word("the other device has it still", 4, 22);
+    provider.slot().unbind();
+    let mapped = provider.slot().dma_mappings().unwrap_or_default();
+    assert!(mapped.is_empty(), "mapped for DMA: {}", mapped.join("\n"));
+    drop((there, theirs));
+    memory.expect_word("the dma-buf is left", 4, 22);
     drop((mapping, buffer));
+    provider.slot().bind();
     provider.remove();
 }
 
@@ -299,7 +313,7 @@ fn main() -> ExitCode {
     p.subtest("private-elsewhere", "private buffers are bound in no other VM", private_elsewhere);
     p.subtest("private-orphan", "private buffers are bound in no later VM", private_orphan);
     p.subtest("files", "a file imports what another exports", between_files);
-    p.subtest("device-memory", "device memory is exported to its own device", device_memory);
+    p.subtest("device-memory", "device memory is exported", device_memory);
     p.subtest("handles", "one handle for a buffer", handles);
     p.subtest("devices", "a device imports what another exports", between_devices);
     p.subtest("unbound-between", "one of two devices is unbound", unbound_between);

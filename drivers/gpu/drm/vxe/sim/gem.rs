@@ -107,7 +107,7 @@ pub enum Pages {
     /// Pages of shmem.
     Shmem,
     /// The driver's own: the CPU maps them by [`CpuPages::with_page`], and the object never gets
-    /// shmem pages. Its dma-buf is for its own device only, and for the CPU.
+    /// shmem pages.
     Own,
 }
 

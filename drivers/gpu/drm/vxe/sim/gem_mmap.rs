@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! CPU mappings of GEM objects with pages of the driver's own.
+//! CPU mappings and dma-bufs of GEM objects with pages of the driver's own, and what CPU mappings of
+//! shmem pages need beside.
 //!
 //! C headers: [`include/drm/drm_gem.h`](srctree/include/drm/drm_gem.h),
 //! [`include/linux/mm.h`](srctree/include/linux/mm.h)
@@ -18,9 +19,13 @@ use kernel::{
     bindings,
     drm::gem::{
         shmem,
+        BaseObject,
         IntoGEMObject, //
     },
-    page::PAGE_SHIFT,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*, //
 };
 
@@ -37,16 +42,15 @@ impl<T: CpuPages> OwnPagesFuncs<T> {
 
     /// Returns the functions for such objects, based on those of a shmem object of the same type.
     ///
-    /// An object's dma-buf can be imported by its own device, and mapped by the CPU. Another device
-    /// is refused: it could not reach the memory.
+    /// The pages of an object that is exported as a dma-buf are mapped for whoever attaches to it, as
+    /// memory behind a PCI BAR is for peers.
     pub(crate) fn functions(of: &bindings::drm_gem_object_funcs) -> bindings::drm_gem_object_funcs {
         bindings::drm_gem_object_funcs {
             free: Some(gem::free::<T>),
             open: of.open,
             close: of.close,
             export: Some(export::<T>),
-            pin: Some(pin),
-            get_sg_table: Some(get_sg_table),
+            get_sg_table: Some(get_sg_table::<T>),
             mmap: Some(mmap::<T>),
             vm_ops: &Self::VM_OPS,
             ..pin_init::zeroed()
@@ -70,14 +74,34 @@ unsafe extern "C" fn export<T: CpuPages>(
     }
 }
 
-/// Refuses another device that attaches to the dma-buf of an object.
-extern "C" fn pin(_obj: *mut bindings::drm_gem_object) -> c_int {
-    EOPNOTSUPP.to_errno()
-}
-
-/// Not reached, as no device is attached, but DRM requires it.
-extern "C" fn get_sg_table(_obj: *mut bindings::drm_gem_object) -> *mut bindings::sg_table {
-    EOPNOTSUPP.to_ptr()
+/// Returns a table of all pages, which is not mapped for a device yet.
+///
+/// # Safety
+///
+/// To be called by DRM for an object with pages of a `T` that was exported, and so keeps its pages.
+unsafe extern "C" fn get_sg_table<T: CpuPages>(
+    obj: *mut bindings::drm_gem_object,
+) -> *mut bindings::sg_table {
+    // SAFETY: By this function's requirements.
+    let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(obj) };
+    let list = || -> Result<KVVec<*mut bindings::page>> {
+        let count = object.size() / PAGE_SIZE;
+        let mut pages = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+        for index in 0..count {
+            let page = object.with_page(index, |page| page.as_ptr());
+            pages.push(page.ok_or(EINVAL)?, GFP_KERNEL_ACCOUNT)?;
+        }
+        Ok(pages)
+    };
+    match list() {
+        Ok(mut pages) => {
+            // CAST: There are fewer than 2^32 pages.
+            let count = pages.len() as c_uint;
+            // SAFETY: The object and its device are valid, and the pages are the object's.
+            unsafe { ext::drm_prime_pages_to_sg((*obj).dev, pages.as_mut_ptr(), count) }
+        }
+        Err(e) => e.to_ptr(),
+    }
 }
 
 /// # Safety
