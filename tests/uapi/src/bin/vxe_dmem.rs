@@ -12,7 +12,7 @@ use vxe_uapi::{
     cgroup::{Cgroup, Region},
     contents::{filled, pattern},
     env::iterations,
-    gpu::device,
+    gpu::{device, FAR},
     process::{fork, Child, Link},
     sysfs::{Provider, Slot},
     time::expect_prompt,
@@ -399,6 +399,43 @@ fn buffer_for_pages() {
     group.expect_nothing(&memory);
 }
 
+/// A cgroup at its limit loses the buffers whose contents nobody needs, and no other cgroup does.
+fn unneeded() {
+    let (memory, group) = (memory(), Cgroup::new("its"));
+    group.limit(&memory, 4 * SZ_2M);
+    let ours = Gpu::new();
+    let kept = buffer(ours.device(), SZ_2M);
+    ours.vm().bind(&[Bind::bo(&kept, 0, FAR, SZ_2M as u64)]).expect("a bind");
+    assert_eq!(ours.vm().set_needed(FAR, SZ_2M as u64, false), Ok(true));
+    let child = fork_into(&group, |link| {
+        let gpu = Gpu::new();
+        let bound = |size: usize, at: u64| {
+            let bo = buffer(gpu.device(), size);
+            gpu.vm().bind(&[Bind::bo(&bo, 0, at, size as u64)]).expect("a bind");
+            bo
+        };
+        let is_there = |at: u64, needed| gpu.vm().set_needed(at, PAGE as u64, needed).expect("advice");
+        let (first, second, third) = (FAR, FAR + (1 << 30), FAR + (2 << 30));
+        let _first = bound(3 * SZ_2M, first);
+        assert!(is_there(first, false));
+        let _second = bound(2 * SZ_2M, second);
+        assert!(!is_there(first, true), "more than the limit");
+        let _third = bound(2 * SZ_2M, third);
+        assert!(is_there(second, false), "all that the limit allows");
+        link.send(0);
+        link.receive();
+        assert!(!is_there(second, true), "the limit was lowered");
+        assert!(is_there(third, true), "enough is free");
+    });
+    child.link().receive();
+    assert_eq!(group.current(&memory), 4 * SZ_2M as u64);
+    group.limit(&memory, 2 * SZ_2M);
+    assert_eq!(group.current(&memory), 2 * SZ_2M as u64);
+    child.link().send(0);
+    child.expect_success();
+    assert_eq!(ours.vm().set_needed(FAR, SZ_2M as u64, true), Ok(true), "another cgroup's");
+}
+
 /// The owner is stopped: its GPU goes on, in system memory if need be.
 fn stopped() {
     let (memory, group) = (memory(), Cgroup::new("its"));
@@ -585,6 +622,7 @@ fn main() -> ExitCode {
     p.subtest("protected", "Protected memory makes no room.", protected);
     p.subtest("buffer", "Buffers are charged, and limited.", buffers);
     p.subtest("buffer-for-pages", "A buffer takes the place of pages.", buffer_for_pages);
+    p.subtest("unneeded", "Buffers go whose contents nobody needs.", unneeded);
     p.subtest("stopped", "The owner is stopped.", stopped);
     p.subtest("frozen", "The owner is frozen.", frozen);
     p.subtest("asleep", "The owner sleeps, and must not be woken.", asleep);

@@ -3,7 +3,8 @@
 //! Charging of the device's memory to `dmem` cgroups.
 //!
 //! The region is named as xe's, `drm/<device>/vram0`. When the limit of a cgroup is lowered below
-//! its usage, blocks of that cgroup are evicted; buffers stay.
+//! its usage, buffers of that cgroup whose contents nobody needs are purged, and then blocks are
+//! evicted; other buffers stay.
 
 use super::Want;
 use crate::{
@@ -27,7 +28,7 @@ use kernel_ext::{
     sched, //
 };
 
-/// Evicts blocks above a limit. Holds a reference to the device until it is unregistered.
+/// Frees memory above a limit. Holds a reference to the device until it is unregistered.
 pub(super) struct Limits(ARef<Device>);
 
 impl Reclaim for Limits {
@@ -36,8 +37,8 @@ impl Reclaim for Limits {
         let newest = memory.residents.newest();
         let mut freed = 0;
         while freed < bytes && sched::check_killed().is_ok() {
-            match memory.evict_next(&self.0, newest, true, Want::Limit(limit)) {
-                Some(Ok(evicted)) => freed += evicted,
+            match memory.free_next(&self.0, newest, true, Want::Limit(limit)) {
+                Some(Ok(bytes)) => freed += bytes,
                 // Without system memory no block can be evicted; after any other error the next one
                 // may be.
                 Some(Err(e)) if e == ENOMEM && freed == 0 => return Err(e),

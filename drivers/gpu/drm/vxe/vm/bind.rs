@@ -75,7 +75,8 @@ use kernel_ext::sched;
 /// Fails as xe does: with `EINVAL` for no such VM and for invalid operations, such as a prefetch of
 /// a buffer to its advised location, `ENOENT` for no such queue or buffer, or a closed VM, `EBUSY`
 /// for an unmap of a mirror where ranges have mapped pages, and for a buffer that may be purged
-/// (`EINVAL` if it was), `ENOBUFS` if there is no memory for the operations, `EINTR` for a killed process, `ENOMEM`, `EFAULT`.
+/// (`EINVAL` if it was), `ENOBUFS` if there is no memory for the operations, `EINTR` for a killed
+/// process, `ENOMEM`, `EFAULT`.
 pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_vm_bind) -> Result<u32> {
     let (dev, file) = (ioctl.dev(), ioctl.file());
     let vm = file.inner().vm(args.vm_id).map_err(|_| EINVAL)?;
