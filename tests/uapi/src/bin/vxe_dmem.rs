@@ -414,7 +414,8 @@ fn unneeded() {
             gpu.vm().bind(&[Bind::bo(&bo, 0, at, size as u64)]).expect("a bind");
             bo
         };
-        let is_there = |at: u64, needed| gpu.vm().set_needed(at, PAGE as u64, needed).expect("advice");
+        let is_there =
+            |at: u64, needed| gpu.vm().set_needed(at, PAGE as u64, needed).expect("advice");
         let (first, second, third) = (FAR, FAR + (1 << 30), FAR + (2 << 30));
         let _first = bound(3 * SZ_2M, first);
         assert!(is_there(first, false));
