@@ -65,7 +65,8 @@ pub trait CpuPages: DriverObject {
     /// Returns an error if the object must not be mapped by the CPU.
     fn may_map(&self) -> Result;
 
-    /// Called before the object is exported as a dma-buf. Returns an error if it must not be.
+    /// Called before the object is exported as a dma-buf. Returns an error if it must not be. An
+    /// exported object does not give up its pages any more.
     fn begin_export(&self) -> Result;
 
     /// Returns the arguments of an object that imports `source`, a dma-buf of another device.
@@ -138,9 +139,8 @@ impl<T: CpuPages> GemKind<shmem::Object<T>> {
     pub fn of(object: &shmem::Object<T>) -> Result<Self> {
         // SAFETY: The object is valid, and its functions are constant.
         let (funcs, drm) = unsafe { (&*(*object.as_raw()).funcs, (*object.as_raw()).dev) };
-        let import = Some(gem_import::import::<T> as _);
         // SAFETY: The device is valid, and the function is one for devices with such objects.
-        to_result(unsafe { ext::drm_import_by(drm, import) })?;
+        to_result(unsafe { ext::drm_import_by(drm, Some(gem_import::import::<T>)) })?;
         let vm_ops = KBox::new(ShmemVmOps::<T>::functions(), GFP_KERNEL)?;
         let mut shmem = ShmemPagesFuncs::<T>::functions(funcs);
         shmem.vm_ops = &*vm_ops;

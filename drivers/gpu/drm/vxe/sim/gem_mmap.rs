@@ -153,7 +153,7 @@ impl<T: CpuPages> ShmemVmOps<T> {
     /// Returns the functions.
     pub(crate) fn functions() -> bindings::vm_operations_struct {
         // SAFETY: DRM's functions are constant.
-        let drm = unsafe { &*(&raw const bindings::drm_gem_shmem_vm_ops) };
+        let drm = unsafe { &bindings::drm_gem_shmem_vm_ops };
         bindings::vm_operations_struct {
             fault: Some(Self::fault),
             huge_fault: drm.huge_fault.and(Some(Self::huge_fault)),
