@@ -154,7 +154,8 @@ fn mem_regions(dev: &Device) -> Result<Reply> {
 fn config(dev: &Device) -> Result<Reply> {
     let mut flags = uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_LOW_LATENCY
         | uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_CPU_ADDR_MIRROR
-        | uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_NO_COMPRESSION_HINT;
+        | uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_NO_COMPRESSION_HINT
+        | uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_PURGING_SUPPORT;
     if dev.regions.has_vram() {
         flags |= uapi::DRM_XE_QUERY_CONFIG_FLAG_HAS_VRAM;
     }

@@ -77,6 +77,8 @@ fn config() {
     let device = device();
     let config = device.config().expect("the configuration");
     assert!(config.can_mirror(), "flags {:#x}", config.flags);
+    let purges = u64::from(sys::DRM_XE_QUERY_CONFIG_FLAG_HAS_PURGING_SUPPORT);
+    assert_ne!(config.flags & purges, 0, "flags {:#x}", config.flags);
     assert_eq!(config.va_bits, 48);
     assert_eq!(config.min_alignment, PAGE as u64);
     assert!(config.device_id != 0, "a device number");
