@@ -359,7 +359,7 @@ impl LocalMemory {
                 found => break found?,
             }
         };
-        let kib = block.pages() as u64 * 4;
+        let bytes = (block.pages() * PAGE_SIZE) as u64;
         let why = match want {
             Want::Limit(_) => "the limit of a cgroup",
             Want::Room(_) => "room",
@@ -370,13 +370,13 @@ impl LocalMemory {
             Ok(()) => {
                 vxe_sim::drm_dbg!(dev, "evicted {} ({why})", block.memory());
                 dev.stats.inc(Stat::SvmEvictCount);
-                dev.stats.add(Stat::SvmEvictKb, kib);
+                dev.stats.add(Stat::SvmEvictKb, bytes / 1024);
             }
             Err(e) => {
                 vxe_sim::drm_dbg!(dev, "cannot evict {} ({why}): {e:?}", block.memory());
             }
         }
-        Some(done.map(|()| kib * 1024))
+        Some(done.map(|()| bytes))
     }
 
     /// Evicts all blocks to system memory and refuses new ones. Waits for migrations that are under
