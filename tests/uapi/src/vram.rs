@@ -2,8 +2,11 @@
 
 //! The device's own memory: how much there is, and what of a process is in it.
 
-use crate::{skip, Gpu, Map, MIDDLE, SZ_2M};
-use std::time::{Duration, Instant};
+use crate::{skip, Gpu, Map, CHUNK, SZ_2M};
+use std::{
+    fmt::Debug,
+    time::{Duration, Instant},
+};
 use vxe_client::{
     stats::debugfs_directory, sys, Advice, Bind, Bo, Device, Location, Migrate, Stats,
 };
@@ -65,6 +68,20 @@ pub fn soon(what: &str, is_so: impl Fn() -> bool) {
     let end = Instant::now() + SOON;
     while !is_so() {
         assert!(Instant::now() < end, "{what}: not after {SOON:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Waits until what is found is as wanted.
+#[track_caller]
+pub fn soon_equal<T: PartialEq + Debug>(what: &str, wanted: &T, find: impl Fn() -> T) {
+    let end = Instant::now() + SOON;
+    loop {
+        let found = find();
+        if found == *wanted {
+            return;
+        }
+        assert!(Instant::now() < end, "{what}: {found:?} instead of {wanted:?} after {SOON:?}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -185,10 +202,11 @@ pub fn bring(gpu: &Gpu, map: Map) {
 /// Has the GPU read all of `map`, chunk by chunk, and change nothing.
 #[track_caller]
 pub fn touch(gpu: &Gpu, map: Map) {
-    let sink = Map::anon(crate::PAGE);
+    // Shared memory does not move to the device, where it would take room.
+    let sink = Map::shared(crate::PAGE);
     for offset in (0..map.len()).step_by(SZ_2M) {
         gpu.run(|c| {
-            for offset in (offset..map.len().min(offset + SZ_2M)).step_by(MIDDLE) {
+            for offset in (offset..map.len().min(offset + SZ_2M)).step_by(CHUNK) {
                 c.copy(map.at(offset), sink.at(0), 256);
             }
         });
