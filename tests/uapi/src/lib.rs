@@ -27,5 +27,5 @@ pub mod vram;
 pub use buffer::Buffer;
 pub use gpu::{Gpu, Job};
 pub use harness::Program;
-pub use map::{Map, CHUNK, MIDDLE, NONE, PAGE, RO, RW, SZ_2M};
+pub use map::{Map, CHUNK, HUGE, MIDDLE, NONE, PAGE, RO, RW, SZ_2M};
 pub use rng::Rng;

@@ -17,6 +17,8 @@ pub const MIDDLE: usize = 16 * PAGE;
 pub const CHUNK: usize = 64 << 10;
 /// Size of the largest chunk; with pages of 4 KiB, that of a huge page.
 pub const SZ_2M: usize = 2 << 20;
+/// Size of a transparent huge page: as many pages as a page has entries of 8 bytes.
+pub const HUGE: usize = PAGE / 8 * PAGE;
 
 /// Reading and writing.
 pub const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;

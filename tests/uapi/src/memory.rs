@@ -2,7 +2,7 @@
 
 //! The kinds of memory that a program has.
 
-use crate::{skip, Map, MIDDLE, PAGE, RO, RW, SZ_2M};
+use crate::{skip, Map, HUGE, MIDDLE, PAGE, RO, RW, SZ_2M};
 use std::{
     cell::UnsafeCell,
     fs::{File, OpenOptions},
@@ -156,6 +156,12 @@ struct Shared<'a>(&'a dyn Fn(Map));
 unsafe impl Send for Shared<'_> {}
 
 fn with_malloc(length: usize, heap: bool, body: &dyn Fn(Map)) {
+    if heap {
+        // Little, whatever the size of a page: malloc() would map 128 KiB, two pages of 64 KiB.
+        // SAFETY: the call changes a setting of this process.
+        let set = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 16 << 20) };
+        assert_eq!(set, 1, "mallopt");
+    }
     // SAFETY: the block is not freed before the subtest's process ends; asking where the heap ends
     // does not move it.
     let (block, heap_end) =
@@ -265,20 +271,21 @@ fn with_two_mappings(length: usize, body: &dyn Fn(Map)) {
 
 fn with_hugetlb(length: usize, body: &dyn Fn(Map)) {
     let _pool = HugePool::of(4);
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
     let map =
         Map::try_mmap(0, length, RW, flags, -1, 0).unwrap_or_else(|e| skip!("MAP_HUGETLB: {e}"));
     body(map);
     map.unmap();
 }
 
-/// The system's pool of huge pages, as large as a test wants it until it is dropped.
+/// The system's pool of huge pages of 2 MiB, as large as a test wants it until it is dropped. Where pages have 64 KiB
+/// these are not the default huge pages, but 32 pages that are contiguous.
 struct HugePool {
     before: String,
 }
 
 impl HugePool {
-    const FILE: &'static str = "/proc/sys/vm/nr_hugepages";
+    const FILE: &'static str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 
     fn of(pages: u32) -> Self {
         let before =
@@ -404,6 +411,9 @@ pub fn vmstat(name: &str) -> u64 {
 
 /// Memory that is a transparent huge page each 2 MiB, or skips the subtest.
 pub fn transparent_huge(length: usize) -> Map {
+    if HUGE > SZ_2M {
+        skip!("huge pages are larger than all chunks");
+    }
     let map = Map::aligned(length, SZ_2M);
     if let Err(e) = map.try_madvise(libc::MADV_HUGEPAGE) {
         skip!("MADV_HUGEPAGE: {e}");
@@ -412,6 +422,17 @@ pub fn transparent_huge(length: usize) -> Map {
     if huge_kib(map) < length / 1024 {
         skip!("no huge page to be had");
     }
+    map
+}
+
+/// As much memory as a large chunk: a transparent huge page where that has this size, otherwise pages, which are all
+/// there.
+pub fn large() -> Map {
+    if HUGE == SZ_2M {
+        return transparent_huge(SZ_2M);
+    }
+    let map = Map::aligned(SZ_2M, SZ_2M);
+    map.fill(|_| 0);
     map
 }
 

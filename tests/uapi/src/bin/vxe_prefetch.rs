@@ -13,7 +13,7 @@ use vxe_client::{Advice, AtomicAccess, Bind, Bo, Location, Migrate, Stats};
 use vxe_uapi::{
     contents::{filled, pattern},
     failure::Failures,
-    memory::{memfd, transparent_huge},
+    memory::{large, memfd},
     vram::{bring, buffer, counted, in_device, leave, mapped, region},
     Gpu, Map, Program, MIDDLE, RW, SZ_2M,
 };
@@ -72,7 +72,7 @@ fn gpu() -> Gpu {
 
 /// To the device, which copies each byte once; and it is there.
 fn to_device() {
-    for map in [filled(4 * SZ_2M), filled(MIDDLE), transparent_huge(SZ_2M)] {
+    for map in [filled(4 * SZ_2M), filled(MIDDLE), large()] {
         map.fill(pattern);
         let gpu = gpu();
         let stats = prefetch(&gpu, map, DEVICE);

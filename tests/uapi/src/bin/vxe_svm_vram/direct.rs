@@ -226,11 +226,11 @@ fn at_work(shape: Shape) {
 pub fn subtests(p: &mut Program) {
     type Sub = (&'static str, &'static str, fn(Shape), &'static [&'static str]);
     let subs: [Sub; 5] = [
-        ("direct", "is written to a disk and read", whole, &["64K", "thp"]),
+        ("direct", "is written to a disk and read", whole, &["16-pages", "thp"]),
         ("direct-part", "is written to a disk and read in part", part, &["thp"]),
-        ("direct-mixed", "is written to a disk and read, partly there", mixed, &["64K"]),
-        ("direct-readonly", "is written to a disk, and not read", read_only, &["64K"]),
-        ("direct-at-work", "is written and read while the GPU works", at_work, &["64K"]),
+        ("direct-mixed", "is written to a disk and read, partly there", mixed, &["16-pages"]),
+        ("direct-readonly", "is written to a disk, and not read", read_only, &["16-pages"]),
+        ("direct-at-work", "is written and read while the GPU works", at_work, &["16-pages"]),
     ];
     for (sub, what, test, shapes) in subs {
         for (shape, name, about) in SHAPES.iter().filter(|(_, name, _)| shapes.contains(name)) {

@@ -11,12 +11,14 @@ mod returns;
 mod room;
 
 use std::process::ExitCode;
-use vxe_uapi::{contents::pattern, memory::transparent_huge, Map, Program, CHUNK, SZ_2M};
+use vxe_uapi::{
+    contents::pattern, memory::transparent_huge, Map, Program, CHUNK, HUGE, MIDDLE, SZ_2M,
+};
 
 /// What the memory of a test looks like.
 #[derive(Clone, Copy)]
 enum Shape {
-    /// A middle chunk.
+    /// A few pages: a middle chunk, or several chunks of a page where that has 64 KiB.
     Middle,
     /// A large chunk of small pages.
     Small,
@@ -25,16 +27,34 @@ enum Shape {
 }
 
 const SHAPES: [(Shape, &str, &str); 3] = [
-    (Shape::Middle, "64K", "64 KiB"),
+    (Shape::Middle, "16-pages", "16 pages"),
     (Shape::Small, "2M", "2 MiB of small pages"),
     (Shape::Huge, "thp", "a huge page"),
 ];
 
 impl Shape {
+    /// A large chunk: one huge page where that has the size of one.
+    const LARGE: Self = if HUGE == SZ_2M { Self::Huge } else { Self::Small };
+
+    /// The size of its chunks.
+    const fn chunk(self) -> usize {
+        match self {
+            Self::Middle => CHUNK,
+            Self::Small | Self::Huge => SZ_2M,
+        }
+    }
+
+    /// Skips the subtest where there is no such memory. A test calls this before it forks a child that makes some.
+    fn require(self) {
+        if matches!(self, Self::Huge) {
+            transparent_huge(SZ_2M).unmap();
+        }
+    }
+
     /// Memory of this shape, filled.
     fn make(self) -> Map {
         let map = match self {
-            Self::Middle => Map::aligned(CHUNK, SZ_2M),
+            Self::Middle => Map::aligned(MIDDLE, SZ_2M),
             Self::Small => {
                 let map = Map::aligned(SZ_2M, SZ_2M);
                 // Where there are no huge pages, all are small.

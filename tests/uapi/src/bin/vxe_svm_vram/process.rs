@@ -48,6 +48,7 @@ fn forked(shape: Shape) {
 
 /// The parent exits; its child reads what is on the device, writes it, and has it evicted.
 fn orphan(shape: Shape) {
+    shape.require();
     let (ours, theirs) = Link::pair();
     let parent = fork(|_| {
         let gpu = Gpu::new();
@@ -112,7 +113,7 @@ fn killed() {
     for _ in 0..vxe_uapi::env::iterations(6) {
         let child = fork(|link| {
             let gpu = Gpu::new();
-            let maps = [Shape::Small.make(), Shape::Huge.make(), Shape::Small.make()];
+            let maps = [Shape::Small.make(), Shape::LARGE.make(), Shape::Small.make()];
             link.send(0);
             loop {
                 for map in maps {

@@ -23,7 +23,7 @@ use vxe_uapi::{
     failure::NoPages,
     gpu::{device, works, write_batch, PATIENCE_TIME},
     klog::{Alarm, Expected},
-    memory::transparent_huge,
+    memory::large,
     process::fork,
     sysfs::{is_end, Slot},
     uffd::Uffd,
@@ -66,7 +66,7 @@ fn expect_cut_off(gpu: &Gpu, bo: &Bo) {
 fn open_file() {
     let slot = Slot::first();
     for round in 0..iterations(10) {
-        let map = transparent_huge(SZ_2M);
+        let map = large();
         let gpu = Gpu::new();
         let bo = Bo::system(gpu.device(), MIDDLE).expect("a buffer");
         let mapping = bo.map().expect("its memory");
