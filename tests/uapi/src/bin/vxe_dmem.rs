@@ -321,7 +321,7 @@ fn from_himself() {
     other.expect_success();
 }
 
-/// A limit is lowered: what is above it goes, and nothing is lost.
+/// A limit is lowered: what is above it goes, the rest stays, and nothing is lost.
 fn lowered() {
     let (memory, group) = (memory(), Cgroup::new("its"));
     let child = worker(&group, 4 * SZ_2M, |_, _, _| {});
@@ -330,6 +330,7 @@ fn lowered() {
     group.limit(&memory, SZ_2M);
     let current = group.current(&memory);
     assert!(current <= SZ_2M as u64, "{current:#x} of {before:#x} bytes are left");
+    assert_ne!(current, 0, "bytes that are left of {before:#x}");
     group.limit(&memory, 0);
     assert_eq!(group.current(&memory), 0);
     child.link().send(0);

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use vxe_uapi::{
     env::iterations,
     random::{Gpus, Machine},
-    Gpu, Program, Rng,
+    Gpu, Program, Rng, PAGE, SZ_2M,
 };
 
 fn one(pages: usize, steps: u32) {
@@ -41,8 +41,8 @@ fn main() -> ExitCode {
         "Random sequences of what a process and its GPU do to memory, against a model.",
     );
     p.subtest("few-pages", "within two small chunks", || one(24, 200));
-    p.subtest("one-chunk", "within a large chunk", || one(512, 120));
-    p.subtest("many-chunks", "over several large chunks", || one(1300, 80));
+    p.subtest("one-chunk", "within a large chunk", || one(SZ_2M / PAGE, 120));
+    p.subtest("many-chunks", "over several large chunks", || one(5 * SZ_2M / 2 / PAGE, 80));
     p.subtest("two-vms", "two VMs take turns", two_vms);
     p.subtest("threads", "several sequences at once", threads);
     p.main()

@@ -19,9 +19,9 @@ use vxe_uapi::{
 /// How many pages are tracked.
 const PAGES: usize = 32;
 
-/// Those of them that are accessed one by one.
-fn some() -> impl Iterator<Item = usize> {
-    (1..PAGES).step_by(5)
+/// Those of so many pages that are accessed one by one.
+fn some(pages: usize) -> impl Iterator<Item = usize> {
+    (1..pages).step_by(5)
 }
 
 /// Where the memory is when it is protected.
@@ -87,7 +87,7 @@ fn scanned(place: Where, protection: Protection) {
     let map = place.make(&gpu);
     let _uffd = Uffd::watch(map, protection, Told::Nobody);
     for access in [Access::Read, Access::Write] {
-        for page in some() {
+        for page in some(PAGES) {
             accessed(map, protection, true);
             // What was on a device and written there may be said to be written once more; but then no more.
             if accessed(map, protection, true) != 0 {
@@ -121,7 +121,7 @@ fn told(place: Where, protection: Protection) {
         });
         let mut missed = Vec::new();
         for access in [Access::Read, Access::Write] {
-            for page in some() {
+            for page in some(PAGES) {
                 uffd.protect(map, protection, true);
                 seen.store(0, Ordering::Release);
                 access.run(&gpu, map, page, sink);
@@ -170,15 +170,17 @@ fn part(protection: Protection) {
     let map = Map::aligned(SZ_2M, SZ_2M);
     map.fill(pattern);
     bring(&gpu, map);
-    let tracked = map.part(SZ_2M / 2, PAGES * PAGE);
+    // In the middle of it, however large a page is.
+    let from = SZ_2M / 4;
+    let tracked = map.part(from, MIDDLE);
     let _uffd = Uffd::watch(tracked, protection, Told::Nobody);
-    for page in some() {
+    for page in some(MIDDLE / PAGE) {
         accessed(tracked, protection, true);
         accessed(tracked, protection, true);
         let at = page * PAGE + 8;
         gpu.run(|c| {
             c.store(map.at(0), pattern(0));
-            c.store(tracked.at(at), pattern(SZ_2M / 2 + at));
+            c.store(tracked.at(at), pattern(from + at));
             c.store(map.at(SZ_2M - 4), pattern(SZ_2M - 4));
         });
         let seen = accessed(tracked, protection, false);

@@ -156,9 +156,10 @@ fn mremap_leaves_empty() {
 
 fn mremap_grows_and_shrinks() {
     let mut gpu = Gpu::new();
-    let map = Map::reserve(SZ_2M, SZ_2M).part(0, MIDDLE).replace_anon(RW);
+    let room = Map::reserve(4 * MIDDLE, SZ_2M);
+    let map = room.part(0, MIDDLE).replace_anon(RW);
     // What is reserved behind it must go for it to grow in place.
-    Map::existing(map.start() + MIDDLE, SZ_2M - MIDDLE).unmap();
+    room.part(MIDDLE, 3 * MIDDLE).unmap();
     map.fill(pattern);
     gpu.increment(map.at(0));
     let grown = map.remap(4 * MIDDLE, 0, None);

@@ -331,7 +331,7 @@ fn undone() {
     let other = Map::aligned(2 * PAGE, SZ_2M);
     let result = gpu.vm().bind(&[
         Bind::userptr(other.at(0), at.0, PAGE as u64),
-        Bind::userptr(0x1000, at.at(PAGE), PAGE as u64),
+        Bind::userptr(PAGE as u64, at.at(PAGE), PAGE as u64),
     ]);
     assert_eq!(result.map_err(|e| e.errno()), Err(libc::EFAULT));
     touch(&gpu, at, 2 * PAGE);
