@@ -139,7 +139,7 @@ fn page_tables() {
 /// Buffers in system memory, when they are bound.
 fn buffers() {
     const COUNT: usize = 16;
-    const SIZE: usize = 1 << 20;
+    const SIZE: usize = 256 * PAGE;
     expect_charged(COUNT, SIZE, device, |device| {
         let vm = Vm::new(device).expect("a VM");
         let bos: Vec<_> = (0..COUNT).map(|_| Bo::system(device, SIZE).expect("a buffer")).collect();
@@ -155,7 +155,7 @@ fn queues() {
     const COUNT: usize = 520;
     expect_charged(
         COUNT,
-        PAGE,
+        4096,
         || Vm::new(&device()).expect("a VM"),
         |vm| -> Vec<_> { (0..COUNT).map(|_| ExecQueue::new(vm).expect("a queue")).collect() },
     );
