@@ -2,7 +2,7 @@
 
 //! The device's own memory: how much there is, and what of a process is in it.
 
-use crate::{skip, Gpu, Map, CHUNK, SZ_2M};
+use crate::{memory::vmstat, skip, Gpu, Map, CHUNK, SZ_2M};
 use std::{
     fmt::Debug,
     time::{Duration, Instant},
@@ -191,12 +191,24 @@ pub fn counted(device: &Device, meanwhile: impl FnOnce()) -> Stats {
     read().since(&before)
 }
 
-/// Has the GPU work on all of `map`, whose chunks must then be in the device's memory.
+/// How many pages the kernel has taken to compact memory, or moved.
+fn compacted() -> u64 {
+    vmstat("compact_isolated") + vmstat("pgmigrate_success")
+}
+
+/// Has the GPU work on all of `map`, whose chunks must then be in the device's memory. Those that the kernel was
+/// moving itself meanwhile, to compact memory, must come when they are asked for again.
 #[track_caller]
 pub fn bring(gpu: &Gpu, map: Map) {
-    touch(gpu, map);
+    let before = compacted();
+    let counts = counted(gpu.device(), || touch(gpu, map));
     let there = in_device(gpu, map);
-    assert_eq!(there, map.len(), "bytes in the device's memory");
+    if there != map.len() && compacted() != before {
+        return soon("all is in the device's memory", || {
+            prefetch(gpu, map) && in_device(gpu, map) == map.len()
+        });
+    }
+    assert_eq!(there, map.len(), "bytes in the device's memory: {counts:?}");
 }
 
 /// Has the GPU read all of `map`, chunk by chunk, and change nothing.
