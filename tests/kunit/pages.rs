@@ -194,8 +194,7 @@ unsafe extern "C" fn invalidate(
         // SAFETY: This is the callback, and it holds the lock under which readers call
         // `read_retry()`.
         unsafe { ext::mmu_interval_set_seq(mni, seq) };
-        // CAST: `unsigned long` is as large as `usize`.
-        if changed.end as usize <= this.span.start || changed.start as usize >= this.span.end {
+        if changed.end <= this.span.start || changed.start >= this.span.end {
             return;
         }
         for pages in this.pages() {

@@ -78,6 +78,9 @@ impl Counts {
 /// A revocation that was begun.
 struct Begun;
 
+/// A change of the CPU's mappings.
+type Change = fn(&Range<usize>) -> Result;
+
 /// What is in the driver's page table: bytes.
 struct Entry(Atomic<i64>);
 
@@ -243,7 +246,7 @@ mod tests {
             mm::map(&span, Prot::Write)?;
             let space = space(env)?;
             let userptr = userptr(&space, &env.mm, span.clone())?;
-            let changes: [(fn(&Range<usize>) -> Result, usize); 3] = [
+            let changes: [(Change, usize); 3] = [
                 (mm::drop_pages, 1),
                 (
                     |span| {

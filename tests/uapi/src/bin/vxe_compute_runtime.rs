@@ -20,7 +20,7 @@ use vxe_uapi::{gpu, Gpu, Map, Program, MIDDLE, PAGE, RO, RW, SZ_2M};
 const CPU_SPAN: u64 = 1 << 47;
 
 /// The consultation of what was advised, instead of a region.
-const CONSULT: i32 = sys::DRM_XE_CONSULT_MEM_ADVISE_PREF_LOC as i32;
+const CONSULT: i32 = sys::DRM_XE_CONSULT_MEM_ADVISE_PREF_LOC;
 
 /// How long the runtime waits for a bind.
 const BIND_WAIT: Timeout = Timeout::ms(1000);
