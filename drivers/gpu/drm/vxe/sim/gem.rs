@@ -8,7 +8,7 @@
 //! alone does not tell that its object has the driver's type.
 //!
 //! What is imported from other devices becomes an object of the driver without pages, see
-//! [`gem_import`](crate::gem_import).
+//! [`gem_import`].
 //!
 //! C header: [`include/drm/drm_gem.h`](srctree/include/drm/drm_gem.h)
 
