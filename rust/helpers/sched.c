@@ -2,14 +2,19 @@
 
 #include <linux/completion.h>
 #include <linux/dma-fence.h>
+#include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
 #include <linux/signal.h>
 
+/*
+ * Lets other tasks run, also those that wait for an RCU tasks grace period: a kernel thread that works without ever
+ * sleeping would block synchronize_rcu_tasks() otherwise.
+ */
 void kext_cond_resched(void)
 {
-	cond_resched();
+	cond_resched_tasks_rcu_qs();
 }
 
 /* Returns whether the calling thread has a fatal signal pending. */

@@ -283,6 +283,41 @@ mod tests {
     }
 
     #[test]
+    fn a_change_between_get_and_commit() -> Result {
+        with_device(|env| {
+            const ROUNDS: usize = 4;
+            let span = pages(0, 8);
+            mm::map(&span, Prot::Write)?;
+            let space = space(env)?;
+            let userptr = userptr(&space, &env.mm, span.clone())?;
+            let mut locked = userptr.lock_killable()?;
+            let mut retry = Retry::bounded();
+            for round in 0..ROUNDS {
+                let attempt = retry.next().ok_or(EBUSY)?;
+                locked.get(&Ctx::new(Access::Write), &attempt)?;
+                if round % 2 == 0 {
+                    locked.invalidate();
+                } else {
+                    mm::drop_pages(&pages(3, 1))?;
+                }
+                // Nobody gets the addresses, and the driver was told of the end of what it might have
+                // had.
+                let mut calls = 0;
+                let done = locked.commit(|_| {
+                    calls += 1;
+                    Ok(())
+                });
+                ensure_eq!((done, calls), (Err(EAGAIN), 0));
+                ensure_eq!(dma::mapped(), 0);
+                ensure_eq!(space.vm().get(), (round + 1, round + 1));
+            }
+            drop(locked);
+            ensure_eq!(bind(&userptr, Access::Write)?.0, span.len());
+            Ok(())
+        })
+    }
+
+    #[test]
     fn memory_that_is_not_there_is_an_error() -> Result {
         with_device(|env| {
             let span = pages(0, 4);

@@ -381,20 +381,26 @@ impl CpuPages for BoData {
     }
 
     /// A buffer private to a VM cannot be exported, as in xe.
-    fn begin_export(&self) -> Result {
+    fn may_export(&self) -> Result {
         match self.vm {
             Some(_) => Err(EPERM),
-            None => self.retention.export(),
+            None => self.retention.check(),
         }
     }
 
-    /// As in xe, the GPU must snoop the CPU's caches, as it is not known how the CPU maps an import.
+    fn begin_export(&self) -> Result {
+        self.may_export()?;
+        self.retention.export()
+    }
+
+    /// As in xe, the GPU must snoop the CPU's caches, as it is not known how the CPU maps an import,
+    /// and compresses nothing.
     fn import(source: DmaBuf) -> BoArgs {
         BoArgs {
             placement: 1 << region::SYSTEM,
             vm: None,
             cpu_cached: true,
-            compressible: true,
+            compressible: false,
             memory: BoMemory::Import(source),
         }
     }

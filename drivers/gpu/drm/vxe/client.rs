@@ -19,6 +19,7 @@
 use crate::{
     driver::Queues,
     exec_queue::Execution,
+    polls::Polls,
     sched::RunQueue, //
 };
 use core::ops::Deref;
@@ -133,6 +134,8 @@ pub(crate) struct Client {
     /// Services page faults and collects garbage, with one work item for each VM and purpose. A
     /// work item may wait for pages that userspace holds back.
     pub(crate) faults: OwnedQueue,
+    /// The queues that wait for conditions.
+    pub(crate) polls: Arc<Polls>,
     #[pin]
     end: Work<Client>,
 }
@@ -147,12 +150,15 @@ impl WorkItem for Client {
     /// Drops the client, and with it its work queue, from the device's own work queue: the work
     /// item that dropped the last [`ClientRef`] may still hold a reference to the client.
     fn run(this: Arc<Self>) {
+        // The queues are gone, but not what was to wake them.
+        this.polls.cancel();
         this.faults.flush();
     }
 }
 
 impl Client {
-    fn new(mm: &Mm) -> Result<Arc<Self>> {
+    fn new(mm: &Mm, polls: &Arc<OwnedQueue>) -> Result<Arc<Self>> {
+        let polls = Polls::new(polls.clone())?;
         let run_queue = RunQueue::new()?;
         let usage = Arc::new(Usage::new(), GFP_KERNEL_ACCOUNT)?;
         let faults = OwnedQueue::new_limited(c"vxe-faults", MAX_FAULT_WORKERS)?;
@@ -162,6 +168,7 @@ impl Client {
                 run_queue,
                 usage,
                 faults,
+                polls,
                 end <- new_work!("Client::end"),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -237,7 +244,7 @@ impl ClientRef {
             listed.refs += 1;
             return Ok(join(listed.client.clone()));
         }
-        let client = Client::new(mm)?;
+        let client = Client::new(mm, queues.engines.polls())?;
         let place = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
         let mut list = list.lock();
         if let Some(listed) = list.get_mut(&key) {

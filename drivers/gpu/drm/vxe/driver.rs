@@ -165,7 +165,7 @@ impl Queues {
 
     /// Waits for all queued work. Called when nothing is mapped any more and jobs fail. Sleeps.
     fn flush(&self) {
-        self.engines.flush();
+        self.engines.flush(&self.clients);
         self.clients.for_each(|client| client.faults.flush());
         self.work.flush();
     }

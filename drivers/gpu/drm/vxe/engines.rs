@@ -13,9 +13,9 @@
 //! namespaces.
 
 use crate::{
+    client::Clients,
     exec_queue::Execution,
     fifo::FifoNode,
-    polls::Polls,
     sched::{
         RunList,
         RunQueue,
@@ -85,8 +85,9 @@ fn now_since(start: i64) -> u64 {
 pub(crate) struct Engines {
     list: Arc<RunList<Execution>>,
     engines: KVec<Arc<Engine>>,
-    polls: Arc<Polls>,
-    queue: Arc<OwnedQueue>,
+    queue: OwnedQueue,
+    /// Runs the work of [`Polls`](crate::polls::Polls).
+    polls: Arc<OwnedQueue>,
 }
 
 impl Engines {
@@ -107,12 +108,12 @@ impl Engines {
             )?;
             engines.push(engine, GFP_KERNEL)?;
         }
-        let queue = Arc::new(OwnedQueue::new_unbound(c"vxe-engines")?, GFP_KERNEL)?;
+        let polls = OwnedQueue::new_unbound(c"vxe-polls")?;
         Ok(Self {
             list,
             engines,
-            polls: Polls::new(queue.clone())?,
-            queue,
+            queue: OwnedQueue::new_unbound(c"vxe-engines")?,
+            polls: Arc::new(polls, GFP_KERNEL)?,
         })
     }
 
@@ -134,25 +135,20 @@ impl Engines {
         }
     }
 
-    /// Makes `node`, which waits for a condition, runnable after a while.
-    pub(crate) fn wait(&self, node: KBox<FifoNode<Execution>>) {
-        self.polls.add(node);
+    /// Returns the work queue for queues that wait for conditions.
+    pub(crate) fn polls(&self) -> &Arc<OwnedQueue> {
+        &self.polls
     }
 
     /// Waits until the engines have run all queues, which fail at their next access. Sleeps.
-    pub(crate) fn flush(&self) {
+    pub(crate) fn flush(&self, clients: &Clients) {
         // A queue may begin to wait for a condition in the first round, with an access that it made
         // before it was to fail.
         for _ in 0..2 {
-            self.polls.wake_all();
+            clients.for_each(|client| client.polls.wake_all());
+            // The work may have taken queues before, and not yet made them runnable.
+            self.polls.flush();
             self.queue.flush();
         }
-    }
-}
-
-impl Drop for Engines {
-    fn drop(&mut self) {
-        // The queues are gone, but not what was to wake them.
-        self.polls.cancel();
     }
 }

@@ -284,6 +284,11 @@ impl ExecQueue {
         self.dev.fences.signal(self.vm.mm());
     }
 
+    /// Wakes threads of the client that wait for memory written by jobs; a job can do that often.
+    fn interrupt(&self) {
+        self.dev.fences.signal_own(self.vm.mm());
+    }
+
     /// Makes the execution in `node` runnable.
     fn wake(&self, node: KBox<FifoNode<Execution>>) {
         let run_queue = self.vm.client().run_queue();
@@ -405,9 +410,9 @@ impl Execution {
         let Some(queue) = turn.node.value.queue.clone() else {
             return;
         };
-        let mut end = TurnEnd::Dead;
+        let (mut end, grant) = (TurnEnd::Dead, turn.grant);
         if queue.enter() {
-            end = turn.node.value.run(&queue, is_over);
+            end = turn.node.value.run(&queue, is_over, || used() >= grant);
             queue.leave();
         }
         // From here on other threads can take the execution.
@@ -419,7 +424,7 @@ impl Execution {
                 None
             }
             TurnEnd::Waiting => {
-                queue.dev.queues.engines.wait(node);
+                queue.vm.client().polls.add(node);
                 None
             }
             TurnEnd::Idle => queue.park(node),
@@ -432,7 +437,15 @@ impl Execution {
     }
 
     /// Runs the jobs of `queue`, the execution's own queue.
-    fn run(&mut self, queue: &ExecQueue, mut is_over: impl FnMut() -> bool) -> TurnEnd {
+    ///
+    /// `is_over` is called after each step, and looks at the clock from time to time only; `is_late`
+    /// does each time, after what may take longer than a step.
+    fn run(
+        &mut self,
+        queue: &ExecQueue,
+        mut is_over: impl FnMut() -> bool,
+        is_late: impl Fn() -> bool,
+    ) -> TurnEnd {
         loop {
             if self.job.is_none() {
                 let Some(job) = queue.next() else {
@@ -448,7 +461,7 @@ impl Execution {
             self.count_ticks(queue);
             match outcome {
                 Outcome::Done => self.done(queue),
-                Outcome::Interrupt => queue.signal(),
+                Outcome::Interrupt => queue.interrupt(),
                 Outcome::Yielded => return TurnEnd::Timeslice,
                 Outcome::Waiting => return TurnEnd::Waiting,
                 Outcome::Fault { addr, access } => {
@@ -460,7 +473,7 @@ impl Execution {
                     return TurnEnd::Dead;
                 }
             }
-            if is_over() {
+            if is_late() {
                 return TurnEnd::Timeslice;
             }
         }

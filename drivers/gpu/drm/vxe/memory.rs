@@ -327,13 +327,23 @@ impl LocalMemory {
     }
 
     /// Purges the first buffer whose contents are not needed, and that `want` allows to take.
-    /// Returns the number of bytes freed, or `None` without such a buffer.
+    /// Returns the number of bytes freed, or `None` without such a buffer, or if the caller is
+    /// killed.
     fn purge_next(dev: &Device, want: Want<'_>) -> Option<u64> {
         let kind = dev.bo_kind.as_ref()?;
         let mut chooser = Chooser::new(want);
-        let mut next = 0;
+        // Buffers that come back to the list get larger numbers.
+        let (mut next, last) = (0, kind.last_listed());
         loop {
-            let (number, bo) = kind.first_listed(next)?;
+            sched::check_killed().ok()?;
+            let listed = kind.first_listed(next);
+            let Some((number, bo)) = listed.filter(|(number, _)| *number <= last) else {
+                if chooser.try_harder() {
+                    next = 0;
+                    continue;
+                }
+                return None;
+            };
             let purged = BoData::purge(&bo, |charge| chooser.may_take(charge));
             if purged.is_some() {
                 return purged;

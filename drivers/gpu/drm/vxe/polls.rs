@@ -3,9 +3,9 @@
 //! Queues whose job waits for a condition on memory.
 //!
 //! Such a queue leaves its engine to others, and takes no time. A delayed work makes it runnable in
-//! the next jiffy, to check the condition again. In a jiffy at most [`BATCH`] queues do so, in
-//! turns, so that a program with thousands of such queues takes no more time of others; if there
-//! are more, they check less often.
+//! the next jiffy, to check the condition again. Each client has its own list and work, from which
+//! at most [`BATCH`] queues are made runnable in a jiffy, in turns: those of a client with
+//! thousands of them check less often, and delay nobody else's.
 //!
 //! Locking: `waiting` is a leaf; no node is dropped or woken under it.
 
@@ -40,10 +40,10 @@ use kernel_ext::workqueue::{
     OwnedQueue, //
 };
 
-/// The most queues that check their conditions in a jiffy.
+/// The most queues of a client that check their conditions in a jiffy.
 const BATCH: usize = 64;
 
-/// The queues of a device that wait for conditions.
+/// The queues of a client that wait for conditions.
 #[pin_data]
 pub(crate) struct Polls {
     #[pin]
@@ -99,18 +99,24 @@ impl Polls {
         self.wake(usize::MAX);
     }
 
-    /// Makes up to `count` queues runnable, and returns whether there are more.
+    /// Makes up to `count` queues runnable, of those that wait now: each checks its condition once,
+    /// though it may wait again meanwhile. Returns whether there are more.
     fn wake(&self, count: usize) -> bool {
-        for _ in 0..count {
-            let Some(node) = self.waiting.lock().pop_front() else {
-                return false;
-            };
+        let (mut taken, has_more) = {
+            let mut waiting = self.waiting.lock();
+            let mut taken = Fifo::new();
+            for node in core::iter::from_fn(|| waiting.pop_front()).take(count) {
+                taken.push_back(node);
+            }
+            (taken, !waiting.is_empty())
+        };
+        while let Some(node) = taken.pop_front() {
             ExecQueue::poll(node);
         }
-        true
+        has_more
     }
 
-    /// Cancels the work. No queue may wait any more.
+    /// Cancels the work, and waits for it. No queue may wait any more. Sleeps.
     pub(crate) fn cancel(self: &Arc<Self>) {
         cancel_delayed(self);
         self.queue.flush();

@@ -24,6 +24,7 @@ pub(crate) mod migrate;
 mod range_state;
 mod revisit;
 mod serve;
+mod stale_span;
 mod thrashing;
 
 use crate::{
@@ -35,8 +36,7 @@ use crate::{
     memory::DeviceMemory,
     stats::{
         us_since,
-        Stat,
-        Stats, //
+        Stat, //
     },
     vm::{
         vma::Span,
@@ -85,6 +85,7 @@ pub(crate) use serve::{
     fault,
     prefetch, //
 };
+pub(crate) use stale_span::StaleSpan;
 
 /// The sizes of ranges, in bytes: those of xe where pages are of 4 KiB, the last of which is a page elsewhere.
 const CHUNK_SIZES: &[usize] = if PAGE_SIZE < SZ_64K {
@@ -196,7 +197,8 @@ impl Driver for Mirror {
             let wait = &range.data().access_wait;
             wait.end(&vm.aspace, invalidation.can_wait());
             let span = to_gpu(range.span());
-            stale.add(vm.aspace.zap(span.start, span.end - span.start));
+            let cleared = vm.aspace.zap(span.start, span.end - span.start);
+            stale.add_removed(span, cleared);
             range.data().set(None, 0, 0);
         }
         if stale.flush(&vm.aspace, &vm.dev.stats) {
@@ -217,35 +219,6 @@ impl Driver for Mirror {
 
     fn garbage(vm: &Context) {
         vm.collector.wake();
-    }
-}
-
-/// The smallest span around all stale translations of a TLB.
-///
-/// Spans are only added, never replaced, so the flush covers all of them.
-#[must_use = "translations that changed must be flushed"]
-pub(crate) struct StaleSpan(Option<Span>);
-
-impl StaleSpan {
-    /// Creates an empty span.
-    pub(crate) fn new() -> Self {
-        Self(None)
-    }
-
-    /// Adds the span that a change of the page table made stale.
-    pub(crate) fn add(&mut self, stale: Option<Span>) {
-        self.0 = match (self.0.take(), stale) {
-            (Some(a), Some(b)) => Some(a.start.min(b.start)..a.end.max(b.end)),
-            (a, b) => a.or(b),
-        };
-    }
-
-    /// Invalidates the TLB for the span. Returns whether the span had any translations.
-    pub(crate) fn flush(self, aspace: &AddressSpace, stats: &Stats) -> bool {
-        let Some(span) = self.0 else { return false };
-        aspace.invalidate_tlb(span.start, span.end - span.start);
-        stats.inc(Stat::TlbInvalCount);
-        true
     }
 }
 

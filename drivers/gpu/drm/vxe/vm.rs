@@ -8,8 +8,11 @@
 //! # Locking
 //!
 //! Outermost first: the SVM lock ([`svm_lock`]), the lock of the map of VMAs, the notifier lock.
-//! Every change of the map, of the page table and of ranges is made with the SVM lock held. So a
-//! thread that holds the SVM lock may look up a VMA, release the map's lock and work with a copy.
+//! Every change of the map and of ranges, and every new mapping in the page table, is made with the
+//! SVM lock held. So a thread that holds the SVM lock may look up a VMA, release the map's lock and
+//! work with a copy. Mappings are removed with other locks, too: the notifier locks, the map's, or
+//! none when the VM is closed. Whoever frees memory after that flushes the TLB for all of its
+//! addresses ([`StaleSpan::add_removed`]), as what another thread has removed may not be flushed yet.
 //! The map's lock protects the map from readers without the SVM lock. Memory is allocated under it,
 //! so it must not be taken under the notifier lock. The fault queue's lock is a leaf.
 //!
@@ -502,7 +505,7 @@ impl Vm {
 
     fn zap_all(&self) {
         let mut stale = StaleSpan::new();
-        stale.add(self.aspace.zap(SPAN.start, SPAN.end - SPAN.start));
+        stale.add_removed(SPAN, self.aspace.zap(SPAN.start, SPAN.end - SPAN.start));
         stale.flush(&self.aspace, &self.dev.stats);
     }
 

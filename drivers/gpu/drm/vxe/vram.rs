@@ -113,14 +113,20 @@ impl Vram {
         let mut allocation = Allocation {
             vram: self.clone(),
             extents: KVVec::new(),
+            offsets: KVVec::new(),
             blocks,
         };
+        let mut offset = 0;
         for block in allocation.blocks.iter() {
             let (start, len) = (block.offset(), block.size());
             match allocation.extents.last_mut() {
                 Some(last) if last.end() == start => last.len += len,
-                _ => allocation.extents.push(Extent { start, len }, flags)?,
+                _ => {
+                    allocation.extents.push(Extent { start, len }, flags)?;
+                    allocation.offsets.push(offset, flags)?;
+                }
             }
+            offset += len;
             // On failure, dropping `allocation` takes back extents that were not given too, which
             // is harmless.
             self.ram.grant(start..start + len, flags & !account)?;
@@ -154,6 +160,8 @@ impl Extent {
 pub(crate) struct Allocation {
     vram: Arc<Vram>,
     extents: KVVec<Extent>,
+    /// Where each extent begins in the allocation.
+    offsets: KVVec<u64>,
     // Freed last, when no mapping or copy uses the memory any more.
     blocks: Pin<KBox<AllocatedBlocks>>,
 }
@@ -170,14 +178,15 @@ impl Allocation {
     }
 
     /// Returns the address of the byte at `offset`, if the allocation is that large.
-    pub(crate) fn addr(&self, mut offset: u64) -> Option<u64> {
-        for extent in &self.extents {
-            if offset < extent.len {
-                return Some(extent.start + offset);
-            }
-            offset -= extent.len;
-        }
-        None
+    pub(crate) fn addr(&self, offset: u64) -> Option<u64> {
+        let index = self
+            .offsets
+            .partition_point(|start| *start <= offset)
+            .checked_sub(1)?;
+        let extent = self.extents.get(index)?;
+        // Does not underflow: the extent begins at or before the offset.
+        let within = offset - self.offsets.get(index)?;
+        (within < extent.len).then_some(extent.start + within)
     }
 
     /// Returns the RAM page that backs page `index` of the allocation.

@@ -17,6 +17,7 @@ use kernel::{
     task::MAX_SCHEDULE_TIMEOUT,
     time::Jiffies, //
 };
+use kernel_ext::time::jiffies;
 use vxe_sim::sysinfo::{nsecs_to_jiffies, Clock};
 
 /// No time-out, in jiffies.
@@ -87,7 +88,8 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fen
         // So that the remainder never gets negative or zero.
         args.timeout = i64::MAX;
     }
-    let mut timeout = to_jiffies(args.timeout, absolute);
+    let total = to_jiffies(args.timeout, absolute);
+    let (mut timeout, begun) = (total, jiffies::now());
     let waiter = dev.fences.join();
     let start = Clock::Monotonic.now_ns();
 
@@ -112,10 +114,13 @@ pub(crate) fn ioctl(ioctl: &mut Ioctl<'_>, args: &mut uapi::drm_xe_wait_user_fen
         // interrupt it. Not while it reads the word, since it may wait for a page then.
         let _waiting = dmem::begin_wait();
         timeout = match waiter.wait(seen, timeout) {
-            Waited::Signalled(left) => left,
             // Check once more.
             Waited::TimedOut => 0,
-            Waited::Interrupted => timeout,
+            // Signals may be so frequent that no sleep takes a jiffy.
+            Waited::Signalled | Waited::Interrupted if total != FOREVER => {
+                total.saturating_sub(jiffies::since(begun))
+            }
+            Waited::Signalled | Waited::Interrupted => FOREVER,
         };
     };
 

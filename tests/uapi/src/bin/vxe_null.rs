@@ -169,6 +169,23 @@ fn long_running() {
     to.expect("zeros", |_| 0);
 }
 
+/// Conditions hold for zeros, and registers are loaded with them.
+fn conditions() {
+    let gpu = Gpu::new();
+    bind(gpu.vm(), &[Bind::null(FAR, MIDDLE as u64)]);
+    let map = Map::anon(PAGE);
+    map.write(0, 7);
+    let halves = |address: u64| (address as u32, (address >> 32) as u32);
+    let ((low, high), (to_low, to_high)) = (halves(FAR), halves(map.at(0)));
+    gpu.run(|c| {
+        // MI_SEMAPHORE_WAIT until it is zero, MI_LOAD_REGISTER_MEM, MI_STORE_REGISTER_MEM.
+        c.raw(&[0x0e00_c003, 0, low, high, 0]);
+        c.raw(&[0x1488_0002, 0x600, low, high]);
+        c.raw(&[0x1208_0002, 0x600, to_low, to_high]);
+    });
+    map.expect_word("zero, from a register", 0, 0);
+}
+
 /// Arrays of binds change nothing if one fails.
 fn undone() {
     let gpu = Gpu::new();
@@ -196,6 +213,7 @@ fn main() -> ExitCode {
     p.subtest("unbound", "a part is unbound", unbound);
     p.subtest("advised", "advice and prefetches", advised);
     p.subtest("long-running", "a VM without faults", long_running);
+    p.subtest("conditions", "semaphores and registers", conditions);
     p.subtest("undone", "a failing array of binds", undone);
     p.main()
 }

@@ -214,6 +214,10 @@ fn between_devices() {
     gpu.store(2 * AT, 5);
     memory.expect_word("the part", SZ_2M, 5);
     assert_eq!(gpu.vm().set_needed(AT, size as u64, false), Ok(true), "an import is kept");
+    assert_eq!(gpu.vm().set_needed(2 * AT, MIDDLE as u64, false), Ok(true), "an import is kept");
+    gpu.vm().bind(&[part]).expect("a bind of an import whose contents are not needed");
+    gpu.increment(2 * AT);
+    memory.expect_word("the part again", SZ_2M, 6);
     assert_eq!(gpu.vm().set_needed(AT, size as u64, true), Ok(true), "an import is kept");
     gpu.vm().bind(&[Bind::unmap_all(&imported)]).expect("an unbind");
 

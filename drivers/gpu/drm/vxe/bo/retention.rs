@@ -19,7 +19,8 @@
 use super::{
     Bo,
     BoData,
-    BoKind, //
+    BoKind,
+    Source, //
 };
 use kernel::{
     prelude::*,
@@ -159,7 +160,10 @@ impl Drop for Hold {
             return;
         }
         inner.needed -= 1;
-        if inner.needed == 0 && inner.mappings != 0 && inner.state == State::Needed {
+        // As in xe, the contents of an import are the exporter's.
+        let is_import = matches!(self.bo.source, Source::Import(_));
+        let is_needed = inner.needed != 0 || inner.mappings == 0 || is_import;
+        if !is_needed && inner.state == State::Needed {
             inner.state = State::Unneeded;
             if let (Some(kind), Some(room)) = (kind(&self.bo), inner.room.take()) {
                 kind.list(&self.bo, room);

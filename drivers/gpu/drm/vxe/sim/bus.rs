@@ -158,6 +158,7 @@ impl Bus {
         let done = match at {
             // SAFETY: As in `read`.
             Target::System(addr) => unsafe { self.system.load_u32(addr) },
+            _ if at.is_null() => Ok(0),
             _ => self.with_ram(at, |ram, addr| ram.load_u32(addr)),
         };
         self.check(at, done)

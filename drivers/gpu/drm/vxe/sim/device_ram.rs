@@ -230,8 +230,9 @@ impl DeviceRam {
     ) -> Result {
         from.with_readable(addr, len, |from| {
             self.with(to, len, |to| {
-                // SAFETY: Both are valid for this many bytes. They do not overlap, as the DMA API
-                // maps no page of the device's memory.
+                // SAFETY: Both are valid for this many bytes. They do not overlap: other devices may
+                // map pages of the device's memory for DMA, but the driver copies to and from
+                // addresses of system memory only.
                 unsafe { copy(to, from, len) }
             })
         })?

@@ -65,6 +65,9 @@ pub trait CpuPages: DriverObject {
     /// Returns an error if the object must not be mapped by the CPU.
     fn may_map(&self) -> Result;
 
+    /// Returns an error if the object must not be exported as a dma-buf.
+    fn may_export(&self) -> Result;
+
     /// Called before the object is exported as a dma-buf. Returns an error if it must not be. An
     /// exported object does not give up its pages any more.
     fn begin_export(&self) -> Result;
@@ -176,6 +179,11 @@ impl<T: CpuPages> GemKind<shmem::Object<T>> {
         self.list.remove(NonNull::new(object.as_raw())?)
     }
 
+    /// Returns the number of the last object that was added to the list.
+    pub fn last_listed(&self) -> u64 {
+        self.list.last()
+    }
+
     /// Returns the first object of the list with a number from `number` on, and its number. Skips
     /// objects that are being freed.
     pub fn first_listed(&self, number: u64) -> Option<(u64, ARef<shmem::Object<T>>)> {
@@ -240,7 +248,11 @@ impl<T: CpuPages> ShmemPagesFuncs<T> {
     ) -> *mut bindings::dma_buf {
         // SAFETY: By this function's requirements.
         let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(obj) };
-        match T::populate(object).and_then(|()| object.begin_export()) {
+        let begun = object
+            .may_export()
+            .and_then(|()| T::populate(object))
+            .and_then(|()| object.begin_export());
+        match begun {
             // SAFETY: As above; the exporter has a reference.
             Ok(()) => unsafe { ext::drm_gem_prime_export(obj, flags) },
             Err(e) => e.to_ptr(),

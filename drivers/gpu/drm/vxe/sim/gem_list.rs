@@ -105,6 +105,11 @@ impl GemList {
         })
     }
 
+    /// Returns the number of the last object that was added, which may have been removed.
+    pub(crate) fn last(&self) -> u64 {
+        self.inner.lock().last
+    }
+
     /// Returns the first object whose number is at least `number`, with its number and a reference.
     /// Skips objects that are being freed.
     pub(crate) fn first_from(

@@ -28,6 +28,7 @@ use kernel::{
     },
     prelude::*, //
 };
+use kernel_ext::sched;
 
 /// The functions of objects with pages of a `T`.
 pub(crate) struct OwnPagesFuncs<T>(PhantomData<T>);
@@ -88,6 +89,9 @@ unsafe extern "C" fn get_sg_table<T: CpuPages>(
         let count = object.size() / PAGE_SIZE;
         let mut pages = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
         for index in 0..count {
+            // The importer, and who waits for the object's reservation lock, wait meanwhile.
+            sched::check_killed()?;
+            sched::cond_resched();
             let page = object.with_page(index, |page| page.as_ptr());
             pages.push(page.ok_or(EINVAL)?, GFP_KERNEL_ACCOUNT)?;
         }

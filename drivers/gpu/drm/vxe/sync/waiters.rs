@@ -77,8 +77,8 @@ const BATCH: usize = 32;
 /// Why [`Waiter::wait`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waited {
-    /// A fence was signalled, with this many jiffies of the time-out left.
-    Signalled(Jiffies),
+    /// A fence was signalled.
+    Signalled,
     /// The time-out expired.
     TimedOut,
     /// The caller has a signal pending.
@@ -271,13 +271,28 @@ impl FenceWaiters {
     /// Makes the waiters check their fences: those of process `mm` now, others soon. Called in
     /// process context, after a write to a fence or to other state that waiters check.
     pub(crate) fn signal(self: &Arc<Self>, mm: Option<&Mm>) {
+        self.signal_groups(mm, true);
+    }
+
+    /// Like [`signal`](Self::signal), but leaves all other processes to the work item, whose pace is
+    /// limited: for what a program can do any number of times at no cost.
+    pub(crate) fn signal_own(self: &Arc<Self>, mm: Option<&Mm>) {
+        self.signal_groups(mm, false);
+    }
+
+    fn signal_groups(self: &Arc<Self>, mm: Option<&Mm>, directly: bool) {
         let mut groups = self.groups.lock();
         if groups.closed || groups.threads == 0 {
             // No thread waits.
             return;
         }
         let own = mm.map_or(0, key);
-        let has_more = !groups.wake_direct(own);
+        let has_more = if directly {
+            !groups.wake_direct(own)
+        } else {
+            let own = groups.tree.get(&own).map_or(0, |entry| entry.threads);
+            groups.threads > own
+        };
         let own = groups.tree.get(&own).map(|entry| entry.group.clone());
         if has_more && !groups.enqueued {
             groups.enqueued = true;
@@ -291,7 +306,9 @@ impl FenceWaiters {
         if let Some(group) = own {
             group.wake(group.signal());
         }
-        self.ungrouped.wake(self.ungrouped.signal());
+        if directly {
+            self.ungrouped.wake(self.ungrouped.signal());
+        }
     }
 
     /// Wakes all waiters and stops the work item: the device is gone, which each waiter notices.
@@ -416,7 +433,7 @@ impl Waiter {
                 CondVarTimeoutResult::Signal { .. } => return Waited::Interrupted,
             }
         }
-        Waited::Signalled(timeout)
+        Waited::Signalled
     }
 }
 

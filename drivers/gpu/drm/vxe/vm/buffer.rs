@@ -132,12 +132,13 @@ impl Removals {
         let mut stale = StaleSpan::new();
         for span in self.spans.iter() {
             let len = span.end - span.start;
-            match vm.aspace.unmap(&mut self.staged, span.start, len) {
-                Ok(changed) => stale.add(changed),
+            let cleared = match vm.aspace.unmap(&mut self.staged, span.start, len) {
+                Ok(cleared) => cleared,
                 // Cannot happen, as `stage()` allocated for these spans. The zap may clear too
                 // much; faults map that again.
-                Err(_) => stale.add(vm.aspace.zap(span.start, len)),
-            }
+                Err(_) => vm.aspace.zap(span.start, len),
+            };
+            stale.add_removed(span.clone(), cleared);
             sched::cond_resched();
         }
         stale.flush(&vm.aspace, &vm.dev.stats);
@@ -165,7 +166,8 @@ impl Vm {
         let mut stale = StaleSpan::new();
         let map = self.map.lock();
         for span in map.spans_of(bo) {
-            stale.add(self.aspace.zap(span.start, span.end - span.start));
+            let cleared = self.aspace.zap(span.start, span.end - span.start);
+            stale.add_removed(span, cleared);
             sched::cond_resched();
         }
         drop(map);

@@ -115,7 +115,8 @@ fn zap(vm: &UserptrContext, userptr: &VmUserptr) -> Flush {
     let started = Instant::<Monotonic>::now();
     let mut stale = StaleSpan::new();
     let span = &userptr.data().span;
-    stale.add(vm.aspace.zap(span.start, span.end - span.start));
+    let cleared = vm.aspace.zap(span.start, span.end - span.start);
+    stale.add_removed(span.clone(), cleared);
     Flush { stale, started }
 }
 

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
     p.subtest("semaphore-fault", "waits for what cannot be read", streamer::semaphore_fault);
     p.subtest("unbind", "the device is unbound under such jobs", streamer::unbind);
     p.subtest("interrupt", "a job wakes who waits", streamer::interrupt);
+    p.subtest("interrupts", "a job wakes all the time", streamer::interrupts);
     p.subtest("refused", "what the engine does not have", streamer::refused);
     p.subtest("set", "fills of bytes and rows", blitter::set);
     p.subtest("copy-linear", "copies of bytes", blitter::copy_linear);

@@ -372,6 +372,31 @@ pub fn interrupt() {
     job.wait().expect("the job");
 }
 
+/// A job that interrupts all the time extends no time-out.
+pub fn interrupts() {
+    const TIMEOUT: Duration = Duration::from_millis(300);
+    let gpu = Gpu::new();
+    let memory = Map::shared(PAGE);
+    let mut c = Commands::new();
+    c.store(memory.at(PAGE - 8), 1);
+    let again = memory.at(c.dwords().len() * 4);
+    c.interrupt().jump(again);
+    memory.write_words(0, c.dwords());
+    // SAFETY: the job only writes the test's memory, which stays.
+    unsafe { gpu.queue().submit(memory.at(0), None) }.expect("a job");
+    while memory.read(PAGE - 8) == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    for _ in 0..3 {
+        let start = Instant::now();
+        let wait = Wait::equal(memory.at(PAGE - 16), 1, Timeout::Relative(TIMEOUT));
+        let waited = gpu.device().wait_user_fence(&wait);
+        assert_eq!(waited.map_err(|e| e.errno()), Err(libc::ETIME));
+        let took = start.elapsed();
+        assert!(took >= TIMEOUT && took < TIMEOUT + SOON, "{took:?} instead of {TIMEOUT:?}");
+    }
+}
+
 /// What the engine does not have bans the queue.
 pub fn refused() {
     let mut gpu = Gpu::new();

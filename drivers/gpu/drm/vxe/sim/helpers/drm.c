@@ -107,33 +107,44 @@ void vxesim_drm_print(struct drm_printer *p, const void *args)
 	drm_printf(p, "%pA", args);
 }
 
+static void vxesim_drm_add_memory(struct drm_file *file, const struct drm_gem_object_funcs *funcs,
+				bool has_memory, struct drm_memory_stats *stats)
+{
+	struct drm_gem_object *obj;
+	int id;
+
+	spin_lock(&file->table_lock);
+	idr_for_each_entry(&file->object_idr, obj, id) {
+		const bool imported = drm_gem_is_imported(obj);
+
+		if (imported ? has_memory : obj->funcs != funcs)
+			continue;
+		if (drm_gem_object_is_shared_for_memory_stats(obj))
+			stats->shared += obj->size;
+		else
+			stats->private += obj->size;
+		if (has_memory)
+			stats->resident += obj->size;
+		else if (!imported)
+			stats->resident += (u64)READ_ONCE(obj->filp->f_mapping->nrpages) << PAGE_SHIFT;
+	}
+	spin_unlock(&file->table_lock);
+}
+
 /*
  * Prints the sizes of the objects with a handle in @file whose functions are @funcs, as those of
- * memory region @region. @has_memory: they have their memory from their creation on, and no pages of
- * shmem.
+ * memory region @region; of none if that is NULL. @has_memory: they have their memory from their
+ * creation on, and no pages of shmem. Imports of other devices' memory count with the objects that
+ * have pages of shmem.
  */
 void vxesim_drm_print_memory(struct drm_printer *p, struct drm_file *file,
 			   const struct drm_gem_object_funcs *funcs, bool has_memory,
 			   const char *region)
 {
 	struct drm_memory_stats stats = {};
-	struct drm_gem_object *obj;
-	int id;
 
-	spin_lock(&file->table_lock);
-	idr_for_each_entry(&file->object_idr, obj, id) {
-		if (obj->funcs != funcs)
-			continue;
-		if (drm_gem_object_is_shared_for_memory_stats(obj))
-			stats.shared += obj->size;
-		else
-			stats.private += obj->size;
-		if (has_memory)
-			stats.resident += obj->size;
-		else
-			stats.resident += (u64)READ_ONCE(obj->filp->f_mapping->nrpages) << PAGE_SHIFT;
-	}
-	spin_unlock(&file->table_lock);
+	if (funcs)
+		vxesim_drm_add_memory(file, funcs, has_memory, &stats);
 	drm_print_memory_stats(p, &stats,
 			       DRM_GEM_OBJECT_ACTIVE | DRM_GEM_OBJECT_RESIDENT |
 			       DRM_GEM_OBJECT_PURGEABLE, region);
