@@ -20,6 +20,7 @@ use crate::{
     }, //
 };
 use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
     prelude::*,
     sync::{
         new_spinlock,
@@ -83,7 +84,7 @@ impl Polls {
                 queue,
                 work <- new_delayed_work!("Polls::work"),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 
