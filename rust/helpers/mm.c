@@ -252,27 +252,18 @@ bool kext_memcg_is_short(struct mm_struct *mm, unsigned long pages)
 	return is_short;
 }
 
-/*
- * Allocates @count pages and frees them again; returns whether it got them all. Never uses the reserves. When there
- * are no more, it tries to allocate one page with @last, unless that is 0, and ends.
- */
-static bool kext_try_pages(unsigned long count, gfp_t gfp, gfp_t last)
+/* Allocates @count pages and frees them again; returns whether it got them all. Never uses the reserves. */
+static bool kext_try_pages(unsigned long count, gfp_t gfp)
 {
-	const gfp_t flags = __GFP_HIGHMEM | __GFP_NOWARN | __GFP_NOMEMALLOC;
 	struct page *page, *next;
 	LIST_HEAD(pages);
 
 	for (; count; count--) {
-		page = alloc_page(gfp | flags);
+		page = alloc_page(gfp | __GFP_HIGHMEM | __GFP_NOWARN | __GFP_NOMEMALLOC);
 		if (!page)
 			break;
 		list_add(&page->lru, &pages);
 		cond_resched();
-	}
-	if (count && last) {
-		page = alloc_page(last | flags);
-		if (page)
-			__free_page(page);
 	}
 	list_for_each_entry_safe(page, next, &pages, lru) {
 		list_del(&page->lru);
@@ -297,7 +288,7 @@ bool kext_make_room(unsigned long count)
 	if (down_killable(&kext_room))
 		return false;
 	is_there = !kext_memory_is_short(count) ||
-		   kext_try_pages(count + min(totalram_pages() / 64, SZ_16M >> PAGE_SHIFT), GFP_KERNEL, 0);
+		   kext_try_pages(count + min(totalram_pages() / 64, SZ_16M >> PAGE_SHIFT), GFP_KERNEL);
 	up(&kext_room);
 	return is_there;
 }
@@ -329,7 +320,7 @@ void kext_memalloc_noreclaim_restore(unsigned int flags)
 /* Makes the active memory cgroup reclaim until it can charge @count pages; returns whether it can. Kills nobody. */
 bool kext_memcg_make_room(unsigned long count)
 {
-	return kext_try_pages(count, GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL, 0);
+	return kext_try_pages(count, GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL);
 }
 
 /* Serializes the OOM kills in memory cgroups, each until the memory of its victim is free. */
@@ -346,10 +337,26 @@ void kext_memcg_kill_end(void)
 	up(&kext_kills);
 }
 
+/* Returns a number that grows with each OOM kill that may free memory for @memcg. */
+unsigned long kext_memcg_kills(void *memcg)
+{
+	unsigned long kills = 0;
+#ifdef CONFIG_MEMCG
+	struct mem_cgroup *at;
+
+	/* The kills in a parent without a limit may all be in other children. */
+	for (at = memcg; at; at = parent_mem_cgroup(at))
+		if (READ_ONCE(at->memory.max) != PAGE_COUNTER_MAX)
+			kills += atomic_long_read(&at->memory_events[MEMCG_OOM_KILL]);
+#endif
+	return kills;
+}
+
 struct kext_memcg_kill {
 	struct work_struct work;
 	struct mem_cgroup *memcg;
 	unsigned long count;
+	unsigned long kills;
 	bool has_room;
 };
 
@@ -360,15 +367,16 @@ static void kext_memcg_kill_work(struct work_struct *work)
 
 	allow_kernel_signal(SIGKILL);
 	send_sig(SIGKILL, current, 1);
-	kill->has_room = kext_try_pages(kill->count, GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL,
-					GFP_KERNEL_ACCOUNT);
+	kill->has_room = kext_try_pages(kill->count, GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL);
+	if (!kill->has_room && kext_memcg_kills(kill->memcg) == kill->kills)
+		kext_try_pages(1, GFP_KERNEL_ACCOUNT);
 	disallow_signal(SIGKILL);
 	set_active_memcg(before);
 }
 
 /*
- * Makes @memcg reclaim, and invoke the OOM killer at most once, until it can charge @count pages; returns whether
- * it can.
+ * Makes @memcg reclaim until it can charge @count pages; returns whether it can. If it cannot, invokes the OOM killer at
+ * most once, unless kext_memcg_kills() is not @kills any more: then the memory of a victim is about to be free.
  *
  * try_charge_memcg() repeats the OOM kill until the charge succeeds or the calling thread is dying. A thread with a
  * pending SIGKILL is: its charge fails after the first kill. The pending signal does not prevent that kill, as
@@ -377,26 +385,13 @@ static void kext_memcg_kill_work(struct work_struct *work)
  * a second one might find that the victim has freed only a part of its memory, and have another process killed.) The
  * caller's thread would discard a SIGKILL from kext_kill_thread() with it.
  */
-bool kext_memcg_kill(void *memcg, unsigned long count)
+bool kext_memcg_kill(void *memcg, unsigned long count, unsigned long kills)
 {
-	struct kext_memcg_kill kill = { .memcg = memcg, .count = count };
+	struct kext_memcg_kill kill = { .memcg = memcg, .count = count, .kills = kills };
 
 	INIT_WORK_ONSTACK(&kill.work, kext_memcg_kill_work);
 	queue_work(system_dfl_wq, &kill.work);
 	flush_work(&kill.work);
 	destroy_work_on_stack(&kill.work);
 	return kill.has_room;
-}
-
-/* Returns a number that grows with each OOM kill in @memcg or in a child of one of its parents. */
-unsigned long kext_memcg_kills(void *memcg)
-{
-	unsigned long kills = 0;
-#ifdef CONFIG_MEMCG
-	struct mem_cgroup *at;
-
-	for (at = memcg; at; at = parent_mem_cgroup(at))
-		kills += atomic_long_read(&at->memory_events[MEMCG_OOM_KILL]);
-#endif
-	return kills;
 }

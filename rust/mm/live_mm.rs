@@ -33,9 +33,10 @@
 //!
 //! - first charges without an OOM kill, and stops if the process is exiting;
 //! - waits for `EXIT_MS` before a kill: another thread may have caused one;
-//! - has one process killed by a charge that fails after that ([`Memcg::kill`]), and waits for its
-//!   memory for up to `VICTIM_MS` before it lets itself or another kernel thread cause the next
-//!   kill.
+//! - has one process killed by a charge that fails after that ([`Memcg::kill`]), unless a thread of
+//!   a process caused a kill meanwhile;
+//! - waits for the memory of the victim for up to `VICTIM_MS` before it lets itself or another kernel
+//!   thread cause the next kill.
 //!
 //! C headers: [`include/linux/sched/mm.h`](srctree/include/linux/sched/mm.h),
 //! [`include/linux/oom.h`](srctree/include/linux/oom.h)
@@ -229,6 +230,8 @@ fn make_memcg_room(mm: &Mm, memcg: &Memcg, pages: usize) -> Result {
             return Err(EFAULT);
         }
         let turn = KillTurn::take();
+        // Read before the look at what is left: a thread of a process may cause a kill at any time.
+        let kills = memcg.kills();
         // While another kernel thread has the turn, its victim exits.
         let ms = if turn.is_some() { 0 } else { POLL_MS };
         if wait_for_room(memcg, pages, ms, || is_gone(mm))? {
@@ -237,9 +240,8 @@ fn make_memcg_room(mm: &Mm, memcg: &Memcg, pages: usize) -> Result {
         if turn.is_none() || is_gone(mm) {
             continue;
         }
-        let kills = memcg.kills();
         // Even if the victim is the process of `mm`, the turn ends when its memory is free.
-        if memcg.kill(pages) || wait_for_room(memcg, pages, VICTIM_MS, || false)? {
+        if memcg.kill(pages, kills) || wait_for_room(memcg, pages, VICTIM_MS, || false)? {
             return Ok(());
         }
         fruitless = if memcg.kills() == kills {

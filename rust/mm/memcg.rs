@@ -47,12 +47,13 @@ impl Memcg {
         result
     }
 
-    /// Makes the cgroup reclaim, and kill at most one process, until it can charge `pages` pages.
-    /// Returns whether it can. Sleeps; the calling thread should hold no lock or reference that a
-    /// process needs to exit.
-    pub fn kill(&self, pages: usize) -> bool {
+    /// Makes the cgroup reclaim until it can charge `pages` pages. Returns whether it can. If it
+    /// cannot, has one process killed, unless [`kills`](Self::kills) is not `kills` any more.
+    ///
+    /// Sleeps; the calling thread should hold no lock or reference that a process needs to exit.
+    pub fn kill(&self, pages: usize, kills: usize) -> bool {
         // SAFETY: `self` owns a reference, and the caller may sleep.
-        unsafe { ext::memcg_kill(self.0, pages) }
+        unsafe { ext::memcg_kill(self.0, pages, kills) }
     }
 
     /// Returns a number that grows with each OOM kill that may free memory for this cgroup.

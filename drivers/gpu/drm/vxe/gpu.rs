@@ -13,7 +13,8 @@
 //!     rows           copies and fills, in pieces
 //!     access         accesses to memory, which may fault
 //!     clock          time-stamps
-//!   address_space  the memory that a batch can access: the driver maps, zaps and invalidates here
+//!   address_space  the memory that a batch can access
+//!     stale_span     changes of it by the driver, and what has to be flushed after them
 //!     tlb            recently used translations, until they are invalidated
 //!     page_table     translations, changed in place
 //!     expected       pages whose faults were serviced and which were not accessed since
@@ -43,6 +44,7 @@ mod fetcher;
 mod page_table;
 mod registers;
 mod rows;
+mod stale_span;
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;
 mod tlb;
@@ -52,6 +54,7 @@ pub(crate) use clock::{now_ns, ticks, timestamp, REFERENCE_CLOCK};
 pub(crate) use copy::{CopyEngine, CopyRun};
 pub(crate) use engine::{EngineContext, EngineError, Outcome};
 pub(crate) use page_table::{Access, PteFlag, PteFlags, Staged, PAGE_SIZE};
+pub(crate) use stale_span::StaleSpan;
 pub(crate) use vxe_sim::bus::{
     Bus,
     Target, //

@@ -24,7 +24,6 @@ pub(crate) mod migrate;
 mod range_state;
 mod revisit;
 mod serve;
-mod stale_span;
 mod thrashing;
 
 use crate::{
@@ -32,7 +31,10 @@ use crate::{
         Device,
         VA_BITS, //
     },
-    gpu::AddressSpace,
+    gpu::{
+        AddressSpace,
+        StaleSpan, //
+    },
     memory::DeviceMemory,
     stats::{
         us_since,
@@ -85,7 +87,6 @@ pub(crate) use serve::{
     fault,
     prefetch, //
 };
-pub(crate) use stale_span::StaleSpan;
 
 /// The sizes of ranges, in bytes: those of xe where pages are of 4 KiB, the last of which is a page elsewhere.
 const CHUNK_SIZES: &[usize] = if PAGE_SIZE < SZ_64K {
@@ -197,8 +198,7 @@ impl Driver for Mirror {
             let wait = &range.data().access_wait;
             wait.end(&vm.aspace, invalidation.can_wait());
             let span = to_gpu(range.span());
-            let cleared = vm.aspace.zap(span.start, span.end - span.start);
-            stale.add_removed(span, cleared);
+            stale.zap(&vm.aspace, span);
             range.data().set(None, 0, 0);
         }
         if stale.flush(&vm.aspace, &vm.dev.stats) {

@@ -12,7 +12,7 @@
 //! SVM lock held. So a thread that holds the SVM lock may look up a VMA, release the map's lock and
 //! work with a copy. Mappings are removed with other locks, too: the notifier locks, the map's, or
 //! none when the VM is closed. Whoever frees memory after that flushes the TLB for all of its
-//! addresses ([`StaleSpan::add_removed`]), as what another thread has removed may not be flushed yet.
+//! addresses ([`StaleSpan::zap`]), as what another thread has removed may not be flushed yet.
 //! The map's lock protects the map from readers without the SVM lock. Memory is allocated under it,
 //! so it must not be taken under the notifier lock. The fault queue's lock is a leaf.
 //!
@@ -50,7 +50,8 @@ use crate::{
     },
     gpu::{
         Access,
-        AddressSpace, //
+        AddressSpace,
+        StaleSpan, //
     },
     ioctl::Ioctl,
     memory::DeviceMemory,
@@ -63,7 +64,6 @@ use crate::{
         Collector,
         Context,
         Mirror, //
-        StaleSpan,
     },
     uapi, //
 };
@@ -505,7 +505,7 @@ impl Vm {
 
     fn zap_all(&self) {
         let mut stale = StaleSpan::new();
-        stale.add_removed(SPAN, self.aspace.zap(SPAN.start, SPAN.end - SPAN.start));
+        stale.zap(&self.aspace, SPAN);
         stale.flush(&self.aspace, &self.dev.stats);
     }
 

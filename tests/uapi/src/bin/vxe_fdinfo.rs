@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 use vxe_client::{Bo, Commands, Device, ExecQueue, Vm};
-use vxe_uapi::{gpu::device, skip, sysfs::Slot, Gpu, Map, Program, PAGE};
+use vxe_uapi::{gpu::device, skip, sysfs::Slot, Gpu, Map, Program, Stop, PAGE};
 
 const SIZE: usize = 1 << 20;
 /// The memory regions as buffers name them.
@@ -207,12 +207,11 @@ fn at_any_time() {
     let gpu = Gpu::new();
     let device = gpu.device().clone();
     let memory = Map::anon(PAGE);
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let relaxed = std::sync::atomic::Ordering::Relaxed;
+    let stop = Stop::new();
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             let (mut last, mut reads) = ((0, 0), 0u32);
-            while !stop.load(relaxed) {
+            while !stop.is_set() {
                 let info = FdInfo::of(&device);
                 let (used, all) = info.cycles();
                 assert!(used >= last.0 && all >= last.1, "{used}, {all} after {last:?}");
@@ -223,13 +222,14 @@ fn at_any_time() {
             }
             reads
         });
+        let guard = stop.on_drop();
         for _ in 0..100 {
             let another = gpu.another();
             let bo = Bo::create(gpu.device(), SIZE, SYSTEM, None).expect("a buffer");
             another.increment(memory.at(0));
             drop((another, bo));
         }
-        stop.store(true, relaxed);
+        drop(guard);
         println!("{} reads", reader.join().expect("the reader"));
     });
     memory.expect_word("jobs", 0, 100);

@@ -3,19 +3,14 @@
 //! Prefetch: memory is moved to where a program says, or was advised to live, and mapped there before
 //! the GPU needs it.
 
-use std::{
-    cell::Cell,
-    process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-};
+use std::{cell::Cell, process::ExitCode, sync::atomic::Ordering, thread};
 use vxe_client::{Advice, AtomicAccess, Bind, Bo, Location, Migrate, Stats};
 use vxe_uapi::{
     contents::{filled, pattern},
     failure::Failures,
     memory::{large, memfd},
     vram::{bring, buffer, counted, in_device, leave, mapped, region},
-    Gpu, Map, Program, MIDDLE, RW, SZ_2M,
+    Gpu, Map, Program, Stop, MIDDLE, RW, SZ_2M,
 };
 
 /// System memory, the device's, and what was advised.
@@ -216,22 +211,23 @@ fn serviced_beside() -> u32 {
     let (gpu, map) = (gpu(), filled(6 * SZ_2M));
     let small: Vec<_> = (0..16).map(|_| filled(MIDDLE)).collect();
     let copied = || Stats::read(gpu.device()).expect("the counters")["svm_device_copy_kb"];
-    let (before, done) = (copied(), AtomicBool::new(false));
+    let (before, done) = (copied(), Stop::new());
     let mut serviced = 0;
     thread::scope(|scope| {
         scope.spawn(|| {
+            let guard = done.on_drop();
             let gpu = Gpu::new();
             let stats = prefetch(&gpu, map, DEVICE);
-            done.store(true, Ordering::Release);
+            drop(guard);
             assert!(stats["svm_device_copy_kb"] >= map.len() as u64 / 1024, "KiB copied");
         });
         // The first of it is copied.
-        while copied() == before && !done.load(Ordering::Acquire) {
+        while copied() == before && !done.is_set() {
             thread::yield_now();
         }
         for map in &small {
             gpu.store(map.at(0), 7);
-            if done.load(Ordering::Acquire) {
+            if done.is_set() {
                 break;
             }
             serviced += 1;

@@ -6,7 +6,7 @@
 use std::{
     os::fd::AsRawFd,
     process::ExitCode,
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 use vxe_client::{Advice, Bind, Bo, Device, Location, Migrate, Vm};
@@ -16,7 +16,7 @@ use vxe_uapi::{
     process::fork,
     sysfs::{core_references, drop_caches, is_end, Expedited, Provider},
     vram::{region, soon},
-    Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
+    Gpu, Map, Program, Stop, MIDDLE, PAGE, SZ_2M,
 };
 
 /// The memory of the second device, in MiB.
@@ -94,13 +94,13 @@ fn open_file() {
 
 /// The first device counts in all parts of a memory until it is told to stop; then each must have as
 /// many as there were jobs, and what is between them what it had.
-fn counting(gpu: &Gpu, map: Map, stop: &AtomicBool) -> u32 {
+fn counting(gpu: &Gpu, map: Map, stop: &Stop) -> u32 {
     const STEP: usize = 8 * PAGE;
     for offset in (0..map.len()).step_by(PAGE) {
         map.write(offset + 4, offset as u32);
     }
     let mut jobs = 0;
-    while !stop.load(Ordering::Acquire) {
+    while !stop.is_set() {
         gpu.run(|c| {
             for offset in (0..map.len()).step_by(STEP) {
                 c.increment(map.at(offset));
@@ -140,12 +140,12 @@ fn come_and_go(rounds: u32, placed: bool, round: impl Fn(&Provider, &Device, u32
     let _expedited = Expedited::now();
     let map = Map::aligned(SZ_2M, SZ_2M);
     let vm = Vm::mirrored(&device()).expect("a VM of the first device");
-    let stop = AtomicBool::new(false);
+    let stop = Stop::new();
     let (mut done, mut there, mut longest) = (0, 0, Duration::ZERO);
     let jobs = std::thread::scope(|scope| {
         let worker = scope.spawn(|| counting(&Gpu::on_vm(&vm), map, &stop));
         // The end of the worker is sure, whatever fails here.
-        let _stop = OnDrop(|| stop.store(true, Ordering::Release));
+        let _stop = stop.on_drop();
         let (start, enough) = (Instant::now(), enough(ENOUGH));
         while done < iterations(rounds) && start.elapsed() < enough {
             let provider = Provider::load(VRAM_MB);
@@ -175,14 +175,6 @@ fn come_and_go(rounds: u32, placed: bool, round: impl Fn(&Provider, &Device, u32
     drop(vm);
     soon("no more references to the core than before", || core_references() == core);
     map.unmap();
-}
-
-struct OnDrop<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
 }
 
 /// All that a device has is in use when it goes; every other time it comes back first.
@@ -262,15 +254,15 @@ fn exit() {
 
 /// All memory that is easy to free is freed all the while.
 fn reclaim() {
-    let stop = AtomicBool::new(false);
+    let stop = Stop::new();
     let times = AtomicU32::new(0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !stop.load(Ordering::Acquire) {
+            while !stop.is_set() {
                 drop_caches(2 + times.fetch_add(1, Ordering::Relaxed) % 2);
             }
         });
-        let _stop = OnDrop(|| stop.store(true, Ordering::Release));
+        let _stop = stop.on_drop();
         come_and_go(60, false, use_up);
     });
     println!("reclaimed {} times", times.into_inner());

@@ -2,18 +2,14 @@
 
 //! MADVISE says of buffers whether their contents are needed; those that are not go when device memory is short.
 
-use std::{
-    process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
-    thread,
-};
+use std::{process::ExitCode, thread};
 use vxe_client::{sys, Bind, Bo, Device, Error, Vm};
 use vxe_uapi::{
     contents::pattern,
     env::iterations,
     gpu::{device, FAR},
     process::fork,
-    vram, Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
+    vram, Gpu, Map, Program, Stop, MIDDLE, PAGE, SZ_2M,
 };
 
 const LENGTH: u64 = MIDDLE as u64;
@@ -309,16 +305,16 @@ fn long_running() {
 /// Threads say that contents are needed and are not, and others take memory: contents are whole, or gone.
 fn race() {
     let device = device();
-    let done = AtomicBool::new(false);
+    let done = Stop::new();
     thread::scope(|s| {
         s.spawn(|| {
-            while !done.load(Relaxed) {
+            while !done.is_set() {
                 drop(take_all(&device));
             }
         });
         s.spawn(|| {
             let vm = Vm::new(&device).expect("a VM");
-            while !done.load(Relaxed) {
+            while !done.is_set() {
                 let bo = vram::try_buffer(&device, MIDDLE);
                 let Ok(bo) = bo else { continue };
                 if try_bind(&vm, &bo, FAR).is_ok() {
@@ -326,6 +322,7 @@ fn race() {
                 }
             }
         });
+        let _done = done.on_drop();
         let mut counts = [0; 2];
         for _ in 0..iterations(60) {
             let gpu = Gpu::on_device(&device);
@@ -348,7 +345,6 @@ fn race() {
             counts[usize::from(is_there)] += 1;
         }
         println!("{} times purged, {} times kept", counts[0], counts[1]);
-        done.store(true, Relaxed);
     });
 }
 

@@ -4,10 +4,10 @@
 
 use std::{
     process::ExitCode,
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
-use vxe_uapi::{Gpu, Map, Program, PAGE, RO, RW, SZ_2M};
+use vxe_uapi::{Gpu, Map, Program, Stop, PAGE, RO, RW, SZ_2M};
 
 /// Pages that a job touches, each once.
 const PAGES: usize = 16;
@@ -49,13 +49,14 @@ fn rate_alone(gpu: &Gpu, map: Map, disturb: Disturb) -> f64 {
 
 /// Pages a second while another thread disturbs without a break, and how often it did.
 fn rate_beside(gpu: &Gpu, map: Map, disturb: Disturb) -> (f64, u32) {
-    let (stop, rounds) = (AtomicBool::new(false), AtomicU32::new(0));
+    let (stop, rounds) = (Stop::new(), AtomicU32::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !stop.load(Ordering::Acquire) {
+            while !stop.is_set() {
                 disturb(map, rounds.fetch_add(1, Ordering::Relaxed));
             }
         });
+        let _stop = stop.on_drop();
         let start = Instant::now();
         let mut pages = 0;
         while start.elapsed() < BESIDE {
@@ -63,7 +64,6 @@ fn rate_beside(gpu: &Gpu, map: Map, disturb: Disturb) -> (f64, u32) {
             pages += PAGES;
         }
         let took = start.elapsed();
-        stop.store(true, Ordering::Release);
         (pages as f64 / took.as_secs_f64(), rounds.load(Ordering::Relaxed))
     })
 }

@@ -18,7 +18,7 @@ use vxe_uapi::{
     memory::{memfd, smaps, transparent_huge, vmstat, Merging, Swap},
     process::fork,
     vram::{counter, keep_out, soon},
-    Gpu, Job, Map, Program, Rng, MIDDLE, NONE, PAGE, RO, RW, SZ_2M,
+    Gpu, Job, Map, Program, Rng, Stop, MIDDLE, NONE, PAGE, RO, RW, SZ_2M,
 };
 
 /// Increments in a job.
@@ -49,7 +49,7 @@ fn count_while(
     let worker = gpu.another();
     let (wanted, start) = (iterations(25), Instant::now());
     let (met, jobs) = (AtomicBool::new(false), AtomicU32::new(0));
-    let done = AtomicBool::new(false);
+    let done = Stop::new();
     let (mut rounds, before) = (0, count(gpu));
     std::thread::scope(|scope| {
         let (met, jobs, done) = (&met, &jobs, &done);
@@ -58,20 +58,17 @@ fn count_while(
                 jobs.load(Ordering::Relaxed) < wanted
                     || !met.load(Ordering::Relaxed) && start.elapsed() < LONG
             };
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                while goes_on() {
-                    worker.run(|c| (0..PER_JOB).for_each(|_| _ = c.increment(word)));
-                    jobs.fetch_add(1, Ordering::Relaxed);
-                }
-            }));
-            done.store(true, Ordering::Release);
-            result.expect("the GPU's work");
+            let _done = done.on_drop();
+            while goes_on() {
+                worker.run(|c| (0..PER_JOB).for_each(|_| _ = c.increment(word)));
+                jobs.fetch_add(1, Ordering::Relaxed);
+            }
         });
         // What the GPU has not mapped yet cannot be taken from it.
-        while jobs.load(Ordering::Relaxed) == 0 && !done.load(Ordering::Acquire) {
+        while jobs.load(Ordering::Relaxed) == 0 && !done.is_set() {
             std::thread::yield_now();
         }
-        while !done.load(Ordering::Acquire) {
+        while !done.is_set() {
             disturb(rounds);
             rounds += 1;
             met.store(count(gpu) > before, Ordering::Relaxed);
@@ -463,19 +460,19 @@ fn binds_around() {
     // The first fault finds the buffer, so that no mirrored chunk ever gets in its way.
     vm.bind(&[Bind::bo(&bo, 0, other.at(0), MIDDLE as u64)]).expect("bind");
     gpu.increment(counter);
-    let (done, mut binds) = (AtomicBool::new(false), 0);
+    let (done, mut binds) = (Stop::new(), 0);
     std::thread::scope(|scope| {
         let done = &done;
         scope.spawn(move || {
+            let _done = done.on_drop();
             for _ in 0..jobs {
                 worker.increment(counter);
             }
-            done.store(true, Ordering::Release);
         });
         for _ in 0..iterations(30) {
             vm.bind(&[Bind::bo(&bo, 0, other.at(0), MIDDLE as u64)]).expect("bind");
             vm.bind(&[Bind::mirror(other.at(0), MIDDLE as u64)]).expect("mirror");
-            binds += u32::from(!done.load(Ordering::Acquire));
+            binds += u32::from(!done.is_set());
         }
     });
     room.expect_word("counted", 0, jobs + 1);

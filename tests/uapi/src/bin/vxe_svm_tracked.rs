@@ -5,7 +5,7 @@
 
 use std::{
     process::ExitCode,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 use vxe_client::{Advice, Location, Migrate};
@@ -13,7 +13,7 @@ use vxe_uapi::{
     contents::{filled, pattern},
     uffd::{accessed, Protection, Told, Uffd},
     vram::{bring, counted, in_device, prefetch, region},
-    Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
+    Gpu, Map, Program, Stop, MIDDLE, PAGE, SZ_2M,
 };
 
 /// How many pages are tracked.
@@ -109,16 +109,17 @@ fn told(place: Where, protection: Protection) {
     let (gpu, sink) = (Gpu::new(), Map::shared(PAGE));
     let map = place.make(&gpu);
     let uffd = Uffd::watch(map, protection, Told::Test);
-    let (seen, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (seen, done) = (AtomicU64::new(0), Stop::new());
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !done.load(Ordering::Acquire) {
+            while !done.is_set() {
                 let Some(addr) = uffd.next_fault(Duration::from_millis(20)) else { continue };
                 let page = (addr - map.at(0)) as usize / PAGE;
                 seen.fetch_or(1 << page, Ordering::AcqRel);
                 uffd.protect(map.part(page * PAGE, PAGE), protection, false);
             }
         });
+        let guard = done.on_drop();
         let mut missed = Vec::new();
         for access in [Access::Read, Access::Write] {
             for page in some(PAGES) {
@@ -132,7 +133,7 @@ fn told(place: Where, protection: Protection) {
             }
         }
         // Nobody may wait for ever when the checks fail.
-        done.store(true, Ordering::Release);
+        drop(guard);
         uffd.protect(map, protection, false);
         assert!(missed.is_empty(), "accesses to pages {missed:?} were not told of");
     });

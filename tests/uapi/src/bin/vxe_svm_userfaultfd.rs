@@ -4,13 +4,12 @@
 
 use std::{
     process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 use vxe_client::{Advice, AtomicAccess, Bind};
 use vxe_uapi::{
-    contents::pattern, gpu::device, process::fork, uffd::Uffd, Gpu, Job, Map, Program, MIDDLE,
-    PAGE, SZ_2M,
+    contents::pattern, gpu::device, process::fork, uffd::Uffd, Gpu, Job, Map, Program, Stop,
+    MIDDLE, PAGE, SZ_2M,
 };
 
 /// How long anything may take that has nothing to do with a blocked fault.
@@ -132,17 +131,17 @@ fn woken_in_vain() {
     let uffd = Uffd::new(map);
     let job = gpu.start(|c| _ = c.increment(map.at(0))).expect("a job");
     uffd.next_fault(ARRIVAL).expect("no fault arrives");
-    let is_over = AtomicBool::new(false);
+    let is_over = Stop::new();
     let start = Instant::now();
     let took = std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !is_over.load(Ordering::Relaxed) && start.elapsed() < ALWAYS {
+            while !is_over.is_set() && start.elapsed() < ALWAYS {
                 uffd.wake();
                 uffd.next_fault(Duration::from_millis(10));
             }
         });
+        let _over = is_over.on_drop();
         bind(&gpu, Map::reserve(MIDDLE, SZ_2M));
-        is_over.store(true, Ordering::Relaxed);
         start.elapsed()
     });
     // What goes on is to end well.

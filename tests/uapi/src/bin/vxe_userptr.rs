@@ -2,18 +2,14 @@
 
 //! Userptrs: memory of a process at other addresses of the GPU.
 
-use std::{
-    process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-};
+use std::{process::ExitCode, thread};
 use vxe_client::{sys, Bind, ExecQueue, Vm};
 use vxe_uapi::{
     env::iterations,
     gpu::{device, FAR},
     process::fork,
     sysfs::Provider,
-    Buffer, Gpu, Map, Program, MIDDLE, PAGE, RO, RW, SZ_2M,
+    Buffer, Gpu, Map, Program, Stop, MIDDLE, PAGE, RO, RW, SZ_2M,
 };
 
 /// The kinds of VMs.
@@ -344,35 +340,56 @@ fn race_with_drops(kind: Kind) {
     let gpu = kind.gpu();
     let memory = Map::aligned(MIDDLE, SZ_2M);
     let at = bind_far(&gpu, memory);
-    let stop = AtomicBool::new(false);
+    let stop = Stop::new();
     thread::scope(|scope| {
         scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
+            while !stop.is_set() {
                 memory.part(MIDDLE / 2, MIDDLE / 2).madvise(libc::MADV_DONTNEED);
             }
         });
+        let _stop = stop.on_drop();
         let rounds = iterations(100);
         for _ in 0..rounds {
             gpu.increment(at.at(0));
         }
-        stop.store(true, Ordering::Relaxed);
         memory.expect_word("counted", 0, rounds);
     });
+}
+
+/// So large that its pages never stay as they are until the kernel has walked all of them: it is bound
+/// nevertheless, and the GPU's faults get the pages.
+fn bound_while_it_changes(kind: Kind) {
+    let gpu = kind.gpu();
+    let memory = Map::aligned(8 * SZ_2M, SZ_2M);
+    memory.try_madvise(libc::MADV_NOHUGEPAGE).expect("small pages");
+    let stop = Stop::new();
+    let at = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.is_set() {
+                memory.part(memory.len() / 2, PAGE).madvise(libc::MADV_DONTNEED);
+            }
+        });
+        let _stop = stop.on_drop();
+        bind_far(&gpu, memory)
+    });
+    touch(&gpu, at, memory.len());
+    expect("after the changes", memory, 1);
 }
 
 /// Binds and unbinds race with changes of the CPU's mappings.
 fn race_with_binds(kind: Kind) {
     let gpu = kind.gpu();
     let memory = Map::aligned(8 * PAGE, SZ_2M);
-    let stop = AtomicBool::new(false);
+    let stop = Stop::new();
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut round = 0;
-            while !stop.load(Ordering::Relaxed) {
+            while !stop.is_set() {
                 memory.part(round % 8 * PAGE, PAGE).madvise(libc::MADV_DONTNEED);
                 round += 1;
             }
         });
+        let _stop = stop.on_drop();
         for round in 0..iterations(60) as usize {
             let at = bind_far(&gpu, memory);
             gpu.store(at.at(round % 8 * PAGE), 1);
@@ -380,7 +397,6 @@ fn race_with_binds(kind: Kind) {
                 bind(&gpu, Bind::unmap(at.0, 8 * PAGE as u64));
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
     let at = bind_far(&gpu, memory);
     memory.fill(|_| 0);
@@ -492,6 +508,11 @@ fn main() -> ExitCode {
         p.subtest(format!("{name}-race-drops"), "pages are dropped all the time", move || {
             race_with_drops(kind);
         });
+        p.subtest(
+            format!("{name}-bound-while-it-changes"),
+            "pages are dropped meanwhile",
+            move || bound_while_it_changes(kind),
+        );
         p.subtest(format!("{name}-race-binds"), "binds race with the CPU", move || {
             race_with_binds(kind);
         });

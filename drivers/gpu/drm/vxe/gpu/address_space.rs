@@ -4,19 +4,19 @@
 //!
 //! A driver has one for each VM. It changes the page table in three steps, each a method: stage
 //! (allocates; called without locks), then map or zap, then invalidate the TLB for the span that
-//! the second step returned. Only the first step may sleep, so an MMU notifier callback can take
-//! the others. The GPU neither knows the driver's locks nor waits for them.
+//! the second step made stale. A [`StaleSpan`](super::StaleSpan) makes the last two. Only the first
+//! step may sleep, so an MMU notifier callback can take the others. The GPU neither knows the
+//! driver's locks nor waits for them.
 //!
 //! ```text
 //! let mut staged = aspace.stage(va, len)?;             // may sleep
+//! let mut stale = StaleSpan::new();
 //! // … under the notifier's lock, once the pages are known to be valid:
-//! if let Some(stale) = aspace.map(&mut staged, va, len, target, flags)? {
-//!     aspace.invalidate_tlb(stale.start, stale.end - stale.start);
-//! }
+//! stale.map(&aspace, &mut staged, va, len, target, flags)?;
+//! stale.flush(&aspace, &stats);
 //! // … in the notifier's callback:
-//! if let Some(stale) = aspace.zap(va, len) {
-//!     aspace.invalidate_tlb(stale.start, stale.end - stale.start);
-//! }
+//! stale.zap(&aspace, va..va + len);
+//! stale.flush(&aspace, &stats);
 //! // Now the GPU does not use the old pages any more.
 //! ```
 //!
@@ -133,7 +133,7 @@ impl AddressSpace {
     /// Fails with `EINVAL`, without a change, unless this is a span of pages within the staged one,
     /// or if `target` is not aligned to pages; with `ENOMEM`, after a part, if `staged` was used
     /// for the same addresses before.
-    pub(crate) fn map(
+    pub(super) fn map(
         &self,
         staged: &mut Staged,
         va: u64,
@@ -152,7 +152,7 @@ impl AddressSpace {
     ///
     /// Returns the span that was cleared, for [`Self::invalidate_tlb`], or `None`. The span may be
     /// larger than the requested one. Neither allocates nor sleeps.
-    pub(crate) fn zap(&self, va: u64, len: u64) -> Option<Range<u64>> {
+    pub(super) fn zap(&self, va: u64, len: u64) -> Option<Range<u64>> {
         self.table.zap(va, len)
     }
 
@@ -162,7 +162,7 @@ impl AddressSpace {
     /// does. Neither allocates nor sleeps.
     ///
     /// Fails as [`Self::map`] does.
-    pub(crate) fn unmap(
+    pub(super) fn unmap(
         &self,
         staged: &mut Staged,
         va: u64,
@@ -176,7 +176,7 @@ impl AddressSpace {
     /// On return, no access is in flight or can start that uses a translation which the page table
     /// had before this call and no longer has. Waits for accesses of at most one page each; neither
     /// allocates nor sleeps. A span that does not consist of whole pages is widened.
-    pub(crate) fn invalidate_tlb(&self, va: u64, len: u64) {
+    pub(super) fn invalidate_tlb(&self, va: u64, len: u64) {
         let Some(last) = len.checked_sub(1) else {
             return;
         };

@@ -69,6 +69,19 @@ impl_flags!(
     }
 );
 
+impl PteFlags {
+    /// Returns the strongest access that the rights allow.
+    pub(crate) fn strongest_access(self) -> Access {
+        if self.contains(PteFlag::Atomic) {
+            Access::Atomic
+        } else if self.contains(PteFlag::Writable) {
+            Access::Write
+        } else {
+            Access::Read
+        }
+    }
+}
+
 /// A page table entry: the bus address of a page, with flags in the low bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pte(u64);

@@ -8,7 +8,6 @@ use super::{
     to_gpu,
     Context,
     Mirror, //
-    StaleSpan,
 };
 use crate::{
     fault::Serviced,
@@ -17,13 +16,11 @@ use crate::{
         PteFlag,
         PteFlags,
         Staged,
+        StaleSpan,
         Target, //
     },
     memory,
-    vm::vma::{
-        Span,
-        Vma, //
-    }, //
+    vm::vma::Vma, //
 };
 use core::ops::Range;
 use gpusvm::{
@@ -53,9 +50,7 @@ pub(super) fn bind(
     });
     let mut writer = Writer::new(vm, vma);
     if let Err(e) = writer.write(staged, runs) {
-        writer
-            .stale
-            .add(vm.aspace.zap(span.start, span.end - span.start));
+        writer.stale.zap(&vm.aspace, span);
         writer.flush();
         range.data().set(None, 0, 0);
         return Err(e);
@@ -135,18 +130,15 @@ impl<'a> Writer<'a> {
         self.segments += 1;
         let flags = run.flags(self.vm, self.vma);
         self.rights &= flags;
-        self.stale.add(run.map(self.vm, staged, flags)?);
-        Ok(())
+        let aspace = &self.vm.aspace;
+        self.stale
+            .map(aspace, staged, run.va, run.len, run.target, flags)
     }
 
     /// Flushes the TLB. Returns the strongest access that all pages allow.
     pub(crate) fn flush(self) -> Access {
         self.stale.flush(&self.vm.aspace, &self.vm.dev.stats);
-        match self.rights {
-            flags if flags.contains(PteFlag::Atomic) => Access::Atomic,
-            flags if flags.contains(PteFlag::Writable) => Access::Write,
-            _ => Access::Read,
-        }
+        self.rights.strongest_access()
     }
 }
 
@@ -198,9 +190,5 @@ impl PteRun {
         let in_system = matches!(self.target, Target::System(_));
         let atomics = !(in_system && migrate::is_exclusive(vm, vma));
         pte_flags(vma, self.writable, atomics)
-    }
-
-    fn map(&self, vm: &Context, staged: &mut Staged, flags: PteFlags) -> Result<Option<Span>> {
-        vm.aspace.map(staged, self.va, self.len, self.target, flags)
     }
 }

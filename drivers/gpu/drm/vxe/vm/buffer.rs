@@ -25,16 +25,14 @@ use crate::{
     bo::Bo,
     fault::Serviced,
     gpu::{
-        Access,
         AddressSpace,
-        PteFlag,
         Staged, //
+        StaleSpan,
     },
     stats::Stat,
     svm::{
         pte_flags,
-        Context,
-        StaleSpan, //
+        Context, //
     }, //
 };
 use kernel::prelude::*;
@@ -82,12 +80,9 @@ fn write(vm: &Context, staged: &mut Staged, vma: &Vma, bo: &Bo, offset: u64) -> 
             break;
         }
         let target = segment.target.offset(skip);
-        match vm.aspace.map(staged, at, len, target, flags) {
-            Ok(changed) => stale.add(changed),
-            Err(e) => {
-                result = Err(e);
-                break;
-            }
+        result = stale.map(&vm.aspace, staged, at, len, target, flags);
+        if result.is_err() {
+            break;
         }
         skip = 0;
         at += len;
@@ -99,13 +94,7 @@ fn write(vm: &Context, staged: &mut Staged, vma: &Vma, bo: &Bo, offset: u64) -> 
     }
     Ok(Serviced {
         span: vma.span.clone(),
-        access: if flags.contains(PteFlag::Atomic) {
-            Access::Atomic
-        } else if flags.contains(PteFlag::Writable) {
-            Access::Write
-        } else {
-            Access::Read
-        },
+        access: flags.strongest_access(),
     })
 }
 
@@ -131,14 +120,7 @@ impl Removals {
     pub(super) fn apply(mut self, vm: &Context) {
         let mut stale = StaleSpan::new();
         for span in self.spans.iter() {
-            let len = span.end - span.start;
-            let cleared = match vm.aspace.unmap(&mut self.staged, span.start, len) {
-                Ok(cleared) => cleared,
-                // Cannot happen, as `stage()` allocated for these spans. The zap may clear too
-                // much; faults map that again.
-                Err(_) => vm.aspace.zap(span.start, len),
-            };
-            stale.add_removed(span.clone(), cleared);
+            stale.unmap(&vm.aspace, &mut self.staged, span.clone());
             sched::cond_resched();
         }
         stale.flush(&vm.aspace, &vm.dev.stats);
@@ -166,8 +148,7 @@ impl Vm {
         let mut stale = StaleSpan::new();
         let map = self.map.lock();
         for span in map.spans_of(bo) {
-            let cleared = self.aspace.zap(span.start, span.end - span.start);
-            stale.add_removed(span, cleared);
+            stale.zap(&self.aspace, span);
             sched::cond_resched();
         }
         drop(map);

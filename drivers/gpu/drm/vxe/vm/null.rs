@@ -16,16 +16,14 @@ use super::{
 use crate::{
     fault::Serviced,
     gpu::{
-        Access,
-        PteFlag,
+        StaleSpan,
         Target, //
     },
     stats::Stat,
     svm::{
         end_of_chunk,
         pte_flags,
-        Context,
-        StaleSpan, //
+        Context, //
     }, //
 };
 use kernel::{
@@ -49,19 +47,17 @@ pub(super) fn fault(vm: &Context, vma: &Vma, addr: u64) -> Result<Serviced> {
     let flags = pte_flags(vma, true, true);
     let mut staged = vm.aspace.stage(span.start, size)?;
     let mut stale = StaleSpan::new();
-    stale.add(
-        vm.aspace
-            .map(&mut staged, span.start, size, Target::NULL, flags)?,
-    );
+    stale.map(
+        &vm.aspace,
+        &mut staged,
+        span.start,
+        size,
+        Target::NULL,
+        flags,
+    )?;
     stale.flush(&vm.aspace, &vm.dev.stats);
     Ok(Serviced {
         span,
-        access: if flags.contains(PteFlag::Atomic) {
-            Access::Atomic
-        } else if flags.contains(PteFlag::Writable) {
-            Access::Write
-        } else {
-            Access::Read
-        },
+        access: flags.strongest_access(),
     })
 }

@@ -36,6 +36,7 @@ use crate::{
         Access,
         AddressSpace,
         Staged, //
+        StaleSpan,
     },
     stats::{
         us_since,
@@ -46,7 +47,6 @@ use crate::{
         migrate,
         AccessWait,
         Context,
-        StaleSpan,
         Writer, //
     }, //
 };
@@ -114,9 +114,7 @@ impl Flush {
 fn zap(vm: &UserptrContext, userptr: &VmUserptr) -> Flush {
     let started = Instant::<Monotonic>::now();
     let mut stale = StaleSpan::new();
-    let span = &userptr.data().span;
-    let cleared = vm.aspace.zap(span.start, span.end - span.start);
-    stale.add_removed(span.clone(), cleared);
+    stale.zap(&vm.aspace, userptr.data().span.clone());
     Flush { stale, started }
 }
 
@@ -180,10 +178,12 @@ impl Vm {
     /// Creates the userptr of a binding of `span` to the calling process's memory at `addr`, and
     /// gets its pages. The caller holds no lock.
     ///
+    /// If other threads keep changing the CPU's mappings there, the userptr is bound without its
+    /// pages, which the GPU's faults get: xe fails with `ENOMEM` then.
+    ///
     /// Fails with `EINVAL` for addresses beyond the last one, `EFAULT` where the process has no
     /// memory, `EPERM` for memory that may not be written, `EOPNOTSUPP` for memory of a kind that
-    /// cannot be mapped, `ENODEV` for an unbound device, `EINTR` for a killed caller, and, as xe
-    /// does, with `ENOMEM` also when the CPU kept changing its mappings.
+    /// cannot be mapped, `ENODEV` for an unbound device, `EINTR` for a killed caller, and `ENOMEM`.
     pub(super) fn pin_userptr(
         &self,
         span: &Span,
@@ -206,16 +206,13 @@ impl Vm {
         let mut retry = Retry::bounded();
         while let Some(attempt) = retry.next() {
             match locked.get(&ctx, &attempt) {
-                Ok(()) => {
-                    drop(locked);
-                    return Ok(userptr);
-                }
                 Err(EAGAIN) => {}
-                Err(EBUSY) => break,
+                Ok(()) | Err(EBUSY) => break,
                 Err(e) => return Err(e),
             }
         }
-        Err(ENOMEM)
+        drop(locked);
+        Ok(userptr)
     }
 }
 

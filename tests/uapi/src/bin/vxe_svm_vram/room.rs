@@ -3,10 +3,7 @@
 //! When there is less room than is wanted, and when the device goes.
 
 use super::{Shape, SHAPES};
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 use vxe_client::{Bind, Stats, Vm};
 use vxe_uapi::{
     contents::pattern,
@@ -20,7 +17,7 @@ use vxe_uapi::{
         bring, buffer, counted, counter, in_device, leave, prefetch, region, soon, touch,
         try_buffer,
     },
-    Gpu, Map, Program, Rng, MIDDLE, PAGE, SZ_2M,
+    Gpu, Map, Program, Rng, Stop, MIDDLE, PAGE, SZ_2M,
 };
 
 /// What a device has, in MiB, and what is worked on: a third more.
@@ -229,14 +226,6 @@ fn killed() {
 }
 
 /// Ends what others do when it goes, however that comes.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// It is evicted over and over, while the GPU works on it.
 fn evicted_at_work() {
     const ROOM: usize = 2 * SZ_2M;
@@ -251,13 +240,13 @@ fn evicted_at_work() {
         stats["svm_cpu_copy_kb"]
     };
     let before = evicted();
-    let is_enough = AtomicBool::new(false);
+    let is_enough = Stop::new();
     let other = gpu.another();
     let rounds = std::thread::scope(|scope| {
         let is_enough = &is_enough;
         let work = scope.spawn(move || {
             let mut rounds = 0;
-            while !is_enough.load(Ordering::Relaxed) {
+            while !is_enough.is_set() {
                 gpu.run(|c| {
                     for page in (0..map.len()).step_by(PAGE) {
                         c.increment(map.at(page));
@@ -267,7 +256,7 @@ fn evicted_at_work() {
             }
             rounds
         });
-        let stop = Stop(is_enough);
+        let stop = is_enough.on_drop();
         soon("it is evicted so often", || {
             let _ = prefetch(&other, map);
             // All that is left: what the GPU works on is in the way. It may be back too soon.

@@ -11,7 +11,7 @@ mod held;
 use std::{
     process::ExitCode,
     sync::{
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering},
         mpsc,
     },
     time::{Duration, Instant},
@@ -28,7 +28,7 @@ use vxe_uapi::{
     sysfs::{is_end, Slot},
     uffd::Uffd,
     vram::{bring, soon},
-    Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
+    Gpu, Map, Program, Stop, MIDDLE, PAGE, SZ_2M,
 };
 
 /// How long to keep taking the device away from those who work: the rest of the rounds are for a faster
@@ -94,13 +94,13 @@ fn open_file() {
 fn while_working(rounds: u32, work: impl Fn(&Gpu, Map, u32) -> Result<(), Error> + Sync) {
     const THREADS: u32 = 4;
     let slot = Slot::first();
-    let done = AtomicBool::new(false);
+    let done = Stop::new();
     let (jobs, ends) = (AtomicU32::new(0), AtomicU32::new(0));
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
                 let map = Map::aligned(2 * SZ_2M, SZ_2M);
-                while !done.load(Ordering::Acquire) {
+                while !done.is_set() {
                     let Ok(device) = Device::open() else {
                         std::thread::sleep(Duration::from_millis(1));
                         continue;
@@ -113,13 +113,14 @@ fn while_working(rounds: u32, work: impl Fn(&Gpu, Map, u32) -> Result<(), Error>
                             ends.fetch_add(1, Ordering::Relaxed);
                             break;
                         }
-                        if done.load(Ordering::Acquire) {
+                        if done.is_set() {
                             break;
                         }
                     }
                 }
             });
         }
+        let _done = done.on_drop();
         let (start, enough) = (Instant::now(), enough(ENOUGH));
         for round in 0..iterations(rounds) {
             if start.elapsed() > enough {
@@ -134,7 +135,6 @@ fn while_working(rounds: u32, work: impl Fn(&Gpu, Map, u32) -> Result<(), Error>
         soon("a job works", || {
             jobs.load(Ordering::Relaxed) > ends.load(Ordering::Relaxed) + THREADS
         });
-        done.store(true, Ordering::Release);
     });
     let (jobs, ends) = (jobs.into_inner(), ends.into_inner());
     println!("{jobs} jobs, {ends} of them ended by an unbind");

@@ -1,22 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is to be flushed from the TLB after changes of the page table.
+//! Changes of a page table, and the flush of the TLB that they need.
 
-use crate::{
-    gpu::AddressSpace,
-    stats::{
-        Stat,
-        Stats, //
-    },
-    vm::vma::Span, //
+use super::{
+    AddressSpace,
+    PteFlags,
+    Staged,
+    Target, //
 };
+use crate::stats::{
+    Stat,
+    Stats, //
+};
+use core::ops::Range;
+use kernel::prelude::*;
 
 /// The smallest span around all stale translations of a TLB.
 ///
-/// Spans are only added, never replaced, so the flush covers all of them.
+/// A driver changes a page table by these methods only, so each change adds the span that it made
+/// stale. Spans are only added, never replaced, so the flush covers all of them.
 #[must_use = "translations that changed must be flushed"]
 pub(crate) struct StaleSpan {
-    span: Option<Span>,
+    span: Option<Range<u64>>,
     /// Whether a translation of the page table changed.
     is_changed: bool,
 }
@@ -30,8 +35,41 @@ impl StaleSpan {
         }
     }
 
-    /// Adds the span that a change of the page table made stale.
-    pub(crate) fn add(&mut self, stale: Option<Span>) {
+    /// Maps `[va, va + len)` to the memory from `target` on. Fails as [`AddressSpace::map`] does;
+    /// then a part may be mapped.
+    pub(crate) fn map(
+        &mut self,
+        aspace: &AddressSpace,
+        staged: &mut Staged,
+        va: u64,
+        len: u64,
+        target: Target,
+        flags: PteFlags,
+    ) -> Result {
+        self.add(aspace.map(staged, va, len, target, flags)?);
+        Ok(())
+    }
+
+    /// Clears the pages of `span`, large pages as a whole, as [`AddressSpace::zap`] does.
+    pub(crate) fn zap(&mut self, aspace: &AddressSpace, span: Range<u64>) {
+        let cleared = aspace.zap(span.start, span.end - span.start);
+        self.add_removed(span, cleared);
+    }
+
+    /// Clears exactly the pages of `span`, as [`AddressSpace::unmap`] does, with the memory that
+    /// [`AddressSpace::stage_removals`] allocated for it.
+    pub(crate) fn unmap(&mut self, aspace: &AddressSpace, staged: &mut Staged, span: Range<u64>) {
+        let len = span.end - span.start;
+        let cleared = match aspace.unmap(staged, span.start, len) {
+            Ok(cleared) => cleared,
+            // Cannot happen, as the caller has allocated for the span. The zap may clear too much;
+            // faults map that again.
+            Err(_) => aspace.zap(span.start, len),
+        };
+        self.add_removed(span, cleared);
+    }
+
+    fn add(&mut self, stale: Option<Range<u64>>) {
         self.is_changed |= stale.is_some();
         self.span = match (self.span.take(), stale) {
             (Some(a), Some(b)) => Some(a.start.min(b.start)..a.end.max(b.end)),
@@ -42,7 +80,7 @@ impl StaleSpan {
     /// Adds `span`, whose translations were removed, and the span that this made stale. Before the
     /// memory is freed `span` is flushed in any case: another thread may have removed a translation
     /// before, and not have flushed it yet.
-    pub(crate) fn add_removed(&mut self, span: Span, stale: Option<Span>) {
+    fn add_removed(&mut self, span: Range<u64>, stale: Option<Range<u64>>) {
         self.add(stale);
         let is_changed = self.is_changed;
         self.add(Some(span));
@@ -67,8 +105,7 @@ mod tests {
     use crate::gpu::Bus;
     use kernel::{
         device::Bound,
-        faux,
-        prelude::*, //
+        faux, //
     };
 
     /// Returns whether the flush of `stale` reports a change, and how often it invalidates the TLB.
