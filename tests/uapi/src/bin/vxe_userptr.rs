@@ -2,7 +2,11 @@
 
 //! Userptrs: memory of a process at other addresses of the GPU.
 
-use std::{process::ExitCode, thread};
+use std::{
+    process::ExitCode,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
 use vxe_client::{sys, Bind, ExecQueue, Vm};
 use vxe_uapi::{
     env::iterations,
@@ -360,16 +364,20 @@ fn race_with_drops(kind: Kind) {
 /// nevertheless, and the GPU's faults get the pages.
 fn bound_while_it_changes(kind: Kind) {
     let gpu = kind.gpu();
-    let memory = Map::aligned(8 * SZ_2M, SZ_2M);
+    let memory = Map::aligned(32 * SZ_2M, SZ_2M);
     memory.try_madvise(libc::MADV_NOHUGEPAGE).expect("small pages");
-    let stop = Stop::new();
+    let (stop, drops) = (Stop::new(), AtomicU32::new(0));
     let at = thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.is_set() {
                 memory.part(memory.len() / 2, PAGE).madvise(libc::MADV_DONTNEED);
+                drops.fetch_add(1, Ordering::Relaxed);
             }
         });
         let _stop = stop.on_drop();
+        while drops.load(Ordering::Relaxed) < 100 {
+            thread::yield_now();
+        }
         bind_far(&gpu, memory)
     });
     touch(&gpu, at, memory.len());
