@@ -96,6 +96,20 @@ fn death_in<T>(call: impl Fn() -> T, after: Duration) -> Duration {
     begin.elapsed()
 }
 
+/// Requires that one of a few deaths takes no longer than `limit`: what other processes of a busy machine do
+/// may delay one, but not each.
+#[track_caller]
+fn expect_some_prompt(what: &str, limit: Duration, mut death: impl FnMut() -> Duration) {
+    let mut shortest = death();
+    for _ in 1..4 {
+        if shortest <= limit {
+            break;
+        }
+        shortest = shortest.min(death());
+    }
+    expect_prompt(what, shortest, limit);
+}
+
 /// A process dies near the end of a call that has done most of its work, which is to be undone: it does not
 /// do that itself. Who uses the VM next finds it as it was.
 pub fn late() {
@@ -111,23 +125,31 @@ pub fn late() {
     let whole = begin.elapsed();
     let after = spans();
     assert_eq!(after.len(), many.count / 2);
-    for part in [0.8, 0.6, 0.4, 0.2] {
+    // What other processes of a busy machine do may delay one death, but not each.
+    let mut slow = None;
+    for part in [0.8, 0.6, 0.4, 0.2].into_iter().cycle().take(12) {
         many.bind(&mirrors(many.count));
         assert_eq!(spans(), before);
         let death = death_in(|| many.bind(&others), whole.mul_f64(part));
         let now = spans();
-        if now == before {
-            // Undoing takes a quarter as long as doing, but on a kernel that checks itself so does any death.
-            let limit = if is_debug { DEATH } else { whole.mul_f64(part / 10.0) };
-            expect_prompt("death after most of a call", death, limit);
-            many.bind(&others);
-            assert_eq!(spans(), after);
+        if now != before {
+            // It was done before it was killed.
+            assert_eq!(now, after);
+            continue;
+        }
+        many.bind(&others);
+        assert_eq!(spans(), after);
+        // Undoing takes a quarter as long as doing, but on a kernel that checks itself so does any death.
+        let limit = if is_debug { DEATH } else { whole.mul_f64(part / 10.0) };
+        println!("death after {part} of {whole:?}: {death:?}, at most {limit:?}");
+        if death <= limit {
             return;
         }
-        // It was done before it was killed.
-        assert_eq!(now, after);
+        slow = Some((death, limit));
     }
-    panic!("a call of {whole:?} was done each time before who made it was killed");
+    let (death, limit) =
+        slow.unwrap_or_else(|| panic!("a call of {whole:?} was done each time before its end"));
+    expect_prompt("death after most of a call", death, limit);
 }
 
 /// A process dies while it unmaps very many buffers.
@@ -146,13 +168,15 @@ pub fn unmapping() {
     many.bind(&all);
     let whole = begin.elapsed();
     for percent in (30..100).step_by(10) {
-        let many = apart();
-        let death = death_in(|| many.bind(&all), whole * percent / 100);
         let limit = if is_debug_kernel() { DEATH } else { whole / 10 };
-        expect_prompt(&format!("death after {percent} % of {whole:?}"), death, limit);
-        // Whatever of it was made is whole.
-        let left = vmas(&many.vm, NOWHERE..NOWHERE + (2 * count * PAGE) as u64).len();
-        assert!(left == 0 || left == count, "{left} of {count} buffers are left");
+        expect_some_prompt(&format!("death after {percent} % of {whole:?}"), limit, || {
+            let many = apart();
+            let death = death_in(|| many.bind(&all), whole * percent / 100);
+            // Whatever of it was made is whole.
+            let left = vmas(&many.vm, NOWHERE..NOWHERE + (2 * count * PAGE) as u64).len();
+            assert!(left == 0 || left == count, "{left} of {count} buffers are left");
+            death
+        });
     }
 }
 
@@ -167,9 +191,10 @@ pub fn in_order() {
     vm.bind(&prefetches).expect("nothing to prefetch");
     let whole = begin.elapsed();
     for percent in (30..80).step_by(5) {
-        let death = death_in(|| vm.bind(&prefetches), whole * percent / 100);
         let limit = if is_debug_kernel() { DEATH } else { whole / 12 };
-        expect_prompt(&format!("death after {percent} % of {whole:?}"), death, limit);
+        expect_some_prompt(&format!("death after {percent} % of {whole:?}"), limit, || {
+            death_in(|| vm.bind(&prefetches), whole * percent / 100)
+        });
     }
 }
 
