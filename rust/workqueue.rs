@@ -8,7 +8,11 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
-use core::ptr::NonNull;
+use core::{
+    mem::ManuallyDrop,
+    ops::Deref,
+    ptr::NonNull, //
+};
 use kernel::{
     alloc::{AllocError, Flags},
     bindings,
@@ -163,6 +167,53 @@ where
     unsafe {
         let work = T::raw_get_work(ptr.cast_mut());
         bindings::flush_work(Work::raw_get(work));
+    }
+}
+
+/// An object that is a work item whose only work is to be dropped, see [`DeferredArc`].
+pub trait DeferredDrop:
+    HasWork<Self> + WorkItem<Pointer = Arc<Self>> + Send + Sync + Sized + 'static
+{
+    /// Returns the queue on which the object is dropped. It must not be dropped with the object:
+    /// its owner must wait for the object and [flush](OwnedQueue::flush) the queue first.
+    fn drop_queue(&self) -> &Arc<OwnedQueue>;
+}
+
+/// A counted reference, like an [`Arc`], to an object that work on a queue of its own drops.
+///
+/// The references may be dropped where the object may not: by work that the drop of the object
+/// waits for. The object's [`WorkItem::run`] gets the only reference.
+pub struct DeferredArc<T: DeferredDrop>(ManuallyDrop<Arc<T>>);
+
+impl<T: DeferredDrop> From<Arc<T>> for DeferredArc<T> {
+    fn from(object: Arc<T>) -> Self {
+        Self(ManuallyDrop::new(object))
+    }
+}
+
+impl<T: DeferredDrop> Clone for DeferredArc<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T: DeferredDrop> Deref for DeferredArc<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: DeferredDrop> Drop for DeferredArc<T> {
+    fn drop(&mut self) {
+        // SAFETY: Nobody uses the field after this.
+        let object = unsafe { ManuallyDrop::take(&mut self.0) };
+        let queue = object.drop_queue().clone();
+        if let Some(last) = Arc::into_unique_or_drop(object) {
+            // It is not enqueued yet: then the queue would have another reference.
+            let _ = queue.enqueue::<Arc<T>, 0>(Arc::from(last));
+        }
     }
 }
 
