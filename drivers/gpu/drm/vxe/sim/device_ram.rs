@@ -12,7 +12,10 @@
 //! - `EINVAL` when the access would cross a page, or is not aligned as its operation requires,
 //! - `ESTALE` when the page is not granted.
 
-use crate::dma_memory::{DmaMemory, LocalMapping};
+use crate::{
+    dma_memory::{DmaMemory, LocalMapping},
+    sysinfo::total_ram, //
+};
 use core::{ops::Range, ptr::NonNull};
 use kernel::{
     alloc::{
@@ -39,17 +42,46 @@ struct Frame {
     granted: Atomic<bool>,
 }
 
+/// The sizes of all memories together, in bytes.
+static ALL: Atomic<u64> = Atomic::new(0);
+
+/// A part of [`ALL`], given back when this is dropped.
+struct Reserved(u64);
+
+impl Reserved {
+    /// Fails with `ENOMEM` if the machine has less RAM than all memories together: a program that
+    /// fills them would take all of it.
+    fn new(size: u64) -> Result<Self> {
+        let before = ALL.fetch_add(size, Relaxed);
+        // Dropped on failure.
+        let reserved = Self(size);
+        let all = before.checked_add(size).ok_or(ENOMEM)?;
+        (all <= total_ram()).then_some(reserved).ok_or(ENOMEM)
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let _ = ALL.fetch_sub(self.0, Relaxed);
+    }
+}
+
 /// The memory of a device.
-pub struct DeviceRam(KVVec<Frame>);
+pub struct DeviceRam {
+    frames: KVVec<Frame>,
+    _reserved: Reserved,
+}
 
 impl DeviceRam {
     /// Creates a memory of `size` bytes, which takes little RAM yet. Sleeps.
     ///
-    /// Fails with `EINVAL` unless `size` is a multiple of the page size, and `ENOMEM`.
+    /// Fails with `EINVAL` unless `size` is a multiple of the page size, and `ENOMEM`, also if all
+    /// memories, of all modules, would be larger together than the machine's RAM.
     pub fn new(size: u64) -> Result<Self> {
         if size % PAGE != 0 {
             return Err(EINVAL);
         }
+        let reserved = Reserved::new(size)?;
         let count = usize::try_from(size / PAGE)?;
         let mut frames = KVVec::with_capacity(count, GFP_KERNEL)?;
         for _ in 0..count {
@@ -59,13 +91,16 @@ impl DeviceRam {
             };
             frames.push(frame, GFP_KERNEL)?;
         }
-        Ok(Self(frames))
+        Ok(Self {
+            frames,
+            _reserved: reserved,
+        })
     }
 
     /// Returns the size in bytes.
     pub fn size(&self) -> u64 {
         // Cannot overflow: the size was passed to `new()`.
-        self.0.len() as u64 * PAGE
+        self.frames.len() as u64 * PAGE
     }
 
     /// Returns the frames of a span of pages. Fails with `EINVAL` and `ENXIO`.
@@ -75,7 +110,7 @@ impl DeviceRam {
         }
         let start = usize::try_from(span.start / PAGE).map_err(|_| ENXIO)?;
         let end = usize::try_from(span.end / PAGE).map_err(|_| ENXIO)?;
-        self.0.get(start..end).ok_or(ENXIO)
+        self.frames.get(start..end).ok_or(ENXIO)
     }
 
     /// Grants access to the pages of `span`, which keep their previous content. RAM that they still
@@ -111,7 +146,7 @@ impl DeviceRam {
     /// caller must unmap before the page is revoked. Fails with `ENXIO` and `ESTALE`.
     pub fn page(&self, addr: u64) -> Result<&Page> {
         let index = usize::try_from(addr / PAGE).map_err(|_| ENXIO)?;
-        let frame = self.0.get(index).ok_or(ENXIO)?;
+        let frame = self.frames.get(index).ok_or(ENXIO)?;
         if !frame.granted.load(Acquire) {
             return Err(ESTALE);
         }
@@ -260,13 +295,19 @@ impl DeviceRam {
 
     /// Returns how many bytes of RAM are allocated.
     pub fn allocated(&self) -> u64 {
-        let allocated = self.0.iter().filter(|frame| frame.ram.as_ref().is_some());
+        let allocated = self
+            .frames
+            .iter()
+            .filter(|frame| frame.ram.as_ref().is_some());
         allocated.count() as u64 * PAGE
     }
 
     /// Returns how many bytes are granted.
     pub fn granted(&self) -> u64 {
-        let granted = self.0.iter().filter(|frame| frame.granted.load(Relaxed));
+        let granted = self
+            .frames
+            .iter()
+            .filter(|frame| frame.granted.load(Relaxed));
         granted.count() as u64 * PAGE
     }
 }

@@ -104,6 +104,12 @@ impl<T: Send + Sync + 'static> Registration<T> {
         Ok(Self { pdev, data })
     }
 
+    /// Returns whether a driver has bound the device. Sleeps.
+    pub fn is_bound(&self) -> bool {
+        // SAFETY: By the type invariant the device is registered.
+        unsafe { ext::device_is_bound(&raw mut (*self.pdev.as_ptr()).dev) }
+    }
+
     /// Returns the data that the device was registered with.
     pub fn data(&self) -> &T {
         &self.data.data

@@ -8,7 +8,7 @@
 //!   [`device_ram`], the device's own; [`fabric`] and [`port`], that of other devices; [`bus`], all
 //!   three together, as one device accesses them; [`faux`], a device to map memory for;
 //! - support that `kernel::drm` lacks for such a driver: [`ioctl`], [`gem`], [`fdinfo`],
-//!   [`debugfs`], [`print`], [`platform_driver`], [`platform_device`];
+//!   [`drm_name`], [`debugfs`], [`print`], [`platform_driver`], [`platform_device`];
 //! - the structures of the uAPI, in [`bindings`], and facts about the machine, [`sysinfo`].
 //!
 //! It is a module of its own because vxe and vxe2, one object linked twice, share one fabric.
@@ -22,6 +22,7 @@ pub mod bus;
 pub mod debugfs;
 pub mod device_ram;
 pub mod dma_memory;
+pub mod drm_name;
 pub mod fabric;
 pub mod faux;
 pub mod fdinfo;

@@ -101,6 +101,17 @@ int vxesim_drm_fdinfo_by(struct drm_device *drm,
 	return 0;
 }
 
+/* Gives the driver of a device that is not registered yet the name @name, which outlives the device. */
+int vxesim_drm_name_by(struct drm_device *drm, const char *name)
+{
+	struct drm_driver *driver = vxesim_driver_copy(drm);
+
+	if (IS_ERR(driver))
+		return PTR_ERR(driver);
+	driver->name = (char *)name;
+	return 0;
+}
+
 /* Prints Rust's fmt::Arguments. */
 void vxesim_drm_print(struct drm_printer *p, const void *args)
 {

@@ -7,4 +7,5 @@
 #include "debugfs.c"
 #include "dma_memory.c"
 #include "drm.c"
+#include "platform_device.c"
 #include "print.c"
