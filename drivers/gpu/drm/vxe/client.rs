@@ -17,9 +17,9 @@
 //! Lock order: the lock of the list of clients is a leaf.
 
 use crate::{
-    driver::Queues,
     exec_queue::Execution,
     polls::Polls,
+    queues::QueuesRef,
     sched::RunQueue, //
 };
 use core::ops::Deref;
@@ -227,13 +227,13 @@ impl Clients {
 /// May be dropped by work on the client's own work queue: dropping it does not wait for that queue.
 pub(crate) struct ClientRef {
     client: Arc<Client>,
-    queues: Arc<Queues>,
+    queues: QueuesRef,
 }
 
 impl ClientRef {
     /// Gets the client of the process with address space `mm`, creating it if needed. Fails with
     /// `ENOMEM`.
-    pub(crate) fn new(queues: &Arc<Queues>, mm: &Mm) -> Result<Self> {
+    pub(crate) fn new(queues: &QueuesRef, mm: &Mm) -> Result<Self> {
         let key = mm.as_raw().addr();
         let join = |client| Self {
             client,

@@ -2,8 +2,9 @@
 
 //! The DRM driver, its platform devices and its DRM devices.
 //!
-//! The module registers platform devices, each with its [`PlatformData`]. The driver core binds
-//! them when they are registered or when a user writes to `bind` in sysfs. Each probe creates a DRM
+//! The module registers platform devices ([`devices`](crate::devices)), each with its
+//! [`PlatformData`]. The driver core binds them when they are registered or when a user writes to
+//! `bind` in sysfs. Each probe creates a DRM
 //! device, [`Device`], which dereferences to its [`Data`]. When a platform device is unbound, its
 //! DRM device is unplugged: its VMs are closed, its jobs fail, and open files only serve to be
 //! closed.
@@ -14,9 +15,8 @@ use crate::{
         Bo,
         BoKind, //
     },
-    client::Clients,
     debugfs,
-    engines::Engines,
+    devices::Settings,
     file::{
         File,
         VmList, //
@@ -25,6 +25,11 @@ use crate::{
     ioctl,
     memory::LocalMemory,
     objects::Objects,
+    queues::{
+        Boards,
+        Queues,
+        QueuesRef, //
+    },
     region::Regions,
     stats::Stats,
     sync::FenceWaiters,
@@ -42,10 +47,10 @@ use kernel::{
         SetOnce, //
     },
 };
-use kernel_ext::workqueue::OwnedQueue;
 use vxe_sim::{
     bus::Bus,
     debugfs::DebugfsFiles,
+    drm_name,
     fdinfo,
     platform_device,
     platform_driver,
@@ -54,9 +59,6 @@ use vxe_sim::{
         Port, //
     }, //
 };
-
-/// The PCI ID of a Battlemage G21, from which programs conclude that the device has faults and SVM.
-pub(crate) const DEVICE_ID: u16 = 0xe20b;
 
 /// The revision that the device reports.
 pub(crate) const REVISION: u8 = 0;
@@ -104,8 +106,10 @@ pub(crate) struct Data {
     pub(crate) fences: Arc<FenceWaiters>,
     /// The VMs that are not torn down yet.
     pub(crate) vms: Arc<VmList>,
+    /// The PCI ID that the device reports.
+    pub(crate) device_id: u16,
     /// The engines, clients and work queue.
-    pub(crate) queues: Arc<Queues>,
+    pub(crate) queues: QueuesRef,
 }
 
 impl Data {
@@ -117,6 +121,7 @@ impl Data {
         let bus = Bus::new(parent, vram.as_ref().map(|vram| vram.ram().clone()))?;
         let queues = platform_data.queues.clone();
         let port = platform_data.port.clone();
+        let device_id = platform_data.device_id;
         Ok(try_pin_init!(Self {
             copies: CopyEngine::new(bus.clone()),
             bus,
@@ -128,89 +133,40 @@ impl Data {
             objects: Objects::new()?,
             fences: FenceWaiters::new(&queues)?,
             vms: VmList::new(&queues)?,
+            device_id,
             queues,
         }))
     }
 }
 
-/// The engines, clients and work queue of a platform device.
-///
-/// They live as long as the platform device, bound or not: a work item may still wait for userspace
-/// long after the DRM device is unplugged.
-#[pin_data]
-pub(crate) struct Queues {
-    /// Run the jobs of exec queues.
-    pub(crate) engines: Engines,
-    /// The processes that use the device. Each has its own work queue for page faults and garbage
-    /// collection.
-    #[pin]
-    pub(crate) clients: Clients,
-    /// Runs short work: dropping clients, looking for exited processes, and waking waiters of
-    /// fences.
-    pub(crate) work: OwnedQueue,
-}
-
-impl Queues {
-    fn new() -> Result<Arc<Self>> {
-        let clients = Clients::new()?;
-        Arc::pin_init(
-            try_pin_init!(Self {
-                engines: Engines::new()?,
-                clients <- clients,
-                work: OwnedQueue::new_unbound(c"vxe-work")?,
-            }),
-            GFP_KERNEL,
-        )
-    }
-
-    /// Waits for all queued work. Called when nothing is mapped any more and jobs fail. Sleeps.
-    fn flush(&self) {
-        self.engines.flush(&self.clients);
-        self.clients.for_each(|client| client.faults.flush());
-        self.work.flush();
-    }
-}
-
-/// The data of a platform device of this driver, from its registration.
+/// The data of a platform device of this driver, from its registration. DRM devices that programs
+/// still use after that is gone keep what they need of it.
 pub(crate) struct PlatformData {
-    queues: Arc<Queues>,
-    /// The device's port on the fabric. Dropped first, when no access through it is in flight.
+    queues: QueuesRef,
+    /// The device's port on the fabric.
     port: Arc<Port>,
     /// The device's memory, if it has any.
     vram: Option<Arc<Vram>>,
+    device_id: u16,
 }
 
 impl PlatformData {
-    /// Registers platform device number `index` for the driver called `name`, with `vram` bytes of
-    /// memory.
+    /// Creates the data of one more device of the module.
     ///
-    /// Fails with `EINVAL` unless `vram` is a multiple of the large page.
-    pub(crate) fn register(
-        name: &CStr,
-        index: u16,
-        vram: u64,
-    ) -> Result<platform_device::Registration<Self>> {
-        let vram = match vram {
+    /// Fails with `ENOMEM`, also if all devices together would have more memory than the machine,
+    /// and `ENOSPC` for too many devices.
+    pub(crate) fn new(settings: Settings, boards: &Boards) -> Result<Self> {
+        let vram = match settings.vram() {
             0 => None,
             size => Some(Vram::new(size)?),
         };
         let port = port::join(vram.as_ref().map(|vram| vram.ram().clone()))?;
-        let platform_data = Self {
-            queues: Queues::new()?,
+        Ok(Self {
+            queues: Queues::new(boards)?,
             port: Arc::new(port, GFP_KERNEL)?,
             vram,
-        };
-        platform_device::Registration::new(name, index, platform_data)
-    }
-}
-
-impl Drop for PlatformData {
-    fn drop(&mut self) {
-        // The device is unbound, and no file is open: each open file holds a reference to the
-        // module. What is left is work that unbinding did not wait for, with its references to DRM
-        // devices.
-        self.queues.flush();
-        self.queues.work.drain();
+            device_id: settings.device_id(),
+        })
     }
 }
 
@@ -218,7 +174,7 @@ const INFO: drm::DriverInfo = drm::DriverInfo {
     major: 1,
     minor: 1,
     patchlevel: 0,
-    // The name that programs look for; the module has another.
+    // The name that programs look for, unless the module's parameter has another.
     name: c"xe",
     desc: c"Virtual Xe Graphics",
 };
@@ -251,6 +207,7 @@ impl platform_driver::Driver for VxeDriver {
             .populate(DmaDevice::new_devm(parent.as_ref(), DrmDevice::of(dev))?);
         dev.bo_kind.populate(bo::kind(dev)?);
         fdinfo::show_by::<File>(dev)?;
+        drm_name::set(dev, crate::DRM_NAME.value())?;
         // Must be last: only `remove()` undoes it.
         dev.memory.open(parent.as_ref(), dev)
     }

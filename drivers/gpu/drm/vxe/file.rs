@@ -11,7 +11,6 @@ use crate::{
     check::ensure,
     driver::{
         Device,
-        Queues,
         VxeDriver, //
     },
     exec_queue::{
@@ -19,6 +18,7 @@ use crate::{
         QueueKind, //
     },
     gpu::timestamp,
+    queues::QueuesRef,
     vm::{
         workers::WATCH_MS,
         TeardownBudget,
@@ -246,7 +246,7 @@ pub(crate) struct VmList {
     /// By [`VmIdentity::number`].
     #[pin]
     vms: Mutex<RBTree<u64, ListedVm>>,
-    queues: Arc<Queues>,
+    queues: QueuesRef,
     #[pin]
     watch: DelayedWork<VmList>,
 }
@@ -287,7 +287,7 @@ struct ListedVm {
 
 impl VmList {
     /// Creates an empty list. Fails with `ENOMEM`.
-    pub(crate) fn new(queues: &Arc<Queues>) -> Result<Arc<Self>> {
+    pub(crate) fn new(queues: &QueuesRef) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 vms <- new_mutex!(RBTree::new(), "VmList::vms"),

@@ -9,7 +9,6 @@ use crate::{
     check::ensure,
     driver::{
         Device,
-        DEVICE_ID,
         REVISION,
         VA_BITS, //
     },
@@ -161,7 +160,7 @@ fn config(dev: &Device) -> Result<Reply> {
     }
     // In the order of the uAPI's indices.
     let info: [u64; 5] = [
-        u64::from(DEVICE_ID) | u64::from(REVISION) << 16,
+        u64::from(dev.device_id) | u64::from(REVISION) << 16,
         u64::from(flags),
         // Bindings consist of pages of the CPU.
         PAGE_SIZE as u64,

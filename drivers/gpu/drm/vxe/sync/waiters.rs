@@ -13,7 +13,7 @@
 //! Lock order: the lock of the groups, then that of a group; both are spinlocks. The work is
 //! enqueued under the first one.
 
-use crate::driver::Queues;
+use crate::queues::QueuesRef;
 use kernel::{
     impl_has_delayed_work,
     mm::Mm,
@@ -180,7 +180,7 @@ pub(crate) struct FenceWaiters {
     ungrouped: Arc<Group>,
     #[pin]
     work: DelayedWork<Self>,
-    queues: Arc<Queues>,
+    queues: QueuesRef,
 }
 
 impl_has_delayed_work! {
@@ -214,7 +214,7 @@ fn key(mm: &Mm) -> usize {
 
 impl FenceWaiters {
     /// Creates an empty list. Fails with `ENOMEM`.
-    pub(crate) fn new(queues: &Arc<Queues>) -> Result<Arc<Self>> {
+    pub(crate) fn new(queues: &QueuesRef) -> Result<Arc<Self>> {
         let groups = Groups {
             tree: RBTree::new(),
             threads: 0,
