@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The platform devices that the module makes.
+//! The platform devices that the module makes: at its load, and through [`configfs`].
 //!
 //! Lock order: the lock of the indices is a leaf.
+//!
+//! [`configfs`]: crate::configfs
 
 use crate::{
     driver::PlatformData,

@@ -8,7 +8,7 @@
 //!   ioctl            the table of ioctls; the callbacks from C
 //!     query bo exec exec_queue_ioctl wait_user_fence vm      the ioctls
 //!   driver file      devices and open files
-//!   devices          the platform devices
+//!   devices configfs the platform devices: made at load, and by users
 //!   queues           what a device's work needs, as long as there is any
 //!   exec_queue       jobs of a queue, run by the GPU in order
 //!   engines sched    engines, and the scheduler that picks the next queue
@@ -32,11 +32,15 @@ use kernel::{
     prelude::*,
     sync::Arc, //
 };
+#[cfg(CONFIG_CONFIGFS_FS)]
+use kernel_ext::configfs::Subsystem;
 use vxe_sim::platform_device;
 
 mod bo;
 mod check;
 mod client;
+#[cfg(CONFIG_CONFIGFS_FS)]
+mod configfs;
 mod debugfs;
 mod devices;
 mod driver;
@@ -95,6 +99,10 @@ vxe_sim::name_param! {
 /// The loaded module: its driver and its devices.
 #[pin_data]
 struct VxeModule {
+    // Dropped first: no devices are made through it then.
+    #[cfg(CONFIG_CONFIGFS_FS)]
+    #[pin]
+    _configfs: Subsystem<configfs::Configuration>,
     // Dropped before the driver, so that each device is unbound once.
     _made: KVec<devices::MadeDevice>,
     #[pin]
@@ -118,6 +126,9 @@ impl kernel::InPlaceModule for VxeModule {
             // The driver is registered by now, so the driver core binds each device at its
             // registration.
             _made: devices.make_all(module_parameters::devices.value(), settings()?)?,
+            // Last: a user may make a device as soon as this is registered.
+            #[cfg(CONFIG_CONFIGFS_FS)]
+            _configfs <- Subsystem::new(name, configfs::Root::new(devices, settings()?)?),
         })
     }
 }
