@@ -5,6 +5,7 @@
 
 pub mod buffer;
 pub mod cgroup;
+pub mod configfs;
 pub mod contents;
 pub mod env;
 pub mod failure;

@@ -409,6 +409,16 @@ pub fn vmstat(name: &str) -> u64 {
     line.trim().parse().expect("a number")
 }
 
+/// A size of `/proc/meminfo`, in bytes.
+#[track_caller]
+pub fn meminfo(name: &str) -> usize {
+    let text = std::fs::read_to_string("/proc/meminfo").expect("meminfo");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let line = line.unwrap_or_else(|| panic!("there is no {name} in meminfo"));
+    let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number");
+    kib << 10
+}
+
 /// Memory that is a transparent huge page each 2 MiB, or skips the subtest.
 pub fn transparent_huge(length: usize) -> Map {
     if HUGE > SZ_2M {
