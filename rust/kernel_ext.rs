@@ -12,8 +12,6 @@
 pub mod alloc;
 pub mod bindings;
 pub mod cgroup;
-#[cfg(CONFIG_CONFIGFS_FS)]
-pub mod configfs;
 pub mod dma;
 pub mod drm;
 pub mod interval_tree;

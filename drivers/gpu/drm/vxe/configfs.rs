@@ -38,7 +38,7 @@ use kernel::{
         Mutex, //
     }, //
 };
-use kernel_ext::configfs::{
+use vxe_sim::configfs::{
     attribute,
     Attribute,
     Item,

@@ -33,7 +33,7 @@ use kernel::{
     sync::Arc, //
 };
 #[cfg(CONFIG_CONFIGFS_FS)]
-use kernel_ext::configfs::Subsystem;
+use vxe_sim::configfs::Subsystem;
 use vxe_sim::platform_device;
 
 mod bo;

@@ -19,6 +19,8 @@ use kernel::prelude::*;
 
 pub mod bindings;
 pub mod bus;
+#[cfg(CONFIG_CONFIGFS_FS)]
+pub mod configfs;
 pub mod debugfs;
 pub mod device_ram;
 pub mod dma_memory;
