@@ -2,9 +2,11 @@
 
 //! The device's own memory: how much there is, and what of a process is in it.
 
-use crate::{memory::vmstat, skip, Gpu, Map, CHUNK, SZ_2M};
+use crate::{memory::vmstat, skip, sysfs::Provider, Gpu, Map, CHUNK, SZ_2M};
 use std::{
     fmt::Debug,
+    fs::File,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
 use vxe_client::{
@@ -36,30 +38,143 @@ pub fn buffer(device: &Device, size: usize) -> Bo {
     try_buffer(device, size).expect("a buffer in the device's memory")
 }
 
+/// Buffers in the device's memory that stay there as long as this is there: another device has their
+/// dma-bufs, and so their addresses.
+pub struct Hogs {
+    buffers: Vec<(Bo, OwnedFd, Bo)>,
+    importer: Device,
+    provider: Option<Provider>,
+}
+
+impl Hogs {
+    /// None yet.
+    #[track_caller]
+    pub fn new() -> Self {
+        let provider = Provider::load(2);
+        Self { buffers: Vec::new(), importer: provider.slot().open(), provider: Some(provider) }
+    }
+
+    /// One more, of the device.
+    pub fn add(&mut self, device: &Device, size: usize) -> vxe_client::Result<()> {
+        let bo = try_buffer(device, size)?;
+        let buffer = bo.export()?;
+        let imported = Bo::import(&self.importer, buffer.as_fd(), size)?;
+        self.buffers.push((bo, buffer, imported));
+        Ok(())
+    }
+
+    /// All that the device has in pieces of `least` bytes or more.
+    #[track_caller]
+    pub fn add_all(&mut self, device: &Device, least: usize) {
+        let mut size = 32 << 20;
+        while size >= least {
+            if let Err(e) = self.add(device, size) {
+                assert_eq!(e.errno(), libc::ENOMEM, "a buffer of {size} bytes");
+                size /= 2;
+            }
+        }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.buffers.len()
+    }
+
+    /// Every other one of those from number `first` on goes.
+    pub fn thin_out(&mut self, first: usize) {
+        let mut number = 0;
+        self.buffers.retain(|_| {
+            number += 1;
+            number <= first || number % 2 == 0
+        });
+    }
+
+    /// One goes.
+    pub fn pop(&mut self) {
+        self.buffers.pop();
+    }
+
+    /// How many bytes they take.
+    pub fn size(&self) -> usize {
+        self.buffers.iter().map(|(bo, ..)| bo.size()).sum()
+    }
+}
+
+impl Default for Hogs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Hogs {
+    fn drop(&mut self) {
+        self.buffers.clear();
+        // The device is closed before its module is removed.
+        if let Some(provider) = self.provider.take() {
+            let importer = std::mem::replace(&mut self.importer, Device::from_fd(null()));
+            drop(importer);
+            provider.remove();
+        }
+    }
+}
+
+/// An open file that is no device.
+fn null() -> OwnedFd {
+    File::open("/dev/null").expect("/dev/null").into()
+}
+
 /// Buffers that leave no more than `rest` bytes of the device's memory to others, as long as they
-/// live. What processes have there goes.
+/// live. What processes have there goes, and so do other buffers.
 #[track_caller]
-pub fn leave(device: &Device, rest: usize) -> Vec<Bo> {
+pub fn leave(device: &Device, rest: usize) -> Hogs {
+    let mut hogs = Hogs::new();
+    in_pieces(device, rest, |size| hogs.add(device, size));
+    hogs
+}
+
+/// Has all go that is in the device's memory and can.
+#[track_caller]
+pub fn evict_all(device: &Device) {
+    let mut buffers = Vec::new();
+    in_pieces(device, 0, |size| Ok(buffers.push(try_buffer(device, size)?)));
+}
+
+/// Takes all of the device's memory but `rest` bytes with `take`, in pieces, lest one is more than the
+/// device has in one.
+#[track_caller]
+fn in_pieces(device: &Device, rest: usize, mut take: impl FnMut(usize) -> vxe_client::Result<()>) {
     let total = region(device).total_size as usize;
-    let mut hogs = Vec::new();
     let mut left = total.checked_sub(rest).unwrap_or_else(|| skip!("there is less than {rest:#x}"));
-    // In pieces, lest one is more than the device has in one.
     while left > 0 {
         let size = left.min(32 << 20);
         // What somebody holds at the moment, who reads it, cannot go.
         let end = Instant::now() + SOON;
-        let hog = loop {
-            match try_buffer(device, size) {
+        loop {
+            match take(size) {
                 Err(e) if e.errno() == libc::ENOMEM && Instant::now() < end => {
                     std::thread::sleep(Duration::from_millis(2));
                 }
                 done => break done.expect("a buffer in the device's memory"),
             }
-        };
-        hogs.push(hog);
+        }
         left -= size;
     }
-    hogs
+}
+
+/// How much of an open file's buffers is in the device's memory.
+#[track_caller]
+pub fn resident(device: &Device) -> usize {
+    let path = format!("/proc/self/fdinfo/{}", device.as_raw_fd());
+    let text = std::fs::read_to_string(&path).expect("fdinfo");
+    let line = text.lines().find_map(|line| line.strip_prefix("drm-resident-vram0:"));
+    let mut words = line.expect("the key").split_ascii_whitespace();
+    let number: usize = words.next().and_then(|word| word.parse().ok()).expect("a number");
+    match words.next() {
+        None => number,
+        Some("KiB") => number << 10,
+        Some("MiB") => number << 20,
+        Some(unit) => panic!("in {unit}"),
+    }
 }
 
 /// Waits until something is so.

@@ -31,10 +31,26 @@ impl Bo {
     ///
     /// What the ioctl says.
     pub fn create(device: &Device, size: usize, placement: u32, vm: Option<&Vm>) -> Result<Self> {
+        Self::with_flags(device, size, placement, vm, 0)
+    }
+
+    /// The same, with `DRM_XE_GEM_CREATE_FLAG_*`.
+    ///
+    /// # Errors
+    ///
+    /// What the ioctl says.
+    pub fn with_flags(
+        device: &Device,
+        size: usize,
+        placement: u32,
+        vm: Option<&Vm>,
+        flags: u32,
+    ) -> Result<Self> {
         let vram = placement & !1 != 0;
         let mut create = sys::drm_xe_gem_create {
             size: size as u64,
             placement,
+            flags,
             vm_id: vm.map_or(0, Vm::id),
             cpu_caching: if vram {
                 sys::DRM_XE_GEM_CPU_CACHING_WC as u16

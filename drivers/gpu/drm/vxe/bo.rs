@@ -11,10 +11,13 @@
 //! The memory of an imported dma-buf of another device is mapped at its first bind, until the object
 //! is freed. The CPU maps it by the exporter's dma-buf only, as in xe.
 //!
-//! A buffer in device memory has its memory from its creation on, until it is freed or
-//! [purged](retention).
+//! A buffer that may be in device memory moves between that and system memory
+//! ([`eviction`]). Its contents may be [purged](retention).
 
+mod eviction;
+mod residence;
 mod retention;
+mod segments;
 
 use crate::{
     check::ensure,
@@ -25,15 +28,13 @@ use crate::{
         RegisteredDevice,
         VxeDriver, //
     },
-    gpu::{
-        CopyRun,
-        Target, //
-    },
+    gpu::Target,
     ioctl::Ioctl,
     objects::{
         Counted,
         ObjectKind, //
     },
+    memory::Policy,
     region::{
         self,
         Region,
@@ -45,10 +46,10 @@ use crate::{
         Vm,
         VmIdentity, //
     },
-    vram::{
-        Allocation,
-        Extent, //
-    }, //
+};
+pub(crate) use eviction::{
+    Allowed,
+    Payer, //
 };
 use kernel::{
     device::Bound,
@@ -63,7 +64,6 @@ use kernel::{
     },
     platform,
     prelude::*,
-    sizes::SZ_2M,
     sync::{
         aref::ARef,
         lock::{
@@ -77,40 +77,30 @@ use kernel::{
     }, //
 };
 use kernel_ext::{
-    cgroup::dmem::Charge,
+    mm::memcg::Memcg,
     sched,
     sync::mutex, //
 };
 pub(crate) use retention::Hold;
+use residence::{
+    Located,
+    Place,
+    Residence, //
+};
 use retention::Retention;
+pub(crate) use segments::Segment;
+use segments::Segments;
 use vxe_sim::{
-    gem::{self, CpuPages, GemKind, Pages},
+    gem::{self, CpuPages, GemKind, Pages, Residency},
     gem_import::{
         DmaBuf,
         DmaBufMapping, //
-    }, //
+    },
+    gem_list::Room, //
 };
 
 /// A buffer object.
 pub(crate) type Bo = shmem::Object<BoData>;
-
-/// A contiguous piece of a buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Segment {
-    /// The offset in the buffer, in bytes.
-    offset: u64,
-    /// The bus target.
-    pub(crate) target: Target,
-    /// The length in bytes, a multiple of the page size.
-    pub(crate) len: u64,
-}
-
-impl Segment {
-    /// Returns the end offset. Does not overflow: buffers are in memory.
-    fn end(&self) -> u64 {
-        self.offset + self.len
-    }
-}
 
 /// The driver's data of a buffer.
 #[pin_data]
@@ -125,15 +115,16 @@ pub(crate) struct BoData {
     vm: Option<VmIdentity>,
     /// Where the buffer's memory comes from.
     source: Source,
-    /// The buffer's device memory, unless it is in system memory or was purged. The lock is held
-    /// while the memory is mapped for the GPU or the CPU.
+    /// The memory cgroup of the process that created the buffer, if this may be in device memory.
+    memcg: Option<Memcg>,
+    /// Where the contents are, if they may be in device memory.
     #[pin]
-    vram: Mutex<Option<VramMemory>>,
+    residence: Residence,
     /// Whether the contents are needed.
     #[pin]
     retention: Retention,
-    /// The location of the memory, set by the first bind.
-    segments: SetOnce<KVVec<Segment>>,
+    /// The location of memory that does not move, set by the first bind.
+    segments: SetOnce<Segments>,
     /// The lock is held to allocate the pages and to fill `segments`.
     #[pin]
     filling: Mutex<Filling>,
@@ -144,8 +135,8 @@ pub(crate) struct BoData {
 enum Source {
     /// Pages of shmem, counted in this region.
     System(Arc<System>),
-    /// Device memory.
-    Vram,
+    /// Device memory, and system memory of the driver's own.
+    Movable,
     /// Another device.
     Import(DmaBuf),
 }
@@ -162,25 +153,37 @@ struct Filling {
 enum BoMemory {
     /// Pages of system memory, counted in this region.
     System(Arc<System>),
-    /// Device memory.
-    Vram(VramMemory),
+    /// Device memory, or none yet.
+    Movable {
+        place: Place,
+        /// The memory cgroup of the process that creates the buffer.
+        memcg: Memcg,
+        /// The memory for the buffer's place in the list of those that may be evicted.
+        room: Room,
+    },
     /// The memory of another device's dma-buf.
     Import(DmaBuf),
 }
 
-/// The device memory of a buffer.
-struct VramMemory {
-    allocation: Allocation,
-    /// Charged to the cgroup of the task that created the buffer. Uncharged after the memory is
-    /// freed.
-    charge: Charge,
+/// A buffer's memory, which stays in its place meanwhile.
+pub(crate) enum MemoryGuard<'a> {
+    /// Memory that does not move.
+    Fixed(&'a BoData),
+    /// The place, locked.
+    Movable(Guard<'a, Located, MutexBackend>),
 }
 
-/// The lock of a buffer's device memory, held: the buffer keeps its memory meanwhile.
-pub(crate) struct MemoryGuard<'a>(
-    #[expect(dead_code, reason = "only dropped")]
-    Option<Guard<'a, Option<VramMemory>, MutexBackend>>,
-);
+impl MemoryGuard<'_> {
+    /// Returns the segments from the one with the byte at `offset`, and the offset in that segment.
+    /// Empty if the segments were never filled in, or end before `offset`.
+    pub(crate) fn segments_from(&self, offset: u64) -> (&[Segment], u64) {
+        let segments = match self {
+            Self::Fixed(bo) => bo.segments.as_ref(),
+            Self::Movable(located) => located.place.segments(),
+        };
+        segments.map_or((&[], 0), |segments| segments.starting_at(offset))
+    }
+}
 
 /// The arguments of a new buffer.
 pub(crate) struct BoArgs {
@@ -196,10 +199,12 @@ impl DriverObject for BoData {
     type Args = BoArgs;
 
     fn new(dev: &Device, _size: usize, args: BoArgs) -> impl PinInit<Self, Error> {
-        let (source, vram) = match args.memory {
-            BoMemory::System(system) => (Source::System(system), None),
-            BoMemory::Vram(memory) => (Source::Vram, Some(memory)),
-            BoMemory::Import(source) => (Source::Import(source), None),
+        let (source, place, memcg, room) = match args.memory {
+            BoMemory::System(system) => (Source::System(system), Place::Nowhere, None, None),
+            BoMemory::Movable { place, memcg, room } => {
+                (Source::Movable, place, Some(memcg), Some(room))
+            }
+            BoMemory::Import(source) => (Source::Import(source), Place::Nowhere, None, None),
         };
         try_pin_init!(Self {
             placement: args.placement,
@@ -207,7 +212,8 @@ impl DriverObject for BoData {
             compressible: args.compressible,
             vm: args.vm,
             source,
-            vram <- new_mutex!(vram, "BoData::vram"),
+            memcg,
+            residence <- Residence::new(place, room),
             retention <- Retention::new(),
             segments: SetOnce::new(),
             filling <- new_mutex!(
@@ -239,22 +245,41 @@ impl BoData {
         self.compressible
     }
 
-    /// Returns whether the buffer is, or was until it was purged, in device memory.
-    fn is_in_vram(&self) -> bool {
-        matches!(self.source, Source::Vram)
+    /// Returns whether the buffer may be in device memory.
+    pub(crate) fn is_movable(&self) -> bool {
+        matches!(self.source, Source::Movable)
     }
 
-    /// Keeps the buffer's memory until the result is dropped. Fails with `EACCES` if the buffer was
-    /// purged. The caller must not wait for others meanwhile.
-    pub(crate) fn hold_memory(&self) -> Result<MemoryGuard<'_>> {
-        if !self.is_in_vram() {
-            return Ok(MemoryGuard(None));
+    /// Returns whether the buffer may be in system memory for good.
+    fn may_be_in_system(&self) -> bool {
+        self.placement >> region::SYSTEM & 1 != 0
+    }
+
+    /// Keeps the buffer's memory in its place until the result is dropped. The caller must not wait
+    /// for others meanwhile. Does not wait for a move.
+    ///
+    /// Fails with `EACCES` if the buffer was purged, and with `EAGAIN` if it has to be brought to a
+    /// place that is `allowed` first.
+    pub(crate) fn hold_memory(&self, allowed: Allowed) -> Result<MemoryGuard<'_>> {
+        if !self.is_movable() {
+            return Ok(MemoryGuard::Fixed(self));
         }
-        let memory = self.vram.lock();
-        if memory.is_none() {
-            return Err(EACCES);
+        let located = self.residence.lock();
+        let is_there = match located.place {
+            Place::Nowhere => false,
+            Place::Vram(_) => true,
+            Place::System(_) => {
+                self.may_be_in_system() || located.pins != 0 || allowed == Allowed::Anywhere
+            }
+        };
+        if is_there {
+            return Ok(MemoryGuard::Movable(located));
         }
-        Ok(MemoryGuard(Some(memory)))
+        drop(located);
+        match self.retention.check() {
+            Err(EINVAL) => Err(EACCES),
+            _ => Err(EAGAIN),
+        }
     }
 
     /// Returns whether the buffer is private to another VM than `vm`, which may no longer exist.
@@ -299,18 +324,17 @@ impl BoData {
     /// and as [`DmaBuf::map`] does. Sleeps, and takes the object's reservation lock.
     pub(crate) fn pin_segments(bo: &Bo, dev: &RegisteredDevice) -> Result {
         let mut filling = mutex::lock_killable(&bo.filling)?;
+        if bo.is_movable() {
+            // Checked when it is mapped.
+            return bo.retention.check().or_else(|e| if e == EBUSY { Ok(()) } else { Err(e) });
+        }
         if bo.segments.as_ref().is_some() {
             return Ok(());
         }
         let mut segments = Segments::new();
         let parent: &platform::Device<Bound> = dev.as_ref();
         match &bo.source {
-            Source::Vram => {
-                let memory = bo.vram.lock();
-                for extent in memory.as_ref().ok_or(EINVAL)?.allocation.extents() {
-                    segments.add(extent.target(), extent.len)?;
-                }
-            }
+            Source::Movable => {}
             Source::System(_) => {
                 for entry in bo.sg_table(parent.as_ref())?.iter() {
                     segments.add(Target::System(entry.dma_address()), entry.dma_len())?;
@@ -325,55 +349,35 @@ impl BoData {
             }
         }
         // Cannot be set already: all writers hold `filling`.
-        bo.segments.populate(segments.list);
-        Ok(())
-    }
-
-    /// Returns the segments from the one with the byte at `offset`, and the offset in that segment.
-    /// Empty if the segments were never filled in, or end before `offset`.
-    pub(crate) fn pinned_segments_from(&self, offset: u64) -> (&[Segment], u64) {
-        let all = self.segments.as_ref().map_or(&[][..], |all| &**all);
-        let first = all.partition_point(|segment| segment.end() <= offset);
-        let from = all.get(first..).unwrap_or(&[]);
-        let skip = from.first().map_or(0, |segment| offset - segment.offset);
-        (from, skip)
-    }
-}
-
-/// The list of segments under construction.
-struct Segments {
-    list: KVVec<Segment>,
-    size: u64,
-}
-
-impl Segments {
-    fn new() -> Self {
-        Self {
-            list: KVVec::new(),
-            size: 0,
-        }
-    }
-
-    /// Adds the next segment. Fails with `ENOMEM`.
-    fn add(&mut self, target: Target, len: u64) -> Result {
-        let segment = Segment {
-            offset: self.size,
-            target,
-            len,
-        };
-        self.list.push(segment, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
-        // Does not overflow: the sum is the size of memory.
-        self.size += len;
+        bo.segments.populate(segments);
         Ok(())
     }
 }
 
 impl CpuPages for BoData {
-    fn with_page<R>(&self, index: usize, f: impl FnOnce(&Page) -> R) -> Option<R> {
-        self.retention.check().ok()?;
-        // Shmem maps its own pages: a buffer in system memory has none here.
-        let memory = self.vram.lock();
-        memory.as_ref()?.allocation.page(index).map(f)
+    fn with_page<R>(bo: &Bo, index: usize, f: impl FnOnce(&Page) -> R) -> Option<R> {
+        // Shmem maps its own pages: another buffer has none here.
+        if !bo.is_movable() {
+            return None;
+        }
+        Self::with_movable_page(bo, index, f)
+    }
+
+    fn pin(bo: &Bo) -> Result {
+        if bo.is_movable() {
+            Self::pin_movable(bo)?;
+        }
+        Ok(())
+    }
+
+    fn unpin(bo: &Bo) {
+        if bo.is_movable() {
+            Self::unpin_movable(bo);
+        }
+    }
+
+    fn residency(&self) -> Residency {
+        self.residence.shown()
     }
 
     fn may_map(&self) -> Result {
@@ -424,7 +428,7 @@ pub(crate) fn kind(dev: &Device) -> Result<BoKind> {
         vm: None,
         cpu_cached: true,
         compressible: false,
-        memory: allocate_memory(dev, 1 << region::SYSTEM, PAGE_SIZE as u64)?,
+        memory: allocate_memory(dev, 1 << region::SYSTEM, PAGE_SIZE as u64, false)?,
     };
     let bo = Bo::new(dev, PAGE_SIZE, shmem::ObjectConfig::default(), args)?;
     GemKind::of(&*bo)
@@ -440,68 +444,56 @@ pub(crate) fn lookup(dev: &Device, file: &DrmFile, handle: u32) -> Result<ARef<B
 }
 
 /// Allocates the backing of a buffer in a region of `placement`: in the device's memory if allowed
-/// and possible, as in xe. Evicts pages of processes to make room there, only those of the caller's
-/// cgroup if that is at its limit. System memory is allocated later. Fails with `ENOMEM`.
-fn allocate_memory(dev: &Device, placement: u32, size: u64) -> Result<BoMemory> {
-    let memory = &dev.memory;
-    let regions = dev.regions.iter().enumerate().rev();
-    let mut allowed = regions.filter(|(instance, _)| placement >> instance & 1 != 0);
-    allowed
-        .find_map(|(_, region)| match region {
-            Region::System(system) => {
-                (size <= system.total()).then(|| BoMemory::System(system.clone()))
-            }
-            Region::Vram(vram) => {
-                let charge = memory.charge(dev, true, |region| region.try_charge(size));
-                let both = charge.and_then(|charge| {
-                    let allocation = memory.make_room(dev, true, &charge, || {
-                        vram.allocate(size, GFP_KERNEL_ACCOUNT)
-                    });
-                    let allocation = allocation?;
-                    Ok(BoMemory::Vram(VramMemory { allocation, charge }))
-                });
-                both.inspect_err(|e| {
-                    vxe_sim::drm_dbg!(
-                        dev,
-                        "process {}: no room for a buffer of {} KiB: {e:?}",
-                        kernel::current!().group_leader().pid(),
-                        size / 1024
-                    );
-                })
-                .ok()
-            }
-        })
-        .ok_or(ENOMEM)
-}
-
-/// Splits an extent into pieces that are quick to clear.
-fn pieces(extent: &Extent) -> impl Iterator<Item = Extent> {
-    const PIECE: u64 = SZ_2M as u64;
-    let (mut start, end) = (extent.start, extent.end());
-    core::iter::from_fn(move || {
-        let len = PIECE.min(end - start);
-        let piece = Extent { start, len };
-        start += len;
-        (len != 0).then_some(piece)
-    })
+/// and possible, as in xe, unless `defer` says that the first use is early enough. Makes room by
+/// eviction. System memory is allocated later. Fails with `ENOMEM`.
+fn allocate_memory(dev: &Device, placement: u32, size: u64, defer: bool) -> Result<BoMemory> {
+    let may_be_in_vram = placement & !(1 << region::SYSTEM) != 0;
+    let system = dev.regions.iter().find_map(|region| match region {
+        Region::System(system) if placement >> region::SYSTEM & 1 != 0 => Some(system),
+        _ => None,
+    });
+    if !may_be_in_vram {
+        let system = system.filter(|system| size <= system.total());
+        return Ok(BoMemory::System(system.ok_or(ENOMEM)?.clone()));
+    }
+    let task = kernel::current!();
+    let memcg = Memcg::of(task.mm().ok_or(EINVAL)?);
+    let room = Room::new()?;
+    let place = if defer {
+        Place::Nowhere
+    } else {
+        let memory = BoData::allocate_vram(dev, size, Payer::Caller, &Policy::CREATE);
+        let memory = memory.inspect_err(|e| {
+            vxe_sim::drm_dbg!(
+                dev,
+                "process {}: no room for a buffer of {} KiB: {e:?}",
+                task.group_leader().pid(),
+                size / 1024
+            );
+        });
+        match memory {
+            Ok(memory) => Place::Vram(memory),
+            Err(_) if system.is_some_and(|system| size <= system.total()) => Place::Nowhere,
+            Err(_) => return Err(ENOMEM),
+        }
+    };
+    Ok(BoMemory::Movable { place, memcg, room })
 }
 
 /// Creates a zeroed buffer. Fails with `ENOMEM`, `ENODEV` if the device is gone, and `EINTR` if the
 /// caller is killed.
 fn create(dev: &Device, size: usize, args: BoArgs) -> Result<ARef<Bo>> {
-    let BoMemory::Vram(VramMemory { allocation, .. }) = &args.memory else {
+    let BoMemory::Movable { place, .. } = &args.memory else {
         return GemKind::create(dev, size, args, Pages::Shmem);
     };
-    // The memory still holds data of its previous user.
-    for piece in allocation.extents().iter().flat_map(pieces) {
-        sched::check_killed()?;
-        dev.copies.run([CopyRun {
-            from: None,
-            to: piece.target(),
-            len: piece.len,
-        }])?;
+    if let Some(segments) = place.segments() {
+        // The memory still holds data of its previous user.
+        eviction::copy(dev, None, segments)?;
     }
-    GemKind::create(dev, size, args, Pages::Own)
+    let bo: ARef<Bo> = GemKind::create(dev, size, args, Pages::Own)?;
+    // From here on it may be evicted.
+    bo.residence.lock().update(&bo);
+    Ok(bo)
 }
 
 /// `DRM_IOCTL_XE_GEM_CREATE`.
@@ -552,13 +544,13 @@ pub(crate) fn create_ioctl(
         uapi::check_pxp_type(dev, value)
     })?;
 
-    let _registered = ioctl.registered()?;
+    let defer = args.flags & uapi::DRM_XE_GEM_CREATE_FLAG_DEFER_BACKING != 0;
     let bo_args = BoArgs {
         placement: args.placement,
         cpu_cached: caching == WB,
         compressible: args.flags & uapi::DRM_XE_GEM_CREATE_FLAG_NO_COMPRESSION == 0,
         vm,
-        memory: allocate_memory(dev, args.placement, args.size)?,
+        memory: allocate_memory(dev, args.placement, args.size, defer)?,
     };
     let bo = create(dev, size, bo_args)?;
     args.handle = bo.create_handle(file)?;

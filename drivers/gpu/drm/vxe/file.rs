@@ -71,8 +71,7 @@ use vxe_sim::{
     fdinfo::{
         FdInfo,
         Printer, //
-    },
-    gem::Pages, //
+    }, //
 };
 
 /// The largest id. Ids start at 1; 0 stands for none.
@@ -183,10 +182,10 @@ impl FdInfo for File {
     /// have run. As with xe, `gtt` is system memory that the GPU can access.
     fn show(&self, to: &Printer<'_>) {
         let kind = self.dev.bo_kind.as_ref();
-        to.memory::<Bo>(c"system", None);
-        to.memory(c"gtt", kind.map(|kind| (kind, Pages::Shmem)));
+        to.memory::<Bo>(c"system", None, false);
+        to.memory(c"gtt", kind, false);
         if self.dev.regions.has_vram() {
-            to.memory(c"vram0", kind.map(|kind| (kind, Pages::Own)));
+            to.memory(c"vram0", kind, true);
         }
         // Read before the time-stamp, so that a file never uses more than all of the time.
         let ticks = self.ticks.load(Relaxed);

@@ -3,14 +3,12 @@
 //! Placement of process pages in the device's memory.
 //!
 //! A [`DeviceMemory`] describes the memory to the gpusvm core. The first VM that needs it creates
-//! it; without users it waits in a cache. Each migration to the device allocates a block. The
-//! blocks are listed in the order of their arrival ([`residents`]). An allocation that finds no room
-//! purges buffers whose contents nobody needs. Without such buffers it evicts the oldest blocks to
-//! system memory.
+//! it; without users it waits in a cache. Each migration to the device allocates a block. An
+//! allocation that finds no room evicts others to system memory ([`victims`]).
 //!
 //! The memory is charged to the dmem cgroup of the process whose pages are migrated, or which
-//! creates a buffer ([`charge`]). An allocation of a cgroup at its limit evicts blocks of that
-//! cgroup.
+//! creates a buffer ([`charge`]). An allocation of a cgroup at its limit evicts what is charged to
+//! that cgroup.
 //!
 //! Unbind evicts all blocks and refuses new ones, so that processes lose no data.
 //!
@@ -27,12 +25,11 @@ mod charge;
 mod local;
 mod precharge;
 mod residents;
+mod victims;
 
 use crate::{
-    bo::BoData,
     driver::Device,
     region,
-    stats::Stat,
     vram::Vram, //
 };
 use charge::Limits;
@@ -64,6 +61,7 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
+        atomic::Atomic,
         new_mutex,
         Arc,
         Mutex, //
@@ -77,7 +75,6 @@ use kernel::{
 use kernel_ext::{
     cgroup::dmem::{
         Charge,
-        Chooser,
         Refused,
         Region,
         Registration,
@@ -91,6 +88,11 @@ use local::Local;
 pub(crate) use precharge::Precharge;
 use precharge::Precharges;
 use residents::Residents;
+pub(crate) use victims::{
+    InMotion,
+    Policy, //
+};
+use victims::Victims;
 use vxe_sim::port::Port;
 
 /// The pagemap of the device's memory, refcounted.
@@ -154,6 +156,8 @@ pub(crate) struct LocalMemory {
     in_registry: Mutex<Option<registry::Registration>>,
     #[pin]
     residents: Residents,
+    /// How many pieces of memory are allocated, and may be evicted later.
+    in_motion: Arc<Atomic<usize>>,
     #[pin]
     precharges: Precharges,
 }
@@ -173,14 +177,15 @@ impl Regions for Shared {
 
 impl LocalMemory {
     /// Creates the memory of a device at `port` of the fabric.
-    pub(crate) fn new(vram: Option<Arc<Vram>>, port: Arc<Port>) -> impl PinInit<Self> {
-        pin_init!(Self {
+    pub(crate) fn new(vram: Option<Arc<Vram>>, port: Arc<Port>) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
             vram,
             port,
             cache <- new_mutex!(None, "LocalMemory::cache"),
             region <- new_mutex!(None, "LocalMemory::region"),
             in_registry <- new_mutex!(None, "LocalMemory::in_registry"),
             residents <- Residents::new(),
+            in_motion: Arc::new(Atomic::new(0), GFP_KERNEL)?,
             precharges <- Precharges::new(),
         })
     }
@@ -225,23 +230,23 @@ impl LocalMemory {
         Ok(Some(pagemap))
     }
 
-    /// Charges memory with `attempt`. At a limit, evicts the oldest blocks charged below that
-    /// limit, one at a time, until the charge fits. With `any`, also blocks that arrived just now.
+    /// Charges memory with `attempt`. At a limit, evicts what is charged below that limit by
+    /// `policy`, one at a time, until the charge fits.
     ///
-    /// Fails with `ENOSPC` if no block is left to evict, `ENODEV` after unbind, `ENOMEM` without
+    /// Fails with `ENOSPC` if nothing is left to evict, `ENODEV` after unbind, `ENOMEM` without
     /// system memory for an eviction, `EINTR` if the caller is killed, and as `attempt` does.
     /// Sleeps.
     pub(crate) fn charge(
         &self,
         dev: &Device,
-        any: bool,
+        policy: &Policy<'_>,
         mut attempt: impl FnMut(&Arc<Region>) -> Result<Charge, Refused>,
     ) -> Result<Charge> {
         let region = {
             let registered = self.region.lock();
             registered.as_ref().ok_or(ENODEV)?.region().clone()
         };
-        let newest = self.residents.newest();
+        let mut victims = Victims::new(dev, policy);
         make_room(
             || {
                 attempt(&region).map_err(|refused| match refused {
@@ -249,7 +254,7 @@ impl LocalMemory {
                     Refused::Failed(e) => Shortage::Failed(e),
                 })
             },
-            |limit| self.free_next(dev, newest, any, Want::Limit(&limit)),
+            |limit| victims.free_next(Want::Limit(&limit)),
         )
     }
 
@@ -270,7 +275,7 @@ impl LocalMemory {
             return Ok(None);
         }
         let pages = u32::try_from(bytes / PAGE_SIZE)?;
-        match self.charge(dev, false, |region| dmem::charge(mm, region, pages)) {
+        match self.charge(dev, &Policy::PAGES, |region| dmem::charge(mm, region, pages)) {
             Ok(charge) => self.precharges.put(charge).map(Some),
             Err(ENOSPC) => Ok(None),
             Err(e) => Err(e),
@@ -287,19 +292,19 @@ impl LocalMemory {
     }
 
     /// Allocates memory that is charged as `charge` with `attempt`, which fails with `ENOSPC` if
-    /// there is no room. In this case evicts the oldest blocks, one at a time, until `attempt`
-    /// succeeds. With `any`, also blocks that arrived just now.
+    /// there is no room. In this case evicts others by `policy`, one at a time, until `attempt`
+    /// succeeds.
     ///
-    /// Fails with `ENOSPC` if no block is left to evict, `ENOMEM` without system memory for an
+    /// Fails with `ENOSPC` if nothing is left to evict, `ENOMEM` without system memory for an
     /// eviction, `EINTR` if the caller is killed, and as `attempt` does. Sleeps.
     pub(crate) fn make_room<T>(
         &self,
         dev: &Device,
-        any: bool,
+        policy: &Policy<'_>,
         charge: &Charge,
         mut attempt: impl FnMut() -> Result<T>,
     ) -> Result<T> {
-        let newest = self.residents.newest();
+        let mut victims = Victims::new(dev, policy);
         make_room(
             || {
                 attempt().map_err(|e| match e {
@@ -307,86 +312,18 @@ impl LocalMemory {
                     e => Shortage::Failed(e),
                 })
             },
-            |()| self.free_next(dev, newest, any, Want::Room(charge)),
+            |()| victims.free_next(Want::Room(charge)),
         )
     }
 
-    /// Purges a buffer whose contents are not needed, or without one evicts a block as
-    /// [`evict_next`](Self::evict_next) does. Returns the number of bytes freed.
-    fn free_next(
-        &self,
-        dev: &Device,
-        newest: u64,
-        any: bool,
-        want: Want<'_>,
-    ) -> Option<Result<u64>> {
-        match Self::purge_next(dev, want) {
-            Some(bytes) => Some(Ok(bytes)),
-            None => self.evict_next(dev, newest, any, want),
-        }
+    /// Returns a number for a use of memory: later uses get larger ones.
+    pub(crate) fn tick(&self) -> u64 {
+        self.residents.tick()
     }
 
-    /// Purges the first buffer whose contents are not needed, and that `want` allows to take.
-    /// Returns the number of bytes freed, or `None` without such a buffer, or if the caller is
-    /// killed.
-    fn purge_next(dev: &Device, want: Want<'_>) -> Option<u64> {
-        let kind = dev.bo_kind.as_ref()?;
-        let mut chooser = Chooser::new(want);
-        // Buffers that come back to the list get larger numbers.
-        let (mut next, last) = (0, kind.last_listed());
-        loop {
-            sched::check_killed().ok()?;
-            let listed = kind.first_listed(next);
-            let Some((number, bo)) = listed.filter(|(number, _)| *number <= last) else {
-                if chooser.try_harder() {
-                    next = 0;
-                    continue;
-                }
-                return None;
-            };
-            let purged = BoData::purge(&bo, |charge| chooser.may_take(charge));
-            if purged.is_some() {
-                return purged;
-            }
-            next = number.wrapping_add(1);
-        }
-    }
-
-    /// Evicts the oldest block up to number `newest` that `want` allows to take, to system memory.
-    /// Returns the number of bytes freed, or `None` without such a block. Fails as
-    /// [`Block::evict`](provider::Block::evict) does.
-    fn evict_next(
-        &self,
-        dev: &Device,
-        newest: u64,
-        any: bool,
-        want: Want<'_>,
-    ) -> Option<Result<u64>> {
-        let mut chooser = Chooser::new(want);
-        let block = loop {
-            match self.residents.next_victim(newest, any, &mut chooser) {
-                None if chooser.try_harder() => {}
-                found => break found?,
-            }
-        };
-        let bytes = (block.pages() * PAGE_SIZE) as u64;
-        let why = match want {
-            Want::Limit(_) => "the limit of a cgroup",
-            Want::Room(_) => "room",
-            Want::All => "the device goes",
-        };
-        let done = block.evict();
-        match done {
-            Ok(()) => {
-                vxe_sim::drm_dbg!(dev, "evicted {} ({why})", block.memory());
-                dev.stats.inc(Stat::SvmEvictCount);
-                dev.stats.add(Stat::SvmEvictKb, bytes / 1024);
-            }
-            Err(e) => {
-                vxe_sim::drm_dbg!(dev, "cannot evict {} ({why}): {e:?}", block.memory());
-            }
-        }
-        Some(done.map(|()| bytes))
+    /// Counts memory that is allocated and cannot be evicted yet, until the result is dropped.
+    pub(crate) fn in_motion(&self) -> InMotion {
+        InMotion::new(&self.in_motion)
     }
 
     /// Evicts all blocks to system memory and refuses new ones. Waits for migrations that are under
@@ -397,8 +334,8 @@ impl LocalMemory {
         self.residents.close();
         let started = jiffies::now();
         while self.residents.count() != 0 {
-            let newest = self.residents.newest();
-            while self.evict_next(dev, newest, true, Want::All).is_some() {}
+            let mut victims = Victims::new(dev, &Policy::CREATE);
+            while victims.evict_next(Want::All).is_some() {}
             if self.residents.count() != 0 {
                 fsleep(Delta::from_millis(1));
             }

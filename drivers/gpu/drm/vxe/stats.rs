@@ -77,6 +77,8 @@ stats! {
     SvmMigrateRetryCount = "svm_migrate_retry_count",
     SvmEvictCount = "svm_evict_count",
     SvmEvictKb = "svm_evict_kb",
+    BoEvictCount = "bo_evict_count",
+    BoEvictKb = "bo_evict_kb",
 }
 
 stats! {

@@ -169,6 +169,8 @@ pub(crate) struct Vm {
     identity: VmIdentity,
     client: ClientRef,
     mode: Mode,
+    /// Whether binds may evict buffers of the VM for others that it maps at once.
+    may_overcommit: bool,
     /// The number of open queues for jobs.
     queues: Atomic<usize>,
     aspace: Arc<AddressSpace>,
@@ -198,16 +200,17 @@ impl Vm {
     /// [close](Self::close) it.
     ///
     /// Fails with `EINVAL` for a kernel thread, `ENODEV` if the device is unbound, and `ENOMEM`.
-    fn new(dev: &Device, mode: Mode) -> Result<Arc<Self>> {
+    fn new(dev: &Device, mode: Mode, may_overcommit: bool) -> Result<Arc<Self>> {
         let task = kernel::current!();
         let mm: &Mm = task.mm().ok_or(EINVAL)?;
         let client = ClientRef::new(&dev.queues, mm)?;
         let dma = dev.dma.as_ref().ok_or(ENODEV)?;
         let aspace = AddressSpace::new(dev.bus.clone(), VA_BITS)?;
         let collector = Collector::new()?;
-        let (memory, charged) = match mode {
-            Mode::OnFault => (memory_of(dev)?, Some(dmem::register()?)),
-            Mode::Immediate => (None, None),
+        let charged = Some(dmem::register()?);
+        let memory = match mode {
+            Mode::OnFault => memory_of(dev)?,
+            Mode::Immediate => None,
         };
         let context = Context {
             dev: dev.into(),
@@ -223,6 +226,7 @@ impl Vm {
                 identity: VmIdentity::new(),
                 client,
                 mode,
+                may_overcommit,
                 queues: Atomic::new(0),
                 aspace,
                 collector,
@@ -367,7 +371,9 @@ impl Vm {
         }
         match &vma.backing {
             Backing::Mirror => svm::fault(self.svm.context(), svm, &vma, fault, page_only),
-            Backing::Bo { bo, offset } => buffer::fault(self.svm.context(), &vma, bo, *offset),
+            Backing::Bo { bo, offset } => {
+                buffer::fault(self.svm.context(), self.mm(), &vma, bo, *offset)
+            }
             Backing::Userptr { userptr, offset } => {
                 userptr::fault(self.svm.context(), &vma, userptr, *offset, fault)
             }
@@ -591,7 +597,7 @@ pub(crate) fn create_ioctl(
     } else {
         Mode::Immediate
     };
-    let vm = Vm::new(dev, mode)?;
+    let vm = Vm::new(dev, mode, has(FAULT) && !has(NO_OVERCOMMIT))?;
     // `drm_dev_unplug()` waits for the guard, so the VM is in the list before unbinding closes the
     // listed VMs.
     let added = match ioctl.registered() {

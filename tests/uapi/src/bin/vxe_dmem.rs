@@ -16,7 +16,7 @@ use vxe_uapi::{
     process::{fork, Child, Link},
     sysfs::{Provider, Slot},
     time::expect_prompt,
-    vram::{bring, buffer, in_device, leave, region, soon, touch, try_buffer},
+    vram::{bring, buffer, in_device, leave, region, resident, soon, touch, try_buffer},
     Gpu, Map, Program, CHUNK, MIDDLE, PAGE, SZ_2M,
 };
 
@@ -356,26 +356,29 @@ fn protected() {
     }
 }
 
-/// A buffer is charged to who makes it, for as long as it lives.
+/// A buffer is charged to who makes it, for as long as it is in the device's memory.
 fn buffers() {
     let (memory, before, group) = (memory(), used(), Cgroup::new("its"));
     group.limit(&memory, 4 * SZ_2M);
     let child = fork_into(&group, |link| {
         let device = device();
         let first = buffer(&device, 3 * SZ_2M);
-        let error = try_buffer(&device, 2 * SZ_2M).map(drop).expect_err("more than the limit");
+        let error = try_buffer(&device, 5 * SZ_2M).map(drop).expect_err("more than the limit");
         assert_eq!(error.errno(), libc::ENOMEM);
         // It may be elsewhere.
-        let second = Bo::create(&device, 2 * SZ_2M, 0b11, None).expect("a buffer in system memory");
+        let second = Bo::create(&device, 5 * SZ_2M, 0b11, None).expect("a buffer in system memory");
+        // The first makes room.
+        let third = buffer(&device, 2 * SZ_2M);
+        assert_eq!(resident(&device), 2 * SZ_2M, "of the third");
         link.send(0);
         link.receive();
-        drop((first, second));
+        drop((first, second, third));
         link.send(0);
         link.receive();
     });
     child.link().receive();
-    assert_eq!(group.current(&memory), 3 * SZ_2M as u64);
-    assert_eq!(used() - before, 3 * SZ_2M as u64);
+    assert_eq!(group.current(&memory), 2 * SZ_2M as u64);
+    assert_eq!(used() - before, 2 * SZ_2M as u64);
     child.link().send(0);
     child.link().receive();
     group.expect_nothing(&memory);

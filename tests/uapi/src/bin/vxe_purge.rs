@@ -9,7 +9,8 @@ use vxe_uapi::{
     env::iterations,
     gpu::{device, FAR},
     process::fork,
-    vram, Gpu, Map, Program, Stop, MIDDLE, PAGE, SZ_2M,
+    vram::{self, evict_all, Hogs},
+    Gpu, Map, Program, Stop, MIDDLE, PAGE, SZ_2M,
 };
 
 const LENGTH: u64 = MIDDLE as u64;
@@ -38,19 +39,10 @@ fn set_needed(vm: &Vm, at: u64, needed: bool) -> bool {
 }
 
 /// Buffers that take all the device memory that can be had.
-fn take_all(device: &Device) -> Vec<Bo> {
-    let mut taken = Vec::new();
-    let mut size = 32 << 20;
-    while size >= PAGE {
-        match vram::try_buffer(device, size) {
-            Ok(bo) => taken.push(bo),
-            Err(e) => {
-                assert_eq!(e.errno(), libc::ENOMEM, "a buffer of {size} bytes");
-                size /= 2;
-            }
-        }
-    }
-    taken
+fn take_all(device: &Device) -> Hogs {
+    let mut hogs = Hogs::new();
+    hogs.add_all(device, PAGE);
+    hogs
 }
 
 /// Each kind of buffers: system memory, and the device's if it has any.
@@ -154,7 +146,7 @@ fn purged() {
     let free = vram::region(gpu.device()).total_size - vram::region(gpu.device()).used;
     assert!(set_needed(&vm, FAR, false), "not yet purged");
     let hogs = take_all(gpu.device());
-    let taken: usize = hogs.iter().map(Bo::size).sum();
+    let taken = hogs.size();
     assert!(taken as u64 >= free + LENGTH, "{taken} bytes were had of {free} and {LENGTH}");
     // The GPU may still have had it in its TLB.
     gpu.expect_fault("a store", |c| _ = c.store(FAR, 7));
@@ -191,23 +183,24 @@ fn protected() {
     bind(second.vm(), &bo, OTHER);
     for (vm, at) in [(gpu.vm(), FAR), (second.vm(), FAR)] {
         assert!(set_needed(vm, at, false));
-        drop(take_all(&device));
+        evict_all(&device);
         expect_contents(&mapping);
     }
     second.store(OTHER + 4, pattern(4));
     expect_contents(&mapping);
     // One says so twice, and the last one that needed it takes it back.
     assert!(set_needed(gpu.vm(), FAR, false));
-    drop(take_all(&device));
+    evict_all(&device);
     expect_contents(&mapping);
     assert!(set_needed(second.vm(), OTHER, false));
     assert!(set_needed(second.vm(), FAR, true), "needed once more");
-    drop(take_all(&device));
+    evict_all(&device);
     expect_contents(&mapping);
+    second.store(OTHER + 4, pattern(4));
     // Nor does unbinding the last VMA that needs it protect it, nor a change of other attributes.
     second.vm().bind(&[Bind::unmap(FAR, LENGTH)]).expect("an unbind");
     second.vm().madvise(OTHER, LENGTH, vxe_client::Advice::Pat(3)).expect("advice");
-    drop(take_all(&device));
+    evict_all(&device);
     assert!(!set_needed(gpu.vm(), FAR, true), "nobody needed it");
 }
 
@@ -216,10 +209,9 @@ fn in_order() {
     let gpu = Gpu::new();
     let vm = gpu.vm();
     let at = |i: u64| FAR + i * SZ_2M as u64;
-    let hogs = take_all(gpu.device());
-    drop(hogs);
+    let mut hogs = vram::leave(gpu.device(), 4 * MIDDLE);
     let buffers: Vec<_> = (0..4).map(|i| scene(&gpu, at(i))).collect();
-    let hogs = take_all(gpu.device());
+    assert_eq!(vram::resident(gpu.device()), hogs.size() + 4 * MIDDLE, "all are there");
     let order = [2, 0, 3, 1];
     for i in order {
         assert!(set_needed(vm, at(i), false));
@@ -227,25 +219,24 @@ fn in_order() {
     // This one is needed after all, and comes last.
     assert!(set_needed(vm, at(2), true));
     assert!(set_needed(vm, at(2), false));
-    let mut more = Vec::new();
     for (round, i) in [0, 3, 1, 2].into_iter().enumerate() {
-        more.push(vram::buffer(gpu.device(), MIDDLE));
+        hogs.add(gpu.device(), MIDDLE).expect("one more");
         assert!(!set_needed(vm, at(i), false), "{i} goes in round {round}");
         for left in [0, 3, 1, 2].into_iter().skip(round + 1) {
             assert!(set_needed(vm, at(left), false), "{left} stays in round {round}");
         }
     }
-    refused(libc::ENOMEM, "one more", vram::try_buffer(gpu.device(), MIDDLE));
-    drop((buffers, hogs, more));
+    refused(libc::ENOMEM, "one more", hogs.add(gpu.device(), MIDDLE));
+    drop((buffers, hogs));
 }
 
 /// Memory of a process gets room, too.
 fn for_processes() {
     let gpu = Gpu::new();
+    let hogs = vram::leave(gpu.device(), SZ_2M + MIDDLE);
     let (_bo, _mapping) = scene(&gpu, FAR);
     let big = vram::buffer(gpu.device(), SZ_2M);
     bind(gpu.vm(), &big, OTHER);
-    let hogs = take_all(gpu.device());
     assert!(gpu.vm().set_needed(OTHER, SZ_2M as u64, false).expect("advice"));
     let map = Map::aligned(SZ_2M, SZ_2M);
     map.fill(pattern);
@@ -265,7 +256,7 @@ fn closed() {
         set_needed(gpu.vm(), FAR, false);
         let is_purged = round & 1 != 0;
         if is_purged {
-            drop(take_all(&device));
+            evict_all(&device);
         }
         let vm = gpu.vm().clone();
         match round / 2 {
@@ -273,7 +264,7 @@ fn closed() {
             1 => drop(mapping),
             2 => {
                 vm.destroy().expect("destroy");
-                drop(take_all(&device));
+                evict_all(&device);
                 let gone = bo.map();
                 assert_eq!(gone.map(drop).map_err(|e| e.errno()), Err(libc::EINVAL));
             }
@@ -294,10 +285,11 @@ fn long_running() {
     let (_bo, mapping) = scene(&gpu, FAR);
     set_needed(&vm, FAR, false);
     assert!(set_needed(&vm, FAR, true));
-    drop(take_all(vm.device()));
+    evict_all(vm.device());
     expect_contents(&mapping);
+    gpu.store(FAR, pattern(0) + 1);
     set_needed(&vm, FAR, false);
-    drop(take_all(vm.device()));
+    evict_all(vm.device());
     gpu.expect_fault("a store", |c| _ = c.store(FAR, 1));
     assert!(!set_needed(&vm, FAR, true));
 }
@@ -309,7 +301,7 @@ fn race() {
     thread::scope(|s| {
         s.spawn(|| {
             while !done.is_set() {
-                drop(take_all(&device));
+                evict_all(&device);
             }
         });
         s.spawn(|| {

@@ -14,7 +14,7 @@ use vxe_uapi::{
     memory::{transparent_huge, vmstat, Merging, Swap},
     process::{fork, Child},
     sysfs::Slot,
-    vram::{in_device, leave, prefetch, region, touch},
+    vram::{evict_all, in_device, prefetch, region, touch},
     Gpu, Map, Program, MIDDLE, PAGE, RO, SZ_2M,
 };
 
@@ -185,13 +185,13 @@ fn evicted() {
         prefetch(&gpu, map);
         let after = checker(map, pattern);
         before.link().send(1);
-        drop(leave(gpu.device(), 0));
+        evict_all(gpu.device());
         before.link().receive();
         check(&after);
         // There again, and again with children of both kinds.
         prefetch(&gpu, map);
         after.link().send(1);
-        drop(leave(gpu.device(), 0));
+        evict_all(gpu.device());
         after.link().receive();
         map.expect("the parent's", pattern);
         dismiss(before);
@@ -340,7 +340,7 @@ fn two_places() {
         gpu.store(lower.at(8), 0xb);
         lower.expect("the lower half", |o| if o == 8 { 0xb } else { pattern(o) });
         upper.expect("the upper half", |o| if o == 8 { 0xa } else { pattern(half + o) });
-        drop(leave(gpu.device(), 0));
+        evict_all(gpu.device());
         dismiss(child);
         upper.expect_word("the upper half", 8, 0xa);
         lower.unmap();

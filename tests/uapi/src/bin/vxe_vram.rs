@@ -9,7 +9,7 @@ use vxe_uapi::{
     gpu::{device, write_batch, FAR},
     process::fork,
     sysfs::Slot,
-    vram::{buffer, region, try_buffer},
+    vram::{buffer, region, try_buffer, Hogs},
     Gpu, Map, Program, Rng, MIDDLE, PAGE, RW, SZ_2M,
 };
 
@@ -141,17 +141,8 @@ fn churn() {
 fn full() {
     let device = device();
     let total = region(&device).total_size as usize;
-    let mut hogs = Vec::new();
-    let mut size = total / 4;
-    while size >= SZ_2M {
-        match try_buffer(&device, size) {
-            Ok(bo) => hogs.push(bo),
-            Err(e) => {
-                assert_eq!(e.errno(), libc::ENOMEM, "{e}");
-                size /= 2;
-            }
-        }
-    }
+    let mut hogs = Hogs::new();
+    hogs.add_all(&device, SZ_2M);
     let refused = try_buffer(&device, total).map(|_| ()).map_err(|e| e.errno());
     assert_eq!(refused, Err(libc::ENOMEM), "more than there is");
     let refused = try_buffer(&device, SZ_2M).map(|_| ()).map_err(|e| e.errno());

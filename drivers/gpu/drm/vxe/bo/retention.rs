@@ -20,9 +20,11 @@ use super::{
     Bo,
     BoData,
     BoKind,
+    Place,
     Source, //
 };
 use kernel::{
+    drm::gem::BaseObject,
     prelude::*,
     sync::{
         aref::ARef,
@@ -31,7 +33,10 @@ use kernel::{
     }, //
 };
 use kernel_ext::cgroup::dmem::Charge;
-use vxe_sim::gem_list::Room;
+use vxe_sim::{
+    gem::Listing,
+    gem_list::Room, //
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -84,6 +89,14 @@ impl Retention {
         self.inner.lock().check()
     }
 
+    /// Calls `f` if the contents are needed, which does not change meanwhile. Fails as
+    /// [`check`](Self::check).
+    pub(super) fn while_needed<R>(&self, f: impl FnOnce() -> R) -> Result<R> {
+        let inner = self.inner.lock();
+        inner.check()?;
+        Ok(f())
+    }
+
     /// Keeps the contents for an export from now on. Fails as [`check`](Self::check).
     pub(super) fn export(&self) -> Result {
         let mut inner = self.inner.lock();
@@ -134,7 +147,7 @@ impl Hold {
             State::Purged => return None,
             State::Unneeded => {
                 inner.state = State::Needed;
-                inner.room = kind(bo).and_then(|kind| kind.unlist(bo));
+                inner.room = kind(bo).and_then(|kind| kind.unlist(Listing::Purgeable, bo));
             }
             State::Needed => {}
         }
@@ -166,7 +179,8 @@ impl Drop for Hold {
         if !is_needed && inner.state == State::Needed {
             inner.state = State::Unneeded;
             if let (Some(kind), Some(room)) = (kind(&self.bo), inner.room.take()) {
-                kind.list(&self.bo, room);
+                let number = self.bo.dev().memory.tick();
+                kind.list(Listing::Purgeable, &self.bo, number, room);
             }
         }
     }
@@ -184,7 +198,7 @@ impl BoData {
         let mut inner = self.retention.inner.lock();
         match inner.state {
             State::Purged => return Ok(false),
-            State::Needed if inner.room.is_none() && self.is_in_vram() => {
+            State::Needed if inner.room.is_none() && self.is_movable() => {
                 inner.room = Some(Room::new()?);
             }
             State::Needed | State::Unneeded => {}
@@ -202,20 +216,29 @@ impl BoData {
             if inner.state != State::Unneeded {
                 return None;
             }
-            let mut vram = bo.vram.lock();
-            if !may_take(&vram.as_ref()?.charge) {
+            let mut located = bo.residence.lock();
+            if located.is_moving {
+                return None;
+            }
+            let Place::Vram(memory) = &located.place else {
+                // It stays, and needs no place in the list.
+                inner.room = kind(bo)?.unlist(Listing::Purgeable, bo);
+                return None;
+            };
+            if !may_take(&memory.charge) {
                 return None;
             }
             inner.state = State::Purged;
             inner.room = None;
-            drop(kind(bo)?.unlist(bo));
-            vram.take()?
+            drop(kind(bo)?.unlist(Listing::Purgeable, bo));
+            located.take(bo)
         };
         // Nobody maps the memory any more, as it is not the buffer's.
         let dev = bo.dev();
         dev.vms.for_each(bo.vm, |vm| vm.zap_buffer(bo));
         BoKind::unmap_cpu(bo);
-        let size = memory.allocation.size();
+        // CAST: Widens.
+        let size = bo.size() as u64;
         vxe_sim::drm_dbg!(dev, "purged a buffer of {} KiB", size / 1024);
         drop(memory);
         Some(size)

@@ -3,10 +3,14 @@
 //! Charging of the device's memory to `dmem` cgroups.
 //!
 //! The region is named as xe's, `drm/<device>/vram0`. When the limit of a cgroup is lowered below
-//! its usage, buffers of that cgroup whose contents nobody needs are purged, and then blocks are
-//! evicted; other buffers stay.
+//! its usage, buffers of that cgroup whose contents nobody needs are purged, and then blocks and
+//! buffers are evicted.
 
-use super::Want;
+use super::{
+    Policy,
+    Victims,
+    Want, //
+};
 use crate::{
     driver::Device,
     vram::Vram, //
@@ -33,11 +37,10 @@ pub(super) struct Limits(ARef<Device>);
 
 impl Reclaim for Limits {
     fn reclaim(&self, limit: &Pool, bytes: u64) -> Result<bool> {
-        let memory = &self.0.memory;
-        let newest = memory.residents.newest();
+        let mut victims = Victims::new(&self.0, &Policy::RECLAIM);
         let mut freed = 0;
         while freed < bytes && sched::check_killed().is_ok() {
-            match memory.free_next(&self.0, newest, true, Want::Limit(limit)) {
+            match victims.free_next(Want::Limit(limit)) {
                 Some(Ok(bytes)) => freed += bytes,
                 // Without system memory no block can be evicted; after any other error the next one
                 // may be.

@@ -4,6 +4,7 @@
 
 use super::{
     residents::ResidentEntry,
+    Policy,
     OWN,
     PEER, //
 };
@@ -207,13 +208,13 @@ impl Provider for Local {
         let entry = memory.residents.add(flags)?;
         let charge = match self.precharged(pages) {
             Some(charge) => Ok(charge),
-            None => memory.charge(dev, false, |region| {
+            None => memory.charge(dev, &Policy::PAGES, |region| {
                 dmem::charge(request.mm(), region, pages)
             }),
         };
         let made = charge.and_then(|charge| {
             let parts = Self::parts(request, flags, |order, pages| {
-                memory.make_room(dev, false, &charge, || self.get(order, pages, flags))
+                memory.make_room(dev, &Policy::PAGES, &charge, || self.get(order, pages, flags))
             })?;
             Ok((charge, parts))
         });

@@ -61,23 +61,20 @@ impl ResidentEntry {
 pub(super) struct Residents {
     #[pin]
     list: Mutex<List>,
+    /// The last number that was given to a block or a buffer.
+    last: Atomic<u64>,
+}
+
+/// A block that may be evicted.
+pub(super) struct Found {
+    pub(super) number: u64,
 }
 
 struct List {
     blocks: RBTree<u64, Option<Arc<provider::Block<Local>>>>,
-    /// The number of the newest block.
-    last: u64,
     /// The number of blocks, listed or not.
     count: usize,
     closed: bool,
-}
-
-impl List {
-    fn next_number(&mut self) -> u64 {
-        // Does not overflow in the lifetime of a machine.
-        self.last += 1;
-        self.last
-    }
 }
 
 impl Residents {
@@ -87,12 +84,12 @@ impl Residents {
             list <- new_mutex!(
                 List {
                     blocks: RBTree::new(),
-                    last: 0,
                     count: 0,
                     closed: false,
                 },
                 "vxe_residents"
             ),
+            last: Atomic::new(0),
         })
     }
 
@@ -106,7 +103,7 @@ impl Residents {
             drop(list);
             return Err(ENODEV);
         }
-        let number = list.next_number();
+        let number = self.tick();
         list.count += 1;
         // The number is unused, so nothing is replaced.
         let _ = list.blocks.insert(spare.into_node(number, None));
@@ -145,34 +142,56 @@ impl Residents {
         list.count = list.count.saturating_sub(1);
     }
 
-    /// Returns the number of the newest block.
-    pub(super) fn newest(&self) -> u64 {
-        self.list.lock().last
+    /// Returns the next number.
+    pub(super) fn tick(&self) -> u64 {
+        // Does not overflow in the lifetime of a machine.
+        self.last.fetch_add(1, Relaxed) + 1
     }
 
-    /// Returns the oldest block with a number up to `newest` that `chooser` allows to take, and
-    /// gives it a new number. Without `any`, skips blocks that arrived just now or whose timeslice
-    /// is not over.
-    pub(super) fn next_victim(
+    /// Returns the last number.
+    pub(super) fn newest(&self) -> u64 {
+        self.last.load(Relaxed)
+    }
+
+    /// Returns the oldest block with a number up to `newest` that `chooser` allows to take. Without
+    /// `any`, skips blocks that arrived just now or whose timeslice is not over, and sets `later` if
+    /// there is one.
+    pub(super) fn find(
         &self,
         newest: u64,
         any: bool,
         chooser: &mut Chooser<'_>,
-    ) -> Option<Arc<provider::Block<Local>>> {
-        let mut list = self.list.lock();
-        let number = list
+        later: &mut bool,
+    ) -> Option<Found> {
+        let list = self.list.lock();
+        let mut blocks = list
             .blocks
             .iter()
-            .take_while(|(number, _)| **number <= newest)
-            .find_map(|(number, handle)| {
-                let handle = handle.as_ref()?;
-                let block = handle.memory();
-                let may_go = any || (block.entry().is_evictable() && handle.timeslice_left() == 0);
-                (may_go && chooser.may_take(block.charge())).then_some(*number)
-            })?;
-        let handle = list.blocks.get_mut(&number)?.take()?;
-        let spare = list.blocks.remove_node(&number)?.into_reservation();
-        let number = list.next_number();
+            .take_while(|(number, _)| **number <= newest);
+        let number = blocks.find_map(|(number, handle)| {
+            let Some(handle) = handle.as_ref() else {
+                *later = true;
+                return None;
+            };
+            let block = handle.memory();
+            if !chooser.may_take(block.charge()) {
+                return None;
+            }
+            if any || (block.entry().is_evictable() && handle.timeslice_left() == 0) {
+                return Some(*number);
+            }
+            *later = true;
+            None
+        })?;
+        Some(Found { number })
+    }
+
+    /// Returns a block that was found, and gives it a new number; none if it has left the list.
+    pub(super) fn take(&self, found: Found) -> Option<Arc<provider::Block<Local>>> {
+        let mut list = self.list.lock();
+        let handle = list.blocks.get_mut(&found.number)?.take()?;
+        let spare = list.blocks.remove_node(&found.number)?.into_reservation();
+        let number = self.tick();
         handle.memory().entry().number.store(number, Relaxed);
         // The number is unused, so nothing is replaced.
         let _ = list

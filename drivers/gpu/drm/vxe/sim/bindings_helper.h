@@ -6,5 +6,8 @@
  * both crates have the same type.
  */
 
+#include <linux/gfp.h>
 #include <drm/drm_prime.h>
 #include <uapi/drm/xe_drm.h>
+
+const gfp_t VXESIM_GFP_RETRY_MAYFAIL = __GFP_RETRY_MAYFAIL;

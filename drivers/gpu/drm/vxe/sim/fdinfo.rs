@@ -58,19 +58,20 @@ impl Printer<'_> {
         unsafe { ext::drm_print(self.printer, ptr::from_ref(&args).cast()) }
     }
 
-    /// Prints the sizes of the file's objects of this kind with such pages, as those of `region`:
-    /// `drm-total-region` and so on. Without a kind, all are zero.
-    pub fn memory<O>(&self, region: &CStr, objects: Option<(&GemKind<O>, Pages)>) {
-        let funcs = objects.map_or(ptr::null(), |(kind, pages)| kind.functions(pages));
-        let has_memory = objects.is_some_and(|(_, pages)| pages == Pages::Own);
+    /// Prints the sizes of the file's objects of this kind, as those of `region`: `drm-total-region`
+    /// and so on. Of objects with pages of the driver's own these are the ones whose memory is the
+    /// device's, with `of_device`, and else the others. Without a kind, all are zero.
+    pub fn memory<O>(&self, region: &CStr, kind: Option<&GemKind<O>>, of_device: bool) {
+        let funcs = |pages| kind.map_or(ptr::null(), |kind| kind.functions(pages));
         // SAFETY: By the type invariant. The functions are only compared; no object has null.
         // Objects with shmem's functions are shmem objects.
         unsafe {
             ext::drm_print_memory(
                 self.printer,
                 self.file,
-                funcs,
-                has_memory,
+                funcs(Pages::Shmem),
+                funcs(Pages::Own),
+                of_device,
                 region.as_char_ptr(),
             )
         }

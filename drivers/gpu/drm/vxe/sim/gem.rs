@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! GEM objects of a driver: lookup by handle, export, CPU mappings, and a list of objects that does
-//! not keep them alive.
+//! GEM objects of a driver: lookup by handle, export, CPU mappings, and lists of objects that do not
+//! keep them alive.
 //!
 //! DRM creates objects for a driver that are not `kernel::drm`'s: the frame buffers of
 //! `DRM_IOCTL_MODE_CREATE_DUMB`, and imports. Their handles are in the same files, so a handle
@@ -58,9 +58,24 @@ use kernel::{
 /// An object whose pages may be the driver's own.
 pub trait CpuPages: DriverObject {
     /// Calls `f` with the page at `index` for a CPU mapping, if there is one. An object that gives up
-    /// its pages does so when no call of `f` runs, and then calls
-    /// [`unmap_cpu`](GemKind::unmap_cpu) before it frees them.
-    fn with_page<R>(&self, index: usize, f: impl FnOnce(&Page) -> R) -> Option<R>;
+    /// or moves its pages does so when no call of `f` runs, and then calls
+    /// [`unmap_cpu`](GemKind::unmap_cpu) before it frees them. The caller may hold the mmap lock or
+    /// the object's reservation lock. Sleeps.
+    fn with_page<R>(
+        object: &shmem::Object<Self>,
+        index: usize,
+        f: impl FnOnce(&Page) -> R,
+    ) -> Option<R>;
+
+    /// Keeps the pages of an object with pages of the driver's own until [`unpin`](Self::unpin): an
+    /// importer of its dma-buf has their addresses. The caller holds the reservation lock.
+    fn pin(object: &shmem::Object<Self>) -> Result;
+
+    /// Ends a [`pin`](Self::pin).
+    fn unpin(object: &shmem::Object<Self>);
+
+    /// Returns the memory that an object with pages of the driver's own has. Must not sleep.
+    fn residency(&self) -> Residency;
 
     /// Returns an error if the object must not be mapped by the CPU.
     fn may_map(&self) -> Result;
@@ -69,7 +84,7 @@ pub trait CpuPages: DriverObject {
     fn may_export(&self) -> Result;
 
     /// Called before the object is exported as a dma-buf. Returns an error if it must not be. An
-    /// exported object does not give up its pages any more.
+    /// exported object does not give up its contents any more.
     fn begin_export(&self) -> Result;
 
     /// Returns the arguments of an object that imports `source`, a dma-buf of another device.
@@ -100,8 +115,8 @@ pub struct GemKind<O> {
     _vm_ops: KBox<bindings::vm_operations_struct>,
     /// DRM's function that frees an object.
     free: unsafe extern "C" fn(*mut bindings::drm_gem_object),
-    /// Has only objects whose functions are `shmem` or `own`.
-    list: Pin<KBox<GemList>>,
+    /// The lists, by [`Listing`]. Have only objects whose functions are `shmem` or `own`.
+    lists: [Pin<KBox<GemList>>; 2],
     _objects: PhantomData<fn() -> O>,
 }
 
@@ -113,6 +128,38 @@ pub enum Pages {
     /// The driver's own: the CPU maps them by [`CpuPages::with_page`], and the object never gets
     /// shmem pages.
     Own,
+}
+
+/// A list of objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listing {
+    /// Objects whose contents may be purged.
+    Purgeable,
+    /// Objects that may be evicted.
+    Evictable,
+}
+
+/// The memory that an object has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Residency {
+    /// None.
+    None,
+    /// Memory of the device.
+    Device,
+    /// System memory.
+    System,
+}
+
+impl Residency {
+    /// Returns the residency with this number.
+    pub fn from_raw(raw: u32) -> Self {
+        match raw {
+            1 => Self::Device,
+            2 => Self::System,
+            _ => Self::None,
+        }
+    }
 }
 
 // SAFETY: The functions are constant.
@@ -135,6 +182,24 @@ pub fn populate<T: DriverObject>(object: &shmem::Object<T>, index: usize) -> Res
     Ok((next as usize).max(index + 1))
 }
 
+/// Calls `f` with the device of `object` while that is registered, and so bound; returns none if it is
+/// not. `f` must not sleep without bound: `drm_dev_unplug()` waits for it.
+pub fn while_registered<T: DriverObject, R>(
+    object: &shmem::Object<T>,
+    f: impl FnOnce(&drm::Device<T::Driver, drm::Registered>) -> R,
+) -> Option<R> {
+    // SAFETY: The object is valid, and so is its device.
+    let raw = unsafe { (*object.as_raw()).dev };
+    // SAFETY: As above. DRM sets the flag when it registers a device with userspace.
+    if !unsafe { (*raw).registered } {
+        return None;
+    }
+    // SAFETY: The device is valid, of the driver of the object, and was registered.
+    let dev: &drm::Device<T::Driver, drm::Ioctl> = unsafe { drm::Device::from_raw(raw) };
+    let guard = dev.registration_guard()?;
+    Some(f(&guard))
+}
+
 impl<T: CpuPages> GemKind<shmem::Object<T>> {
     /// Creates the kind from `object`, which is created for this purpose and never gets a handle.
     /// From now on the device's imports are of this kind. Fails with `EBUSY` for a device that is
@@ -153,41 +218,58 @@ impl<T: CpuPages> GemKind<shmem::Object<T>> {
             own: KBox::new(OwnPagesFuncs::<T>::functions(funcs), GFP_KERNEL)?,
             _vm_ops: vm_ops,
             free: funcs.free.ok_or(EINVAL)?,
-            list: GemList::new()?,
+            lists: [GemList::new()?, GemList::new()?],
             _objects: PhantomData,
         })
     }
 
-    /// Adds `object` to the list, behind all others. Does nothing for an object that is in the list,
-    /// or that [`create`](Self::create) did not make.
-    pub fn list(&self, object: &shmem::Object<T>, room: Room) {
+    fn list_of(&self, listing: Listing) -> &GemList {
+        let [purgeable, evictable] = &self.lists;
+        match listing {
+            Listing::Purgeable => purgeable,
+            Listing::Evictable => evictable,
+        }
+    }
+
+    /// Adds `object` to a list with `number`, which no other object there has. Does nothing for an
+    /// object that [`create`](Self::create) did not make. An object that is in the list gets the
+    /// number.
+    pub fn list(&self, listing: Listing, object: &shmem::Object<T>, number: u64, room: Room) {
         let is_own_kind = T::kind(object.dev()).is_some_and(|kind| core::ptr::eq(kind, self));
         // SAFETY: The object is valid.
         if !is_own_kind || !self.has(unsafe { (*object.as_raw()).funcs }) {
             return;
         }
         if let Some(raw) = NonNull::new(object.as_raw()) {
-            drop(self.list.remove(raw));
+            let list = self.list_of(listing);
+            drop(list.remove(raw));
             // SAFETY: The caller has a reference. `free()` frees objects with these functions; it
-            // removes them from the list of their device's kind, which is this one.
-            unsafe { self.list.insert(raw, room) };
+            // removes them from the lists of their device's kind, which this one is.
+            unsafe { list.insert(raw, number, room) };
+        }
+    }
+
+    /// Gives `object` another number, which no other object has, if it is in the list.
+    pub fn renumber(&self, listing: Listing, object: &shmem::Object<T>, number: u64) {
+        if let Some(raw) = NonNull::new(object.as_raw()) {
+            self.list_of(listing).renumber(raw, number);
         }
     }
 
     /// Removes `object` from the list, if it is there, and returns the memory of its place.
-    pub fn unlist(&self, object: &shmem::Object<T>) -> Option<Room> {
-        self.list.remove(NonNull::new(object.as_raw())?)
-    }
-
-    /// Returns the number of the last object that was added to the list.
-    pub fn last_listed(&self) -> u64 {
-        self.list.last()
+    pub fn unlist(&self, listing: Listing, object: &shmem::Object<T>) -> Option<Room> {
+        self.list_of(listing)
+            .remove(NonNull::new(object.as_raw())?)
     }
 
     /// Returns the first object of the list with a number from `number` on, and its number. Skips
     /// objects that are being freed.
-    pub fn first_listed(&self, number: u64) -> Option<(u64, ARef<shmem::Object<T>>)> {
-        let (number, raw) = self.list.first_from(number)?;
+    pub fn first_listed(
+        &self,
+        listing: Listing,
+        number: u64,
+    ) -> Option<(u64, ARef<shmem::Object<T>>)> {
+        let (number, raw) = self.list_of(listing).first_from(number)?;
         // SAFETY: By the type invariants the object is of this type.
         let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(raw.as_ptr()) };
         // SAFETY: Passes on the reference that the list took.
@@ -279,7 +361,7 @@ impl<T: CpuPages> ShmemPagesFuncs<T> {
 
 const _: () = assert!(core::mem::offset_of!(bindings::drm_gem_shmem_object, base) == 0);
 
-/// Frees an object as DRM does, after it has left the list.
+/// Frees an object as DRM does, after it has left the lists.
 ///
 /// # Safety
 ///
@@ -292,7 +374,8 @@ pub(crate) unsafe extern "C" fn free<T: CpuPages>(obj: *mut bindings::drm_gem_ob
         return;
     };
     let free = kind.free;
-    drop(kind.unlist(object));
+    drop(kind.unlist(Listing::Purgeable, object));
+    drop(kind.unlist(Listing::Evictable, object));
     // SAFETY: By this function's requirements.
     unsafe { free(obj) };
 }

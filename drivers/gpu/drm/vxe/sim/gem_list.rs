@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A list of GEM objects that does not keep them alive.
+//! Lists of GEM objects that do not keep them alive, in an order that the driver gives.
 //!
 //! # Locking
 //!
@@ -37,7 +37,7 @@ impl Room {
     }
 }
 
-/// Objects in the order of their arrival.
+/// Objects in the order of their numbers.
 #[pin_data]
 pub(crate) struct GemList {
     #[pin]
@@ -51,8 +51,6 @@ pub(crate) struct GemList {
 struct Inner {
     objects: RBTree<u64, NonNull<bindings::drm_gem_object>>,
     numbers: RBTree<usize, u64>,
-    /// The number of the newest object.
-    last: u64,
 }
 
 // SAFETY: Objects may be used by any thread; the list's lock protects the trees.
@@ -68,7 +66,6 @@ impl GemList {
                 Inner {
                     objects: RBTree::new(),
                     numbers: RBTree::new(),
-                    last: 0,
                 },
                 "vxe_sim::GemList"
             ),
@@ -76,22 +73,39 @@ impl GemList {
         KBox::pin_init(list, GFP_KERNEL)
     }
 
-    /// Adds an object that is not in the list, behind all others.
+    /// Adds an object that is not in the list. No other object may have the number.
     ///
     /// # Safety
     ///
     /// The caller has a reference to the object, and the function that frees the object calls
     /// [`remove`](Self::remove) before it does.
-    pub(crate) unsafe fn insert(&self, object: NonNull<bindings::drm_gem_object>, room: Room) {
+    pub(crate) unsafe fn insert(
+        &self,
+        object: NonNull<bindings::drm_gem_object>,
+        number: u64,
+        room: Room,
+    ) {
         let mut inner = self.inner.lock();
-        // Does not overflow in the lifetime of a machine.
-        inner.last += 1;
-        let number = inner.last;
-        // INVARIANT: By this function's requirements.
+        // INVARIANT: By this function's requirements. An object that has the same number would leave
+        // the tree here, never stay in it without being found by `remove()`.
         inner.objects.insert(room.object.into_node(number, object));
         inner
             .numbers
             .insert(room.number.into_node(object.as_ptr().addr(), number));
+    }
+
+    /// Gives an object another number, if it is in the list. No other object may have it.
+    pub(crate) fn renumber(&self, object: NonNull<bindings::drm_gem_object>, to: u64) {
+        let mut inner = self.inner.lock();
+        let Some(number) = inner.numbers.get_mut(&object.as_ptr().addr()) else {
+            return;
+        };
+        let from = core::mem::replace(number, to);
+        if let Some(node) = inner.objects.remove_node(&from) {
+            // INVARIANT: The object was in the tree.
+            let node = node.into_reservation().into_node(to, object);
+            inner.objects.insert(node);
+        }
     }
 
     /// Removes an object, if it is in the list, and returns the memory of its place.
@@ -103,11 +117,6 @@ impl GemList {
             number: inner.numbers.remove_node(&key)?.into_reservation(),
             object: inner.objects.remove_node(&number)?.into_reservation(),
         })
-    }
-
-    /// Returns the number of the last object that was added, which may have been removed.
-    pub(crate) fn last(&self) -> u64 {
-        self.inner.lock().last
     }
 
     /// Returns the first object whose number is at least `number`, with its number and a reference.

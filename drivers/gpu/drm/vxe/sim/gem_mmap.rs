@@ -11,7 +11,8 @@ use crate::{
     dma_memory::page_to_phys,
     gem::{
         self,
-        CpuPages, //
+        CpuPages,
+        Residency, //
     }, //
 };
 use core::marker::PhantomData;
@@ -51,9 +52,13 @@ impl<T: CpuPages> OwnPagesFuncs<T> {
             open: of.open,
             close: of.close,
             export: Some(export::<T>),
+            pin: Some(pin::<T>),
+            unpin: Some(unpin::<T>),
             get_sg_table: Some(get_sg_table::<T>),
             mmap: Some(mmap::<T>),
             vm_ops: &Self::VM_OPS,
+            status: Some(status::<T>),
+            rss: Some(rss::<T>),
             ..pin_init::zeroed()
         }
     }
@@ -75,11 +80,61 @@ unsafe extern "C" fn export<T: CpuPages>(
     }
 }
 
+/// # Safety
+///
+/// To be called by DRM for an object with pages of a `T` whose dma-buf a device attaches to, with the
+/// object's reservation lock held.
+unsafe extern "C" fn pin<T: CpuPages>(obj: *mut bindings::drm_gem_object) -> c_int {
+    // SAFETY: By this function's requirements.
+    let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(obj) };
+    T::pin(object).map_or_else(|e| e.to_errno(), |()| 0)
+}
+
+/// # Safety
+///
+/// To be called by DRM after a successful [`pin`].
+unsafe extern "C" fn unpin<T: CpuPages>(obj: *mut bindings::drm_gem_object) {
+    // SAFETY: By this function's requirements.
+    T::unpin(unsafe { IntoGEMObject::from_raw(obj) });
+}
+
+/// Says whether the object has memory.
+///
+/// # Safety
+///
+/// To be called by DRM for an object with pages of a `T`.
+unsafe extern "C" fn status<T: CpuPages>(
+    obj: *mut bindings::drm_gem_object,
+) -> bindings::drm_gem_object_status {
+    // SAFETY: By this function's requirements.
+    let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(obj) };
+    match object.residency() {
+        Residency::None => 0,
+        Residency::Device | Residency::System => {
+            bindings::drm_gem_object_status_DRM_GEM_OBJECT_RESIDENT
+        }
+    }
+}
+
+/// Returns how much memory of the device the object has.
+///
+/// # Safety
+///
+/// To be called by DRM for an object with pages of a `T`.
+unsafe extern "C" fn rss<T: CpuPages>(obj: *mut bindings::drm_gem_object) -> usize {
+    // SAFETY: By this function's requirements.
+    let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(obj) };
+    match object.residency() {
+        Residency::Device => object.size(),
+        Residency::System | Residency::None => 0,
+    }
+}
+
 /// Returns a table of all pages, which is not mapped for a device yet.
 ///
 /// # Safety
 ///
-/// To be called by DRM for an object with pages of a `T` that was exported, and so keeps its pages.
+/// To be called by DRM for an object with pages of a `T` that is pinned.
 unsafe extern "C" fn get_sg_table<T: CpuPages>(
     obj: *mut bindings::drm_gem_object,
 ) -> *mut bindings::sg_table {
@@ -92,7 +147,7 @@ unsafe extern "C" fn get_sg_table<T: CpuPages>(
             // The importer, and who waits for the object's reservation lock, wait meanwhile.
             sched::check_killed()?;
             sched::cond_resched();
-            let page = object.with_page(index, |page| page.as_ptr());
+            let page = T::with_page(object, index, |page| page.as_ptr());
             pages.push(page.ok_or(EINVAL)?, GFP_KERNEL_ACCOUNT)?;
         }
         Ok(pages)
@@ -140,7 +195,7 @@ unsafe extern "C" fn fault<T: CpuPages>(vmf: *mut bindings::vm_fault) -> binding
     };
     // SAFETY: The VMA has a reference to the object.
     let object: &shmem::Object<T> = unsafe { IntoGEMObject::from_raw(object) };
-    let inserted = object.with_page(index, |page| {
+    let inserted = T::with_page(object, index, |page| {
         let pfn = page_to_phys(page) >> PAGE_SHIFT;
         // SAFETY: The VMA is `VM_PFNMAP`, and the address lies in it. Its page is the object's, which
         // removes the CPU's mappings before it gives the page up. CAST: A frame number fits into a

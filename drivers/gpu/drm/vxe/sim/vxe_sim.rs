@@ -38,6 +38,7 @@ pub mod platform_driver;
 pub mod port;
 pub mod print;
 pub mod sysinfo;
+pub mod system_pages;
 mod xe_drm;
 
 module! {

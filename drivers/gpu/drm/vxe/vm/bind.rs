@@ -54,6 +54,7 @@ use super::{
 use crate::{
     check::ensure,
     ioctl::Ioctl,
+    memory::Policy,
     svm::{
         self,
         migrate::Destination,
@@ -141,9 +142,14 @@ fn resolve(
 ) -> Result<KVVec<Op<ByReference>>> {
     let (dev, file) = (ioctl.dev(), ioctl.file());
     let mut resolved = KVVec::with_capacity(ops.len(), account())?;
+    // As in xe, one of several operations evicts no buffer that another one may map.
+    let policy = match vm.may_overcommit && ops.len() == 1 {
+        true => Policy::USE,
+        false => Policy::sparing(vm),
+    };
     for op in ops {
         sched::check_killed()?;
-        resolved.push(op.resolve(dev, file, vm)?, account())?;
+        resolved.push(op.resolve(dev, file, vm, &policy)?, account())?;
     }
     let registered = ioctl.registered()?;
     for op in &resolved {
@@ -305,7 +311,7 @@ impl Vm {
         }
         let next = match &vma.backing {
             Backing::Bo { bo, offset } => {
-                let _ = buffer::populate(self.svm.context(), &vma, bo, *offset);
+                let _ = buffer::populate(self.svm.context(), self.mm(), &vma, bo, *offset);
                 vma.span.end
             }
             // There is nothing to wait for that a prefetch could take from a fault.

@@ -2,8 +2,7 @@
 
 //! Mappings of buffers in a GPU page table.
 //!
-//! The pages of a buffer do not move while it has them, so only binds, unbinds and the loss of the
-//! pages change its mapping. All functions but [`Vm::zap_buffer`] require the VM's SVM lock, which
+//! Binds, unbinds, and moves and the loss of the memory change the mapping of a buffer. All functions but [`Vm::zap_buffer`] require the VM's SVM lock, which
 //! serializes faults and binds.
 //!
 //! Where a buffer is mapped in the page table, the map has a VMA of it, whenever the map's lock is
@@ -22,52 +21,98 @@ use super::{
     Vm, //
 };
 use crate::{
-    bo::Bo,
+    bo::{
+        Allowed,
+        Bo,
+        BoData,
+        Payer, //
+    },
     fault::Serviced,
     gpu::{
         AddressSpace,
         Staged, //
         StaleSpan,
     },
+    memory::Policy,
     stats::Stat,
     svm::{
         pte_flags,
         Context, //
     }, //
 };
-use kernel::prelude::*;
+use kernel::{
+    mm::Mm,
+    prelude::*, //
+};
 use kernel_ext::sched;
+
+/// How often a fault brings a buffer to the GPU that others evict before it is mapped.
+const MAX_TRIES: u32 = 16;
 
 /// Services a fault in `vma`, which maps `bo` from `offset` bytes on, by mapping all of it.
 ///
 /// Fails as [`populate`] does.
-pub(super) fn fault(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<Serviced> {
+pub(super) fn fault(
+    vm: &Context,
+    mm: Option<&Mm>,
+    vma: &Vma,
+    bo: &Bo,
+    offset: u64,
+) -> Result<Serviced> {
     vm.dev.stats.inc(Stat::VmaPagefaultCount);
     let size = vma.span.end - vma.span.start;
     vm.dev.stats.add(Stat::VmaPagefaultKb, size / 1024);
-    populate(vm, vma, bo, offset)
+    populate(vm, mm, vma, bo, offset)
 }
 
-/// Maps all of `vma`, which maps `bo` from `offset` bytes on.
+/// Maps all of `vma`, which maps `bo` from `offset` bytes on. Brings the buffer to where the GPU may
+/// use it, charged to the process of `mm`.
 ///
-/// Fails with `EACCES` if the contents of the buffer may be or were purged, with `ENOMEM`, and with
-/// `EINVAL` and `EINTR` as [`write`] does.
-pub(super) fn populate(vm: &Context, vma: &Vma, bo: &Bo, offset: u64) -> Result<Serviced> {
+/// Fails with `EACCES` if the contents of the buffer may be or were purged, with `EFAULT` for a process
+/// that is gone, with `ENOMEM`, as [`BoData::make_resident`] does, and with `EINVAL` and `EINTR` as
+/// [`write`] does.
+pub(super) fn populate(
+    vm: &Context,
+    mm: Option<&Mm>,
+    vma: &Vma,
+    bo: &Bo,
+    offset: u64,
+) -> Result<Serviced> {
     bo.check_needed().map_err(|_| EACCES)?;
     let size = vma.span.end - vma.span.start;
-    let mut staged = vm.aspace.stage(vma.span.start, size)?;
-    write(vm, &mut staged, vma, bo, offset)
+    for _ in 0..MAX_TRIES {
+        let allowed = if bo.is_movable() {
+            let payer = Payer::Process(mm.ok_or(EFAULT)?);
+            BoData::make_resident(bo, payer, &Policy::USE)?
+        } else {
+            Allowed::Placement
+        };
+        let mut staged = vm.aspace.stage(vma.span.start, size)?;
+        match write(vm, &mut staged, vma, bo, offset, allowed) {
+            Err(EAGAIN) => {}
+            done => return done,
+        }
+    }
+    Err(EBUSY)
 }
 
 /// Writes the mapping of `vma`, to `bo` from `offset` bytes on, into the page table.
 ///
-/// Fails with `EACCES` if the buffer was purged, `EINVAL` if it is too short or has no segments yet,
-/// and with `EINTR` for a killed caller. A part may be mapped then.
-fn write(vm: &Context, staged: &mut Staged, vma: &Vma, bo: &Bo, offset: u64) -> Result<Serviced> {
-    let _memory = bo.hold_memory()?;
+/// Fails with `EACCES` if the buffer was purged, `EAGAIN` if it is moving or in a place that is not
+/// `allowed`, `EINVAL` if it is too short or has no segments yet, and with `EINTR` for a killed caller.
+/// A part may be mapped then.
+fn write(
+    vm: &Context,
+    staged: &mut Staged,
+    vma: &Vma,
+    bo: &Bo,
+    offset: u64,
+    allowed: Allowed,
+) -> Result<Serviced> {
+    let memory = bo.hold_memory(allowed)?;
     let flags = pte_flags(vma, true, true);
     let mut stale = StaleSpan::new();
-    let (segments, mut skip) = bo.pinned_segments_from(offset);
+    let (segments, mut skip) = memory.segments_from(offset);
     let mut at = vma.span.start;
     let mut result = Ok(());
     for segment in segments {
@@ -137,11 +182,16 @@ pub(super) fn write_all(vm: &Context, staged: &mut Staged, map: &VmaMap, spans: 
         if sched::check_killed().is_err() {
             break;
         }
-        let _ = write(vm, staged, vma, bo, *offset);
+        let _ = write(vm, staged, vma, bo, *offset, Allowed::Placement);
     }
 }
 
 impl Vm {
+    /// Returns whether `bo` is bound. The caller holds no lock of a map.
+    pub(crate) fn maps(&self, bo: &Bo) -> bool {
+        self.map.lock().first_of(bo).is_some()
+    }
+
     /// Removes all mappings of `bo` from the page table. The caller has made sure that no more are
     /// written, and holds no lock of a map.
     pub(crate) fn zap_buffer(&self, bo: &Bo) {

@@ -17,7 +17,8 @@ use crate::{
     bo::{
         self,
         Bo,
-        BoData, //
+        BoData,
+        Payer, //
     },
     check::ensure,
     driver::{
@@ -25,6 +26,7 @@ use crate::{
         DrmFile,
         RegisteredDevice, //
     },
+    memory::Policy,
     svm::migrate::Destination,
     uapi, //
 };
@@ -263,7 +265,8 @@ impl Op<ByNumber> {
     }
 
     /// Looks up the buffer, and allocates its pages if the operation maps it; or gets the pages of
-    /// the process. Sleeps.
+    /// the process. What is mapped at once is brought to where the GPU may use it, by `policy`.
+    /// Sleeps.
     ///
     /// Fails with `ENOENT` if there is no such buffer, `EINVAL` if the operation goes beyond its
     /// end, the buffer is private to another VM, or the caching does not suit it, as
@@ -273,6 +276,7 @@ impl Op<ByNumber> {
         dev: &Device,
         file: &DrmFile,
         vm: &Arc<Vm>,
+        policy: &Policy<'_>,
     ) -> Result<Op<ByReference>> {
         let lookup = |handle: GemHandle, pat: PatIndex| -> Result<ARef<Bo>> {
             let bo = bo::lookup(dev, file, handle.0)?;
@@ -302,6 +306,10 @@ impl Op<ByNumber> {
                 let (len, size) = (span.end - span.start, bo.size() as u64);
                 ensure!(dev, len <= size && offset <= size - len, EINVAL);
                 BoData::populate(&bo)?;
+                if bo.is_movable() && (immediate || vm.mode == Mode::Immediate) {
+                    bo.check_needed()?;
+                    BoData::make_resident(&bo, Payer::Caller, policy)?;
+                }
                 Op::Buffer {
                     span,
                     params,

@@ -13,7 +13,7 @@ use vxe_uapi::{
     env::enough,
     memory::{smaps, Merging},
     skip,
-    vram::{bring, in_device, leave, prefetch, region, soon, touch},
+    vram::{bring, evict_all, in_device, prefetch, region, soon, touch},
     Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
 };
 
@@ -332,7 +332,7 @@ fn lock_on_fault(shape: Shape) {
     map.expect_word("touched", PAGE, pattern(PAGE));
     gpu.increment(map.at(PAGE));
     // What is on the device is tried to be evicted, and is where it was if it cannot.
-    let _ = leave(gpu.device(), 0);
+    evict_all(gpu.device());
     set_locked(map, None);
     map.expect("all", |o| pattern(o).wrapping_add(u32::from(o == PAGE)));
     soon("nothing is counted as locked", || locked_kib() <= before);

@@ -7,7 +7,7 @@ use vxe_uapi::{
     contents::pattern,
     gpu::device,
     process::{fork, Link},
-    vram::{bring, counted, in_device, leave, region, soon, touch},
+    vram::{bring, counted, evict_all, in_device, region, soon, touch},
     Gpu, Program, PAGE,
 };
 
@@ -64,7 +64,7 @@ fn orphan(shape: Shape) {
             map.part(0, quarter).expect("after the parent's end", pattern);
             map.write(4, 0xc);
             // What nobody has touched is there still, and goes.
-            let counts = counted(&device, || drop(leave(&device, 0)));
+            let counts = counted(&device, || evict_all(&device));
             assert!(counts["svm_evict_kb"] >= (other.len() / 1024) as u64, "evicted: {counts:?}");
             other.expect("after eviction", pattern);
             map.expect("not evicted", |o| if o == 4 { 0xc } else { pattern(o) });
@@ -96,7 +96,7 @@ fn evicted(shape: Shape) {
         map.expect("the child's", pattern);
         link.send(0);
     });
-    drop(leave(gpu.device(), 0));
+    evict_all(gpu.device());
     touch(&gpu, map);
     child.link().send(0);
     child.link().receive();

@@ -14,7 +14,7 @@ use vxe_uapi::{
     sysfs::{is_end, Provider, Slot},
     time::is_debug_kernel,
     vram::{
-        bring, buffer, counted, counter, in_device, leave, prefetch, region, soon, touch,
+        bring, buffer, counted, counter, evict_all, in_device, leave, prefetch, region, soon, touch,
         try_buffer,
     },
     Gpu, Map, Program, Rng, Stop, MIDDLE, PAGE, SZ_2M,
@@ -117,7 +117,7 @@ fn buffers(shape: Shape) {
     let map = shape.make();
     bring(&gpu, map);
     gpu.increment(map.at(0));
-    let counts = counted(gpu.device(), || drop(leave(gpu.device(), 0)));
+    let counts = counted(gpu.device(), || evict_all(gpu.device()));
     assert!(counts["svm_evict_kb"] >= (map.len() / 1024) as u64, "evicted: {counts:?}");
     assert_eq!(in_device(&gpu, map), 0, "bytes in the device's memory");
     let value = |o| pattern(o).wrapping_add(u32::from(o == 0));
@@ -133,18 +133,12 @@ fn buffers(shape: Shape) {
 fn in_pieces() {
     const ROOM: usize = 4 * SZ_2M;
     let gpu = Gpu::new();
-    let _hogs = leave(gpu.device(), ROOM);
-    let mut pieces = vec![];
-    while let Ok(piece) = try_buffer(gpu.device(), MIDDLE) {
-        pieces.push(piece);
-    }
-    assert!(pieces.len() >= ROOM / MIDDLE, "{} pieces", pieces.len());
-    // Every other one.
-    let mut kept = false;
-    pieces.retain(|_| {
-        kept = !kept;
-        kept
-    });
+    let mut hogs = leave(gpu.device(), ROOM);
+    let large = hogs.count();
+    while hogs.add(gpu.device(), MIDDLE).is_ok() {}
+    let pieces = hogs.count() - large;
+    assert!(pieces >= ROOM / MIDDLE, "{pieces} pieces");
+    hogs.thin_out(large);
     for shared in [false, true] {
         let map = Shape::Huge.make();
         let child = shared.then(|| {

@@ -118,44 +118,58 @@ void vxesim_drm_print(struct drm_printer *p, const void *args)
 	drm_printf(p, "%pA", args);
 }
 
-static void vxesim_drm_add_memory(struct drm_file *file, const struct drm_gem_object_funcs *funcs,
-				bool has_memory, struct drm_memory_stats *stats)
+/* Returns how much memory an object has, or -1 if it does not count. */
+static s64 vxesim_drm_resident(struct drm_gem_object *obj, const struct drm_gem_object_funcs *shmem,
+			     const struct drm_gem_object_funcs *own, bool of_device)
+{
+	if (drm_gem_is_imported(obj))
+		return of_device ? -1 : 0;
+	if (obj->funcs == own) {
+		if (!!obj->funcs->rss(obj) != of_device)
+			return -1;
+		return obj->funcs->status(obj) & DRM_GEM_OBJECT_RESIDENT ? obj->size : 0;
+	}
+	if (obj->funcs != shmem || of_device)
+		return -1;
+	return (s64)READ_ONCE(obj->filp->f_mapping->nrpages) << PAGE_SHIFT;
+}
+
+static void vxesim_drm_add_memory(struct drm_file *file, const struct drm_gem_object_funcs *shmem,
+				const struct drm_gem_object_funcs *own, bool of_device,
+				struct drm_memory_stats *stats)
 {
 	struct drm_gem_object *obj;
+	s64 resident;
 	int id;
 
 	spin_lock(&file->table_lock);
 	idr_for_each_entry(&file->object_idr, obj, id) {
-		const bool imported = drm_gem_is_imported(obj);
-
-		if (imported ? has_memory : obj->funcs != funcs)
+		resident = vxesim_drm_resident(obj, shmem, own, of_device);
+		if (resident < 0)
 			continue;
 		if (drm_gem_object_is_shared_for_memory_stats(obj))
 			stats->shared += obj->size;
 		else
 			stats->private += obj->size;
-		if (has_memory)
-			stats->resident += obj->size;
-		else if (!imported)
-			stats->resident += (u64)READ_ONCE(obj->filp->f_mapping->nrpages) << PAGE_SHIFT;
+		stats->resident += resident;
 	}
 	spin_unlock(&file->table_lock);
 }
 
 /*
- * Prints the sizes of the objects with a handle in @file whose functions are @funcs, as those of
- * memory region @region; of none if that is NULL. @has_memory: they have their memory from their
- * creation on, and no pages of shmem. Imports of other devices' memory count with the objects that
- * have pages of shmem.
+ * Prints the sizes of the objects with a handle in @file whose functions are @shmem or @own, as those
+ * of memory region @region; of none if these are NULL. @of_device: those with memory of the device;
+ * else the others. Imports of other devices' memory count with these.
  */
 void vxesim_drm_print_memory(struct drm_printer *p, struct drm_file *file,
-			   const struct drm_gem_object_funcs *funcs, bool has_memory,
+			   const struct drm_gem_object_funcs *shmem,
+			   const struct drm_gem_object_funcs *own, bool of_device,
 			   const char *region)
 {
 	struct drm_memory_stats stats = {};
 
-	if (funcs)
-		vxesim_drm_add_memory(file, funcs, has_memory, &stats);
+	if (own)
+		vxesim_drm_add_memory(file, shmem, own, of_device, &stats);
 	drm_print_memory_stats(p, &stats,
 			       DRM_GEM_OBJECT_ACTIVE | DRM_GEM_OBJECT_RESIDENT |
 			       DRM_GEM_OBJECT_PURGEABLE, region);
