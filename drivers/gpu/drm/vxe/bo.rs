@@ -30,11 +30,11 @@ use crate::{
     },
     gpu::Target,
     ioctl::Ioctl,
+    memory::Policy,
     objects::{
         Counted,
         ObjectKind, //
     },
-    memory::Policy,
     region::{
         self,
         Region,
@@ -81,12 +81,12 @@ use kernel_ext::{
     sched,
     sync::mutex, //
 };
-pub(crate) use retention::Hold;
 use residence::{
     Located,
     Place,
     Residence, //
 };
+pub(crate) use retention::Hold;
 use retention::Retention;
 pub(crate) use segments::Segment;
 use segments::Segments;
@@ -326,7 +326,10 @@ impl BoData {
         let mut filling = mutex::lock_killable(&bo.filling)?;
         if bo.is_movable() {
             // Checked when it is mapped.
-            return bo.retention.check().or_else(|e| if e == EBUSY { Ok(()) } else { Err(e) });
+            return bo
+                .retention
+                .check()
+                .or_else(|e| if e == EBUSY { Ok(()) } else { Err(e) });
         }
         if bo.segments.as_ref().is_some() {
             return Ok(());

@@ -88,11 +88,11 @@ use local::Local;
 pub(crate) use precharge::Precharge;
 use precharge::Precharges;
 use residents::Residents;
+use victims::Victims;
 pub(crate) use victims::{
     InMotion,
     Policy, //
 };
-use victims::Victims;
 use vxe_sim::port::Port;
 
 /// The pagemap of the device's memory, refcounted.
@@ -275,7 +275,9 @@ impl LocalMemory {
             return Ok(None);
         }
         let pages = u32::try_from(bytes / PAGE_SIZE)?;
-        match self.charge(dev, &Policy::PAGES, |region| dmem::charge(mm, region, pages)) {
+        match self.charge(dev, &Policy::PAGES, |region| {
+            dmem::charge(mm, region, pages)
+        }) {
             Ok(charge) => self.precharges.put(charge).map(Some),
             Err(ENOSPC) => Ok(None),
             Err(e) => Err(e),
@@ -334,7 +336,7 @@ impl LocalMemory {
         self.residents.close();
         let started = jiffies::now();
         while self.residents.count() != 0 {
-            let mut victims = Victims::new(dev, &Policy::CREATE);
+            let mut victims = Victims::new(dev, &Policy::RECLAIM);
             while victims.evict_next(Want::All).is_some() {}
             if self.residents.count() != 0 {
                 fsleep(Delta::from_millis(1));

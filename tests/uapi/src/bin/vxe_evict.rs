@@ -7,7 +7,6 @@ use std::{
     cell::Cell,
     os::fd::AsFd,
     process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
@@ -21,7 +20,7 @@ use vxe_uapi::{
     process::{fork, Child, Link},
     sysfs::{is_end, Provider, Slot},
     vram::{self, counted, resident, try_buffer},
-    Buffer, Gpu, Map, Program, MIDDLE, PAGE, SZ_2M,
+    Buffer, Gpu, Map, Program, Stop, MIDDLE, PAGE, SZ_2M,
 };
 
 /// How much memory the device has.
@@ -144,15 +143,16 @@ fn cpu_mapping() {
     let small = Small::new();
     let gpu = Gpu::on_device(small.device());
     let buffers: Vec<_> = (0..4).map(|i| made(gpu.vm(), i, SIZE, VRAM)).collect();
-    let done = AtomicBool::new(false);
+    let done = Stop::new();
     let written = thread::scope(|s| {
+        let stop = done.on_drop();
         let writers: Vec<_> = buffers
             .iter()
             .map(|buffer| {
                 let (memory, done) = (buffer.memory(), &done);
                 s.spawn(move || {
                     let mut round = 0u32;
-                    while !done.load(Relaxed) {
+                    while !done.is_set() {
                         round += 1;
                         for page in (0..SIZE).step_by(SIZE / 16) {
                             memory.write(page + 4, round);
@@ -171,7 +171,7 @@ fn cpu_mapping() {
                 gpu.increment(at(i) + 8);
             }
         }
-        done.store(true, Relaxed);
+        drop(stop);
         let written: Vec<_> = writers.into_iter().map(|w| w.join().expect("a writer")).collect();
         for (i, buffer) in buffers.iter().enumerate() {
             buffer.memory().expect_word("the GPU's", 8, value(i, 8).wrapping_add(rounds));
@@ -242,8 +242,7 @@ fn jobs() {
         for t in 0..4 {
             let device = small.device();
             s.spawn(move || {
-                let gpu =
-                    if t % 2 == 0 { Gpu::on_device(device) } else { without_faults(device) };
+                let gpu = if t % 2 == 0 { Gpu::on_device(device) } else { without_faults(device) };
                 let buffers: Vec<_> = (0..EACH)
                     .map(|i| {
                         let placement = if i == 0 { BOTH } else { VRAM };
@@ -261,9 +260,9 @@ fn jobs() {
                 }
                 for (i, buffer) in buffers.iter().enumerate() {
                     let count = |o: usize| if o % (SIZE / 8) == 0 { rounds } else { 0 };
-                    buffer.memory().expect("all", |o| {
-                        value(t * EACH + i, o).wrapping_add(count(o))
-                    });
+                    buffer
+                        .memory()
+                        .expect("all", |o| value(t * EACH + i, o).wrapping_add(count(o)));
                 }
             });
         }
@@ -394,6 +393,45 @@ fn limits() {
     group.expect_nothing(&memory);
     ours.memory().expect("ours", |o| value(0, o).wrapping_add(u32::from(o == 0)));
     drop((ours, gpu));
+    small.remove();
+}
+
+/// What is evicted is charged to who made it. Who has no memory left keeps his buffers where they are, and
+/// nobody is killed.
+fn memory() {
+    const SIZE: usize = ROOM / 2;
+    let small = Small::new();
+    let device = small.device();
+    let group = Cgroup::with_memory("its", 24 << 20);
+    let slot = small.slot();
+    let child = fork_into(&group, |link| {
+        let device = slot.open();
+        let gpu = Gpu::on_device(&device);
+        let buffer = made(gpu.vm(), 0, SIZE, VRAM);
+        link.send(0);
+        link.receive();
+        gpu.increment(at(0));
+        let map = filled(18 << 20);
+        link.send(0);
+        link.receive();
+        assert_eq!(resident(&device), SIZE, "it stayed");
+        gpu.increment(at(0));
+        map.expect("the process's", pattern);
+        buffer.memory().expect("all", |o| value(0, o).wrapping_add(if o == 0 { 2 } else { 0 }));
+    });
+    child.link().receive();
+    let before = group.memory();
+    let hog = try_buffer(device, ROOM).expect("a buffer that takes all");
+    let charged = group.memory().saturating_sub(before);
+    assert!(charged >= SIZE as u64 - (1 << 20), "{charged} bytes are charged");
+    drop(hog);
+    child.link().send(0);
+    child.link().receive();
+    refused(libc::ENOMEM, "a buffer that takes all", try_buffer(device, ROOM));
+    drop(try_buffer(device, ROOM - SIZE).expect("a buffer that takes the rest"));
+    child.link().send(0);
+    child.expect_success();
+    assert_eq!(group.oom_kills(), 0, "who was killed");
     small.remove();
 }
 
@@ -616,9 +654,8 @@ fn deferred() {
     let device = small.device();
     let gpu = Gpu::on_device(device);
     let size = 4 << 20;
-    let make = |size, placement| {
-        Bo::with_flags(device, size, placement, None, DEFER).expect("a buffer")
-    };
+    let make =
+        |size, placement| Bo::with_flags(device, size, placement, None, DEFER).expect("a buffer");
     let (by_gpu, by_cpu) = (make(size, VRAM), make(size, VRAM));
     assert_eq!(vram::region(device).used, 0, "none has memory");
     bind(gpu.vm(), &by_gpu, 0);
@@ -639,7 +676,9 @@ fn deferred() {
     let at_once = Bind::bo(&large, 0, at(2), large.size() as u64).immediate();
     refused(libc::ENOMEM, "a bind", gpu.vm().bind(&[at_once]));
     let either = make(2 * ROOM, BOTH);
-    gpu.vm().bind(&[Bind::bo(&either, 0, at(2), either.size() as u64).immediate()]).expect("a bind");
+    gpu.vm()
+        .bind(&[Bind::bo(&either, 0, at(2), either.size() as u64).immediate()])
+        .expect("a bind");
     gpu.increment(at(2));
     drop((either, large, by_gpu, by_cpu, gpu));
     small.remove();
@@ -650,11 +689,11 @@ fn no_overcommit() {
     let small = Small::new();
     let device = small.device();
     let size = ROOM / 4;
-    const FAULTS: u32 =
-        sys::DRM_XE_VM_CREATE_FLAG_LR_MODE | sys::DRM_XE_VM_CREATE_FLAG_FAULT_MODE;
+    const FAULTS: u32 = sys::DRM_XE_VM_CREATE_FLAG_LR_MODE | sys::DRM_XE_VM_CREATE_FLAG_FAULT_MODE;
     const NOT_MORE: u32 = FAULTS | sys::DRM_XE_VM_CREATE_FLAG_NO_VM_OVERCOMMIT;
     let others = Bo::create(device, ROOM, VRAM, None).expect("another's buffer");
-    for (flags, fits) in [(FAULTS, false), (NOT_MORE, true), (sys::DRM_XE_VM_CREATE_FLAG_LR_MODE, true)]
+    for (flags, fits) in
+        [(FAULTS, false), (NOT_MORE, true), (sys::DRM_XE_VM_CREATE_FLAG_LR_MODE, true)]
     {
         let vm = Vm::with_flags(device, flags).expect("a VM");
         let mut buffers = Vec::new();
@@ -722,6 +761,7 @@ fn main() -> ExitCode {
     p.subtest("processes", "so do several processes", processes);
     p.subtest("killed", "killed while evicting", killed);
     p.subtest("limits", "limits of cgroups", limits);
+    p.subtest("memory", "the memory for what is evicted", memory);
     p.subtest("stopped", "the owner is stopped", stopped);
     p.subtest("unbound", "the device is unbound meanwhile", unbound);
     p.subtest("with-pages", "pages of processes and buffers make room for each other", with_pages);

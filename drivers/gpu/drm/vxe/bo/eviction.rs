@@ -53,10 +53,6 @@ use kernel::{
     sizes::SZ_2M,
     sync::{
         aref::ARef,
-        lock::{
-            mutex::MutexBackend,
-            Guard, //
-        },
         Arc, //
     }, //
 };
@@ -156,11 +152,10 @@ pub(super) fn copy(dev: &Device, from: Option<&Segments>, to: &Segments) -> Resu
     Ok(())
 }
 
-/// Moves the contents of `bo` to `to`. The caller holds the lock of the move, and has checked, with
-/// the place locked, that the buffer may move: `taken` is its memory.
+/// Moves the contents of `bo` to `to`. The caller has begun the move: `taken` is the buffer's memory.
 ///
 /// On failure the contents stay where they are. Fails as [`copy`] does.
-fn relocate(bo: &Bo, moving: Guard<'_, (), MutexBackend>, taken: Place, to: Place) -> Result {
+fn relocate(bo: &Bo, taken: Place, to: Place) -> Result {
     let (dev, started) = (bo.dev(), jiffies::now());
     // Nobody maps the memory any more, as the buffer is moving.
     if taken.segments().is_some() {
@@ -176,11 +171,7 @@ fn relocate(bo: &Bo, moving: Guard<'_, (), MutexBackend>, taken: Place, to: Plac
         Err(_) => (taken, to),
     };
     bo.residence.moved(jiffies::since(started));
-    let mut located = bo.residence.lock();
-    located.is_moving = false;
-    located.put(bo, place);
-    drop(located);
-    drop(moving);
+    bo.residence.lock().end_move(bo, place);
     drop(rest);
     done
 }
@@ -248,18 +239,16 @@ impl BoData {
     /// if the caller is killed. Sleeps. The caller holds no lock of a buffer or of a map of VMAs.
     pub(crate) fn evict(bo: &Bo) -> Result<u64> {
         let memory = SystemMemory::new(bo, false)?;
-        let moving = bo.residence.try_lock_move().ok_or(EBUSY)?;
         let taken = bo.retention.while_needed(|| -> Result<Place> {
             let mut located = bo.residence.lock();
-            if located.is_moving || located.pins != 0 || !matches!(located.place, Place::Vram(_)) {
+            if located.pins != 0 || !matches!(located.place, Place::Vram(_)) {
                 return Err(EBUSY);
             }
-            located.is_moving = true;
-            Ok(located.take(bo))
+            Ok(located.begin_move(bo))
         });
         let taken = taken.map_err(|_| EBUSY)??;
         let _leaving = bo.dev().memory.in_motion();
-        relocate(bo, moving, taken, Place::System(memory))?;
+        relocate(bo, taken, Place::System(memory))?;
         // CAST: Widens.
         let size = bo.size() as u64;
         bo.dev().stats.inc(Stat::BoEvictCount);
@@ -314,11 +303,7 @@ impl BoData {
     /// device memory, `ENODEV` if the device is gone, `EBUSY` if others keep evicting the buffer, and
     /// `EINTR` if the caller is killed. Sleeps. The caller holds no lock of a buffer or of a map of
     /// VMAs.
-    pub(crate) fn make_resident(
-        bo: &Bo,
-        payer: Payer<'_>,
-        policy: &Policy<'_>,
-    ) -> Result<Allowed> {
+    pub(crate) fn make_resident(bo: &Bo, payer: Payer<'_>, policy: &Policy<'_>) -> Result<Allowed> {
         for _ in 0..MAX_TRIES {
             bo.check_needed().map_err(|_| EACCES)?;
             let located = bo.residence.lock_settled()?;
@@ -364,19 +349,22 @@ impl BoData {
     ///
     /// Fails with `EACCES` if the contents may be or were purged, and as [`relocate`] does.
     fn bring(bo: &Bo, memory: VramMemory) -> Result {
-        let moving = bo.residence.lock_move()?;
-        let taken = bo.retention.while_needed(|| {
-            let mut located = bo.residence.lock();
-            // No other thread moves it, as the lock of the move is held.
-            if located.pins != 0 || matches!(located.place, Place::Vram(_)) {
-                return None;
+        loop {
+            drop(bo.residence.lock_settled()?);
+            let taken = bo.retention.while_needed(|| {
+                let mut located = bo.residence.lock();
+                if located.is_moving() {
+                    return Err(EAGAIN);
+                }
+                let stays = located.pins != 0 || matches!(located.place, Place::Vram(_));
+                Ok((!stays).then(|| located.begin_move(bo)))
+            });
+            match taken.map_err(|_| EACCES)? {
+                Ok(Some(taken)) => return relocate(bo, taken, Place::Vram(memory)),
+                Ok(None) => return Ok(()),
+                // Another thread moves it again.
+                Err(_) => {}
             }
-            located.is_moving = true;
-            Some(located.take(bo))
-        });
-        match taken.map_err(|_| EACCES)? {
-            Some(taken) => relocate(bo, moving, taken, Place::Vram(memory)),
-            None => Ok(()),
         }
     }
 
@@ -389,11 +377,10 @@ impl BoData {
             return Ok(());
         }
         let memory = SystemMemory::new(bo, true)?;
-        let _moving = bo.residence.lock_move()?;
         let done = bo.retention.while_needed(|| {
             let mut located = bo.residence.lock();
             match located.place {
-                Place::Nowhere => {
+                Place::Nowhere if !located.is_moving() => {
                     located.put(bo, Place::System(memory));
                     None
                 }

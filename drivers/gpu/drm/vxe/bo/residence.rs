@@ -12,12 +12,13 @@
 //!
 //! # Locking
 //!
-//! The lock of the move is taken without other locks of buffers, maps of VMAs or notifiers, as its
-//! holder takes these. The mmap lock, an SVM lock or the reservation lock may be held. Its holder
-//! allocates no memory, makes no room, and waits for no process.
-//!
 //! The lock of the place nests inside the lock of the map of VMAs and that of the retention. It is
 //! held while the memory is mapped for the GPU or the CPU. Only the list's lock nests inside it.
+//!
+//! A thread that moves a buffer holds none of these locks while it copies, and takes the lock of each
+//! map of VMAs. It allocates no memory, makes no room, and waits for no process. So others may wait for
+//! it with the mmap lock, an SVM lock or the reservation lock held, but with no lock of a map or of a
+//! buffer.
 
 use super::{
     eviction::SystemMemory,
@@ -48,6 +49,7 @@ use kernel::{
 };
 use kernel_ext::{
     cgroup::dmem::Charge,
+    sched,
     sync::mutex,
     time::jiffies, //
 };
@@ -63,6 +65,9 @@ use vxe_sim::{
 /// took longer. Otherwise an access to two buffers could evict the one for the other, and buffers
 /// could be moved all of the time.
 const MIN_RESIDENCY_MS: u32 = 10;
+
+/// How often a thread that waits for a move looks whether it is over, in jiffies.
+const POLL: usize = 1;
 
 /// The device memory of a buffer.
 pub(super) struct VramMemory {
@@ -116,7 +121,8 @@ impl Place {
 /// The place of a buffer's contents, locked.
 pub(crate) struct Located {
     pub(super) place: Place,
-    pub(super) is_moving: bool,
+    /// A thread moves the buffer, and has its memory.
+    is_moving: bool,
     /// The number of importers that have the addresses of the memory.
     pub(super) pins: usize,
     /// The memory for the buffer's place in the list of those that may be evicted, while it is not
@@ -129,9 +135,6 @@ pub(crate) struct Located {
 pub(super) struct Residence {
     #[pin]
     located: Mutex<Located>,
-    /// The lock of the move.
-    #[pin]
-    moving: Mutex<()>,
     /// When the buffer was used last, in jiffies.
     used: Atomic<usize>,
     /// How long it must not be evicted after that, in jiffies.
@@ -155,7 +158,6 @@ impl Residence {
                 },
                 "BoData::located"
             ),
-            moving <- new_mutex!((), "BoData::moving"),
             used: Atomic::new(jiffies::now()),
             residency: Atomic::new(msecs_to_jiffies(MIN_RESIDENCY_MS)),
             shown: Atomic::new(shown as u32),
@@ -176,18 +178,9 @@ impl Residence {
                 return Ok(located);
             }
             drop(located);
-            drop(mutex::lock_killable(&self.moving)?);
+            sched::check_killed()?;
+            sched::sleep_killable(POLL);
         }
-    }
-
-    /// Takes the lock of the move, if it is free.
-    pub(super) fn try_lock_move(&self) -> Option<Guard<'_, (), MutexBackend>> {
-        self.moving.try_lock()
-    }
-
-    /// Takes the lock of the move. Fails with `EINTR` for a killed caller.
-    pub(super) fn lock_move(&self) -> Result<Guard<'_, (), MutexBackend>> {
-        mutex::lock_killable(&self.moving)
     }
 
     /// Returns whether the buffer has not been used for so long that it may be evicted.
@@ -226,6 +219,24 @@ impl Residence {
 }
 
 impl Located {
+    /// Returns whether the buffer is moving.
+    pub(super) fn is_moving(&self) -> bool {
+        self.is_moving
+    }
+
+    /// Begins a move of `bo`, which has this place and is not moving: takes its memory. The caller
+    /// ends it.
+    pub(super) fn begin_move(&mut self, bo: &Bo) -> Place {
+        self.is_moving = true;
+        self.take(bo)
+    }
+
+    /// Ends the move of `bo`, which has this place.
+    pub(super) fn end_move(&mut self, bo: &Bo, place: Place) {
+        self.is_moving = false;
+        self.put(bo, place);
+    }
+
     /// Takes the memory of `bo`, which has this place, from its place. The buffer leaves the list.
     pub(super) fn take(&mut self, bo: &Bo) -> Place {
         let place = core::mem::replace(&mut self.place, Place::Nowhere);

@@ -217,7 +217,7 @@ impl BoData {
                 return None;
             }
             let mut located = bo.residence.lock();
-            if located.is_moving {
+            if located.is_moving() {
                 return None;
             }
             let Place::Vram(memory) = &located.place else {

@@ -72,9 +72,7 @@ impl Segments {
     /// Returns the segments from the one with the byte at `offset`, and the offset in that segment.
     /// Empty if the segments end before `offset`.
     pub(crate) fn starting_at(&self, offset: u64) -> (&[Segment], u64) {
-        let first = self
-            .list
-            .partition_point(|segment| segment.end() <= offset);
+        let first = self.list.partition_point(|segment| segment.end() <= offset);
         let rest = self.list.get(first..).unwrap_or(&[]);
         let skip = rest.first().map_or(0, |segment| offset - segment.offset);
         (rest, skip)

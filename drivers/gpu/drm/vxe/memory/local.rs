@@ -214,7 +214,9 @@ impl Provider for Local {
         };
         let made = charge.and_then(|charge| {
             let parts = Self::parts(request, flags, |order, pages| {
-                memory.make_room(dev, &Policy::PAGES, &charge, || self.get(order, pages, flags))
+                memory.make_room(dev, &Policy::PAGES, &charge, || {
+                    self.get(order, pages, flags)
+                })
             })?;
             Ok((charge, parts))
         });

@@ -43,6 +43,10 @@ use vxe_sim::gem::Listing;
 /// was evicted meanwhile.
 const WAIT_MS: u32 = 10_000;
 
+/// How many buffers may stay for lack of system memory before nothing more is evicted. Each attempt
+/// reclaims memory.
+const MAX_REFUSED: u32 = 16;
+
 /// What may be evicted.
 #[derive(Clone, Copy)]
 pub(crate) struct Policy<'a> {
@@ -122,6 +126,8 @@ pub(super) struct Victims<'a> {
     newest: u64,
     /// Since when this waits, in jiffies, if it does.
     waiting: Option<usize>,
+    /// How many buffers there was no system memory for.
+    refused: u32,
 }
 
 impl<'a> Victims<'a> {
@@ -131,6 +137,7 @@ impl<'a> Victims<'a> {
             policy,
             newest: dev.memory.residents.newest(),
             waiting: None,
+            refused: 0,
         }
     }
 
@@ -213,7 +220,7 @@ impl<'a> Victims<'a> {
                 }
                 let done = BoData::evict(&bo);
                 vxe_sim::drm_dbg!(dev, "evicted buffer {number} ({why}): {done:?}");
-                return Some(done);
+                return Some(done.map_err(|e| self.refused(e)));
             }
             if let Some(found) = block {
                 let Some(block) = residents.take(found) else {
@@ -244,6 +251,16 @@ impl<'a> Victims<'a> {
             return Some(Err(EBUSY));
         }
         None
+    }
+
+    /// Returns the error for a buffer that cannot be evicted. Its creator's cgroup may have no memory
+    /// for it where others have, so that some may fail with `ENOMEM` before the search does.
+    fn refused(&mut self, e: Error) -> Error {
+        if e != ENOMEM || self.refused >= MAX_REFUSED {
+            return e;
+        }
+        self.refused += 1;
+        EBUSY
     }
 
     /// Returns whether to wait for what may be evicted later.

@@ -258,8 +258,7 @@ impl<T: CpuPages> GemKind<shmem::Object<T>> {
 
     /// Removes `object` from the list, if it is there, and returns the memory of its place.
     pub fn unlist(&self, listing: Listing, object: &shmem::Object<T>) -> Option<Room> {
-        self.list_of(listing)
-            .remove(NonNull::new(object.as_raw())?)
+        self.list_of(listing).remove(NonNull::new(object.as_raw())?)
     }
 
     /// Returns the first object of the list with a number from `number` on, and its number. Skips

@@ -2,8 +2,9 @@
 
 //! Mappings of buffers in a GPU page table.
 //!
-//! Binds, unbinds, and moves and the loss of the memory change the mapping of a buffer. All functions but [`Vm::zap_buffer`] require the VM's SVM lock, which
-//! serializes faults and binds.
+//! Binds, unbinds, and moves and the loss of the memory change the mapping of a buffer. All functions
+//! but [`Vm::maps`] and [`Vm::zap_buffer`] require the VM's SVM lock, which serializes faults and
+//! binds.
 //!
 //! Where a buffer is mapped in the page table, the map has a VMA of it, whenever the map's lock is
 //! free: a mapping is written after its VMA was inserted, and removed before that is.

@@ -14,8 +14,8 @@ use vxe_uapi::{
     sysfs::{is_end, Provider, Slot},
     time::is_debug_kernel,
     vram::{
-        bring, buffer, counted, counter, evict_all, in_device, leave, prefetch, region, soon, touch,
-        try_buffer,
+        bring, buffer, counted, counter, evict_all, in_device, leave, prefetch, region, soon,
+        touch, try_buffer,
     },
     Gpu, Map, Program, Rng, Stop, MIDDLE, PAGE, SZ_2M,
 };
