@@ -323,14 +323,15 @@ impl BoData {
     /// Fails with `EINVAL` if the buffer was purged, `ENOMEM`, with `EINTR` if the caller is killed,
     /// and as [`DmaBuf::map`] does. Sleeps, and takes the object's reservation lock.
     pub(crate) fn pin_segments(bo: &Bo, dev: &RegisteredDevice) -> Result {
-        let mut filling = mutex::lock_killable(&bo.filling)?;
         if bo.is_movable() {
-            // Checked when it is mapped.
-            return bo
-                .retention
-                .check()
-                .or_else(|e| if e == EBUSY { Ok(()) } else { Err(e) });
+            // Its segments are those of its place. Whether the contents are needed is checked when
+            // the binding is made.
+            return match bo.retention.check() {
+                Err(EBUSY) => Ok(()),
+                checked => checked,
+            };
         }
+        let mut filling = mutex::lock_killable(&bo.filling)?;
         if bo.segments.as_ref().is_some() {
             return Ok(());
         }
