@@ -62,7 +62,7 @@ impl Small {
 
 /// The contents of buffer number `i`.
 const fn value(i: usize, offset: usize) -> u32 {
-    pattern(offset) ^ (i as u32) << 24
+    pattern(offset) ^ ((i as u32) << 24)
 }
 
 /// Where buffer number `i` is bound.
