@@ -194,7 +194,7 @@ pub(crate) struct Clients {
 impl Clients {
     /// Creates an empty list. Fails with `ENOMEM`.
     pub(crate) fn new() -> Result<impl PinInit<Self>> {
-        let orphans = RunQueue::new()?;
+        let orphans = RunQueue::new_shared()?;
         Ok(pin_init!(Self {
             list <- new_mutex!(RBTree::new(), "vxe_clients"),
             orphans,

@@ -17,6 +17,7 @@ use crate::{
     },
     debugfs,
     devices::Settings,
+    engine_class::EngineClass,
     file::{
         File,
         VmList, //
@@ -33,6 +34,7 @@ use crate::{
     region::Regions,
     stats::Stats,
     sync::FenceWaiters,
+    sysfs,
     vram::Vram,
 };
 use gpusvm::{
@@ -57,7 +59,8 @@ use vxe_sim::{
     port::{
         self,
         Port, //
-    }, //
+    },
+    sysfs::SysfsFiles, //
 };
 
 /// The revision that the device reports.
@@ -110,6 +113,8 @@ pub(crate) struct Data {
     pub(crate) device_id: u16,
     /// The engines, clients and work queue.
     pub(crate) queues: QueuesRef,
+    /// The scheduling properties of the engines.
+    pub(crate) engine_class: Arc<EngineClass>,
 }
 
 impl Data {
@@ -134,6 +139,7 @@ impl Data {
             fences: FenceWaiters::new(&queues)?,
             vms: VmList::new(&queues)?,
             device_id,
+            engine_class: EngineClass::new(queues.engines.list())?,
             queues,
         }))
     }
@@ -210,6 +216,10 @@ impl platform_driver::Driver for VxeDriver {
         drm_name::set(dev, crate::DRM_NAME.value())?;
         // Must be last: only `remove()` undoes it.
         dev.memory.open(parent.as_ref(), dev)
+    }
+
+    fn sysfs_files(dev: &Device, files: &mut SysfsFiles) -> Result {
+        sysfs::init(files, dev)
     }
 
     fn debugfs_files(dev: &Device, tree: &mut DebugfsFiles) -> Result {

@@ -122,6 +122,11 @@ impl Engines {
         self.engines.len()
     }
 
+    /// Returns what the engines run.
+    pub(crate) fn list(&self) -> &Arc<RunList<Execution>> {
+        &self.list
+    }
+
     /// Makes `node` of the client with run queue `run_queue` runnable, and wakes an idle engine.
     pub(crate) fn wake(
         &self,

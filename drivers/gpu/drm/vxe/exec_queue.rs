@@ -94,7 +94,10 @@ pub(crate) const MAX_QUEUE_JOBS: usize = 16384;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QueueKind {
     /// Runs batches on the copy engine.
-    Copy,
+    Copy {
+        /// How long it runs before other queues of the client do, in microseconds; not zero.
+        timeslice: u32,
+    },
     /// Orders the binds of a VM; takes no batches.
     Bind,
 }
@@ -166,7 +169,10 @@ impl ExecQueue {
     ) -> Result<Arc<Self>> {
         let usage = vm.client().try_count(Resource::Queue)?;
         let idle = match kind {
-            QueueKind::Copy => Some(FifoNode::new(Execution::new()?, GFP_KERNEL_ACCOUNT)?),
+            QueueKind::Copy { timeslice } => {
+                let execution = Execution::new(timeslice)?;
+                Some(FifoNode::new(execution, GFP_KERNEL_ACCOUNT)?)
+            }
             QueueKind::Bind => None,
         };
         Arc::pin_init(
@@ -380,8 +386,8 @@ enum TurnEnd {
 }
 
 impl Execution {
-    /// Creates an idle execution.
-    fn new() -> Result<Self> {
+    /// Creates an idle execution with a time slice in microseconds.
+    fn new(timeslice: u32) -> Result<Self> {
         Ok(Self {
             queue: None,
             job: None,
@@ -392,7 +398,7 @@ impl Execution {
                 addr: 0,
                 access: crate::gpu::Access::Read,
             },
-            sched: SchedState::new(),
+            sched: SchedState::new(u64::from(timeslice) * 1000),
         })
     }
 

@@ -21,9 +21,6 @@ const PRIORITY_NORMAL: u64 = 1;
 /// The highest priority of a queue.
 const PRIORITY_HIGH: u64 = 2;
 
-/// The longest timeslice without `CAP_SYS_NICE`, in microseconds.
-const TIMESLICE_MAX: u64 = 10_000_000;
-
 /// Returns the highest priority that the caller may set.
 pub(crate) fn max_priority() -> u64 {
     if capable_sys_nice() {
@@ -56,9 +53,9 @@ pub(crate) fn create_ioctl(
     ensure!(dev, engines == 1, EINVAL);
     ensure!(dev, engine.gt_id == 0 && engine.pad == 0, EINVAL);
     ensure!(dev, engine.engine_instance == 0, EINVAL);
-    let kind = match u32::from(engine.engine_class) {
-        uapi::DRM_XE_ENGINE_CLASS_COPY => QueueKind::Copy,
-        uapi::DRM_XE_ENGINE_CLASS_VM_BIND => QueueKind::Bind,
+    let is_bind = match u32::from(engine.engine_class) {
+        uapi::DRM_XE_ENGINE_CLASS_COPY => false,
+        uapi::DRM_XE_ENGINE_CLASS_VM_BIND => true,
         class => {
             vxe_sim::drm_dbg!(dev, "no engine of class {}", class);
             return Err(EINVAL);
@@ -67,20 +64,25 @@ pub(crate) fn create_ioctl(
 
     let vm = file.inner().vm(args.vm_id)?;
     ensure!(dev, !vm.is_closed(), ENOENT);
+    let mut timeslice = dev.engine_class.timeslice();
     uapi::for_each_property(ioctl, args.extensions, |property, value| {
-        set_property(dev, property, value)
+        set_property(dev, property, value, &mut timeslice)
     })?;
 
+    let kind = match is_bind {
+        true => QueueKind::Bind,
+        false => QueueKind::Copy { timeslice },
+    };
     args.exec_queue_id = file.inner().create_queue(vm, kind)?;
     Ok(0)
 }
 
-/// Checks a property of a queue at its creation. Properties have no effect: all queues have the
-/// same timeslice and no priority.
+/// Sets a property of a queue at its creation. A priority has no effect.
 ///
-/// Fails with `EINVAL`; `EPERM` for a priority that needs `CAP_SYS_NICE`; `ENODEV` for protected
-/// content and queue groups; `EOPNOTSUPP` for a property of the render engine.
-fn set_property(dev: &Device, property: u32, value: u64) -> Result {
+/// Fails with `EINVAL`, also for a time slice out of the limits; `EPERM` for a priority that needs
+/// `CAP_SYS_NICE`; `ENODEV` for protected content and queue groups; `EOPNOTSUPP` for a property of
+/// the render engine.
+fn set_property(dev: &Device, property: u32, value: u64, timeslice: &mut u32) -> Result {
     match property {
         uapi::DRM_XE_EXEC_QUEUE_SET_PROPERTY_PRIORITY => {
             ensure!(dev, value <= PRIORITY_HIGH, EINVAL);
@@ -88,8 +90,10 @@ fn set_property(dev: &Device, property: u32, value: u64) -> Result {
             Ok(())
         }
         uapi::DRM_XE_EXEC_QUEUE_SET_PROPERTY_TIMESLICE => {
-            let within = (1..=TIMESLICE_MAX).contains(&value);
-            ensure!(dev, within || capable_sys_nice(), EINVAL);
+            let allowed = dev.engine_class.timeslices(capable_sys_nice());
+            let value = u32::try_from(value).unwrap_or(u32::MAX);
+            ensure!(dev, allowed.contains(&value), EINVAL);
+            *timeslice = value;
             Ok(())
         }
         uapi::DRM_XE_EXEC_QUEUE_SET_PROPERTY_PXP_TYPE => uapi::check_pxp_type(dev, value),

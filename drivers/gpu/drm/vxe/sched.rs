@@ -3,10 +3,15 @@
 //! The scheduler: timeslices, round-robin among clients, and among the queues of each client.
 //!
 //! A client has a [`RunQueue`] with its entities that can run. The run queues that are not empty
-//! are in the round-robin list. A run queue and each entity have time left of their last timeslice
-//! ([`TIMESLICE_NS`]). Running uses that up; only a move to the end of the list gives a new
-//! timeslice. So between two turns of a client each other client runs for about one timeslice,
-//! however many queues a client has, and however often they become runnable.
+//! are in the round-robin list. A run queue and each entity have time left of their last timeslice.
+//! Running uses that up; only a move to the end of the list gives a new timeslice. So between two
+//! turns of a client each other client runs for about one timeslice, however many queues a client
+//! has, and however often they become runnable.
+//!
+//! All run queues have the same timeslice ([`RunList::set_timeslice`]), and each entity has its own.
+//! That of an entity decides when other entities of the same client run, and no more: an entity with
+//! a longer one than its client goes on in the client's next turn. A run queue for entities of several
+//! processes limits theirs to its own.
 //!
 //! An entity that becomes runnable (its fault was serviced, a job arrived) while it and its client
 //! have time left is *boosted*: it runs before all others. So a page is accessed soon after it was
@@ -44,7 +49,7 @@ use kernel::{
 #[cfg(CONFIG_KUNIT = "y")]
 mod tests;
 
-/// The timeslice of a client, and of a queue of it, in nanoseconds.
+/// The default timeslice of a client, and of a queue of it, in nanoseconds.
 pub(crate) const TIMESLICE_NS: u64 = 4_000_000;
 
 /// The most engines of a device.
@@ -52,6 +57,8 @@ pub(crate) const MAX_ENGINES: usize = 64;
 
 /// The scheduler's state of an entity. Used by the run list only.
 pub(crate) struct SchedState<T> {
+    /// The entity's timeslice, in nanoseconds.
+    timeslice: u64,
     /// The time left of the entity's timeslice, in nanoseconds.
     left: u64,
     /// The client's run queue, while the entity is boosted.
@@ -59,9 +66,11 @@ pub(crate) struct SchedState<T> {
 }
 
 impl<T> SchedState<T> {
-    /// Creates the state of an entity that has not run yet.
-    pub(crate) const fn new() -> Self {
+    /// Creates the state of an entity that has not run yet, with a timeslice in nanoseconds; not
+    /// zero.
+    pub(crate) const fn new(timeslice: u64) -> Self {
         Self {
+            timeslice,
             left: 0,
             run_queue: None,
         }
@@ -84,6 +93,8 @@ struct Ready<T> {
 /// The run queue of a client.
 #[pin_data]
 pub(crate) struct RunQueue<T> {
+    /// Whether its entities belong to several processes.
+    is_shared: bool,
     #[pin]
     links: ListLinks,
     #[pin]
@@ -102,8 +113,19 @@ impl_list_item! {
 impl<T> RunQueue<T> {
     /// Creates an empty run queue. Fails with `ENOMEM`.
     pub(crate) fn new() -> Result<Arc<Self>> {
+        Self::create(false)
+    }
+
+    /// Creates an empty run queue for entities of several processes. None of them has a longer
+    /// timeslice than the run queue. Fails with `ENOMEM`.
+    pub(crate) fn new_shared() -> Result<Arc<Self>> {
+        Self::create(true)
+    }
+
+    fn create(is_shared: bool) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
+                is_shared,
                 links <- ListLinks::new(),
                 tracker <- AtomicTracker::new(),
                 ready <- new_spinlock!(
@@ -120,6 +142,8 @@ impl<T> RunQueue<T> {
 }
 
 struct RoundRobin<T> {
+    /// The timeslice of run queues, in nanoseconds; not zero.
+    timeslice: u64,
     /// Boosted entities, which run before all run queues.
     boosted: Fifo<T>,
     /// The run queues that are not empty.
@@ -132,11 +156,16 @@ impl<T: Entity> RoundRobin<T> {
     /// Adds `node` to a run queue, and the run queue to the list.
     fn insert(&mut self, run_queue: &Arc<RunQueue<T>>, mut node: KBox<FifoNode<T>>) {
         let mut ready = run_queue.ready.lock();
-        let left = &mut node.value.sched_state().left;
-        if *left > 0 {
+        let longest = match run_queue.is_shared {
+            true => self.timeslice,
+            false => u64::MAX,
+        };
+        let state = node.value.sched_state();
+        state.left = state.left.min(longest);
+        if state.left > 0 {
             ready.entities.push_front(node);
         } else {
-            *left = TIMESLICE_NS;
+            state.left = state.timeslice.min(longest);
             ready.entities.push_back(node);
         }
         // A run queue that is in the list already keeps its position.
@@ -144,7 +173,7 @@ impl<T: Entity> RoundRobin<T> {
             if ready.left > 0 {
                 self.run_queues.push_front(run_queue);
             } else {
-                ready.left = TIMESLICE_NS;
+                ready.left = self.timeslice;
                 self.run_queues.push_back(run_queue);
             }
         }
@@ -156,6 +185,7 @@ impl<T: Entity> RoundRobin<T> {
             // Each boosted entity has one.
             let run_queue = node.value.sched_state().run_queue.take()?;
             let mut ready = run_queue.ready.lock();
+            ready.left = ready.left.min(self.timeslice);
             let grant = ready.left.min(node.value.sched_state().left);
             if grant > 0 {
                 ready.left -= grant;
@@ -176,8 +206,10 @@ impl<T: Entity> RoundRobin<T> {
     fn next_in_turn(&mut self) -> Option<Turn<T>> {
         while let Some(run_queue) = self.run_queues.pop_front() {
             let mut ready = run_queue.ready.lock();
+            // The timeslice may be shorter than when the run queue got its own.
+            ready.left = ready.left.min(self.timeslice);
             if ready.left == 0 {
-                ready.left = TIMESLICE_NS;
+                ready.left = self.timeslice;
                 drop(ready);
                 self.run_queues.push_back(run_queue);
                 continue;
@@ -190,7 +222,7 @@ impl<T: Entity> RoundRobin<T> {
             ready.left -= grant;
             let (more, spent) = (!ready.entities.is_empty(), ready.left == 0);
             if more && spent {
-                ready.left = TIMESLICE_NS;
+                ready.left = self.timeslice;
             }
             drop(ready);
             let turn = Turn {
@@ -232,6 +264,7 @@ impl<T: Entity> RunList<T> {
         pin_init!(Self {
             round_robin <- new_spinlock!(
                 RoundRobin {
+                    timeslice: TIMESLICE_NS,
                     boosted: Fifo::new(),
                     run_queues: List::new(),
                     // CAST: At most 64.
@@ -240,6 +273,12 @@ impl<T: Entity> RunList<T> {
                 "vxe_sched_round_robin"
             ),
         })
+    }
+
+    /// Sets the timeslice of run queues, in nanoseconds; not zero. A turn that is running ends as it
+    /// was granted.
+    pub(crate) fn set_timeslice(&self, ns: u64) {
+        self.round_robin.lock().timeslice = ns.max(1);
     }
 
     /// Makes `node` of the client with run queue `run_queue` runnable. Returns an idle engine, if
@@ -297,8 +336,8 @@ impl<T: Entity> RunList<T> {
         let left = &mut node.value.sched_state().left;
         *left = left.saturating_sub(used.max(1));
         let mut ready = run_queue.ready.lock();
-        // The client may have got a new timeslice meanwhile.
-        ready.left = (ready.left + grant.saturating_sub(used.max(1))).min(TIMESLICE_NS);
+        // The client may have got a new timeslice meanwhile; its next turn takes one at most.
+        ready.left = ready.left.saturating_add(grant.saturating_sub(used.max(1)));
         drop(ready);
         node
     }

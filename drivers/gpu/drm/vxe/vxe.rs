@@ -12,12 +12,13 @@
 //!   queues           what a device's work needs, as long as there is any
 //!   exec_queue       jobs of a queue, run by the GPU in order
 //!   engines sched    engines, and the scheduler that picks the next queue
+//!   engine_class     how long queues run
 //!   polls            queues that wait for a condition on memory
 //!   client           processes, and the limits on their queues and jobs
 //!   sync             user fences and their waiters
 //!   svm              mirrored ranges: faults and migration
 //!   memory           pages of processes in the device's memory
-//!   vram region stats objects debugfs
+//!   vram region stats objects debugfs sysfs
 //!   gpu              the hardware: address spaces and an engine; knows no processes
 //! ```
 //!
@@ -44,6 +45,7 @@ mod configfs;
 mod debugfs;
 mod devices;
 mod driver;
+mod engine_class;
 mod engines;
 mod exec;
 mod exec_queue;
@@ -63,6 +65,7 @@ mod sched;
 mod stats;
 mod svm;
 mod sync;
+mod sysfs;
 mod uapi;
 mod vm;
 mod vram;

@@ -15,7 +15,12 @@ mod suite {
     }
 
     fn queue(name: u32) -> Result<KBox<FifoNode<Queue>>> {
-        let sched = SchedState::new();
+        queue_for(name, TIMESLICE_NS)
+    }
+
+    /// Creates a queue with a timeslice.
+    fn queue_for(name: u32, timeslice: u64) -> Result<KBox<FifoNode<Queue>>> {
+        let sched = SchedState::new(timeslice);
         FifoNode::new(Queue { name, sched }, GFP_KERNEL)
     }
 
@@ -229,6 +234,85 @@ mod suite {
             new.push(client(&list, name, 1)?, GFP_KERNEL)?;
         }
         assert_eq!(sequence(&list)?, [10, 20, 100, 101]);
+        Ok(())
+    }
+
+    #[test]
+    fn queues_have_timeslices_of_their_own() -> Result {
+        let list = list(1)?;
+        // Time for two turns of the client, for half of one, and for one.
+        let client = RunQueue::new()?;
+        for (name, timeslice) in [
+            (1, 2 * TIMESLICE_NS),
+            (2, TIMESLICE_NS / 2),
+            (3, TIMESLICE_NS),
+        ] {
+            list.put_back(&client, queue_for(name, timeslice)?);
+        }
+        assert_eq!(sequence(&list)?, [1, 1, 2, 3, 3, 1, 1, 1, 2]);
+        // Each turn of another client is as long as before.
+        let _other = self::client(&list, 10, 1)?;
+        let mut times = [0, 0];
+        for _ in 0..100 {
+            let (name, turn) = next(&list)?;
+            times[usize::from(name == 10)] += turn.grant;
+            end(&list, turn);
+        }
+        assert!(times[0].abs_diff(times[1]) <= 2 * TIMESLICE_NS);
+        Ok(())
+    }
+
+    #[test]
+    fn processes_that_share_a_run_queue_share_its_time() -> Result {
+        let list = list(1)?;
+        let shared = RunQueue::new_shared()?;
+        list.put_back(&shared, queue_for(1, 100 * TIMESLICE_NS)?);
+        list.put_back(&shared, queue(2)?);
+        assert_eq!(sequence(&list)?, [1, 2, 1, 2]);
+        // A queue whose process has exited: it has time left that it had there.
+        let client = RunQueue::new()?;
+        list.put_back(&client, queue_for(3, 100 * TIMESLICE_NS)?);
+        let node = loop {
+            let (name, turn) = next(&list)?;
+            match name {
+                3 => break list.account(turn, TIMESLICE_NS),
+                _ => end(&list, turn),
+            }
+        };
+        list.put_back(&shared, node);
+        let names: [u32; 12] = sequence(&list)?;
+        for name in 1..=3 {
+            assert_eq!(names.iter().filter(|other| **other == name).count(), 4);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_next_turn_has_the_new_timeslice() -> Result {
+        let list = list(1)?;
+        let _clients = [client(&list, 1, 1)?, client(&list, 2, 1)?];
+        assert_eq!(sequence(&list)?, [1, 2]);
+        // Shorter: the clients have more time left than that.
+        let short = TIMESLICE_NS / 8;
+        list.set_timeslice(short);
+        for name in [1, 2, 1, 2] {
+            let (now, turn) = next(&list)?;
+            assert_eq!((now, turn.grant), (name, short));
+            end(&list, turn);
+        }
+        // Longer, and so are the turns of queues with as long a timeslice.
+        list.set_timeslice(4 * TIMESLICE_NS);
+        let long = RunQueue::new()?;
+        list.put_back(&long, queue_for(3, 4 * TIMESLICE_NS)?);
+        let grant = loop {
+            let (name, turn) = next(&list)?;
+            let grant = turn.grant;
+            end(&list, turn);
+            if name == 3 {
+                break grant;
+            }
+        };
+        assert_eq!(grant, 4 * TIMESLICE_NS);
         Ok(())
     }
 

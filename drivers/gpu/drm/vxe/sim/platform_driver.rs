@@ -11,7 +11,8 @@
 
 use crate::{
     bindings as ext,
-    debugfs::DebugfsFiles, //
+    debugfs::DebugfsFiles,
+    sysfs::SysfsFiles, //
 };
 use core::marker::PhantomData;
 use kernel::{
@@ -39,6 +40,10 @@ pub trait Driver:
 
     /// Prepares a device on `parent` before it is registered.
     fn prepare(parent: &platform::Device<device::Bound>, dev: &drm::Device<Self>) -> Result;
+
+    /// Creates the files in the sysfs directory of the platform device, before the device is
+    /// registered. They are removed before it is unplugged.
+    fn sysfs_files(dev: &drm::Device<Self>, files: &mut SysfsFiles) -> Result;
 
     /// Creates the device's debugfs files when it is registered.
     fn debugfs_files(dev: &drm::Device<Self>, tree: &mut DebugfsFiles) -> Result;
@@ -70,6 +75,7 @@ impl<T: Driver> platform::Driver for Adapter<T> {
 pub struct Instance<'bound, T: Driver> {
     // Fields are dropped in this order, which soundness relies on: the files need the registration.
     debugfs: DebugfsFiles,
+    _sysfs: SysfsFiles,
     _drm: drm::Registration<'bound, T>,
     dev: UnplugGuard<T>,
 }
@@ -81,12 +87,17 @@ impl<'bound, T: Driver> Instance<'bound, T> {
         unsafe { ext::drm_widen_offsets(DrmDevice::of(&*drm).as_raw()) };
         T::prepare(parent, &drm)?;
         let dev = UnplugGuard((&*drm).into());
+        // SAFETY: The files are a part of the data that the driver core drops when the device is
+        // unbound; a module with code of the driver is unloaded after that.
+        let mut sysfs = unsafe { SysfsFiles::new(parent.as_ref()) };
+        T::sysfs_files(&dev.0, &mut sysfs)?;
         // SAFETY: The registration is a part of the data that the driver core drops when the device
         // is unbound, and is private. Its own data borrows nothing.
         let drm = unsafe { drm::Registration::new(parent.as_ref(), drm, Ok::<(), Error>(()), 0)? };
         let mut this = Self {
             // SAFETY: The files are dropped before the registration.
             debugfs: unsafe { DebugfsFiles::new(DrmDevice::of(drm.device()).as_raw()) },
+            _sysfs: sysfs,
             _drm: drm,
             dev,
         };

@@ -7,8 +7,8 @@
 //! - memory as hardware accesses it: [`dma_memory`], system memory at DMA addresses;
 //!   [`device_ram`], the device's own; [`fabric`] and [`port`], that of other devices; [`bus`], all
 //!   three together, as one device accesses them; [`faux`], a device to map memory for;
-//! - support that `kernel::drm` lacks for such a driver: [`ioctl`], [`gem`], [`fdinfo`],
-//!   [`drm_name`], [`debugfs`], [`print`], [`platform_driver`], [`platform_device`];
+//! - support that the kernel crate lacks for such a driver: [`ioctl`], [`gem`], [`fdinfo`],
+//!   [`drm_name`], [`debugfs`], [`sysfs`], [`print`], [`platform_driver`], [`platform_device`];
 //! - the structures of the uAPI, in [`bindings`], and facts about the machine, [`sysinfo`].
 //!
 //! It is a module of its own because vxe and vxe2, one object linked twice, share one fabric.
@@ -37,6 +37,7 @@ pub mod platform_device;
 pub mod platform_driver;
 pub mod port;
 pub mod print;
+pub mod sysfs;
 pub mod sysinfo;
 pub mod system_pages;
 mod xe_drm;

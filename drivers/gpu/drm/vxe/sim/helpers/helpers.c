@@ -9,3 +9,4 @@
 #include "drm.c"
 #include "platform_device.c"
 #include "print.c"
+#include "sysfs.c"
