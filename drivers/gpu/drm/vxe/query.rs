@@ -29,7 +29,7 @@ use kernel::{
 use vxe_sim::sysinfo::Clock;
 
 /// The graphics IP of the GT: Xe2.
-const IP_VERSION: (u16, u16, u16) = (20, 1, 4);
+pub(crate) const IP_VERSION: (u16, u16, u16) = (20, 1, 4);
 
 /// The size of a mask of subslices in xe, in bytes. The device has no subslices, as it only copies.
 const DSS_MASK: [u8; 16] = [0; 16];

@@ -281,6 +281,11 @@ impl<T: Entity> RunList<T> {
         self.round_robin.lock().timeslice = ns.max(1);
     }
 
+    /// Returns how many engines are idle.
+    pub(crate) fn idle(&self) -> u32 {
+        self.round_robin.lock().idle.count_ones()
+    }
+
     /// Makes `node` of the client with run queue `run_queue` runnable. Returns an idle engine, if
     /// there is one; the caller must make that engine call [`next`](Self::next).
     #[must_use]

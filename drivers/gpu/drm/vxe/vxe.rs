@@ -18,7 +18,7 @@
 //!   sync             user fences and their waiters
 //!   svm              mirrored ranges: faults and migration
 //!   memory           pages of processes in the device's memory
-//!   vram region stats objects debugfs sysfs
+//!   vram region stats objects pat debugfs sysfs
 //!   gpu              the hardware: address spaces and an engine; knows no processes
 //! ```
 //!
@@ -57,6 +57,7 @@ mod gpu;
 mod ioctl;
 mod memory;
 mod objects;
+mod pat;
 mod polls;
 mod query;
 mod queues;

@@ -89,15 +89,35 @@ impl DebugfsFiles {
         }
     }
 
-    /// Creates a directory in the device's directory.
-    pub fn dir(&mut self, name: &CStr) -> Result<Dir> {
+    /// Creates a directory in `parent`, or in the device's directory.
+    pub fn dir(&mut self, parent: Option<Dir>, name: &CStr) -> Result<Dir> {
         self.tops.reserve(1, GFP_KERNEL)?;
-        // SAFETY: `name` is a C string, and the device's directory exists by the contract of
-        // `new()`; an error pointer is a valid parent.
-        let dentry = unsafe { ext::debugfs_create_dir(name.as_char_ptr(), self.root) };
-        // INVARIANT: The entry is directly in the root. Room was reserved above.
-        self.tops.push(dentry, GFP_KERNEL)?;
+        let to = parent.map_or(self.root, |dir| dir.0);
+        // SAFETY: `name` is a C string, and the parent exists by the contract of `new()`; an error
+        // pointer is a valid parent.
+        let dentry = unsafe { ext::debugfs_create_dir(name.as_char_ptr(), to) };
+        self.created(parent, dentry)?;
         Ok(Dir(dentry))
+    }
+
+    /// Creates a symbolic link to `target` in the device's directory.
+    pub fn link(&mut self, name: &CStr, target: &CStr) -> Result {
+        self.tops.reserve(1, GFP_KERNEL)?;
+        // SAFETY: These are C strings, which are copied; the device's directory exists by the
+        // contract of `new()`, or is an error pointer, which is a valid parent.
+        let dentry = unsafe {
+            ext::debugfs_create_symlink(name.as_char_ptr(), self.root, target.as_char_ptr())
+        };
+        self.created(None, dentry)
+    }
+
+    /// Keeps a new entry in `parent`. The caller has reserved room for it.
+    fn created(&mut self, parent: Option<Dir>, dentry: *mut bindings::dentry) -> Result {
+        if parent.is_none() {
+            // INVARIANT: The entry is directly in the root. One in a directory is removed with that.
+            self.tops.push(dentry, GFP_KERNEL)?;
+        }
+        Ok(())
     }
 
     /// Creates a file in `dir`, or in the device's directory.
@@ -120,19 +140,14 @@ impl DebugfsFiles {
             )
         };
         self.contents.push(content, GFP_KERNEL)?;
-        if dir.is_none() {
-            // INVARIANT: The entry is directly in the root. A file in a directory is removed with
-            // that.
-            self.tops.push(dentry, GFP_KERNEL)?;
-        }
-        Ok(())
+        self.created(dir, dentry)
     }
 }
 
 impl Drop for DebugfsFiles {
     fn drop(&mut self) {
         for dentry in &self.tops {
-            // SAFETY: By the type invariant the entry was created by `dir()` or `file()`; only this
+            // SAFETY: By the type invariant the entry was created by this type, and only this
             // removes it. An error pointer is ignored. debugfs has waited for the readers when this
             // returns.
             unsafe { ext::debugfs_remove(*dentry) };

@@ -14,6 +14,12 @@ struct dentry *vxesim_debugfs_create_file(const char *name, umode_t mode, struct
 	return debugfs_create_file(name, mode, parent, data, fops);
 }
 
+struct dentry *vxesim_debugfs_create_symlink(const char *name, struct dentry *parent,
+					   const char *target)
+{
+	return debugfs_create_symlink(name, parent, target);
+}
+
 void vxesim_debugfs_remove(struct dentry *dentry)
 {
 	debugfs_remove(dentry);
