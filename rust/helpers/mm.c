@@ -252,19 +252,26 @@ bool kext_memcg_is_short(struct mm_struct *mm, unsigned long pages)
 	return is_short;
 }
 
-/* Allocates @count pages and frees them again; returns whether it got them all. Never uses the reserves. */
-static bool kext_try_pages(unsigned long count, gfp_t gfp)
+#define KEXT_GFP_TRY	(__GFP_HIGHMEM | __GFP_NOWARN | __GFP_NOMEMALLOC)
+
+/*
+ * Allocates @count pages and frees them again; returns whether it got them all. Never uses the reserves. When there
+ * are no more, and before it frees those that it has, it calls @short_of, unless that is NULL, with @data.
+ */
+static bool kext_try_pages(unsigned long count, gfp_t gfp, void (*short_of)(void *data), void *data)
 {
 	struct page *page, *next;
 	LIST_HEAD(pages);
 
 	for (; count; count--) {
-		page = alloc_page(gfp | __GFP_HIGHMEM | __GFP_NOWARN | __GFP_NOMEMALLOC);
+		page = alloc_page(gfp | KEXT_GFP_TRY);
 		if (!page)
 			break;
 		list_add(&page->lru, &pages);
 		cond_resched();
 	}
+	if (count && short_of)
+		short_of(data);
 	list_for_each_entry_safe(page, next, &pages, lru) {
 		list_del(&page->lru);
 		__free_page(page);
@@ -288,7 +295,8 @@ bool kext_make_room(unsigned long count)
 	if (down_killable(&kext_room))
 		return false;
 	is_there = !kext_memory_is_short(count) ||
-		   kext_try_pages(count + min(totalram_pages() / 64, SZ_16M >> PAGE_SHIFT), GFP_KERNEL);
+		   kext_try_pages(count + min(totalram_pages() / 64, SZ_16M >> PAGE_SHIFT), GFP_KERNEL,
+				  NULL, NULL);
 	up(&kext_room);
 	return is_there;
 }
@@ -320,7 +328,7 @@ void kext_memalloc_noreclaim_restore(unsigned int flags)
 /* Makes the active memory cgroup reclaim until it can charge @count pages; returns whether it can. Kills nobody. */
 bool kext_memcg_make_room(unsigned long count)
 {
-	return kext_try_pages(count, GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL);
+	return kext_try_pages(count, GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL, NULL, NULL);
 }
 
 /* Serializes the OOM kills in memory cgroups, each until the memory of its victim is free. */
@@ -360,6 +368,19 @@ struct kext_memcg_kill {
 	bool has_room;
 };
 
+/* Charges one page, with an OOM kill if necessary, unless somebody was killed already. */
+static void kext_memcg_kill_once(void *data)
+{
+	struct kext_memcg_kill *kill = data;
+	struct page *page;
+
+	if (kext_memcg_kills(kill->memcg) != kill->kills)
+		return;
+	page = alloc_page(GFP_KERNEL_ACCOUNT | KEXT_GFP_TRY);
+	if (page)
+		__free_page(page);
+}
+
 static void kext_memcg_kill_work(struct work_struct *work)
 {
 	struct kext_memcg_kill *kill = container_of(work, struct kext_memcg_kill, work);
@@ -367,9 +388,9 @@ static void kext_memcg_kill_work(struct work_struct *work)
 
 	allow_kernel_signal(SIGKILL);
 	send_sig(SIGKILL, current, 1);
-	kill->has_room = kext_try_pages(kill->count, GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL);
-	if (!kill->has_room && kext_memcg_kills(kill->memcg) == kill->kills)
-		kext_try_pages(1, GFP_KERNEL_ACCOUNT);
+	/* The kill comes while the pages that could be charged are: without these one more could be. */
+	kill->has_room = kext_try_pages(kill->count, GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL,
+					kext_memcg_kill_once, kill);
 	disallow_signal(SIGKILL);
 	set_active_memcg(before);
 }

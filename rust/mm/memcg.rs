@@ -33,6 +33,11 @@ impl Memcg {
         Self(unsafe { ext::get_mem_cgroup_from_mm(mm.as_raw()) })
     }
 
+    /// Returns a number that tells this cgroup from others, as long as `self` exists.
+    pub fn key(&self) -> usize {
+        self.0.addr()
+    }
+
     /// Charges the calling thread's accounted allocations to this cgroup while `f` runs. C:
     /// `set_active_memcg()`.
     ///

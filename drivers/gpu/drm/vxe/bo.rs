@@ -245,6 +245,12 @@ impl BoData {
         self.compressible
     }
 
+    /// Returns a number that tells the memory cgroup of the process that created the buffer from
+    /// others, as long as the buffer exists; 0 for a buffer that is never in device memory.
+    pub(crate) fn memcg_key(&self) -> usize {
+        self.memcg.as_ref().map_or(0, Memcg::key)
+    }
+
     /// Returns whether the buffer may be in device memory.
     pub(crate) fn is_movable(&self) -> bool {
         matches!(self.source, Source::Movable)

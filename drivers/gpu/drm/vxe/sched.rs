@@ -341,8 +341,9 @@ impl<T: Entity> RunList<T> {
         let left = &mut node.value.sched_state().left;
         *left = left.saturating_sub(used.max(1));
         let mut ready = run_queue.ready.lock();
-        // The client may have got a new timeslice meanwhile; its next turn takes one at most.
-        ready.left = ready.left.saturating_add(grant.saturating_sub(used.max(1)));
+        // The client may have got a new timeslice meanwhile; its next turn takes one at most. A turn
+        // lasts for a step at least, however little was granted: the client has it.
+        ready.left = ready.left.saturating_add(grant).saturating_sub(used.max(1));
         drop(ready);
         node
     }

@@ -232,6 +232,41 @@ fn take_turns() {
     small.remove();
 }
 
+/// A process uses a buffer without a pause, which takes all the memory: another one's comes nevertheless.
+fn in_use() {
+    let small = Small::new();
+    let slot = small.slot();
+    let child = fork(move |link| {
+        let device = slot.open();
+        let vm = Vm::mirrored(&device).expect("a VM");
+        let bo = try_buffer(&device, ROOM).expect("a buffer that takes all");
+        vm.bind(&[Bind::bo(&bo, 0, at(1), PAGE as u64)]).expect("a bind");
+        link.send(0);
+        let mut uses = 0;
+        while !link.has_word() {
+            // While the other one is there, this one may find no room.
+            let _ = vm.bind(&[Bind::prefetch(at(1), PAGE as u64, 1)]);
+            uses += 1;
+        }
+        link.receive();
+        link.send(uses);
+    });
+    child.link().receive();
+    let gpu = Gpu::on_device(small.device());
+    let buffer = made(gpu.vm(), 0, ROOM / 2, VRAM);
+    let rounds = iterations(12);
+    for _ in 0..rounds {
+        gpu.increment(at(0));
+        thread::sleep(Duration::from_millis(20));
+    }
+    child.link().send(0);
+    println!("{} uses meanwhile", child.link().receive());
+    child.expect_success();
+    buffer.memory().expect("all", |o| value(0, o).wrapping_add(if o == 0 { rounds } else { 0 }));
+    drop((buffer, gpu));
+    small.remove();
+}
+
 /// Several queues and VMs work on more than fits, at the same time.
 fn jobs() {
     const SIZE: usize = 3 << 20;
@@ -758,6 +793,7 @@ fn main() -> ExitCode {
     p.subtest("beyond-either", "the same, of buffers that may be anywhere", || beyond(true, BOTH));
     p.subtest("cpu-mapping", "the CPU writes while they move", cpu_mapping);
     p.subtest("either-placement", "used in system memory while there is no room", either_placement);
+    p.subtest("in-use", "what is used all the time goes as well", in_use);
     p.subtest("take-turns", "one job uses two that do not both fit", take_turns);
     p.subtest("jobs", "several VMs work on more than fits", jobs);
     p.subtest("processes", "so do several processes", processes);

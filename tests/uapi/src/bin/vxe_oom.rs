@@ -41,19 +41,33 @@ const END: Duration = Duration::from_secs(10);
 /// What a process may keep, of page tables and the like, in bytes.
 const RESIDUE: u64 = 8 << 20;
 
+/// How a process waits for its jobs.
+#[derive(Clone, Copy)]
+enum Waiting {
+    /// In the kernel, which needs memory for that.
+    InKernel,
+    /// By reading the fence, without any memory.
+    Reading,
+}
+
 /// Has the GPU write to each page of memory that is four times what there is.
-fn fill(available: usize) {
+fn fill(available: usize, waiting: Waiting) {
     let gpu = Gpu::new();
     let map = Map::anon(4 * available);
     // Without this, what there is of the device's memory is filled first.
     let stay = Advice::Preferred(Location::System, Migrate::AllPages);
     gpu.vm().madvise(map.at(0), map.len() as u64, stay).expect("advice");
     for chunk in (0..map.len()).step_by(SZ_2M) {
-        gpu.run(|c| {
+        let job = gpu.start(|c| {
             for page in (0..SZ_2M).step_by(PAGE) {
                 c.store(map.at(chunk + page), 1);
             }
         });
+        let job = job.expect("a job");
+        while matches!(waiting, Waiting::Reading) && !job.is_done() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        job.wait().expect("the job");
     }
 }
 
@@ -110,7 +124,7 @@ fn expect_killed(culprit: Child, is_killed: impl Fn() -> bool) {
 /// In a memory cgroup that has a limit, with one process beside it and one in it. That in it only sleeps: the
 /// OOM killer of a cgroup does not see a process that is exiting, and would kill the next if another process of
 /// the group charged memory meanwhile.
-fn group() {
+fn group(waiting: Waiting) {
     let bystander = bystander();
     let rounds = if is_debug_kernel() { 1 } else { ROUNDS };
     for _ in 0..rounds {
@@ -121,7 +135,7 @@ fn group() {
         });
         let culprit = fork(|link| {
             link.receive();
-            fill(LIMIT);
+            fill(LIMIT, waiting);
         });
         group.add(member.pid());
         group.add(culprit.pid());
@@ -176,7 +190,7 @@ fn traced() {
     let group = Cgroup::with_memory("oom", LIMIT);
     let culprit = fork(|link| {
         link.receive();
-        fill(LIMIT);
+        fill(LIMIT, Waiting::Reading);
     });
     let tracing = Tracing::start(&culprit);
     group.add(culprit.pid());
@@ -251,7 +265,7 @@ fn machine() {
     let bystander = bystander();
     let culprit = fork(|link| {
         link.receive();
-        fill(LEFT);
+        fill(LEFT, Waiting::InKernel);
     });
     // Nobody kills who has the most.
     set_score(-1000);
@@ -276,7 +290,8 @@ fn machine() {
 
 fn main() -> ExitCode {
     let mut p = Program::new("vxe_oom", "The GPU uses up all memory.");
-    p.subtest("cgroup", "A cgroup has no more memory.", group);
+    p.subtest("cgroup", "A cgroup has no more memory.", || group(Waiting::InKernel));
+    p.subtest("cgroup-reading", "Only the GPU needs more.", || group(Waiting::Reading));
     p.subtest("traced", "Who is killed for that does not end.", traced);
     p.subtest("machine", "The machine has no more memory.", machine);
     p.main()

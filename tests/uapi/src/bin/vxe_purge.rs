@@ -135,6 +135,22 @@ fn expect_contents(mapping: &vxe_client::Mapping) {
     memory.expect("contents", |o| pattern(o) + u32::from(o == 0));
 }
 
+/// What was found in system memory, where it stays, is purged when it is not needed any more in the device's.
+fn found_elsewhere() {
+    let gpu = Gpu::new();
+    let vm = gpu.vm();
+    let (bo, _mapping) = scene(&gpu, FAR);
+    bind(vm, &bo, OTHER);
+    evict_all(gpu.device());
+    assert!(set_needed(vm, FAR, false) && set_needed(vm, OTHER, false));
+    drop(take_all(gpu.device()));
+    assert!(set_needed(vm, OTHER, true), "it was not in the way");
+    gpu.increment(OTHER);
+    vm.bind(&[Bind::unmap(OTHER, LENGTH)]).expect("an unbind");
+    drop(take_all(gpu.device()));
+    assert!(!set_needed(vm, FAR, true), "it is not purged");
+}
+
 /// What was purged is gone: for the CPU, for all VMs, and for good.
 fn purged() {
     let mut gpu = Gpu::new();
@@ -344,6 +360,7 @@ fn main() -> ExitCode {
     let mut p = Program::new("vxe_purge", "Buffers whose contents are not needed are purged.");
     p.subtest("refusals", "what is not needed is not used anew", refusals);
     p.subtest("partial-unbind", "a part of it is unbound", partial_unbind);
+    p.subtest("found-elsewhere", "what was in system memory", found_elsewhere);
     p.subtest("purged", "what was purged is gone for good", purged);
     p.subtest("protected", "no buffer goes that one VMA needs", protected);
     p.subtest("in-order", "the first not needed goes first", in_order);

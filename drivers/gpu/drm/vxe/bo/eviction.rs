@@ -15,6 +15,7 @@
 
 use super::{
     residence::{
+        Located,
         Place,
         Residence,
         VramMemory, //
@@ -159,7 +160,10 @@ fn relocate(bo: &Bo, taken: Place, to: Place) -> Result {
     let (dev, started) = (bo.dev(), jiffies::now());
     // Nobody maps the memory any more, as the buffer is moving.
     if taken.segments().is_some() {
-        dev.vms.for_each(bo.vm, |vm| vm.zap_buffer(bo));
+        // What has no VMA is in no page table. A VMA that is new waits for the end of the move.
+        if bo.retention.is_mapped() {
+            dev.vms.for_each(bo.vm, |vm| vm.zap_buffer(bo));
+        }
         BoKind::unmap_cpu(bo);
     }
     let done = match to.segments() {
@@ -202,7 +206,7 @@ impl BoData {
         dev: &Device,
         last: u64,
         policy: &Policy<'_>,
-        mut may_take: impl FnMut(&Charge) -> bool,
+        mut may_take: impl FnMut(&Bo, &Charge) -> bool,
         later: &mut bool,
     ) -> Option<(u64, ARef<Bo>)> {
         let kind = dev.bo_kind.as_ref()?;
@@ -213,7 +217,7 @@ impl BoData {
                 .first_listed(Listing::Evictable, next)
                 .filter(|(number, _)| *number <= last)?;
             let is_allowed = match &bo.residence.lock().place {
-                Place::Vram(memory) => may_take(&memory.charge),
+                Place::Vram(memory) => may_take(&bo, &memory.charge),
                 _ => false,
             };
             if is_allowed && !policy.spares.is_some_and(|vm| Self::is_used_by(&bo, vm)) {
@@ -238,12 +242,19 @@ impl BoData {
     /// whose contents are not needed, with `ENOMEM`, `ENODEV` if the device is gone, and with `EINTR`
     /// if the caller is killed. Sleeps. The caller holds no lock of a buffer or of a map of VMAs.
     pub(crate) fn evict(bo: &Bo) -> Result<u64> {
+        fn check(located: &Located) -> Result {
+            match located.place {
+                Place::Vram(_) if located.pins == 0 => Ok(()),
+                _ => Err(EBUSY),
+            }
+        }
+        // Checked before the memory is allocated, and again when it is there.
+        bo.check_needed().map_err(|_| EBUSY)?;
+        check(&bo.residence.lock())?;
         let memory = SystemMemory::new(bo, false)?;
         let taken = bo.retention.while_needed(|| -> Result<Place> {
             let mut located = bo.residence.lock();
-            if located.pins != 0 || !matches!(located.place, Place::Vram(_)) {
-                return Err(EBUSY);
-            }
+            check(&located)?;
             Ok(located.begin_move(bo))
         });
         let taken = taken.map_err(|_| EBUSY)??;

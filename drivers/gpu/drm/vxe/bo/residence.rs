@@ -61,10 +61,13 @@ use vxe_sim::{
     gem_list::Room, //
 };
 
-/// For how long a buffer is not evicted after its last use, in milliseconds, unless its last move
+/// For how long a buffer is not evicted after its arrival, in milliseconds, unless its last move
 /// took longer. Otherwise an access to two buffers could evict the one for the other, and buffers
 /// could be moved all of the time.
 const MIN_RESIDENCY_MS: u32 = 10;
+
+/// The longest such time, in milliseconds: a move may wait for other processes.
+const MAX_RESIDENCY_MS: u32 = 1000;
 
 /// How often a thread that waits for a move looks whether it is over, in jiffies.
 const POLL: usize = 1;
@@ -135,9 +138,9 @@ pub(crate) struct Located {
 pub(super) struct Residence {
     #[pin]
     located: Mutex<Located>,
-    /// When the buffer was used last, in jiffies.
-    used: Atomic<usize>,
-    /// How long it must not be evicted after that, in jiffies.
+    /// When the buffer arrived, in jiffies.
+    arrived: Atomic<usize>,
+    /// How long it is not evicted after that, in jiffies.
     residency: Atomic<usize>,
     /// What [`Place::residency`] returned last, readable without a lock.
     shown: Atomic<u32>,
@@ -158,7 +161,7 @@ impl Residence {
                 },
                 "BoData::located"
             ),
-            used: Atomic::new(jiffies::now()),
+            arrived: Atomic::new(jiffies::now()),
             residency: Atomic::new(msecs_to_jiffies(MIN_RESIDENCY_MS)),
             shown: Atomic::new(shown as u32),
         })
@@ -183,14 +186,14 @@ impl Residence {
         }
     }
 
-    /// Returns whether the buffer has not been used for so long that it may be evicted.
+    /// Returns whether the buffer arrived so long ago that it may be evicted. Uses do not count: who
+    /// uses a buffer all of the time would keep all others out.
     pub(super) fn is_ripe(&self) -> bool {
-        jiffies::since(self.used.load(Relaxed)) > self.residency.load(Relaxed)
+        jiffies::since(self.arrived.load(Relaxed)) > self.residency.load(Relaxed)
     }
 
-    /// Records a use of `bo`, whose residence this is.
+    /// Records a use of `bo`, whose residence this is, for the order of eviction.
     pub(super) fn touch(&self, bo: &Bo) {
-        self.used.store(jiffies::now(), Relaxed);
         if let Some(kind) = bo.dev().bo_kind.as_ref() {
             kind.renumber(Listing::Evictable, bo, bo.dev().memory.tick());
         }
@@ -198,9 +201,10 @@ impl Residence {
 
     /// Records that a move took so long, in jiffies.
     pub(super) fn moved(&self, took: usize) {
-        let residency = took.max(msecs_to_jiffies(MIN_RESIDENCY_MS));
-        self.residency.store(residency, Relaxed);
-        self.used.store(jiffies::now(), Relaxed);
+        let range = [MIN_RESIDENCY_MS, MAX_RESIDENCY_MS].map(msecs_to_jiffies);
+        let [least, most] = range;
+        self.residency.store(took.clamp(least, most), Relaxed);
+        self.arrived.store(jiffies::now(), Relaxed);
     }
 
     /// Returns where the contents are, from a caller that must not sleep.

@@ -97,6 +97,11 @@ impl Retention {
         Ok(f())
     }
 
+    /// Returns whether the buffer has a VMA, whether that needs the contents or not.
+    pub(super) fn is_mapped(&self) -> bool {
+        self.inner.lock().mappings != 0
+    }
+
     /// Keeps the contents for an export from now on. Fails as [`check`](Self::check).
     pub(super) fn export(&self) -> Result {
         let mut inner = self.inner.lock();
@@ -115,6 +120,15 @@ impl Inner {
             State::Needed => Ok(()),
             State::Unneeded => Err(EBUSY),
             State::Purged => Err(EINVAL),
+        }
+    }
+}
+
+impl Inner {
+    /// Removes `bo`, whose retention this is, from the list of unneeded buffers, if it is there.
+    fn unlist(&mut self, bo: &Bo) {
+        if let Some(room) = kind(bo).and_then(|kind| kind.unlist(Listing::Purgeable, bo)) {
+            self.room = Some(room);
         }
     }
 }
@@ -147,7 +161,7 @@ impl Hold {
             State::Purged => return None,
             State::Unneeded => {
                 inner.state = State::Needed;
-                inner.room = kind(bo).and_then(|kind| kind.unlist(Listing::Purgeable, bo));
+                inner.unlist(bo);
             }
             State::Needed => {}
         }
@@ -222,15 +236,15 @@ impl BoData {
             }
             let Place::Vram(memory) = &located.place else {
                 // It stays, and needs no place in the list.
-                inner.room = kind(bo)?.unlist(Listing::Purgeable, bo);
+                inner.unlist(bo);
                 return None;
             };
             if !may_take(&memory.charge) {
                 return None;
             }
             inner.state = State::Purged;
+            inner.unlist(bo);
             inner.room = None;
-            drop(kind(bo)?.unlist(Listing::Purgeable, bo));
             located.take(bo)
         };
         // Nobody maps the memory any more, as it is not the buffer's.

@@ -6,13 +6,8 @@ use crate::{
     gpu::Target,
     vram::Allocation, //
 };
-use kernel::{
-    alloc::Flags,
-    prelude::*, //
-};
-
-/// Charged to the memory cgroup of the caller, and without a warning when there is no memory.
-const FLAGS: fn() -> Flags = || GFP_KERNEL_ACCOUNT | __GFP_NOWARN;
+use kernel::prelude::*;
+use vxe_sim::system_pages;
 
 /// A contiguous piece of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +58,7 @@ impl Segments {
             target,
             len,
         };
-        self.list.push(segment, FLAGS())?;
+        self.list.push(segment, system_pages::flags())?;
         // Does not overflow: the sum is the size of memory.
         self.size += len;
         Ok(())

@@ -12,7 +12,10 @@
 
 use super::residents::Found;
 use crate::{
-    bo::BoData,
+    bo::{
+        Bo,
+        BoData, //
+    },
     driver::Device,
     stats::Stat,
     vm::Vm, //
@@ -43,9 +46,9 @@ use vxe_sim::gem::Listing;
 /// was evicted meanwhile.
 const WAIT_MS: u32 = 10_000;
 
-/// How many buffers may stay for lack of system memory before nothing more is evicted. Each attempt
-/// reclaims memory.
-const MAX_REFUSED: u32 = 16;
+/// How many cgroups may have no system memory for a buffer before nothing more is evicted. Each
+/// attempt reclaims memory.
+const MAX_REFUSING: usize = 16;
 
 /// What may be evicted.
 #[derive(Clone, Copy)]
@@ -118,16 +121,51 @@ impl Drop for InMotion {
     }
 }
 
+/// The cgroups without system memory for their buffers, each by its [key](Bo::memcg_key).
+struct Refusing {
+    keys: [usize; MAX_REFUSING],
+    count: usize,
+}
+
+impl Refusing {
+    fn new() -> Self {
+        Self {
+            keys: [0; MAX_REFUSING],
+            count: 0,
+        }
+    }
+
+    /// Returns whether the cgroup of `bo` is one of them.
+    fn has(&self, bo: &Bo) -> bool {
+        self.keys
+            .iter()
+            .take(self.count)
+            .any(|key| *key == bo.memcg_key())
+    }
+
+    /// Adds the cgroup of `bo`. Returns false if there are too many.
+    fn add(&mut self, bo: &Bo) -> bool {
+        let Some(place) = self.keys.get_mut(self.count) else {
+            return false;
+        };
+        *place = bo.memcg_key();
+        self.count += 1;
+        true
+    }
+}
+
 /// A search for memory to free, for one allocation.
 pub(super) struct Victims<'a> {
     dev: &'a Device,
     policy: &'a Policy<'a>,
     /// The last number that is considered: what is passed by gets a larger one.
     newest: u64,
+    /// How many numbers this gave to what it passed by.
+    passed: u64,
     /// Since when this waits, in jiffies, if it does.
     waiting: Option<usize>,
-    /// How many buffers there was no system memory for.
-    refused: u32,
+    /// The cgroups that have no system memory for their buffers.
+    refusing: Refusing,
 }
 
 impl<'a> Victims<'a> {
@@ -136,8 +174,9 @@ impl<'a> Victims<'a> {
             dev,
             policy,
             newest: dev.memory.residents.newest(),
+            passed: 0,
             waiting: None,
-            refused: 0,
+            refusing: Refusing::new(),
         }
     }
 
@@ -209,20 +248,22 @@ impl<'a> Victims<'a> {
                     dev,
                     last,
                     self.policy,
-                    |charge| chooser.may_take(charge),
+                    |bo, charge| !self.refusing.has(bo) && chooser.may_take(charge),
                     &mut later,
                 ),
             };
             if let Some((number, bo)) = buffer {
                 // Others evict the next one. If it cannot go, it is passed by.
+                self.passed += 1;
                 if let Some(kind) = dev.bo_kind.as_ref() {
                     kind.renumber(Listing::Evictable, &bo, residents.tick());
                 }
                 let done = BoData::evict(&bo);
                 vxe_sim::drm_dbg!(dev, "evicted buffer {number} ({why}): {done:?}");
-                return Some(done.map_err(|e| self.refused(e)));
+                return Some(done.map_err(|e| self.refused(e, number, &bo)));
             }
             if let Some(found) = block {
+                self.passed += 1;
                 let Some(block) = residents.take(found) else {
                     continue;
                 };
@@ -244,22 +285,27 @@ impl<'a> Victims<'a> {
                 break;
             }
         }
+        // What arrived or was used since the search began may go as well.
+        later |= residents.newest() > self.newest.saturating_add(self.passed);
         later |= dev.memory.in_motion.load(Relaxed) != 0;
         if later && self.may_wait() {
             sched::sleep_killable(1);
-            self.newest = residents.newest();
+            (self.newest, self.passed) = (residents.newest(), 0);
             return Some(Err(EBUSY));
         }
         None
     }
 
-    /// Returns the error for a buffer that cannot be evicted. Its creator's cgroup may have no memory
-    /// for it where others have, so that some may fail with `ENOMEM` before the search does.
-    fn refused(&mut self, e: Error) -> Error {
-        if e != ENOMEM || self.refused >= MAX_REFUSED {
+    /// Returns the error for a buffer, whose number was `number`, that cannot be evicted. Its creator's
+    /// cgroup may have no memory for it where others have: then this search takes no more buffers of
+    /// that cgroup, and later ones find the buffer in its place.
+    fn refused(&mut self, e: Error, number: u64, bo: &Bo) -> Error {
+        if e != ENOMEM || !self.refusing.add(bo) {
             return e;
         }
-        self.refused += 1;
+        if let Some(kind) = self.dev.bo_kind.as_ref() {
+            kind.renumber(Listing::Evictable, bo, number);
+        }
         EBUSY
     }
 

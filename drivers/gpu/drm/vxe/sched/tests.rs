@@ -262,6 +262,27 @@ mod suite {
         Ok(())
     }
 
+    /// A turn of an engine lasts for so long at least, in nanoseconds.
+    const STEP: u64 = 20_000;
+
+    #[test]
+    fn a_short_timeslice_makes_no_time() -> Result {
+        let list = list(1)?;
+        let _other = client(&list, 10, 1)?;
+        let client = RunQueue::new()?;
+        list.put_back(&client, queue_for(1, 1000)?);
+        let mut used = [0, 0];
+        for _ in 0..4000 {
+            let (name, turn) = next(&list)?;
+            let time = turn.grant.max(STEP);
+            used[usize::from(name == 10)] += time;
+            let run_queue = turn.run_queue.clone();
+            list.put_back(&run_queue, list.account(turn, time));
+        }
+        assert!(used[0].abs_diff(used[1]) <= 2 * TIMESLICE_NS);
+        Ok(())
+    }
+
     #[test]
     fn processes_that_share_a_run_queue_share_its_time() -> Result {
         let list = list(1)?;

@@ -36,9 +36,9 @@ use kernel::{
     sync::Arc, //
 };
 
-/// Returns the flags of the allocations: charged to the caller's memory cgroup, without a warning, and
+/// Returns the flags of the allocations for memory of buffers: charged to the caller's memory cgroup, without a warning, and
 /// without an OOM kill.
-fn flags() -> Flags {
+pub fn flags() -> Flags {
     const _: () = assert!(size_of::<Flags>() == size_of::<u32>());
     // SAFETY: `Flags` has one field, a `u32`, and the same size, so that the field is all of it. The
     // value is a flag of the allocator.
@@ -101,7 +101,7 @@ impl SystemPages {
             false => flags(),
         };
         let pages = Pages(VVec::with_capacity(size, flags)?);
-        Ok(Unmapped(Arc::new(pages, GFP_KERNEL_ACCOUNT)?))
+        Ok(Unmapped(Arc::new(pages, self::flags())?))
     }
 
     /// Calls `f` with the DMA address and length of each contiguous part, in order, until that fails.
@@ -126,7 +126,7 @@ impl Unmapped {
         let shared = Shared(self.0.clone());
         let table = SGTable::new(dev, shared, DataDirection::Bidirectional, flags());
         Ok(SystemPages {
-            table: KBox::pin_init(table, GFP_KERNEL_ACCOUNT)?,
+            table: KBox::pin_init(table, flags())?,
             pages: self.0,
         })
     }

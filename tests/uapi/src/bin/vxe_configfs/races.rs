@@ -130,10 +130,15 @@ fn unbinding() {
     with_writers("unbinding", |i| {
         std::thread::sleep(Duration::from_millis(1));
         let name = config.try_get("device")?;
+        if name.is_empty() {
+            return Err(io::Error::from_raw_os_error(libc::ENOENT));
+        }
         let file = if i % 2 == 0 { "unbind" } else { "bind" };
         match fs::write(format!("/sys/bus/platform/drivers/vxe/{file}"), name) {
             // It is bound already, or another one.
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+                Err(io::Error::from_raw_os_error(libc::ENODEV))
+            }
             done => done,
         }
     });
